@@ -1,0 +1,165 @@
+"""A real task that ships with scikit-learn, on which routing pays: digits in five renderings.
+
+The 1,797 handwritten digits of ``sklearn.datasets.load_digits`` (8 x 8 pixels, 17 grey levels) are
+drawn at 32 x 32 in five ways. Each expert of a hub is pre-trained on one rendering of 700 digits;
+the target task is 300 other digits, each in one of the five renderings, and 797 more test it. So
+every expert knows digits, but each image suits one expert best: what a router has to find out.
+
+All pixels come from integer arithmetic or from float64 that is rounded once, so a digit looks the
+same on every machine. Images are uint8 [n, 3, 32, 32] with three equal channels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from .tensors import TensorSet
+
+SIZE = 32  # pixels a side
+MARGIN = 2  # background around a digit, since the scanned ones touch their border
+CELL = 4  # pixels a side of one square of the checkerboard
+BOARD = 160  # grey level of its bright squares: below a stroke's 255, or digits would vanish
+CLASSES = tuple("0123456789")
+
+NUM_PRETRAIN, NUM_TARGET, NUM_TEST = 700, 300, 797
+
+
+def upright(images: np.ndarray) -> np.ndarray:
+    """The digits as drawn, light on dark: uint8 [n, 32, 32] to the same."""
+    return images
+
+
+def inverted(images: np.ndarray) -> np.ndarray:
+    """Dark on light: ``255 - upright``."""
+    return 255 - images
+
+
+def turned(images: np.ndarray) -> np.ndarray:
+    """Turned by 90 degrees, counter-clockwise."""
+    return np.rot90(images, axes=(1, 2)).copy()
+
+
+def edges(images: np.ndarray) -> np.ndarray:
+    """Outlines only: the length of the grey level's gradient, four times and at most 255.
+
+    A stroke's flank rises over about 4 pixels, so a factor of four brings it near full brightness.
+    """
+    rows, columns = np.gradient(images.astype(np.float64), axis=(1, 2))
+    return np.clip(np.rint(4 * np.hypot(rows, columns)), 0, 255).astype(np.uint8)
+
+
+def checkerboard(images: np.ndarray) -> np.ndarray:
+    """Laid over a checkerboard; the grey level is the digit's opacity, and strokes are white."""
+    square = np.arange(SIZE) // CELL
+    board = np.where((square[:, None] + square[None, :]) % 2 == 1, BOARD, 0).astype(np.int64)
+    light = images.astype(np.int64)
+    return (light + (255 - light) * board // 255).astype(np.uint8)
+
+
+RENDERINGS = {
+    "upright": upright,
+    "inverted": inverted,
+    "turned": turned,
+    "edges": edges,
+    "checkerboard": checkerboard,
+}
+
+
+@lru_cache(maxsize=1)
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    """All digits upright, uint8 [1797, 32, 32], and their classes, int64 [1797]."""
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    inner = (SIZE - 2 * MARGIN,) * 2
+    large = [np.asarray(Image.fromarray(s).resize(inner, Image.Resampling.BILINEAR)) for s in small]
+    pad = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))
+    return np.pad(np.stack(large), pad), digits.target.astype(np.int64)
+
+
+def render(indices: np.ndarray, renderings: np.ndarray) -> TensorSet:
+    """Draws digits of scikit-learn's set.
+
+    indices: int [n], which digits. renderings: int [n], how each is drawn: positions in RENDERINGS.
+    """
+    scans, targets = _scans()
+    drawn = np.empty((len(indices), SIZE, SIZE), dtype=np.uint8)
+    for i, draw in enumerate(RENDERINGS.values()):
+        chosen = renderings == i
+        drawn[chosen] = draw(scans[indices[chosen]])
+    return TensorSet(
+        images=torch.from_numpy(drawn)[:, None].repeat(1, 3, 1, 1),
+        targets=torch.from_numpy(targets[indices]),
+        classes=CLASSES,
+        renderings=torch.from_numpy(renderings.astype(np.int64)),
+        rendering_names=tuple(RENDERINGS),
+    )
+
+
+class DigitsTask:
+    """One draw of the task: which digits pre-train, train and test, and who is drawn how.
+
+    seed: any integer from 0 to 2**32 - 1; it fixes the whole task. num_validation: how many of the
+    300 target digits are held out as ``validation``, to choose settings on; with 0, all 300 train.
+    The 797 test digits and their renderings do not depend on ``num_validation``. In target and in
+    test every rendering is drawn equally often, up to one.
+
+    target, validation, test: TensorSets in mixed renderings; no digit is in two of them.
+    """
+
+    def __init__(self, seed: int = 0, num_validation: int = 0):
+        if not 0 <= num_validation < NUM_TARGET:
+            raise ValueError(
+                f"num_validation is {num_validation}, but must be from 0 to {NUM_TARGET - 1}, "
+                f"since validation is taken from the {NUM_TARGET} target digits"
+            )
+        self.seed, self.num_validation = seed, num_validation
+        # RandomState's streams are frozen for good, unlike those of numpy's newer generators.
+        random = np.random.RandomState(seed)
+        ends = (NUM_PRETRAIN, NUM_PRETRAIN + NUM_TARGET)
+        pretrain, target, test = np.split(
+            random.permutation(NUM_PRETRAIN + NUM_TARGET + NUM_TEST), ends
+        )
+        self._indices = {"pretrain": pretrain, "test": test}
+        renderings = {}
+        for part, indices in (("target", target), ("test", test)):
+            renderings[part] = random.permutation(np.arange(len(indices)) % len(RENDERINGS))
+        held, kept = np.split(np.arange(NUM_TARGET), [num_validation])
+        self._indices |= {"target": target[kept], "validation": target[held]}
+        self.target = render(target[kept], renderings["target"][kept])
+        self.validation = render(target[held], renderings["target"][held])
+        self.test = render(test, renderings["test"])
+
+    def rendered(self, part: str, rendering: str) -> TensorSet:
+        """All digits of "pretrain", "target", "validation" or "test", in one rendering."""
+        if part not in self._indices:
+            raise ValueError(f"part is {part!r}, but must be one of {sorted(self._indices)}")
+        if rendering not in RENDERINGS:
+            raise ValueError(f"rendering is {rendering!r}, but must be one of {list(RENDERINGS)}")
+        indices = self._indices[part]
+        return render(indices, np.full(len(indices), list(RENDERINGS).index(rendering)))
+
+    def pretrain(self, rendering: str) -> TensorSet:
+        """The 700 digits that the expert of ``rendering`` is pre-trained on."""
+        return self.rendered("pretrain", rendering)
+
+
+def write_image_folder(task: DigitsTask, out_dir: str | Path, limit: int | None = None) -> Path:
+    """Writes the task as PNG files, ``out_dir/{train,val,test}/CLASS/NUMBER_RENDERING.png``.
+
+    train is ``task.target``; val is left out where the task holds nothing out. limit: at most that
+    many images a split, the first ones. Returns out_dir.
+    """
+    out_dir = Path(out_dir)
+    for split, data in (("train", task.target), ("val", task.validation), ("test", task.test)):
+        for i in range(len(data) if limit is None else min(limit, len(data))):
+            folder = out_dir / split / data.classes[data.targets[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{i:04d}_{data.rendering_names[data.renderings[i]]}.png"
+            Image.fromarray(data.images[i, 0].numpy()).save(folder / name)
+    return out_dir

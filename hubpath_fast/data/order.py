@@ -1,0 +1,82 @@
+"""Which sample stands where, at every step of training, as a function of (seed, step) alone.
+
+The samples of all epochs form one endless line: epoch e is the permutation that (seed, e) draws,
+and the batch of step s is positions ``s*B .. (s+1)*B - 1`` of the line. A batch may span two
+epochs, so every batch is full, no sample is dropped, and a data set may be smaller than a batch.
+Nothing is carried from step to step: a resumed run asks for step s and gets what the first run
+would have got.
+
+Sizes: n samples in the set, B samples a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def mix(*values: int | str) -> int:
+    """A 63-bit seed from integers and words, the same on every platform and in every process."""
+    plain = [value if isinstance(value, str) else int(value) for value in values]
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*values: int | str) -> torch.Generator:
+    """A fresh CPU generator seeded by ``mix(*values)``."""
+    return torch.Generator().manual_seed(mix(*values))
+
+
+class Draw(NamedTuple):
+    """One place in a batch: which sample, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+class SampleOrder:
+    """The order of samples of an endless training run.
+
+    num_samples: n, at least 1. batch_size: B, at least 1. seed: any integer.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int = 0):
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}: the training set must not be empty")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        # A batch touches two epochs as a rule, so keeping a few permutations is enough.
+        self._permutation = lru_cache(maxsize=4)(self.permutation)
+
+    def permutation(self, epoch: int) -> Tensor:
+        """int64 [n]: the order of the samples in one epoch."""
+        return torch.randperm(self.num_samples, generator=generator(self.seed, "epoch", epoch))
+
+    def epochs(self, step: int) -> Tensor:
+        """int64 [B]: the epoch that each place of the batch of ``step`` belongs to."""
+        return self._line(step) // self.num_samples
+
+    def indices(self, step: int) -> Tensor:
+        """int64 [B]: the samples of the batch of ``step``."""
+        line = self._line(step)
+        epochs = line // self.num_samples
+        parts = [
+            self._permutation(epoch)[line[epochs == epoch] % self.num_samples]
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+        return torch.cat(parts)
+
+    def draws(self, step: int) -> list[Draw]:
+        """The samples of the batch of ``step``, each with its seed from (seed, epoch, index)."""
+        pairs = zip(self.indices(step).tolist(), self.epochs(step).tolist(), strict=True)
+        return [Draw(index, mix(self.seed, "draw", epoch, index)) for index, epoch in pairs]
+
+    def _line(self, step: int) -> Tensor:
+        if step < 0:
+            raise ValueError(f"step is {step}, but steps are counted from 0")
+        return torch.arange(step * self.batch_size, (step + 1) * self.batch_size)

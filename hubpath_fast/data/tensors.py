@@ -1,0 +1,179 @@
+"""Small image sets that live in memory: the set, its stateless training stream, its evaluation.
+
+Shapes: n images in the set, B images a batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .order import SampleOrder, generator
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSet:
+    """Images in memory.
+
+    images: uint8 [n, 3, H, W]. targets: int64 [n]. renderings: int64 [n], which way each image was
+    drawn (an index into ``rendering_names``), or None where that means nothing. classes: the names.
+    """
+
+    images: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+    renderings: Tensor | None = None
+    rendering_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise ValueError(
+                f"images are {self.images.dtype} {list(self.images.shape)}, but must be "
+                "torch.uint8 [n, 3, H, W]"
+            )
+        if self.targets.shape != self.images.shape[:1] or self.targets.dtype != torch.int64:
+            raise ValueError(
+                f"targets are {self.targets.dtype} {list(self.targets.shape)}, but must be "
+                f"torch.int64 [{len(self.images)}], one for each image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def subset(self, indices: Tensor) -> TensorSet:
+        """The images at ``indices`` (int64 or bool), in that order."""
+        renderings = None if self.renderings is None else self.renderings[indices]
+        return TensorSet(
+            self.images[indices],
+            self.targets[indices],
+            self.classes,
+            renderings,
+            self.rendering_names,
+        )
+
+
+def affine(
+    images: Tensor,
+    generator: torch.Generator,
+    rotation: float = 10.0,
+    translation: float = 0.08,
+    scale: float = 0.1,
+) -> Tensor:
+    """Turns, shifts and scales each image by its own small amount, drawn uniformly.
+
+    images: uint8 [B, C, H, W] on any device. generator: a CPU generator, so that the draw is the
+    same on every device. rotation: at most that many degrees either way. translation: at most that
+    share of the image's side. scale: a factor in [1 - scale, 1 + scale]. What enters from outside
+    is the image mirrored at its border, which keeps backgrounds that are bright or patterned whole.
+
+    Returns uint8 [B, C, H, W], bilinear, rounded once.
+    """
+    draw = torch.rand(len(images), 4, generator=generator) * 2 - 1  # [B, 4] in [-1, 1)
+    angle = draw[:, 0] * math.radians(rotation)
+    factor = 1 + draw[:, 1] * scale
+    shift = draw[:, 2:] * (2 * translation)  # grid_sample's coordinates: a side is 2 long
+    cos, sin = angle.cos() / factor, angle.sin() / factor
+    height, width = images.shape[-2:]
+    matrix = torch.stack(
+        [
+            torch.stack([cos, -sin * height / width, shift[:, 0]], dim=1),
+            torch.stack([sin * width / height, cos, shift[:, 1]], dim=1),
+        ],
+        dim=1,
+    ).to(images.device)  # [B, 2, 3], where in the old image each new pixel is read
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    moved = F.grid_sample(
+        images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    return moved.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class TensorStream:
+    """Endless, stateless training batches of a ``TensorSet``.
+
+    The batch of step s is a function of (seed, s) alone: its samples by ``SampleOrder``, its
+    augmentation by a generator of (seed, s).
+
+    data: the set. batch_size: B. seed: any integer. augment: apply ``affine`` or not. device: where
+    the images are kept and the batches are made; None: where the set is. rotation, translation and
+    scale: see ``affine``.
+    """
+
+    def __init__(
+        self,
+        data: TensorSet,
+        batch_size: int,
+        seed: int = 0,
+        augment: bool = True,
+        device: torch.device | str | None = None,
+        rotation: float = 10.0,
+        translation: float = 0.08,
+        scale: float = 0.1,
+    ):
+        self.order = SampleOrder(len(data), batch_size, seed)
+        self.seed, self.augment = seed, augment
+        self.amounts = {"rotation": rotation, "translation": translation, "scale": scale}
+        device = data.images.device if device is None else torch.device(device)
+        self.images, self.targets = data.images.to(device), data.targets.to(device)
+
+    @property
+    def batch_size(self) -> int:
+        return self.order.batch_size
+
+    @property
+    def num_samples(self) -> int:
+        return self.order.num_samples
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """images uint8 [B, 3, H, W] and targets int64 [B] of one step."""
+        indices = self.order.indices(step).to(self.images.device)
+        images, targets = self.images[indices], self.targets[indices]
+        if self.augment:
+            images = affine(images, generator(self.seed, "affine", step), **self.amounts)
+        return images, targets
+
+    def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of steps start_step, start_step + 1, ... without end."""
+        step = start_step
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+class TensorBatches:
+    """A ``TensorSet`` in its own order, each image once; may be iterated any number of times.
+
+    Yields images uint8 [<= B, 3, H, W] and targets int64 [<= B].
+    """
+
+    def __init__(
+        self, data: TensorSet, batch_size: int = 256, device: torch.device | str | None = None
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+        self.data, self.batch_size = data, batch_size
+        self.device = data.images.device if device is None else torch.device(device)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.data)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.data) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.data), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield (
+                self.data.images[part].to(self.device),
+                self.data.targets[part].to(self.device),
+            )
