@@ -114,7 +114,8 @@ def losses(output: ReferenceOutput, y: Tensor, explore=1.0, task_loss=None, samp
     routing, n = output.routing, len(y)
     w = torch.ones(n, device=y.device) if sample_weight is None else sample_weight
     task = (loss(output.prediction, y) * w).mean()
-    entropy = -torch.xlogy(routing.mean, routing.mean).sum()
+    tiny = torch.finfo(routing.mean.dtype).tiny  # keeps the gradient finite where a mean is zero
+    entropy = -(routing.mean * routing.mean.clamp_min(tiny).log()).sum()
     sample = routing.rows.long() // routing.experts.shape[1]  # the sample that each row came from
     exploit = (loss(output.expert_outputs, y[sample]) * w[sample]).sum() / n
     return task - explore * entropy + exploit, task, -entropy, exploit

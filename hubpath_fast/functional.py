@@ -1,0 +1,350 @@
+"""The public operations of Hub-Pathway: one definition each, several implementations behind it.
+
+    routing = noisy_topk(clean, noise, k, eps)      equations 1 and 3, and the plan to move rows
+    rows    = gather(x, routing)                    [N, ...] -> [R, ...], in expert order
+    concat  = combine(outputs, routing)             [R, C, ...] -> [N, M*C, ...], weighted
+    y       = aggregate(outputs, routing, W, b)     F.linear(combine(outputs), W, b), in one go
+    loss    = exploit_loss(outputs, routing, y)     equation 5
+    loss    = exploration_loss(routing.mean)        equation 4
+
+``backend`` picks the implementation: "triton" (the fused kernels, on CUDA tensors or under Triton's
+interpreter), "torch" (vectorised PyTorch, any device), or None: Triton for CUDA tensors where it
+imports, torch elsewhere. Arguments are checked here, once for all backends, before anything is
+launched and without waiting for a device.
+
+Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import _torch_ops
+from .routing import Routing
+
+BACKENDS = ("triton", "torch")
+
+
+def noisy_topk(
+    clean: Tensor,
+    noise: Tensor,
+    k: int,
+    eps: Tensor | str | None = None,
+    renormalize: bool = False,
+    backend: str | None = None,
+) -> Routing:
+    """Noisy softmax over the experts, the K most probable of each sample, and the row plan.
+
+    ``z = clean + eps * softplus(noise)``, ``p = softmax(z)`` in float32 (float64 for float64
+    input); the K largest p are active, the lowest index first among equals, and their weights are
+    p itself (equations 1 and 3 of the paper).
+
+    Args:
+        clean: [N, M] scores of the experts, any float dtype.
+        noise: [N, M] raw noise scales (softplus is applied here), same dtype and device.
+        k: K, active experts per sample, 1..M.
+        eps: [N, M] standard normal noise; None for no noise (evaluation); "draw" to draw it
+            inside, from torch's generator of that device.
+        renormalize: divide the K weights by their sum. Not in the paper; off by default.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        A ``Routing``; gradients flow from ``weights`` and ``mean`` to ``clean`` and ``noise``.
+
+    Raises:
+        ValueError: a wrong shape, dtype, device, k or backend; an empty batch.
+    """
+    if clean.dim() != 2:
+        raise ValueError(f"clean: expected scores of shape [N, M], got {list(clean.shape)}")
+    n, num_experts = clean.shape
+    if n == 0 or num_experts == 0:
+        raise ValueError(
+            f"clean: empty batch or hub, shape {list(clean.shape)}; N and M must be >= 1"
+        )
+    _check_float("clean", clean)
+    _check_like("noise", noise, "clean", clean)
+    if isinstance(eps, Tensor):
+        _check_float("eps", eps)
+        if eps.shape != clean.shape or eps.device != clean.device:
+            raise ValueError(
+                f"eps: expected shape {list(clean.shape)} on {clean.device} as clean, "
+                f"got {list(eps.shape)} on {eps.device}"
+            )
+    elif eps is not None and eps != "draw":
+        raise ValueError(f'eps: expected a tensor, None or "draw", got {eps!r}')
+    _check_k(k, num_experts)
+    ops = _backend(backend, clean)
+    return Routing(*ops.noisy_topk(clean, noise, eps, k, renormalize))
+
+
+def gather(
+    x: Tensor,
+    routing: Routing,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Copy each sample to the rows of its K experts, normalised as each expert wants it.
+
+    Args:
+        x: [N, ...], any float dtype or uint8.
+        routing: the plan.
+        scale: [M, channels] or None: row r of expert i becomes ``x * scale[i] + shift[i]``, with
+            channels along dimension 1, computed in float32 and rounded once.
+        shift: [M, channels] or None.
+        dtype: of the result; default x's own, or float32 where uint8 is scaled or shifted.
+        memory_format: ``torch.contiguous_format`` or, for four dimensions, ``torch.channels_last``;
+            default x's own.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        [R, ...], rows by expert, then by sample. Differentiable in x.
+
+    Raises:
+        ValueError: x and routing disagree on N, a wrong scale or shift, an unsupported dtype.
+    """
+    if x.dim() < 1 or x.shape[0] != routing.num_samples:
+        raise ValueError(
+            f"x: expected {routing.num_samples} samples as routed, got shape {list(x.shape)}"
+        )
+    _check_device("x", x, routing)
+    if not (x.is_floating_point() or x.dtype == torch.uint8):
+        raise ValueError(f"x: expected a float dtype or uint8, got {x.dtype}; convert it first")
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        if tensor is None:
+            continue
+        expected = [routing.num_experts, x.shape[1] if x.dim() > 1 else "channels"]
+        if list(tensor.shape) != expected or tensor.device != x.device:
+            raise ValueError(
+                f"{name}: expected [experts, channels] = {expected} on {x.device}, "
+                f"got {list(tensor.shape)} on {tensor.device}"
+            )
+        _check_float(name, tensor)
+    if dtype is None:
+        affine = scale is not None or shift is not None
+        dtype = torch.float32 if affine and not x.is_floating_point() else x.dtype
+    if memory_format is None:
+        memory_format = _own_memory_format(x)
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            f"memory_format: expected torch.contiguous_format or torch.channels_last, "
+            f"got {memory_format}"
+        )
+    if memory_format == torch.channels_last and x.dim() != 4:
+        raise ValueError(f"memory_format: channels_last needs x [N, C, H, W], got {list(x.shape)}")
+    ops = _backend(backend, x)
+    return ops.gather(
+        x, routing.rows, routing.positions, routing.offsets, scale, shift, dtype, memory_format
+    )
+
+
+def combine(outputs: Tensor, routing: Routing, backend: str | None = None) -> Tensor:
+    """The concatenation of all experts' weighted outputs, zero where an expert is inactive.
+
+    ``concat[n, i*C + c, ...] = w[n, i] * outputs[row of (n, i), c, ...]``: the argument of the
+    aggregator A in equation 2.
+
+    Args:
+        outputs: [R, C, ...] of the experts, in row order.
+        routing: the plan and the weights.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        [N, M*C, ...], outputs' dtype. Differentiable in outputs and ``routing.weights``.
+
+    Raises:
+        ValueError: outputs that do not fit the routing.
+    """
+    _check_outputs(outputs, routing)
+    ops = _backend(backend, outputs)
+    return ops.combine(outputs, routing.weights, *_plan(routing))
+
+
+def aggregate(
+    outputs: Tensor,
+    routing: Routing,
+    weight: Tensor,
+    bias: Tensor | None,
+    backend: str | None = None,
+) -> Tensor:
+    """The linear aggregator on rows: ``F.linear(combine(outputs), weight, bias)``.
+
+    The concatenation is not built where the grouped form is faster. Maps [R, C, ...] are
+    aggregated at every position alike (a 1 x 1 convolution).
+
+    Args:
+        outputs: [R, C, ...] of the experts, in row order.
+        routing: the plan and the weights.
+        weight: [C_out, M*C].
+        bias: [C_out] or None.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        [N, C_out, ...]. Differentiable in outputs, ``routing.weights``, weight and bias.
+
+    Raises:
+        ValueError: arguments that do not fit each other.
+    """
+    _check_outputs(outputs, routing)
+    width = routing.num_experts * outputs.shape[1]
+    if weight.dim() != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"weight: expected [C_out, M*C] = [any, {width}] for {routing.num_experts} experts of "
+            f"{outputs.shape[1]} outputs, got {list(weight.shape)}"
+        )
+    if bias is not None and list(bias.shape) != [weight.shape[0]]:
+        raise ValueError(f"bias: expected [{weight.shape[0]}] as weight, got {list(bias.shape)}")
+    _check_device("weight", weight, routing)
+    ops = _backend(backend, outputs)
+    if torch.is_autocast_enabled(outputs.device.type):
+        dtype = torch.get_autocast_dtype(outputs.device.type)
+        outputs, weight = outputs.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    return ops.aggregate(outputs, routing.weights, *_plan(routing), weight, bias)
+
+
+def exploit_loss(
+    outputs: Tensor,
+    routing: Routing,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> Tensor:
+    """Every active expert's own cross-entropy: ``1/N * sum over rows`` (equation 5).
+
+    Args:
+        outputs: [R, C, ...] logits of the experts, in row order.
+        routing: the plan.
+        target: [N, ...] int64 classes of the samples.
+        label_smoothing: in [0, 1], as in ``torch.nn.functional.cross_entropy``.
+        ignore_index: rows of samples with this target add nothing; the divisor stays N.
+        backend: None, "triton" or "torch".
+
+    Returns:
+        A float32 (float64 for float64 outputs) scalar. Differentiable in outputs only.
+
+    Raises:
+        ValueError: arguments that do not fit; a class out of range (on the CPU; on a GPU looking
+            would cost a wait, and a device-side assertion takes its place).
+    """
+    _check_outputs(outputs, routing)
+    expected = [routing.num_samples, *outputs.shape[2:]]
+    if list(target.shape) != expected:
+        raise ValueError(f"target: expected shape {expected}, got {list(target.shape)}")
+    if target.dtype != torch.int64:
+        raise ValueError(f"target: expected int64 class indices, got {target.dtype}")
+    _check_device("target", target, routing)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = ((target < 0) | (target >= outputs.shape[1])) & (target != ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"target: class {target[wrong][0].item()} is out of range for {outputs.shape[1]} "
+                f"outputs; allowed are 0..{outputs.shape[1] - 1} and ignore_index={ignore_index}"
+            )
+    ops = _backend(backend, outputs)
+    return ops.exploit_loss(outputs, routing.rows, target, routing.k, label_smoothing, ignore_index)
+
+
+def exploration_loss(mean: Tensor) -> Tensor:
+    """The negative entropy of the mean pathway weights, ``sum_i pbar_i log pbar_i`` (equation 4).
+
+    Args:
+        mean: [M], ``routing.mean``: p averaged over the batch, before top-K.
+
+    Returns:
+        A scalar in [-log M, 0]. Its gradient is finite where a mean is zero.
+
+    Raises:
+        ValueError: mean is not a vector of floats.
+    """
+    if mean.dim() != 1 or not mean.is_floating_point():
+        raise ValueError(f"mean: expected a float vector [M], got {mean.dtype} {list(mean.shape)}")
+    return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+
+@functools.cache
+def _triton_ops() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from . import kernels
+
+    return kernels
+
+
+def _backend(name: str | None, x: Tensor) -> ModuleType:
+    if name is None:
+        ops = _triton_ops() if x.is_cuda else None
+        return ops or _torch_ops
+    if name == "torch":
+        return _torch_ops
+    if name != "triton":
+        raise ValueError(f"backend: expected None or one of {BACKENDS}, got {name!r}")
+    ops = _triton_ops()
+    if ops is None:
+        raise ValueError('backend: "triton" needs the triton package; install it or use "torch"')
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f'backend: "triton" needs CUDA tensors, got {x.device}; move the tensors, use "torch", '
+            "or set TRITON_INTERPRET=1 before Triton is imported to interpret the kernels"
+        )
+    return ops
+
+
+def _plan(routing: Routing) -> tuple[Tensor, ...]:
+    return routing.experts, routing.rows, routing.positions, routing.offsets
+
+
+def _own_memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _check_k(k: int, num_experts: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
+        raise ValueError(f"k: expected an integer in 1..{num_experts} (the experts), got {k!r}")
+
+
+def _check_float(name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected a float dtype, got {x.dtype}; convert it first")
+
+
+def _check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
+        raise ValueError(
+            f"{name}: expected {other.dtype} {list(other.shape)} on {other.device} as {other_name}, "
+            f"got {x.dtype} {list(x.shape)} on {x.device}"
+        )
+
+
+def _check_device(name: str, x: Tensor, routing: Routing) -> None:
+    if x.device != routing.rows.device:
+        raise ValueError(
+            f"{name}: is on {x.device}, the routing on {routing.rows.device}; move one of them"
+        )
+
+
+def _check_outputs(outputs: Tensor, routing: Routing) -> None:
+    num_rows = routing.num_samples * routing.k
+    if outputs.dim() < 2 or outputs.shape[0] != num_rows:
+        raise ValueError(
+            f"outputs: expected [R, C, ...] with R = N*K = {num_rows} rows as routed, "
+            f"got {list(outputs.shape)}"
+        )
+    _check_float("outputs", outputs)
+    _check_device("outputs", outputs, routing)

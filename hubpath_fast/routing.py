@@ -1,0 +1,58 @@
+"""The result of routing a batch: who speaks for which sample, how loudly, and in which row.
+
+Shapes: N samples, M experts, K active experts per sample, R = N*K rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Routing:
+    """K experts per sample, their weights, and the plan that moves rows to experts and back.
+
+    Attributes:
+        weights: [N, K] float32 (float64 for float64 scores), largest first; differentiable.
+        mean: [M], same dtype: the mean over the batch of the full softmax p; differentiable.
+        experts: [N, K] int64, the expert of each slot.
+        offsets: [M+1] int32; the rows of expert i are ``offsets[i]:offsets[i+1]``.
+        rows: [R] int32; row r is the flat slot ``n*K + j``; ordered by expert, then by sample.
+        positions: [N, K] int32, the inverse of ``rows``: slot -> row.
+    """
+
+    weights: Tensor
+    mean: Tensor
+    experts: Tensor
+    offsets: Tensor
+    rows: Tensor
+    positions: Tensor
+    _counts: list[int] | None = field(default=None, repr=False)
+
+    def counts(self) -> list[int]:
+        """Rows per expert, a list of length M on the host.
+
+        The one host read of a step: on a GPU the first call waits for the router; later calls
+        return the kept list.
+        """
+        if self._counts is None:
+            bounds = self.offsets.tolist()
+            self._counts = [b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return self._counts
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.experts.shape[0]
+
+    @property
+    def k(self) -> int:
+        """K, the active experts of each sample."""
+        return self.experts.shape[1]
+
+    @property
+    def num_experts(self) -> int:
+        """M."""
+        return self.mean.shape[0]
