@@ -1,0 +1,30 @@
+"""Where the tests run: on the GPU if there is one, else under Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Triton reads this when a kernel is defined, so it must be set before any kernel is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers' spinning threads slow each other about twentyfold
+
+
+def pytest_collection_modifyitems(items):
+    if HAS_GPU:
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device that Triton kernels run on here: CPU tensors only work under the interpreter."""
+    return torch.device("cuda" if HAS_GPU else "cpu")
