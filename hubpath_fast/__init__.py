@@ -1,0 +1,52 @@
+"""hubpath_fast: transfer learning from a hub of pre-trained models, routed per sample.
+
+    import hubpath_fast as hp
+    from hubpath_fast import functional as HF
+
+``hp.HubPathway`` is the model, ``hp.HubPathwayLoss`` its three losses, ``hp.create_model`` a hub of
+named models, ``HF`` the operations underneath, ``hp.reference`` the method in a page of PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import functional, reference
+from .model import (
+    HubPathway,
+    HubPathwayLoss,
+    LinearAggregator,
+    MLPAggregator,
+    PathwayConfig,
+    PathwayGenerator,
+    PathwayLosses,
+    PathwayOutput,
+)
+from .routing import Routing
+
+if TYPE_CHECKING:
+    from .hub import create_model
+
+__version__ = "0.1.0"
+__all__ = [
+    "HubPathway",
+    "HubPathwayLoss",
+    "LinearAggregator",
+    "MLPAggregator",
+    "PathwayConfig",
+    "PathwayGenerator",
+    "PathwayLosses",
+    "PathwayOutput",
+    "Routing",
+    "create_model",
+    "functional",
+    "reference",
+]
+
+
+def __getattr__(name: str):
+    # timm and torchvision take seconds to import: only who asks for a named hub pays for them.
+    if name == "create_model":
+        return import_module(".hub", __name__).create_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The operations of ``functional`` in vectorised PyTorch: no loop over experts, no host read.
 
-The arguments were checked by ``functional``; shapes and meanings are its own. Each function is
-differentiated by autograd, whose backward of these few operations is as short as a hand-written one.
+The arguments were checked by ``functional``; shapes and meanings are its own. Autograd
+differentiates each: its backward of these few operations is as short as a hand-written one.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def noisy_topk(
             )
     elif eps is not None and eps != "draw":
         raise ValueError(f'eps: expected a tensor, None or "draw", got {eps!r}')
-    _check_k(k, num_experts)
+    check_k(k, num_experts)
     ops = _backend(backend, clean)
     return Routing(*ops.noisy_topk(clean, noise, eps, k, renormalize))
 
@@ -314,7 +314,8 @@ def _own_memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _check_k(k: int, num_experts: int) -> None:
+def check_k(k: int, num_experts: int) -> None:
+    """Raise ValueError unless k experts can be active in a hub of ``num_experts``."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
         raise ValueError(f"k: expected an integer in 1..{num_experts} (the experts), got {k!r}")
 
@@ -327,8 +328,8 @@ def _check_float(name: str, x: Tensor) -> None:
 def _check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
         raise ValueError(
-            f"{name}: expected {other.dtype} {list(other.shape)} on {other.device} as {other_name}, "
-            f"got {x.dtype} {list(x.shape)} on {x.device}"
+            f"{name}: expected {other.dtype} {list(other.shape)} on {other.device} as "
+            f"{other_name}, got {x.dtype} {list(x.shape)} on {x.device}"
         )
 
 

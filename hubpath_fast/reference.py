@@ -24,6 +24,18 @@ class ReferenceRouting(NamedTuple):
     rows: Tensor  # [R] int32, the flat slot n*K + j of each row, by expert, then by sample
     positions: Tensor  # [N, K] int32, the inverse: slot -> row
 
+    @property
+    def num_samples(self) -> int:
+        return self.experts.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        return self.mean.shape[0]
+
+    @property
+    def k(self) -> int:
+        return self.experts.shape[1]
+
     def counts(self) -> list[int]:
         return self.offsets.diff().tolist()
 
@@ -97,7 +109,7 @@ class ReferenceHubPathway(nn.Module):
         return ReferenceOutput(prediction, torch.cat(outputs), routing)
 
     def _run(self, expert: nn.Module, x: Tensor) -> Tensor:
-        """A group below ``min_group`` has no batch statistics worth having: use the running ones."""
+        """A group below ``min_group`` has no batch statistics worth having: use running ones."""
         norms = [m for m in expert.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         frozen = [m for m in norms if m.training and self.training and len(x) < self.min_group]
         for m in frozen:

@@ -5,6 +5,7 @@ Shapes: N samples, M experts, K active experts per sample, R = N*K rows.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -39,7 +40,7 @@ class Routing:
         """
         if self._counts is None:
             bounds = self.offsets.tolist()
-            self._counts = [b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            self._counts = [end - start for start, end in itertools.pairwise(bounds)]
         return self._counts
 
     @property

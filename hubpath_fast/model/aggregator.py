@@ -1,0 +1,68 @@
+"""The aggregator A: turns the weighted, concatenated outputs of the experts into the prediction.
+
+Equation 2 of the paper. The paper leaves its depth open; a linear map that starts as the plain
+weighted sum is our default, a two-layer perceptron the alternative, and any module that takes the
+concatenation [N, M*C, ...] can stand in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as HF
+from .._torch_ops import linear_over_channels
+from ..routing import Routing
+
+
+class LinearAggregator(nn.Module):
+    """``y = weight @ concat + bias`` over dimension 1; starts as the weighted sum of the experts.
+
+    Args:
+        num_experts: M.
+        num_outputs: C.
+
+    Parameters: weight [C, M*C] (M identity blocks at the start), bias [C] (zeros).
+    """
+
+    def __init__(self, num_experts: int, num_outputs: int):
+        super().__init__()
+        self.num_experts, self.num_outputs = num_experts, num_outputs
+        self.weight = nn.Parameter(torch.eye(num_outputs).repeat(1, num_experts))
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, concat: Tensor) -> Tensor:
+        """[N, M*C, ...] -> [N, C, ...]."""
+        return linear_over_channels(concat, self.weight, self.bias)
+
+    def from_rows(self, outputs: Tensor, routing: Routing, backend: str | None = None) -> Tensor:
+        """The same prediction straight from the rows [R, C, ...], without the concatenation."""
+        return HF.aggregate(outputs, routing, self.weight, self.bias, backend)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, num_outputs={self.num_outputs}"
+
+
+class MLPAggregator(nn.Module):
+    """The weighted sum plus a two-layer perceptron on the concatenation, which starts at zero.
+
+    Args:
+        num_experts: M.
+        num_outputs: C.
+        hidden: width of the hidden layer; default 4*C.
+    """
+
+    def __init__(self, num_experts: int, num_outputs: int, hidden: int | None = None):
+        super().__init__()
+        self.linear = LinearAggregator(num_experts, num_outputs)
+        hidden = 4 * num_outputs if hidden is None else hidden
+        self.expand = nn.Linear(num_experts * num_outputs, hidden)
+        self.contract = nn.Linear(hidden, num_outputs)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.zeros_(self.contract.bias)
+
+    def forward(self, concat: Tensor) -> Tensor:
+        """[N, M*C, ...] -> [N, C, ...]."""
+        hidden = torch.relu(linear_over_channels(concat, self.expand.weight, self.expand.bias))
+        correction = linear_over_channels(hidden, self.contract.weight, self.contract.bias)
+        return self.linear(concat) + correction

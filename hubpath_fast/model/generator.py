@@ -1,0 +1,110 @@
+"""The pathway generator G: a small ResNet that scores the experts of a hub for each input.
+
+Equation 3 of the paper: a standard part G_p (the clean scores) and a random part G_n (the raw noise
+scales); here two linear heads on one trunk. The paper says "a 9-layer ResNet"; the layers below, the
+width, the strides and the initial values are our choice.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with a residual connection (He et al., 2016)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class PathwayGenerator(nn.Module):
+    """Nine layers: a stem and four basic blocks, then two linear heads on the pooled features.
+
+    Args:
+        num_experts: M, the width of both heads.
+        in_channels: of the input images.
+        width: channels of the stem and the first block; later blocks have 2, 4 and 8 times as many.
+        stride: side of the average pooling applied to the input first. The generator only has to
+            tell inputs apart, so at 224 pixels a stride of 4 makes it cost a few per cent of a step.
+        noise_init: raw noise scale at the start; softplus(noise_init) is its standard deviation.
+
+    Input: [N, in_channels, H, W] floats, images in [0, 1]. Output: clean [N, M], noise [N, M].
+    Both heads start with zero weights, so that all experts start equally likely.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_channels: int = 3,
+        width: int = 16,
+        stride: int = 1,
+        noise_init: float = 0.0,
+    ):
+        super().__init__()
+        for name, value in (("num_experts", num_experts), ("in_channels", in_channels),
+                            ("width", width), ("stride", stride)):  # fmt: skip
+            if value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        self.num_experts, self.in_channels, self.stride = num_experts, in_channels, stride
+        self.stem = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.blocks = nn.Sequential(
+            BasicBlock(width, width, 1),
+            BasicBlock(width, 2 * width, 2),
+            BasicBlock(2 * width, 4 * width, 2),
+            BasicBlock(4 * width, 8 * width, 2),
+        )
+        self.clean = nn.Linear(8 * width, num_experts)
+        self.noise = nn.Linear(8 * width, num_experts)
+        self._initialise(noise_init)
+
+    def _initialise(self, noise_init: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for head in (self.clean, self.noise):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        nn.init.constant_(self.noise.bias, noise_init)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"x: the generator takes [N, {self.in_channels}, H, W], got {list(x.shape)}"
+            )
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride)
+        x = F.relu(self.norm(self.stem(x)))
+        features = self.blocks(x).mean(dim=(2, 3))
+        return self.clean(features), self.noise(features)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, stride={self.stride}"
+
+
+@torch.no_grad()
+def check_scores(clean: Tensor, noise: Tensor, num_samples: int, num_experts: int) -> None:
+    """Raise ValueError where a generator's output is not two score matrices for this hub."""
+    for name, scores in (("clean", clean), ("noise", noise)):
+        if list(scores.shape) != [num_samples, num_experts]:
+            raise ValueError(
+                f"generator: its {name} scores have shape {list(scores.shape)}, but the hub needs "
+                f"[samples, experts] = [{num_samples}, {num_experts}]; give it one output an expert"
+            )

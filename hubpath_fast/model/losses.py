@@ -1,0 +1,118 @@
+"""The three losses of Hub-Pathway and their sum (equations 2, 4, 5 and 6 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional as HF
+
+
+@dataclass(frozen=True)
+class PathwayLosses:
+    """Scalars: ``total = task + explore_weight * explore + exploit``; the parts are unweighted."""
+
+    total: Tensor
+    task: Tensor
+    explore: Tensor
+    exploit: Tensor
+
+
+class HubPathwayLoss(nn.Module):
+    """``total = task + explore * sum_i pbar_i log pbar_i + exploit``.
+
+    One backward pass of the total is equation 6: the exploration loss reaches the generator only,
+    the exploitation loss the experts only.
+
+    Args:
+        task_loss: a callable (prediction [n, C, ...], y [n, ...]) -> [n], the loss of each sample,
+            used for the task and for each expert's own rows; default cross-entropy (averaged over
+            the positions of a map).
+        explore: lambda, the weight of the exploration loss. The paper does not print its value; the
+            default was chosen on validation data of the embedded task.
+        label_smoothing: of the default cross-entropy, in [0, 1].
+
+    When ``torch.distributed`` is initialised, pbar is the mean over all ranks' batches; the
+    gradient is right under DistributedDataParallel, which averages over the ranks.
+    """
+
+    def __init__(
+        self,
+        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        explore: float = 0.5,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        if explore < 0:
+            raise ValueError(f"explore: expected a weight >= 0, got {explore}")
+        if task_loss is not None and label_smoothing:
+            raise ValueError(
+                "label_smoothing: only for the default cross-entropy; use task_loss's own"
+            )
+        self.task_loss, self.explore, self.label_smoothing = task_loss, explore, label_smoothing
+
+    def forward(self, out, y: Tensor, sample_weight: Tensor | None = None) -> PathwayLosses:
+        """Losses of a ``PathwayOutput`` against targets y [N, ...].
+
+        Args:
+            out: what the model returned in training mode.
+            y: targets, one a sample along dimension 0.
+            sample_weight: [N] or None; multiplies the loss of each sample and of its rows (as
+                importance weights of a replay buffer do); the divisor stays N.
+
+        Raises:
+            ValueError: y or sample_weight of another length than the batch, or a task loss that
+                does not return one value a sample.
+        """
+        routing, n = out.routing, out.prediction.shape[0]
+        if len(y) != n:
+            raise ValueError(f"y: expected {n} targets as predictions, got {list(y.shape)}")
+        if sample_weight is not None and list(sample_weight.shape) != [n]:
+            raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
+        task = self._per_sample(out.prediction, y)
+        if sample_weight is not None:
+            task = task * sample_weight
+        task = task.mean()
+        explore = HF.exploration_loss(_mean_over_ranks(routing.mean))
+        exploit = self._exploit(out.expert_outputs, routing, y, sample_weight)
+        return PathwayLosses(task + self.explore * explore + exploit, task, explore, exploit)
+
+    def _exploit(self, outputs: Tensor, routing, y: Tensor, sample_weight: Tensor | None) -> Tensor:
+        if self.task_loss is None and sample_weight is None:
+            return HF.exploit_loss(outputs, routing, y, self.label_smoothing)
+        sample = torch.div(routing.rows, routing.experts.shape[1], rounding_mode="floor")
+        loss = self._per_sample(outputs, y.index_select(0, sample))
+        if sample_weight is not None:
+            loss = loss * sample_weight.index_select(0, sample)
+        return loss.sum() / len(y)
+
+    def _per_sample(self, prediction: Tensor, y: Tensor) -> Tensor:
+        n = prediction.shape[0]
+        if self.task_loss is not None:
+            loss = self.task_loss(prediction, y)
+            if list(loss.shape) != [n]:
+                raise ValueError(
+                    f"task_loss: expected one loss a sample, [{n}], got {list(loss.shape)}; "
+                    'use reduction="none" and average over everything but dimension 0'
+                )
+            return loss
+        loss = F.cross_entropy(
+            prediction, y, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return loss if loss.dim() == 1 else loss.flatten(1).mean(dim=1)
+
+    def extra_repr(self) -> str:
+        return f"explore={self.explore}, label_smoothing={self.label_smoothing}"
+
+
+def _mean_over_ranks(mean: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return mean
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(mean) / dist.get_world_size()

@@ -1,0 +1,172 @@
+"""Hub-Pathway itself: generator, routing, experts and aggregator under one ``nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as HF
+from ..routing import Routing
+from .aggregator import LinearAggregator
+from .executors import EXECUTORS, run_sequential
+from .generator import check_scores
+
+
+class PathwayOutput(NamedTuple):
+    """What the model returns in training mode, for ``HubPathwayLoss``."""
+
+    prediction: Tensor  # [N, C, ...]
+    expert_outputs: Tensor  # [R, C, ...], in row order
+    routing: Routing
+
+
+@dataclass(frozen=True)
+class PathwayConfig:
+    """The plain settings of a ``HubPathway``: everything but its modules. Pickles, and compares."""
+
+    num_experts: int
+    k: int
+    num_outputs: int | None
+    min_group: int
+    executor: str
+    renormalize: bool
+
+
+class HubPathway(nn.Module):
+    """Routes each input to K of M experts and combines their weighted outputs (equations 1 to 3).
+
+    ``x -> A(concat_i(w_i * expert_i(x)))``, where a generator gives each input its weights and
+    inactive experts never see it.
+
+    Args:
+        experts: M modules, x [n, ...] -> [n, C, ...], the same C for all; kept as ``experts``.
+        generator: a module, x -> (clean [N, M], noise [N, M]); kept as ``generator``.
+        aggregator: a module on the concatenation [N, M*C, ...]; None for
+            ``LinearAggregator(M, num_outputs)``; kept as ``aggregator``.
+        k: K, active experts per sample, 1..M.
+        num_outputs: C, needed by the default aggregator only, which otherwise reads it off the
+            experts' last layers.
+        min_group: an expert with fewer rows than this in a training step runs its BatchNorm layers
+            on running statistics.
+        executor: what runs the experts: "sequential", or "auto" to let the model choose.
+        normalization: (mean [M, channels], std [M, channels]) of the images each expert was
+            pre-trained on, in units of images in [0, 1]. With it, x is images as uint8 or as floats
+            in [0, 1]; without it, every expert gets x as it is.
+        renormalize: divide the K weights by their sum (not in the paper).
+
+    In training mode ``model(x)`` draws noise and returns a ``PathwayOutput``; in evaluation mode
+    there is no noise and it returns the prediction [N, C, ...], a plain tensor.
+
+    Raises:
+        ValueError: k out of range, no experts, an unknown executor, a wrong normalization; in
+            forward: an empty batch, a generator of another width, experts that disagree on C.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[nn.Module],
+        generator: nn.Module,
+        aggregator: nn.Module | None = None,
+        k: int = 2,
+        num_outputs: int | None = None,
+        min_group: int = 2,
+        executor: str = "auto",
+        normalization: tuple[Tensor, Tensor] | None = None,
+        renormalize: bool = False,
+    ):
+        super().__init__()
+        if len(experts) == 0:
+            raise ValueError("experts: the hub is empty; give at least one module")
+        HF.check_k(k, len(experts))
+        if min_group < 1:
+            raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
+        if executor not in EXECUTORS:
+            raise ValueError(f"executor: expected one of {EXECUTORS}, got {executor!r}")
+        if aggregator is None:
+            num_outputs = _infer_num_outputs(experts) if num_outputs is None else num_outputs
+            aggregator = LinearAggregator(len(experts), num_outputs)
+        self.experts = nn.ModuleList(experts)
+        self.generator = generator
+        self.aggregator = aggregator
+        self.k, self.num_outputs, self.min_group = k, num_outputs, min_group
+        self.executor, self.renormalize = executor, renormalize
+        mean, std = normalization if normalization is not None else (None, None)
+        if mean is not None and (mean.shape != std.shape or mean.shape[:1] != (len(experts),)):
+            raise ValueError(
+                f"normalization: expected mean and std of shape [{len(experts)}, channels], "
+                f"got {list(mean.shape)} and {list(std.shape)}"
+            )
+        self.register_buffer("input_mean", mean)
+        self.register_buffer("input_std", std)
+
+    @property
+    def config(self) -> PathwayConfig:
+        return PathwayConfig(
+            len(self.experts), self.k, self.num_outputs, self.min_group, self.executor,
+            self.renormalize,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, eps: Tensor | None = None) -> PathwayOutput | Tensor:
+        """Predict for x [N, ...]; ``eps`` [N, M] replaces the drawn noise (training mode only)."""
+        routing = self.route(x, eps)
+        outputs = run_sequential(self.experts, self._rows(x, routing), routing, self.min_group)
+        if isinstance(self.aggregator, LinearAggregator):
+            prediction = self.aggregator.from_rows(outputs, routing)
+        else:
+            prediction = self.aggregator(HF.combine(outputs, routing))
+        return PathwayOutput(prediction, outputs, routing) if self.training else prediction
+
+    def route(self, x: Tensor, eps: Tensor | None = None) -> Routing:
+        """The routing of x [N, ...]: with noise in training mode, without in evaluation mode."""
+        if len(x) == 0:
+            raise ValueError(
+                f"x: empty batch, shape {list(x.shape)}; the model needs N >= 1 samples"
+            )
+        clean, noise = self.generator(self._unit_images(x))
+        check_scores(clean, noise, len(x), len(self.experts))
+        if eps is None and self.training:
+            eps = "draw"
+        return HF.noisy_topk(clean, noise, self.k, eps, self.renormalize)
+
+    def _unit_images(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.uint8:
+            return x
+        if self.input_mean is None:
+            raise ValueError(
+                "x: uint8 images need the experts' normalization=(mean, std); pass it to "
+                "HubPathway or give float inputs"
+            )
+        return x.to(self.input_mean.dtype) / 255
+
+    def _rows(self, x: Tensor, routing: Routing) -> Tensor:
+        if self.input_mean is None:
+            return HF.gather(x, routing)
+        full_scale = 1 if x.is_floating_point() else 255
+        scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
+        dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
+        return HF.gather(x, routing, scale, shift, dtype)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, min_group={self.min_group}, executor={self.executor!r}"
+
+
+def _infer_num_outputs(experts: Sequence[nn.Module]) -> int:
+    widths = []
+    for expert in experts:
+        layers = [m for m in expert.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        last = layers[-1] if layers else None
+        widths.append(
+            last.out_features
+            if isinstance(last, nn.Linear)
+            else getattr(last, "out_channels", None)
+        )
+    if None in widths or len(set(widths)) != 1:
+        raise ValueError(
+            f"num_outputs: the default aggregator needs the number of outputs C, and the experts' "
+            f"last layers do not agree on one ({widths}); pass num_outputs="
+        )
+    return widths[0]
