@@ -1,8 +1,8 @@
 """The pathway generator G: a small ResNet that scores the experts of a hub for each input.
 
-Equation 3 of the paper: a standard part G_p (the clean scores) and a random part G_n (the raw noise
-scales); here two linear heads on one trunk. The paper says "a 9-layer ResNet"; the layers below, the
-width, the strides and the initial values are our choice.
+Equation 3 of the paper: a standard part G_p (the clean scores) and a random part G_n (the raw
+noise scales); here two linear heads on one trunk. The paper says "a 9-layer ResNet"; the layers
+below, the width, the strides and the initial values are our choice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PathwayGenerator(nn.Module):
         in_channels: of the input images.
         width: channels of the stem and the first block; later blocks have 2, 4 and 8 times as many.
         stride: side of the average pooling applied to the input first. The generator only has to
-            tell inputs apart, so at 224 pixels a stride of 4 makes it cost a few per cent of a step.
+            tell inputs apart: at 224 pixels a stride of 4 makes it a small part of a step.
         noise_init: raw noise scale at the start; softplus(noise_init) is its standard deviation.
 
     Input: [N, in_channels, H, W] floats, images in [0, 1]. Output: clean [N, M], noise [N, M].
