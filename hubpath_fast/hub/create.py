@@ -1,0 +1,61 @@
+"""One call from model names to a Hub-Pathway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..model import HubPathway, PathwayGenerator
+from .build import build_experts, default_input_size, normalization
+from .errors import HubError
+from .expert import Expert
+
+# The generator only tells inputs apart: about this many pixels a side are enough for that.
+GENERATOR_PIXELS = 56
+
+
+def create_model(
+    experts: Sequence[str] | Sequence[Expert],
+    num_outputs: int,
+    k: int = 2,
+    pretrained: bool = True,
+    input_size: int | None = None,
+    resize_to_native: bool = False,
+    generator_width: int = 16,
+    generator_stride: int | None = None,
+    **options,
+) -> HubPathway:
+    """A Hub-Pathway of pre-trained models, each with a new head for ``num_outputs``.
+
+    experts: timm's names, or the experts that ``build_experts`` made (then num_outputs and
+    input_size must be those given there, and ``pretrained`` says nothing). k: K, active experts per
+    sample. pretrained, input_size, resize_to_native: see ``build_experts``. generator_width,
+    generator_stride: of the ``PathwayGenerator``; None: the stride that leaves the generator about
+    56 pixels a side (our choice). options: further arguments of ``HubPathway``, such as
+    ``aggregator`` or ``executor``.
+
+    The model takes images [N, 3, S, S], uint8 or floats in [0, 1]; every expert's own normalisation
+    and size are applied inside.
+
+    Raises HubError (a ValueError) with all problems of the hub at once; ValueError if k is not in
+    1..M.
+    """
+    if isinstance(experts, str) or not experts:
+        raise HubError([f"experts is {experts!r}, but must be a sequence of names or of Experts"])
+    if not 1 <= k <= len(experts):
+        raise HubError([f"k is {k}, but must be from 1 to {len(experts)}, the number of experts"])
+    if all(isinstance(expert, Expert) for expert in experts):
+        built = list(experts)
+        size = input_size or min(expert.size for expert in built)
+    else:
+        size = input_size or default_input_size(experts)
+        built = build_experts(experts, num_outputs, pretrained, size, resize_to_native)
+    stride = generator_stride or max(1, size // GENERATOR_PIXELS)
+    generator = PathwayGenerator(len(built), width=generator_width, stride=stride)
+    return HubPathway(
+        [expert.module for expert in built],
+        generator,
+        k=k,
+        num_outputs=num_outputs,
+        normalization=normalization(built),
+        **options,
+    )

@@ -1,0 +1,153 @@
+"""Weights: from the cache without a network, strictly loaded, and never unpickled."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+from torch import nn
+
+from hubpath_fast.hub import (
+    HubError,
+    build_experts,
+    head_parameters,
+    load_body,
+    read_state_dict,
+    split_parameters,
+)
+from hubpath_fast.hub.expert import Resized
+
+
+def tiny(num_outputs=5):
+    return build_experts(["test_resnet"], num_outputs, pretrained=False, input_size=32)[0]
+
+
+def test_cached_weights_load_without_a_network(cached_test_resnet):
+    torch.manual_seed(1)
+    [expert] = build_experts(["test_resnet"], 5, input_size=32)
+    own = expert.body.state_dict()
+    assert own["fc.weight"].shape == (5, 96)
+    for name, tensor in cached_test_resnet.items():
+        if not name.startswith("fc."):
+            assert torch.equal(own[name], tensor), name
+
+
+def test_cached_weights_of_another_layout_are_refused(cached_test_resnet, no_network):
+    [path] = (no_network / "hf").rglob("*.safetensors")
+    save_file({k: v for k, v in cached_test_resnet.items() if "layer2" not in k}, path)
+    with pytest.raises(HubError, match=r"not those of timm/test_resnet[\s\S]*Missing key.*layer2"):
+        build_experts(["test_resnet"], 5, input_size=32)
+
+
+def test_no_network_says_what_where_from_where_to_and_what_else(cached_test_resnet, no_network):
+    start = time.monotonic()
+    with pytest.raises(HubError) as caught:
+        build_experts(["test_resnet", "test_nfnet", "test_byobnet"], 5, input_size=32)
+    assert time.monotonic() - start < 10  # the libraries' own retries would take over 20 s a file
+    message = str(caught.value)
+    assert "test_resnet" not in message  # that one is cached
+    for name in ("test_nfnet", "test_byobnet"):
+        assert f"timm/{name}.r160_in1k: from http://127.0.0.1:9/timm/{name}.r160_in1k" in message
+        assert str(no_network / "hf" / f"models--timm--{name}.r160_in1k") in message
+    assert "--no-pretrained" in message
+
+
+def test_offline_mode_asks_nobody(no_network, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="offline mode is on"):
+        build_experts(["test_nfnet"], 5, input_size=32)
+
+
+def test_a_plain_address_that_cannot_be_reached(no_network, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(HubError, match=r"no route[\s\S]*github.com[\s\S]*torch/checkpoints"):
+        build_experts(["gcvit_xxtiny.in1k"], 5)
+
+
+def test_a_body_loads_whatever_head_the_source_had():
+    source, target = tiny(10), tiny(3)
+    head = [p.clone() for p in head_parameters(target.module)]
+    load_body(target, source.body.state_dict())
+    for name, tensor in target.body.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(tensor, source.body.state_dict()[name]), name
+    assert all(map(torch.equal, head, head_parameters(target.module)))
+    headless = {k: v for k, v in source.body.state_dict().items() if not k.startswith("fc.")}
+    load_body(target.module, headless)
+
+
+def test_a_body_that_does_not_fit_is_named_and_nothing_is_loaded():
+    target = tiny()
+    before = {name: tensor.clone() for name, tensor in target.body.state_dict().items()}
+    state = {name: tensor + 1 for name, tensor in before.items()}
+    del state["layer1.0.conv1.weight"]
+    state["odd.weight"] = torch.zeros(1)
+    state["conv1.0.weight"] = torch.zeros(1, 2)
+    with pytest.raises(HubError) as caught:
+        load_body(target, state, source="mine.pth")
+    message = str(caught.value)
+    assert "mine.pth do not fit timm/test_resnet.r160_in1k" in message
+    assert "1 missing: layer1.0.conv1.weight" in message
+    assert "1 left over: odd.weight" in message
+    assert "1 of another shape: conv1.0.weight ([1, 2] instead of [" in message
+    assert all(torch.equal(t, before[name]) for name, t in target.body.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "levit_128s"])
+def test_head_and_body_are_all_parameters_once(name):
+    [expert] = build_experts([name], 5, pretrained=False, input_size=64)
+    body, head = split_parameters(expert.module)
+    ids = [id(p) for p in body + head]
+    assert sorted(ids) == sorted(id(p) for p in expert.module.parameters())
+    assert head
+    assert all(p.shape[0] == 5 for p in head if p.dim() == 2)
+
+
+def test_head_inside_a_resizing_expert_and_of_an_unknown_network():
+    expert = tiny()
+    inside = head_parameters(Resized(expert.module, 64))
+    assert [p.shape for p in inside] == [(5, 96), (5,)]
+    linear = nn.Linear(3, 2)
+    assert split_parameters(linear) == ([linear.weight, linear.bias], [])
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+def test_read_a_checkpoint_of_tensors(tmp_path, wrap):
+    state = {"a.weight": torch.arange(3.0)}
+    torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "w.pth")
+    assert torch.equal(read_state_dict(tmp_path / "w.pth")["a.weight"], state["a.weight"])
+    save_file(state, tmp_path / "w.safetensors")
+    assert torch.equal(read_state_dict(tmp_path / "w.safetensors")["a.weight"], state["a.weight"])
+
+
+class Payload:
+    def __reduce__(self):
+        return (pytest.fail, ("pickled code was run",))
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(HubError, match=r"no file of weights at .*gone.pth"):
+        read_state_dict(tmp_path / "gone.pth")
+    torch.save({"a": Payload()}, tmp_path / "code.pth")
+    with pytest.raises(HubError, match="could run code and are refused"):
+        read_state_dict(tmp_path / "code.pth")
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("no checkpoint at all")
+        with pytest.raises(HubError, match=name):
+            read_state_dict(tmp_path / name)
+    torch.save({"a": torch.zeros(100)}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-200])
+    with pytest.raises(HubError, match=r"cut.pth is broken"):
+        read_state_dict(tmp_path / "cut.pth")
+    torch.save({"a": torch.zeros(1), "epoch": 3}, tmp_path / "odd.pth")
+    with pytest.raises(HubError, match="'epoch'"):
+        read_state_dict(tmp_path / "odd.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(HubError, match="holds list"):
+        read_state_dict(tmp_path / "list.pth")
