@@ -1,0 +1,48 @@
+"""Training: one thin loop, its settings, checkpoints that survive a crash, and its logs."""
+
+from .checkpoint import CheckpointError, find_checkpoint, load_config, load_state, load_weights
+from .config import TrainerConfig
+from .evaluation import evaluate
+from .guard import NonFiniteLoss
+from .interrupt import Interrupt
+from .log import read_log
+from .metrics import RoutingCollapseWarning
+from .objective import Losses, PathwayObjective, SingleObjective
+from .optimizer import (
+    ParameterGroup,
+    build_optimizer,
+    default_groups,
+    head_parameters,
+    pathway_groups,
+    single_groups,
+)
+from .run_state import TrainResult
+from .schedule import apply_schedule, lr_factor
+from .trainer import Trainer
+
+__all__ = [
+    "CheckpointError",
+    "Interrupt",
+    "Losses",
+    "NonFiniteLoss",
+    "ParameterGroup",
+    "PathwayObjective",
+    "RoutingCollapseWarning",
+    "SingleObjective",
+    "TrainResult",
+    "Trainer",
+    "TrainerConfig",
+    "apply_schedule",
+    "build_optimizer",
+    "default_groups",
+    "evaluate",
+    "find_checkpoint",
+    "head_parameters",
+    "load_config",
+    "load_state",
+    "load_weights",
+    "lr_factor",
+    "pathway_groups",
+    "read_log",
+    "single_groups",
+]

@@ -1,0 +1,238 @@
+"""Checkpoints that are whole or absent: written beside, synced, renamed.
+
+A checkpoint is a folder: ``model.safetensors`` (parameters and buffers), ``state.pt`` (all else
+that a run needs to go on: plain types and tensors, read with ``weights_only=True``) and
+``config.json``. Saving over ``last/`` writes ``.last.new/``, moves ``last/`` to ``.last.old/`` and
+``.last.new/`` to ``last/``: one of ``last/`` and ``.last.old/`` is whole at every moment, and
+readers look for both.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MODEL_FILE, STATE_FILE, CONFIG_FILE = "model.safetensors", "state.pt", "config.json"
+ALIASES = "aliases"  # in the safetensors' metadata: JSON of {name: name of the same tensor}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another model or configuration."""
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, state: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """Write ``folder`` anew; whatever happens, the previous checkpoint stays whole until then.
+
+    Raises OSError (with the errno, such as ENOSPC) when it cannot be written; nothing half-written
+    is left behind.
+    """
+    folder = Path(folder)
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _recover(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        tensors, aliases = _flat_tensors(model.state_dict())
+        save_file(tensors, new / MODEL_FILE, metadata={ALIASES: json.dumps(aliases)})
+        with open(new / STATE_FILE, "wb") as file:
+            torch.save(dict(state), file)
+        (new / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in (MODEL_FILE, STATE_FILE, CONFIG_FILE):
+            _sync(new / name)
+        _sync(new)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        _sync(folder.parent)
+    except BaseException as error:
+        _recover(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        number = _errno(error)
+        if number is None:
+            raise
+        kept = "the previous checkpoint is whole" if folder.exists() else "there is no earlier one"
+        hint = ""
+        if number == errno.ENOSPC:
+            free = shutil.disk_usage(folder.parent).free / 2**20
+            hint = f" ({free:.0f} MiB free); make room and resume"
+        raise OSError(
+            number, f"cannot save: {os.strerror(number)}{hint}; {kept}", str(folder)
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Where the checkpoint lies: ``folder``, its predecessor if a save was cut short, or None."""
+    return next((p for p in (Path(folder), _beside(Path(folder), "old")) if p.is_dir()), None)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load a checkpoint's parameters and buffers into ``model``, in place.
+
+    Raises CheckpointError naming what is damaged, missing, superfluous or of another shape.
+    """
+    path = _existing(folder) / MODEL_FILE
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from error
+    tensors.update({name: tensors[kept] for name, kept in aliases.items()})
+    own = model.state_dict()
+    for name in sorted({*own, *tensors}):
+        if name not in tensors or name not in own:
+            where = "the model, not in the file" if name in own else "the file, not in the model"
+            raise CheckpointError(f"{path} is of another model: {name} is in {where}")
+        mine, saved = own[name], tensors[name]
+        if mine.shape != saved.shape or mine.dtype != saved.dtype:
+            raise CheckpointError(
+                f"{path} is of another model: {name} is {_describe(saved)} in the file, "
+                f"{_describe(mine)} in the model"
+            )
+    model.load_state_dict(tensors)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's ``state.pt`` onto the CPU, without unpickling anything but plain data."""
+    path = _existing(folder) / STATE_FILE
+    try:
+        # mmap would keep the file open under a later rename on some systems; states are small.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError or UnpicklingError
+        raise _damaged(path, error) from error
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's ``config.json``."""
+    path = _existing(folder) / CONFIG_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def check_config(
+    folder: Path, current: Mapping[str, Any], free: frozenset[str] = frozenset()
+) -> None:
+    """Raise CheckpointError when the checkpoint's configuration differs from ``current``.
+
+    Nested settings are named by dots; ``free`` holds the names that may differ.
+    """
+    saved = _flatten(load_config(folder))
+    now = _flatten(json.loads(json.dumps(current)))
+    absent = "absent"
+    differing = [
+        f"{key}: {saved.get(key, absent)!r} in the checkpoint, {now.get(key, absent)!r} now"
+        for key in sorted({*saved, *now} - free)
+        if saved.get(key, absent) != now.get(key, absent)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder} is of another configuration ({'; '.join(differing)}); "
+            "use the same settings to resume, or another output folder"
+        )
+
+
+def _flat_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What safetensors can hold: contiguous tensors that share no memory, and who equals whom."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the model's state_dict holds {name}, a {type(value).__name__}: only tensors can "
+                "be saved; keep it out of get_extra_state()"
+            )
+        value = value.detach()
+        storage = value.untyped_storage().data_ptr()
+        key = (storage, value.storage_offset(), value.shape, value.stride(), value.dtype)
+        if storage and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        tensor = value.cpu().contiguous()
+        # A view of memory that another entry has too gets memory of its own.
+        tensors[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return tensors, aliases
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _existing(folder: Path) -> Path:
+    found = find_checkpoint(folder)
+    if found is None:
+        raise CheckpointError(f"there is no checkpoint at {folder}")
+    return found
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f".{folder.name}.{suffix}")
+
+
+def _recover(folder: Path) -> None:
+    """Undo a save that was cut short between its two renames, or finish tidying after one."""
+    old = _beside(folder, "old")
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _errno(error: BaseException) -> int | None:
+    """The operating system's error behind ``error``: torch and safetensors wrap it in their own."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError):
+            return chain.errno or errno.EIO
+        found = re.search(r"os error (\d+)", str(chain))
+        if found and isinstance(chain, SafetensorError):
+            return int(found.group(1))
+        chain = chain.__cause__ or chain.__context__
+    return None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if not path.exists():
+        return CheckpointError(f"{path} is missing; the checkpoint is not whole")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return CheckpointError(f"{path} is truncated or damaged: {reason}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

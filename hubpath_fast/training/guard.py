@@ -1,0 +1,99 @@
+"""No step and no checkpoint with values that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import find_checkpoint
+from .metrics import StepWindow
+
+
+class NonFiniteLoss(FloatingPointError):
+    """Training met a loss, or a state to save, that is not finite.
+
+    step: the update at which it appeared; terms: the losses by name; experts: names of the experts
+    whose outputs were not finite, where known; checkpoint: the last good one, or None.
+    """
+
+    def __init__(self, message: str, step: int, terms=None, experts=(), checkpoint=None) -> None:
+        super().__init__(message)
+        self.step, self.terms = step, dict(terms or {})
+        self.experts, self.checkpoint = list(experts), checkpoint
+
+
+class FiniteGuard:
+    """Raises NonFiniteLoss for losses and states that are not finite.
+
+    expert_name: an expert's index to its name in messages. out_dir: where the checkpoints lie.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        out_dir: Path,
+        expert_name: Callable[[int], str],
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.out_dir, self.expert_name = out_dir, expert_name
+        # Buffers that hold infinities by design (a mask) are no sign of trouble.
+        self._buffers = [name for name, b in model.named_buffers() if _all_finite([b])]
+
+    def check_losses(self, window: StepWindow) -> None:
+        """Raise NonFiniteLoss if a loss since the last report is not finite (waits for a GPU)."""
+        found = window.first_bad()
+        if found is None:
+            return
+        step, terms, experts, router = found
+        named = [self.expert_name(i) for i in experts]
+        culprits = [f"the outputs of {', '.join(named)}"] if named else []
+        culprits += ["the generator's scores"] if router else []
+        raise self._non_finite(
+            f"the loss of step {step} is not finite: "
+            + ", ".join(f"{name} {value:.6g}" for name, value in terms.items())
+            + (f"; so are {' and '.join(culprits)}" if culprits else ""),
+            step,
+            terms,
+            named,
+        )
+
+    def check_state(self, step: int) -> None:
+        """Raise NonFiniteLoss if anything that a checkpoint would hold is not finite."""
+        buffers = dict(self.model.named_buffers())
+        held = {
+            "a parameter": list(self.model.parameters()),
+            "a buffer": [buffers[name] for name in self._buffers if name in buffers],
+            "the optimizer's state": [
+                value
+                for entry in self.optimizer.state.values()
+                for value in entry.values()
+                if isinstance(value, Tensor)
+            ],
+        }
+        for what, tensors in held.items():
+            if not _all_finite(tensors):
+                raise self._non_finite(f"{what} is not finite after step {step}", step)
+
+    def _non_finite(self, text: str, step: int, terms=None, experts=()) -> NonFiniteLoss:
+        kept = find_checkpoint(self.out_dir / "last") or find_checkpoint(self.out_dir / "best")
+        where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+        return NonFiniteLoss(
+            f"{text}; {where}. Lower the learning rates or set clip_norm, and look at the data",
+            step,
+            terms,
+            experts,
+            kept,
+        )
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all floating-point tensors are finite; one read of the device."""
+    tensors = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    if not tensors:
+        return True
+    return bool(torch.isfinite(nn.utils.get_total_norm(tensors, norm_type=math.inf)))

@@ -1,0 +1,51 @@
+"""What the trainer minimises: a callable ``objective(model, images, targets) -> Losses``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Losses:
+    """The losses of one (micro-)batch.
+
+    total: scalar, what backward is called on: a mean over samples.
+    parts: named scalars for the log; the same names at every step.
+    routing: None, or what a Hub-Pathway routed (``counts()`` and ``mean`` are read for the log).
+    expert_outputs: None, or the experts' rows [R, ...] in the routing's order, which lets an error
+        name the expert that produced a non-finite value.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    routing: Any = None
+    expert_outputs: Tensor | None = None
+
+
+class PathwayObjective:
+    """A Hub-Pathway's task, explore and exploit losses (equation 6), from ``HubPathwayLoss``."""
+
+    def __init__(self, criterion: Callable) -> None:
+        self.criterion = criterion
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Losses:
+        output = model(images)
+        losses = self.criterion(output, targets)
+        parts = {name: getattr(losses, name, None) for name in ("task", "explore", "exploit")}
+        parts = {name: value for name, value in parts.items() if value is not None}
+        return Losses(losses.total, parts, output.routing, output.expert_outputs)
+
+
+class SingleObjective:
+    """One loss of a model's prediction: ``loss(prediction, targets)``, a scalar mean."""
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> None:
+        self.loss = loss
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Losses:
+        return Losses(self.loss(model(images), targets))

@@ -1,0 +1,123 @@
+"""Parameter groups with their own rates, and the optimizer over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .config import TrainerConfig
+
+HeadFinder = Callable[[nn.Module], Iterable[nn.Parameter]]
+
+# Where the classifier sits in timm's, torchvision's and most other networks.
+HEAD_NAMES = ("head", "heads", "fc", "classifier", "last_linear")
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that share a peak learning rate."""
+
+    name: str
+    params: Sequence[nn.Parameter]
+    lr: float
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a network's head: what ``get_classifier()`` returns, or a module named
+    head, heads, fc, classifier or last_linear; looked for from the outside in, so that wrappers do
+    no harm. Empty where there is none: then all parameters are the body's."""
+    for module in model.modules():
+        found = module.get_classifier() if hasattr(module, "get_classifier") else None
+        candidates = [found, *(getattr(module, name, None) for name in HEAD_NAMES)]
+        for candidate in candidates:
+            if isinstance(candidate, nn.Module) and any(True for _ in candidate.parameters()):
+                return list(candidate.parameters())
+    return []
+
+
+def pathway_groups(
+    model: nn.Module, config: TrainerConfig, head: HeadFinder = head_parameters
+) -> list[ParameterGroup]:
+    """Groups of a Hub-Pathway: the experts' bodies, their heads, and the router (all the rest)."""
+    heads = [p for expert in model.experts for p in head(expert)]
+    bodies = _without(model.experts.parameters(), heads)
+    router = _without(model.parameters(), [*heads, *bodies])
+    return _groups(config, experts=bodies, heads=heads, router=router)
+
+
+def single_groups(
+    model: nn.Module, config: TrainerConfig, head: HeadFinder = head_parameters
+) -> list[ParameterGroup]:
+    """Groups of a single network: its body at ``lr_expert`` and its head at ``lr_head``."""
+    heads = list(head(model))
+    return _groups(config, experts=_without(model.parameters(), heads), heads=heads, router=[])
+
+
+def default_groups(model: nn.Module, config: TrainerConfig) -> list[ParameterGroup]:
+    """:func:`pathway_groups` for a model with experts, :func:`single_groups` for any other."""
+    has_experts = isinstance(getattr(model, "experts", None), nn.ModuleList)
+    return (pathway_groups if has_experts else single_groups)(model, config)
+
+
+def build_optimizer(
+    model: nn.Module, groups: Sequence[ParameterGroup], config: TrainerConfig
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over ``groups``, one fused update where torch has it.
+
+    Raises ValueError when there is nothing to train, or when a trainable parameter of ``model`` is
+    in no group or in two: it would silently stay as it is, or be updated twice.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    owner: dict[int, str] = {}
+    for group in groups:
+        for p in group.params:
+            if id(p) in owner:
+                raise ValueError(
+                    f"parameter {names.get(id(p), tuple(p.shape))} is in the groups "
+                    f"{owner[id(p)]!r} and {group.name!r}; keep it in one"
+                )
+            owner[id(p)] = group.name
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in owner]
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise ValueError(
+            f"trainable parameters in no group: {', '.join(left[:3])}{more}; add them to a group "
+            "or freeze them with requires_grad_(False)"
+        )
+
+    parts = []
+    for name, params, lr in groups:
+        params = [p for p in params if p.requires_grad]
+        plain = [p for p in params if p.ndim > 1 or config.decay_bias_and_norm]
+        spared = [p for p in params if p.ndim <= 1 and not config.decay_bias_and_norm]
+        parts += [(name, plain, lr, config.weight_decay), (f"{name}, no decay", spared, lr, 0.0)]
+    entries = [
+        {"params": params, "lr": float(lr), "peak_lr": float(lr), "weight_decay": wd, "name": name}
+        for name, params, lr, wd in parts
+        if params
+    ]
+    if not entries:
+        raise ValueError("no parameter requires a gradient: nothing to train; unfreeze some")
+    # Fused kernels exist for these devices; foreach is the next best elsewhere.
+    fused = all(p.device.type in ("cpu", "cuda") for e in entries for p in e["params"])
+    fast = {"fused": True} if fused else {"foreach": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(entries, betas=(config.momentum, 0.999), **fast)
+    return torch.optim.SGD(entries, momentum=config.momentum, nesterov=config.nesterov, **fast)
+
+
+def _groups(config: TrainerConfig, experts, heads, router) -> list[ParameterGroup]:
+    lr_head = config.lr_expert if config.lr_head is None else config.lr_head
+    groups = [
+        ParameterGroup("experts", experts, config.lr_expert),
+        ParameterGroup("heads", heads, lr_head),
+        ParameterGroup("router", router, config.lr_router),
+    ]
+    return [group for group in groups if group.params]
+
+
+def _without(params: Iterable[nn.Parameter], taken: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    ids = {id(p) for p in taken}
+    return [p for p in params if id(p) not in ids]
