@@ -2,3 +2,8 @@
 
 Arguments are validated by ``hubpath_fast.functional``; nothing here checks them again.
 """
+
+from .combine import combine
+from .exploit_loss import exploit_loss
+
+__all__ = ["combine", "exploit_loss"]

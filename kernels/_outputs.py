@@ -1,0 +1,144 @@
+"""What combine, aggregate and exploit_loss share: memory layout of expert outputs, and launching.
+
+Expert outputs are [R, C, ...] with S trailing elements behind dimension 1 (S = 1 for plain rows).
+Two layouts are read in place: contiguous, and channels last (dimension 1 innermost in memory, for
+any number of dimensions). Anything else is copied once. Results take the layout of their inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import CompileCase, next_power_of_2, on_device_of
+
+TRITON_DTYPE = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+INTERPRETED = triton.knobs.runtime.interpret
+_POINTER = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+class Launch:
+    """A kernel with everything it is launched with; without a device it can still be compiled.
+
+    ``values`` are the kernel's arguments by name; those in capitals are its constants.
+    """
+
+    def __init__(self, kernel: Any, programs: int, options: dict[str, Any] | None = None, **values):
+        self.kernel, self.programs = kernel, programs  # nothing runs when programs is 0
+        self.options = options or {}  # num_warps and the like
+        self.values = values
+
+    def __call__(self) -> None:
+        if self.programs == 0:
+            return
+        tensor = next(value for value in self.values.values() if isinstance(value, Tensor))
+        with on_device_of(tensor):
+            self.kernel[(self.programs,)](**self.values, **self.options)
+
+    def compile_case(self, name: str, wide: bool = False, note: str = "") -> CompileCase:
+        """The same launch for the compiler only, specialised as Triton's launcher would."""
+        signature, constexprs, aligned = {}, {}, []
+        for key, value in self.values.items():
+            if isinstance(value, Tensor):
+                signature[key] = _POINTER[value.dtype]
+            elif key.isupper() or value == 1 or value is None:
+                constexprs[key] = value
+            else:
+                signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0:
+                    aligned.append(key)
+        return CompileCase(
+            name,
+            self.kernel,
+            signature,
+            constexprs,
+            num_warps=self.options.get("num_warps", 4),
+            num_stages=self.options.get("num_stages", 3),
+            wide=wide,
+            aligned=tuple(aligned),
+            note=note,
+        )
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What an operation computes in: float64 for float64, float32 for anything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_channels_last(outputs: Tensor) -> bool:
+    return not outputs.is_contiguous() and outputs.movedim(1, -1).is_contiguous()
+
+
+def dense(tensor: Tensor, channels_last: bool) -> Tensor:
+    """``tensor`` in the given layout: itself if it is so already, else a copy."""
+    if channels_last:
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    return tensor.contiguous()
+
+
+def settle(outputs: Tensor) -> Tensor:
+    """``outputs`` in one of the two layouts."""
+    return dense(outputs, is_channels_last(outputs))
+
+
+def empty(outputs: Tensor, samples: int, channels: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised [samples, channels, ...] with the trailing shape and layout of ``outputs``."""
+    trailing = outputs.shape[2:]
+    if is_channels_last(outputs):
+        return outputs.new_empty((samples, *trailing, channels), dtype=dtype).movedim(-1, 1)
+    return outputs.new_empty((samples, channels, *trailing), dtype=dtype)
+
+
+def trailing_size(outputs: Tensor) -> int:
+    return math.prod(outputs.shape[2:])
+
+
+def channels_minor(outputs: Tensor) -> bool:
+    """Whether dimension 1 is innermost in memory: plain rows, and channels-last maps."""
+    return trailing_size(outputs) == 1 or is_channels_last(outputs)
+
+
+def units(size: int) -> tuple[int, int]:
+    """``size`` as (units, VEC) with VEC its largest power of two up to 16.
+
+    Triton sees at compile time whether an integer argument is a multiple of 16, and nothing
+    else: a size of 1000 would be read one element at a time. Passing ``size // VEC`` with VEC
+    known when compiling gives full-width loads without compiling anew for each size.
+    """
+    vec = min(size & -size, 16) if size else 1
+    return size // vec, vec
+
+
+def blocks(rows: int, length: int, elements: int = 1024) -> tuple[int, int]:
+    """(rows, elements) of one program's tile of a [rows, length] matrix, powers of two."""
+    block_l = min(next_power_of_2(length), elements)
+    return min(max(elements // block_l, 1), next_power_of_2(rows)), block_l
+
+
+def launching(plan: Callable[..., tuple[Any, Launch]]) -> Callable:
+    """The operation that makes its plan, (results, launch), and carries it out."""
+
+    def operation(*arguments):
+        results, launch = plan(*arguments)
+        launch()
+        return results
+
+    return operation

@@ -1,0 +1,332 @@
+"""combine: the experts' weighted rows, set side by side for each sample (equation 1).
+
+    concat[n, i*C + c, ...] = w[n, j] * outputs[positions[n, j], c, ...]   if experts[n, j] == i
+                              0                                            if expert i is inactive
+
+Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C outputs, S trailing
+elements. The kernels see memory, not shapes: a sample's output from one expert is ``outer`` runs of
+``inner`` elements, (1, C*S) when contiguous and (S, C) in channels last, and the concatenation
+sets the experts' runs side by side: outputs [R, outer, inner], concat [N, outer, M, inner].
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import CompileCase, cdiv, next_power_of_2, register
+from ._outputs import (
+    TRITON_DTYPE,
+    Launch,
+    accumulator,
+    blocks,
+    channels_minor,
+    dense,
+    empty,
+    is_channels_last,
+    launching,
+    settle,
+    trailing_size,
+    units,
+)
+from .exploit_loss import loss_gradient
+
+_MAX_LOOKUP = 2048  # (pair, slot) comparisons of one program: keeps K = M = 1024 in registers
+
+
+@triton.jit
+def _combine_forward(
+    concat_ptr,  # [N, outer, M, inner], written
+    outputs_ptr,  # [R, outer, inner]
+    weights_ptr,  # [N, K]
+    experts_ptr,  # [N, K]
+    positions_ptr,  # [N, K]
+    num_runs,  # N * outer * M
+    outer,
+    inner_units,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    VEC: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    """Grid: tiles of the runs, innermost first. A program owns BLOCK_P runs of the concatenation
+    and BLOCK_L elements of each: it looks up which row fills each run, and writes it or zeros."""
+    inner = inner_units * VEC
+    tiles = tl.cdiv(inner, BLOCK_L)
+    pid = tl.program_id(0)
+    run = (pid // tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    mask_p = run < num_runs
+    expert = run % M
+    n = run // M // outer
+    o = (run // M) % outer
+
+    offs_k = tl.arange(0, BLOCK_K)
+    slot = n[:, None] * K + offs_k[None, :]
+    mask_s = mask_p[:, None] & (offs_k < K)[None, :]
+    hit = tl.load(experts_ptr + slot, mask=mask_s, other=-1) == expert[:, None]
+    position = tl.load(positions_ptr + slot, mask=mask_s, other=-1)
+    weight = tl.load(weights_ptr + slot, mask=mask_s, other=0.0).to(COMPUTE)
+    row = tl.max(tl.where(hit, position, -1), axis=1).to(tl.int64)  # at most one hit
+    weight = tl.sum(tl.where(hit, weight, 0.0), axis=1)
+
+    offs_l = (pid % tiles) * BLOCK_L + tl.arange(0, BLOCK_L)
+    mask_l = (offs_l < inner)[None, :]
+    source = outputs_ptr + (row * outer + o)[:, None] * inner + offs_l[None, :]
+    x = tl.load(source, mask=(row >= 0)[:, None] & mask_l, other=0.0).to(COMPUTE)
+    target = concat_ptr + run[:, None] * inner + offs_l[None, :]
+    tl.store(target, weight[:, None] * x, mask=mask_p[:, None] & mask_l)
+
+
+@triton.jit
+def _combine_backward(
+    d_outputs_ptr,  # [R, outer, inner], written
+    d_weights_ptr,  # [N, K], written
+    d_concat_ptr,  # [N, outer, M, inner]
+    outputs_ptr,  # [R, outer, inner]
+    weights_ptr,  # [N, K]
+    experts_ptr,  # [N, K]
+    positions_ptr,  # [N, K]
+    d_loss_ptr,  # [], or None without the loss, as the two below
+    logsumexp_ptr,  # [R, S]
+    target_ptr,  # [N, S]
+    num_rows,
+    outer,
+    inner_units,
+    trailing,  # S
+    divisor,  # N * S
+    ignore_index,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    VEC: tl.constexpr,
+    FLAT: tl.constexpr,  # outer = 1
+    MINOR: tl.constexpr,  # dimension 1 is innermost
+    WITH_LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    """Grid: blocks of slots. A program owns BLOCK_R slots (n, j) and walks over their row's whole
+    length: it writes the row's gradient and sums <d_concat, outputs> in a fixed order."""
+    inner = inner_units * VEC
+    slot = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask_r = slot < num_rows
+    n = slot // K
+    expert = tl.load(experts_ptr + slot, mask=mask_r, other=0).to(tl.int64)
+    row = tl.load(positions_ptr + slot, mask=mask_r, other=0).to(tl.int64)
+    weight = tl.load(weights_ptr + slot, mask=mask_r, other=0.0).to(COMPUTE)
+    if WITH_LOSS:
+        scale = tl.load(d_loss_ptr).to(COMPUTE) / divisor
+        if FLAT and MINOR:  # S = 1: one target for the whole row
+            lse = tl.load(logsumexp_ptr + row, mask=mask_r, other=0.0)[:, None]
+            y = tl.load(target_ptr + n, mask=mask_r, other=0)[:, None]
+
+    dot = tl.zeros([BLOCK_R, BLOCK_L], dtype=COMPUTE)
+    for start in range(0, outer * inner, BLOCK_L):
+        offs_l = start + tl.arange(0, BLOCK_L)
+        mask = mask_r[:, None] & (offs_l < outer * inner)[None, :]
+        offs_x = row[:, None] * (outer * inner) + offs_l[None, :]
+        if FLAT:
+            offs_concat = (n * M + expert)[:, None] * inner + offs_l[None, :]
+        else:
+            run = (n[:, None] * outer + (offs_l // inner)[None, :]) * M + expert[:, None]
+            offs_concat = run * inner + (offs_l % inner)[None, :]
+        d_concat = tl.load(d_concat_ptr + offs_concat, mask=mask, other=0.0).to(COMPUTE)
+        x = tl.load(outputs_ptr + offs_x, mask=mask, other=0.0).to(COMPUTE)
+        dot += d_concat * x
+        d_x = weight[:, None] * d_concat
+        if WITH_LOSS:
+            if FLAT and MINOR:
+                c = offs_l
+            else:
+                c = offs_l % C if MINOR else offs_l // trailing
+                s = offs_l // C if MINOR else offs_l % trailing
+                offs_lse = row[:, None] * trailing + s[None, :]
+                lse = tl.load(logsumexp_ptr + offs_lse, mask=mask, other=0.0)
+                y = tl.load(target_ptr + n[:, None] * trailing + s[None, :], mask=mask, other=0)
+            d_x += scale * loss_gradient(x, lse, y, c[None, :], ignore_index, C, SMOOTHING)
+        tl.store(d_outputs_ptr + offs_x, d_x, mask=mask)
+    tl.store(d_weights_ptr + slot, tl.sum(dot, axis=1), mask=mask_r)
+
+
+def _runs(outputs: Tensor) -> tuple[int, int]:
+    """(outer, inner): how many runs of how many elements a row is made of."""
+    channels, trailing = outputs.shape[1], trailing_size(outputs)
+    return (trailing, channels) if channels_minor(outputs) else (1, channels * trailing)
+
+
+def _plan_forward(outputs, weights, experts, positions, num_experts) -> tuple[Tensor, Launch]:
+    n, k = experts.shape
+    concat = empty(outputs, n, num_experts * outputs.shape[1], outputs.dtype)
+    outer, inner = _runs(outputs)
+    num_runs = n * outer * num_experts
+    inner_units, vec = units(inner)
+    block_k = next_power_of_2(k)
+    block_p, block_l = blocks(num_runs, inner)
+    block_p = min(block_p, max(_MAX_LOOKUP // block_k, 1))
+    return concat, Launch(
+        _combine_forward,
+        cdiv(num_runs, block_p) * cdiv(inner, block_l),
+        concat_ptr=concat,
+        outputs_ptr=outputs,
+        weights_ptr=weights,
+        experts_ptr=experts,
+        positions_ptr=positions,
+        num_runs=num_runs,
+        outer=outer,
+        inner_units=inner_units,
+        M=num_experts,
+        K=k,
+        VEC=vec,
+        COMPUTE=TRITON_DTYPE[accumulator(outputs.dtype)],
+        BLOCK_K=block_k,
+        BLOCK_P=block_p,
+        BLOCK_L=block_l,
+    )
+
+
+def _plan_backward(
+    d_concat,
+    outputs,
+    weights,
+    experts,
+    positions,
+    num_experts,
+    d_loss,
+    logsumexp,
+    target,
+    label_smoothing,
+    ignore_index,
+) -> tuple[tuple[Tensor, Tensor], Launch]:
+    n, k = experts.shape
+    with_loss = d_loss is not None
+    d_outputs, d_weights = torch.empty_like(outputs), torch.empty_like(weights)
+    outer, inner = _runs(outputs)
+    inner_units, vec = units(inner)
+    trailing = trailing_size(outputs)
+    block_r, block_l = blocks(n * k, outer * inner)
+    return (d_outputs, d_weights), Launch(
+        _combine_backward,
+        cdiv(n * k, block_r),
+        d_outputs_ptr=d_outputs,
+        d_weights_ptr=d_weights,
+        outputs_ptr=outputs,
+        d_concat_ptr=dense(d_concat, is_channels_last(outputs)),
+        weights_ptr=weights,
+        experts_ptr=experts,
+        positions_ptr=positions,
+        d_loss_ptr=d_loss,
+        logsumexp_ptr=logsumexp,
+        target_ptr=target,
+        num_rows=n * k,
+        outer=outer,
+        inner_units=inner_units,
+        trailing=trailing,
+        divisor=n * trailing,
+        ignore_index=ignore_index,
+        M=num_experts,
+        K=k,
+        VEC=vec,
+        FLAT=outer == 1,
+        MINOR=channels_minor(outputs),
+        C=outputs.shape[1] if with_loss else 0,  # not used then: do not compile anew for each
+        WITH_LOSS=with_loss,
+        SMOOTHING=label_smoothing,
+        COMPUTE=TRITON_DTYPE[accumulator(outputs.dtype)],
+        BLOCK_R=block_r,
+        BLOCK_L=block_l,
+    )
+
+
+combine_forward = register(
+    "combine_forward(Tensor outputs, Tensor weights, Tensor experts, Tensor positions,"
+    " SymInt num_experts) -> Tensor",
+    launching(_plan_forward),
+    lambda outputs, weights, experts, positions, num_experts: empty(
+        outputs, experts.shape[0], num_experts * outputs.shape[1], outputs.dtype
+    ),
+)
+combine_backward = register(
+    "combine_backward(Tensor d_concat, Tensor outputs, Tensor weights, Tensor experts,"
+    " Tensor positions, SymInt num_experts, Tensor? d_loss, Tensor? logsumexp, Tensor? target,"
+    " float label_smoothing, int ignore_index) -> (Tensor, Tensor)",
+    launching(_plan_backward),
+    lambda d_concat, outputs, weights, *_: (torch.empty_like(outputs), torch.empty_like(weights)),
+)
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, outputs, weights, experts, positions, num_experts):
+        outputs, weights = settle(outputs), weights.contiguous()
+        ctx.save_for_backward(outputs, weights, experts, positions)
+        ctx.num_experts = num_experts
+        return combine_forward(outputs, weights, experts, positions, num_experts)
+
+    @staticmethod
+    def backward(ctx, d_concat):
+        d_outputs, d_weights = combine_backward(
+            d_concat, *ctx.saved_tensors, ctx.num_experts, None, None, None, 0.0, 0
+        )
+        return d_outputs, d_weights, None, None, None
+
+
+def combine(
+    outputs: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    """Weighted rows to the concatenation, its zeros included, each element written once.
+
+    Args:
+        outputs: [R, C, ...] float16, bfloat16, float32 (float64 too under the interpreter),
+            rows by expert, then by sample; contiguous or channels last (else it is copied).
+        weights: [N, K] floating.
+        experts: [N, K] int64, distinct within a sample.
+        rows: [R] int32, not needed here: every operation on rows takes the same arguments.
+        positions: [N, K] int32, slot to row.
+        offsets: [M+1] int32; only its length is used.
+
+    Returns:
+        [N, M*C, ...] in the dtype and layout of ``outputs``; computed in float32 (float64 for
+        float64) and rounded once. Differentiable in ``outputs`` and ``weights``: both gradients
+        come from one launch, without atomics, the same bits each time.
+    """
+    return _Combine.apply(
+        outputs, weights, experts.contiguous(), positions.contiguous(), offsets.numel() - 1
+    )
+
+
+def compile_cases() -> list[CompileCase]:
+    """Both kernels at the benchmarks' sizes, and on maps."""
+    cases = []
+    sizes = [
+        ((48, 5, 2, 100), (), torch.float32),
+        ((4096, 64, 2, 1000), (), torch.bfloat16),
+        ((4096, 16, 8, 10), (), torch.float32),
+        ((256, 64, 64, 1000), (), torch.float32),
+        ((48, 5, 2, 128), (64, 64), torch.bfloat16),
+    ]
+    for (n, m, k, c), trailing, dtype in sizes:
+        size = f"N={n} M={m} K={k} C={c} {'x'.join(map(str, trailing))} {str(dtype)[6:]}"
+        outputs = torch.empty((n * k, c, *trailing), dtype=dtype, device="meta")
+        weights = torch.empty((n, k), device="meta")
+        experts, positions = weights.long(), weights.int()
+        concat, launch = _plan_forward(outputs, weights, experts, positions, m)
+        wide = c % 4 == 0 and c > 16
+        cases.append(launch.compile_case(f"combine forward {size}", wide=wide))
+        loss = (weights.sum(), outputs.float(), weights.long())
+        for name, extra in (("", (None, None, None)), (" with loss", loss)):
+            arguments = (concat, outputs, weights, experts, positions, m, *extra, 0.0, -100)
+            _, launch = _plan_backward(*arguments)
+            cases.append(launch.compile_case(f"combine backward{name} {size}", wide=wide))
+    return cases
