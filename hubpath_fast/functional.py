@@ -203,11 +203,13 @@ def aggregate(
     if bias is not None and list(bias.shape) != [weight.shape[0]]:
         raise ValueError(f"bias: expected [{weight.shape[0]}] as weight, got {list(bias.shape)}")
     _check_device("weight", weight, routing)
+    outputs, weight, bias = _autocast(outputs, weight, bias)
+    if weight.dtype != outputs.dtype:
+        raise ValueError(
+            f"weight: expected {outputs.dtype} as outputs, got {weight.dtype}; convert one of "
+            "them, or use autocast"
+        )
     ops = _backend(backend, outputs)
-    if torch.is_autocast_enabled(outputs.device.type):
-        dtype = torch.get_autocast_dtype(outputs.device.type)
-        outputs, weight = outputs.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
     return ops.aggregate(outputs, routing.weights, *_plan(routing), weight, bias)
 
 
@@ -299,6 +301,15 @@ def _backend(name: str | None, x: Tensor) -> ModuleType:
             "or set TRITON_INTERPRET=1 before Triton is imported to interpret the kernels"
         )
     return ops
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What autocast does to the arguments of a linear layer."""
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def _plan(routing: Routing) -> tuple[Tensor, ...]:

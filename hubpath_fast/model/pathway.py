@@ -159,14 +159,15 @@ def _infer_num_outputs(experts: Sequence[nn.Module]) -> int:
     for expert in experts:
         layers = [m for m in expert.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         last = layers[-1] if layers else None
-        widths.append(
-            last.out_features
-            if isinstance(last, nn.Linear)
-            else getattr(last, "out_channels", None)
-        )
+        name = "out_features" if isinstance(last, nn.Linear) else "out_channels"
+        widths.append(getattr(last, name, None))
     if None in widths or len(set(widths)) != 1:
+        found = ", ".join(
+            f"experts[{i}] ({type(expert).__name__}): {width}"
+            for i, (expert, width) in enumerate(zip(experts, widths, strict=True))
+        )
         raise ValueError(
-            f"num_outputs: the default aggregator needs the number of outputs C, and the experts' "
-            f"last layers do not agree on one ({widths}); pass num_outputs="
+            f"num_outputs: the experts' last layers do not agree on the outputs C ({found}); "
+            "replace their heads for the task, or pass num_outputs="
         )
     return widths[0]
