@@ -5,5 +5,6 @@ Arguments are validated by ``hubpath_fast.functional``; nothing here checks them
 
 from .combine import combine
 from .exploit_loss import exploit_loss
+from .noisy_topk import noisy_topk
 
-__all__ = ["combine", "exploit_loss"]
+__all__ = ["combine", "exploit_loss", "noisy_topk"]
