@@ -1,0 +1,55 @@
+"""The arguments of figures, checked: arrays in, numpy out, or a ValueError that says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def to_array(argument: str, value: Any) -> np.ndarray:
+    """A numpy array of a tensor (any device), an array or nested lists."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # numpy has no such type
+            value = value.float()
+        return value.numpy()
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{argument} is ragged ({error}); give rows of equal length") from error
+
+
+def to_matrix(argument: str, value: Any) -> np.ndarray:
+    """float64 [rows, columns], at least one of each; None in lists becomes NaN."""
+    array = to_array(argument, value)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{argument} has shape {list(array.shape)}; give a matrix [rows, columns] with at "
+            "least one of each"
+        )
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} holds what is not a number ({error})") from error
+
+
+def to_names(argument: str, value: Sequence[Any], count: int, of: str) -> list[str]:
+    """``count`` names as strings; ``of`` says what each is the name of, for the message."""
+    names = [value] if isinstance(value, str) else [str(name) for name in value]
+    if len(names) != count:
+        raise ValueError(
+            f"{argument} has {len(names)} entries, but there are {count} {of}; give one for each"
+        )
+    return names
+
+
+def to_fractions(argument: str, values: np.ndarray) -> np.ndarray:
+    """The values, when all lie in 0..1 (NaN passes; 1e-6 is allowed for rounding)."""
+    wrong = values[(values < -1e-6) | (values > 1 + 1e-6)]
+    if wrong.size:
+        raise ValueError(
+            f"{argument} holds {wrong.flat[0]:g}; give fractions from 0 to 1, not percent"
+        )
+    return values

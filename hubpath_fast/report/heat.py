@@ -1,0 +1,176 @@
+"""Heat maps with their numbers in the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import style
+from .arrays import to_fractions, to_matrix, to_names
+
+CELL_HEIGHT = 0.42  # inches; less (down to a line of text) when there are many rows
+CELL_WIDTH = 1.35  # at most
+NAME_WIDTH = 2.3  # of the row names, at most
+BAR_WIDTH = 0.85  # the colour bar with its numbers
+
+
+def mean_weights(
+    matrix: Any, row_names: Sequence[str], expert_names: Sequence[str], row_label: str = ""
+) -> Figure:
+    """Mean pathway weight of each expert (columns) per rendering, class or data set (rows).
+
+    matrix: [rows, M] in 0..1. row_label: what a row is, as the axis's title. An expert that a row
+    never uses shows a bare 0.
+    """
+    values = to_fractions("matrix", to_matrix("matrix", matrix))
+    rows = to_names("row_names", row_names, values.shape[0], "rows of matrix")
+    experts = to_names("expert_names", expert_names, values.shape[1], "columns of matrix")
+    return heat_map(
+        values, rows, experts, row_label, "expert", "mean pathway weight", cell=_weight_text
+    )
+
+
+def accuracy_by_group(
+    matrix: Any, method_names: Sequence[str], group_names: Sequence[str], group_label: str = ""
+) -> Figure:
+    """Accuracy (0..1, NaN: not measured) of each method (rows) on each group of samples (columns).
+
+    The best of each column is bold and boxed. The colour scale starts at the lowest value, so
+    that methods which differ by little look different.
+    """
+    values = to_fractions("matrix", to_matrix("matrix", matrix))
+    methods = to_names("method_names", method_names, values.shape[0], "rows of matrix")
+    groups = to_names("group_names", group_names, values.shape[1], "columns of matrix")
+    known = values[np.isfinite(values)]
+    low = np.floor(known.min() * 20) / 20 if known.size else 0.0
+    best = np.full(values.shape, False)
+    if len(values) > 1:
+        top = np.nanmax(np.where(np.isnan(values), -np.inf, values), 0)
+        best = np.round(values, 3) == np.round(top, 3)  # ties as printed
+    return heat_map(
+        values, methods, groups, "", group_label, "accuracy", limits=(low, 1.0), bold=best
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _weight_text(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2f}"
+
+
+@style.styled
+def heat_map(
+    matrix: Any,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    row_label: str = "",
+    column_label: str = "",
+    value_label: str = "",
+    limits: tuple[float, float] | None = None,
+    bold: Any = None,
+    cell: Callable[[float], str] = _number,
+) -> Figure:
+    """A matrix [rows, columns] as a heat map, row 0 on top; NaN is an empty cell with a dash.
+
+    limits: of the colour scale; by default from 0 (or the smallest value, if negative) to the
+    largest. bold: [rows, columns] of bool, the cells to mark. cell: the text of a value. Cells too
+    small for their number show colour only.
+    """
+    values = to_matrix("matrix", matrix)
+    rows = to_names("row_names", row_names, values.shape[0], "rows of matrix")
+    columns = to_names("column_names", column_names, values.shape[1], "columns of matrix")
+    marked = np.zeros(values.shape, bool) if bold is None else np.asarray(bold, bool)
+    if marked.shape != values.shape:
+        raise ValueError(
+            f"bold has shape {list(marked.shape)}, but matrix has {list(values.shape)}; give one "
+            "flag for each cell"
+        )
+    known = values[np.isfinite(values)]
+    if limits is None:
+        limits = (min(0.0, known.min()), known.max()) if known.size else (0.0, 1.0)
+    low, high = limits[0], max(limits[1], limits[0] + 1e-9)
+
+    rows = style.fit_all(rows, NAME_WIDTH)
+    names_width = max(style.text_width(name, style.SMALL) for name in rows) + 0.35
+    room = style.WIDTH - names_width - BAR_WIDTH
+    width = min(CELL_WIDTH, room / len(columns))
+    labels, slant, label_height = _column_labels(columns, width, names_width)
+    height = CELL_HEIGHT if len(rows) <= 20 else 0.24
+    figure = style.new_figure(
+        names_width + max(width * len(columns), 1.2) + BAR_WIDTH,
+        max(height * len(rows), 1.0) + label_height + (0.25 if column_label else 0) + 0.15,
+    )
+    axes = figure.add_subplot()
+    colors = colormaps["cividis"].with_extremes(bad="white")
+    image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
+    _frame(axes, rows, labels, slant, row_label, column_label)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.01, aspect=max(12, 2 * len(rows)))
+    bar.outline.set_visible(False)
+    bar.set_label(value_label)
+    texts = [[cell(v) if np.isfinite(v) else "–" for v in row] for row in values]
+    widest = max(style.text_width(t, style.NORMAL, "bold") for row in texts for t in row)
+    if widest < width * 0.95:
+        span = high - low
+        for i, j in np.ndindex(values.shape):
+            shade = (values[i, j] - low) / span if np.isfinite(values[i, j]) else 1.0
+            axes.text(
+                j,
+                i,
+                texts[i][j],
+                ha="center",
+                va="center",
+                color="white" if shade < 0.55 else style.INK,
+                weight="bold" if marked[i, j] else "normal",
+            )
+    return figure
+
+
+def _column_labels(
+    names: Sequence[str], width: float, left: float
+) -> tuple[list[str], bool, float]:
+    """The labels, whether to slant them, and their height in inches: upright on up to three lines
+    where they fit the cells, slanted otherwise."""
+    line = style.SMALL * 1.25 / 72
+    wrapped = [style.wrap(name, width * 0.92) for name in names]
+    lines = [text.split("\n") for text in wrapped]
+    if all(len(text) <= 3 for text in lines) and all(
+        style.text_width(part, style.SMALL) <= width * 0.95 for text in lines for part in text
+    ):
+        return wrapped, False, max(map(len, lines)) * line + 0.1
+    # At 35 degrees the first label reaches left under the row names.
+    short = style.fit_all(names, max(1.6, min(2.6, (left + width / 2) / 0.82)))
+    longest = max(style.text_width(name, style.SMALL) for name in short)
+    return short, True, longest * 0.58 + 0.3
+
+
+def _frame(
+    axes: Axes,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    slant: bool,
+    row_label: str,
+    column_label: str,
+) -> None:
+    axes.set_yticks(range(len(rows)), rows)
+    if slant:
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor"
+        )
+    else:
+        axes.set_xticks(range(len(columns)), columns)
+    axes.set_xlabel(column_label)
+    axes.set_ylabel(row_label)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    # White rules between the cells.
+    axes.set_xticks(np.arange(1, len(columns)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(rows)) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
