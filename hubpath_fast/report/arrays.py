@@ -1,4 +1,4 @@
-"""The arguments of figures, checked: arrays in, numpy out, or a ValueError that says what is wrong."""
+"""Arguments of the figures: arrays in, numpy out, or a ValueError that says what is wrong."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def accuracy_bars(
 
     names = style.fit_all([r["name"] for r in items], 2.6, style.NORMAL)
     names = [f"★ {name}" if b else name for name, b in zip(names, best, strict=True)]
-    figure = style.new_figure(style.WIDTH, ROW * len(items) + 0.95)
+    figure = style.new_figure(style.WIDTH, ROW * len(items) + 1.1)
     axes = figure.add_subplot()
     for y, row in enumerate(items):
         _draw(axes, y, row, start, best[y])
@@ -59,7 +59,7 @@ def accuracy_bars(
     for label, marked in zip(axes.get_yticklabels(), best, strict=True):
         label.set_weight("bold" if marked else "normal")
     axes.set(xlim=(start, 1.0), ylim=(len(items) - 0.5, -0.5), xlabel="accuracy (fraction right)")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(start == 0)
@@ -111,10 +111,14 @@ def _print_columns(axes: Axes, items: Sequence[Mapping[str, Any]], best: Sequenc
     """The numbers, right-aligned in columns right of the axes, with a head above each."""
     columns = {"accuracy": [_accuracy_text(row) for row in items]}
     if any(row["cost"] is not None for row in items):
-        columns["forwards"] = ["" if r["cost"] is None else f"{r['cost']:g}" for r in items]
+        columns["forwards\nper sample"] = [
+            "" if r["cost"] is None else f"{r['cost']:g}" for r in items
+        ]
     edge = 0.15
     for head, texts in columns.items():
-        edge += max(style.text_width(text, style.NORMAL, "bold") for text in (head, *texts))
+        edge += max(
+            style.text_width(text, style.NORMAL, "bold") for text in (*head.split("\n"), *texts)
+        )
         place = axes.get_yaxis_transform() + ScaledTranslation(edge, 0, axes.figure.dpi_scale_trans)
         axes.text(
             1,
@@ -128,7 +132,7 @@ def _print_columns(axes: Axes, items: Sequence[Mapping[str, Any]], best: Sequenc
         )
         for y, text in enumerate(texts):
             weight = "bold" if best[y] else "normal"
-            axes.text(1, y, text, ha="right", va="center", weight=weight, transform=place)
+            axes.text(1, y, text, ha="right", va="center_baseline", weight=weight, transform=place)
         edge += 0.25
     for y, row in enumerate(items):
         if row["accuracy"] is None and row["note"]:
@@ -139,7 +143,7 @@ def _print_columns(axes: Axes, items: Sequence[Mapping[str, Any]], best: Sequenc
                 xytext=(4, 0),
                 xycoords=axes.get_yaxis_transform(),
                 textcoords="offset points",
-                va="center",
+                va="center_baseline",
                 color=style.FAINT,
                 size=style.SMALL,
                 style="italic",

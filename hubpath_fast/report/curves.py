@@ -29,7 +29,8 @@ def training_curves(
 
     history: records as in ``log.jsonl``: ``step``; scalars named by loss; mappings named by split
     (``validation``, ``train``) with metrics; ``load`` and ``mean_weight`` [M]; and
-    ``entropy_fraction`` (of log M). None leaves a gap. A panel whose keys no record has is left
+    ``entropy_fraction`` (of log M). None leaves a
+    gap (in shares: nothing). A panel whose keys no record has is left
     out. metric: the key within the splits; by default accuracy or the first other than loss, n.
     """
     records = [record for record in history if record.get("step") is not None]
@@ -57,6 +58,7 @@ def training_curves(
         panels = next(parts).subplots(1, len(lines), squeeze=False)[0]
         for axes, (title, curves) in zip(panels, lines.items(), strict=True):
             _draw_lines(axes, title, curves)
+            axes.set_xlim(*_span([record["step"] for record in records]))
     if shares:
         _draw_shares(next(parts), shares, expert_names)
     return figure
@@ -131,7 +133,13 @@ def _shares(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray,
     if not found:
         return None
     values = to_fractions(f"history's {key}", to_matrix(f"history's {key}", [v for _, v in found]))
-    return np.array([s for s, _ in found], float), values
+    return np.array([s for s, _ in found], float), np.nan_to_num(values)
+
+
+def _span(steps: Sequence[float]) -> tuple[float, float]:
+    """Where the axis of steps begins and ends, the same for all panels of lines."""
+    room = 0.03 * (max(steps) - min(steps)) or 1
+    return min(steps) - room, max(steps) + room
 
 
 def _draw_lines(axes: Axes, title: str, curves: Mapping[str, Curve]) -> None:
@@ -144,18 +152,18 @@ def _draw_lines(axes: Axes, title: str, curves: Mapping[str, Curve]) -> None:
         )
     axes.set_title(title)
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     if "entropy" in curves:
-        axes.set(ylim=(0, 1.05), ylabel="fraction of its maximum, log M")
+        axes.set(ylim=(0, 1.05), ylabel="fraction of log M")
         axes.axhline(1, color=style.FAINT, linewidth=0.8, linestyle=":")
     elif title == "losses":
         axes.set_ylabel("loss")
     else:
         axes.set_ylabel("fraction right" if title == "accuracy" else title)
-    if len(curves) > 1 or title not in ("entropy of the routing",):
+    if "entropy" not in curves:
         axes.legend(loc="best", handlelength=1.6, borderaxespad=0.2, labelspacing=0.25)
 
 
@@ -177,15 +185,15 @@ def _draw_shares(part: Any, shares: Mapping[str, Any], expert_names: Sequence[st
         if len(steps) == 1:  # an area needs a width
             steps, values = steps[0] + np.array([-0.5, 0.5]), np.repeat(values, 2, 0)
         stack = [values[:, i] for i in kept] + [values[:, rest].sum(1)] * bool(rest)
-        areas = axes.stackplot(steps, np.nan_to_num(stack), edgecolor="white", linewidth=0.6)
+        areas = axes.stackplot(steps, stack, edgecolor="white", linewidth=0.6)
         for i, area in enumerate(areas):
             look = style.look(kept[i]) if i < len(kept) else style.Look(style.RULE, "", "-")
             area.set(facecolor=look.color, hatch=look.hatch)
         axes.set(title=SHARES[key], xlabel="step", xlim=(steps[0], steps[-1]), ylim=(0, 1))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     panels[0].set_ylabel("fraction, stacked")
-    used = [bool(sum(values[:, i].sum() for _, values in shares.values())) for i in kept]
-    labels = [name if u else f"{name} (unused)" for name, u in zip(shown, used, strict=True)]
+    idle = ["load" in shares and not shares["load"][1][:, i].any() for i in kept]
+    labels = [f"{n} (no rows)" if i else n for n, i in zip(shown, idle, strict=True)]
     labels += [f"{len(rest)} others"] * bool(rest)
     # From the top as in the stack.
     part.legend(areas[::-1], labels[::-1], loc="outside right center", labelspacing=0.4)

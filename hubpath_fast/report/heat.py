@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from . import style
 from .arrays import to_fractions, to_matrix, to_names
 
-CELL_HEIGHT = 0.42  # inches; less (down to a line of text) when there are many rows
+CELL_HEIGHT = 0.42  # inches
+LOW_CELL_HEIGHT = 0.24  # with more than 20 rows: a line of text
 CELL_WIDTH = 1.35  # at most
 NAME_WIDTH = 2.3  # of the row names, at most
 BAR_WIDTH = 0.85  # the colour bar with its numbers
+SLANT = 35  # degrees
 
 
 def mean_weights(
@@ -40,7 +42,7 @@ def accuracy_by_group(
 ) -> Figure:
     """Accuracy (0..1, NaN: not measured) of each method (rows) on each group of samples (columns).
 
-    The best of each column is bold and boxed. The colour scale starts at the lowest value, so
+    The best of each column is bold. The colour scale starts at the lowest value, so
     that methods which differ by little look different.
     """
     values = to_fractions("matrix", to_matrix("matrix", matrix))
@@ -101,70 +103,81 @@ def heat_map(
     names_width = max(style.text_width(name, style.SMALL) for name in rows) + 0.35
     room = style.WIDTH - names_width - BAR_WIDTH
     width = min(CELL_WIDTH, room / len(columns))
-    labels, slant, label_height = _column_labels(columns, width, names_width)
-    height = CELL_HEIGHT if len(rows) <= 20 else 0.24
+    labels, angle, label_height = _column_labels(columns, width, names_width)
+    height = CELL_HEIGHT if len(rows) <= 20 else LOW_CELL_HEIGHT
+    # The colour bar's own label stands upright beside the cells.
+    cells_height = max(height * len(rows), style.text_width(value_label, style.NORMAL) + 0.1, 1.0)
     figure = style.new_figure(
         names_width + max(width * len(columns), 1.2) + BAR_WIDTH,
-        max(height * len(rows), 1.0) + label_height + (0.25 if column_label else 0) + 0.15,
+        cells_height + label_height + (0.25 if column_label else 0) + 0.15,
     )
     axes = figure.add_subplot()
     colors = colormaps["cividis"].with_extremes(bad="white")
     image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
-    _frame(axes, rows, labels, slant, row_label, column_label)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.01, aspect=max(12, 2 * len(rows)))
+    _frame(axes, rows, labels, angle, row_label, column_label)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.01, aspect=cells_height / 0.14)
     bar.outline.set_visible(False)
     bar.set_label(value_label)
     texts = [[cell(v) if np.isfinite(v) else "–" for v in row] for row in values]
     widest = max(style.text_width(t, style.NORMAL, "bold") for row in texts for t in row)
     if widest < width * 0.95:
-        span = high - low
+        shades = image.to_rgba(np.ma.masked_invalid(values))
         for i, j in np.ndindex(values.shape):
-            shade = (values[i, j] - low) / span if np.isfinite(values[i, j]) else 1.0
             axes.text(
                 j,
                 i,
                 texts[i][j],
                 ha="center",
                 va="center",
-                color="white" if shade < 0.55 else style.INK,
+                color=style.ink_on(shades[i, j]),
                 weight="bold" if marked[i, j] else "normal",
             )
     return figure
 
 
-def _column_labels(
-    names: Sequence[str], width: float, left: float
-) -> tuple[list[str], bool, float]:
-    """The labels, whether to slant them, and their height in inches: upright on up to three lines
-    where they fit the cells, slanted otherwise."""
+def _column_labels(names: Sequence[str], width: float, left: float) -> tuple[list[str], int, float]:
+    """The labels of columns ``width`` inches wide, their angle in degrees and height in inches.
+
+    Level on up to three lines where they fit, slanted otherwise, upright where slanted ones would
+    touch, and then only every n-th where even those would. left: inches that a slanted label may
+    reach out under the row names.
+    """
     line = style.SMALL * 1.25 / 72
-    wrapped = [style.wrap(name, width * 0.92) for name in names]
-    lines = [text.split("\n") for text in wrapped]
-    if all(len(text) <= 3 for text in lines) and all(
-        style.text_width(part, style.SMALL) <= width * 0.95 for text in lines for part in text
-    ):
-        return wrapped, False, max(map(len, lines)) * line + 0.1
-    # At 35 degrees the first label reaches left under the row names.
-    short = style.fit_all(names, max(1.6, min(2.6, (left + width / 2) / 0.82)))
-    longest = max(style.text_width(name, style.SMALL) for name in short)
-    return short, True, longest * 0.58 + 0.3
+    wrapped = [style.wrap(name, width * 0.95).split("\n") for name in names]
+    widest = max(style.text_width(part, style.SMALL) for text in wrapped for part in text)
+    count = max(map(len, wrapped))
+    if count <= 3 and widest <= width * 0.95:
+        # As many lines for each, since a lone line would stand higher than the first of two.
+        level = ["\n".join(text + [""] * (count - len(text))) for text in wrapped]
+        return level, 0, count * line + 0.1
+    slanted = width * np.sin(np.radians(SLANT)) >= line
+    if slanted:
+        reach = (left + width / 2) / np.cos(np.radians(SLANT))
+        short = style.fit_all(names, min(max(1.6, reach), 2.6))
+    else:
+        short = style.fit_all(names, 1.8)
+        every = int(np.ceil(line / width))
+        short = [name if i % every == 0 else "" for i, name in enumerate(short)]
+    angle = SLANT if slanted else 90
+    longest = max(style.text_width(name, style.SMALL) for name in short if name)
+    return short, angle, longest * np.sin(np.radians(angle)) + 0.3
 
 
 def _frame(
     axes: Axes,
     rows: Sequence[str],
     columns: Sequence[str],
-    slant: bool,
+    angle: int,
     row_label: str,
     column_label: str,
 ) -> None:
     axes.set_yticks(range(len(rows)), rows)
-    if slant:
-        axes.set_xticks(
-            range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor"
-        )
-    else:
-        axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), columns)
+    if angle:
+        # The end of a slanted label is at its column; an upright one is centred on it.
+        anchor = {"rotation_mode": "anchor", "va": "center" if angle == 90 else "baseline"}
+        for label in axes.get_xticklabels():
+            label.set(rotation=angle, ha="right", **anchor)
     axes.set_xlabel(column_label)
     axes.set_ylabel(row_label)
     axes.tick_params(length=0)

@@ -13,10 +13,14 @@ from matplotlib.patches import Rectangle
 from . import style
 from .arrays import to_array, to_fractions, to_matrix, to_names
 
-COLUMNS = 3
-PICTURE = 1.15  # inches a side
-LINE = 0.3  # inches for one expert: its name and, below, its bar
-HEAD = 0.3  # for the line with label and prediction
+# Inches. Three cards side by side where all experts' names fit, otherwise two.
+CARDS = {3: 0.95, 2: 1.4}  # cards side by side: side of the picture
+MARGIN = 0.08  # left of a card's picture and above the first card
+GAP = 0.14  # between picture and bars, and right of the bars
+HEAD = 0.3  # the line with prediction and label
+LINE = 0.42  # one expert: its name and below it the bar
+NUMBER = 0.4  # right of a bar
+BAR = 0.1
 SHOWN = 6  # bars of one sample; what remains is summed up in a line
 
 
@@ -49,42 +53,63 @@ def samples_with_weights(
     guesses = to_names("predictions", _items("predictions", predictions), n, "images")
     remarks = [""] * n if notes is None else to_names("notes", notes, n, "images")
 
-    columns = min(COLUMNS, n)
-    grid_rows = -(-n // columns)
-    active = int((values > 0).sum(1).max())
-    lines = min(active, SHOWN) + (active > SHOWN)
-    card = max(PICTURE, LINE * lines) + HEAD + 0.12
-    card_width = style.WIDTH / COLUMNS
-    figure = style.new_figure(card_width * columns, card * grid_rows + 0.05)
-    figure.set_layout_engine("none")  # the places are all known
-    width, height = figure.get_size_inches()
+    across = 3 if _widest(experts) <= _bars_width(3) else 2
+    most = int((values > 0).sum(1).max())
+    depth = max(CARDS[across], LINE * min(most, SHOWN) + LINE / 2 * (most > SHOWN))
+    card = (style.WIDTH / across, HEAD + depth + 0.16)
+    columns = min(across, n)
+    figure = style.new_figure(card[0] * columns, card[1] * -(-n // columns) + MARGIN)
+    figure.set_layout_engine("none")  # every place is known
 
     for s in range(n):
-        row, column = divmod(s, columns)
-        left, top = column * card_width, height - 0.05 - row * card
-
-        def place(x, y, w, h, left=left, top=top):
-            return figure.add_axes(
-                ((left + x) / width, (top - y - h) / height, w / width, h / height)
-            )
-
-        wrong = truths[s] != guesses[s]
-        head = f"✗ {guesses[s]}, is {truths[s]}" if wrong else f"✓ {truths[s]}"
-        axes = place(0, 0, card_width, HEAD)
-        axes.set_axis_off()
-        axes.set(xlim=(0, card_width), ylim=(0, HEAD))
-        note_width = min(1.3, style.text_width(remarks[s], style.SMALL)) if remarks[s] else 0
-        text = style.fit(head, card_width - note_width - 0.3, weight="bold")
-        color = style.OKABE_ITO[5] if wrong else style.INK
-        axes.text(0.08, HEAD / 2, text, va="center", weight="bold", color=color, size=style.SMALL)
-        if remarks[s]:
-            x = 0.08 + style.text_width(text, style.SMALL, "bold") + 0.12
-            note = style.fit(remarks[s], note_width + 0.01)
-            axes.text(x, HEAD / 2, note, va="center", color=style.FAINT, size=style.SMALL)
-        _show(place(0.08, HEAD, PICTURE, PICTURE), pictures[s], wrong)
-        bars = card_width - PICTURE - 0.38
-        _bars(place(PICTURE + 0.2, HEAD, bars, max(PICTURE, LINE * lines)), values[s], experts)
+        corner = (s % columns * card[0], MARGIN + s // columns * card[1])
+        head = _place(figure, corner, (MARGIN, 0, card[0] - MARGIN, HEAD))
+        _head(head, truths[s], guesses[s], remarks[s], card[0] - MARGIN - GAP)
+        side = CARDS[across]
+        picture = _place(figure, corner, (MARGIN, HEAD, side, side))
+        _show(picture, pictures[s], truths[s] != guesses[s])
+        left = MARGIN + side + GAP
+        bars = _place(figure, corner, (left, HEAD, _bars_width(across), depth))
+        _bars(bars, values[s], experts, _bars_width(across), depth)
     return figure
+
+
+def _widest(names: Sequence[str]) -> float:
+    return max(style.text_width(name, style.SMALL) for name in names)
+
+
+def _bars_width(across: int) -> float:
+    return style.WIDTH / across - MARGIN - CARDS[across] - 2 * GAP
+
+
+def _place(
+    figure: Figure, corner: tuple[float, float], box: tuple[float, float, float, float]
+) -> Axes:
+    """Axes in a box (x, y, width, height) from a corner, in inches from the upper left."""
+    width, height = figure.get_size_inches()
+    x, y, w, h = box
+    bottom = height - corner[1] - y - h
+    return figure.add_axes(((corner[0] + x) / width, bottom / height, w / width, h / height))
+
+
+def _head(axes: Axes, truth: str, guess: str, note: str, room: float) -> None:
+    """``✓ label`` or ``✗ predicted X, is Y``, and the note if there is room for it."""
+    axes.set_axis_off()
+    axes.set(xlim=(0, axes.get_position().width * axes.figure.get_figwidth()), ylim=(0, HEAD))
+    font = {"va": "center_baseline", "size": style.SMALL}
+    if truth == guess:
+        text, color = "✓ " + style.fit(truth, room - 0.2, weight="bold"), style.INK
+    else:
+        color = style.OKABE_ITO[5]
+        text = f"✗ predicted {guess}, is {truth}"
+        if style.text_width(text, style.SMALL, "bold") > room:
+            half = (room - style.text_width("✗ predicted , is ", style.SMALL, "bold")) / 2
+            guess, truth = (style.fit(word, half, weight="bold") for word in (guess, truth))
+            text = f"✗ predicted {guess}, is {truth}"
+    axes.text(0, HEAD / 2, text, weight="bold", color=color, **font)
+    x = style.text_width(text, style.SMALL, "bold") + 0.12
+    if note and room - x > 0.5:
+        axes.text(x, HEAD / 2, style.fit(note, room - x), color=style.FAINT, **font)
 
 
 def _items(argument: str, values: Any) -> list[Any]:
@@ -117,34 +142,25 @@ def _show(axes: Axes, picture: np.ndarray, wrong: bool) -> None:
             spine.set(linewidth=2.2, edgecolor=style.OKABE_ITO[5], linestyle=(0, (3, 2)))
 
 
-def _bars(axes: Axes, weights: np.ndarray, experts: Sequence[str]) -> None:
-    """One bar for each active expert; the axes' unit is the inch downwards, the weight across."""
-    inches = axes.get_position().width * axes.figure.get_figwidth()
-    depth = axes.get_position().height * axes.figure.get_figheight()
+def _bars(
+    axes: Axes, weights: np.ndarray, experts: Sequence[str], width: float, depth: float
+) -> None:
+    """A bar for each active expert in axes of width x depth inches; across, the axes' unit is the
+    weight, and downwards the inch."""
+    track = width - NUMBER
     axes.set_axis_off()
-    axes.set(xlim=(0, 1), ylim=(depth, 0))
-    order = [i for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
+    axes.set(xlim=(0, width / track), ylim=(depth, 0))
+    order = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
+    font = {"va": "center_baseline", "size": style.SMALL}
     for line, i in enumerate(order[:SHOWN]):
-        y, shown = line * LINE, f"{weights[i]:.2f}"
-        room = inches - style.text_width(shown, style.SMALL) - 0.1
-        name = style.fit(experts[i], room)
-        axes.text(0, y + 0.09, name, va="center", size=style.SMALL)
-        axes.text(1, y + 0.09, shown, va="center", ha="right", size=style.SMALL)
-        axes.add_patch(Rectangle((0, y + 0.175), 1, 0.085, color=style.TRACK, linewidth=0))
-        bar = style.look(i)
-        axes.add_patch(
-            Rectangle(
-                (0, y + 0.175),
-                weights[i],
-                0.085,
-                facecolor=bar.color,
-                edgecolor="white",
-                hatch=bar.hatch,
-                linewidth=0,
-                gid=f"weight of {experts[i]}",
-            )
-        )
+        top, look = line * LINE + 0.21, style.look(i)
+        axes.text(0, line * LINE + 0.09, style.fit(experts[i], width), **font)
+        axes.text(width / track, top + BAR / 2, f"{weights[i]:.2f}", ha="right", **font)
+        axes.add_patch(Rectangle((0, top), 1, BAR, color=style.TRACK, linewidth=0))
+        bar = Rectangle((0, top), weights[i], BAR, facecolor=look.color, hatch=look.hatch)
+        bar.set(edgecolor="white", linewidth=0, gid=experts[i])
+        axes.add_patch(bar)
     rest = order[SHOWN:]
     if rest:
         text = f"and {len(rest)} more: {weights[rest].sum():.2f}"
-        axes.text(0, SHOWN * LINE + 0.09, text, va="center", color=style.FAINT, size=style.SMALL)
+        axes.text(0, SHOWN * LINE + 0.09, text, color=style.FAINT, **font)

@@ -29,8 +29,8 @@ OKABE_ITO = (
     "#CC79A7",  # purple
     "#56B4E9",  # sky
     "#D55E00",  # vermilion
-    "#F0E442",  # yellow
     "#4d4d4d",  # in place of black, which is the text's
+    "#F0E442",  # yellow, the faintest on white
 )
 HATCHES = ("", "////", "....", "xxxx")
 DASHES = ("-", "--", ":", "-.")
@@ -87,6 +87,13 @@ def _defaults() -> dict[str, Any]:
 def new_figure(width: float, height: float) -> Figure:
     """A white figure of width x height inches that lays itself out."""
     return Figure((width, height), dpi=DPI, layout="constrained", facecolor="white")
+
+
+def ink_on(rgba: Sequence[float]) -> str:
+    """White or dark text, whichever contrasts more with a colour of sRGB 0..1 (WCAG 2)."""
+    channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
+    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), channels, strict=True))
+    return INK if luminance > 0.2 else "white"  # at 0.2 both have a contrast of about 4
 
 
 class Look(NamedTuple):
