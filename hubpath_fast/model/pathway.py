@@ -110,9 +110,15 @@ class HubPathway(nn.Module):
             self.renormalize,
         )  # fmt: skip
 
-    def forward(self, x: Tensor, eps: Tensor | None = None) -> PathwayOutput | Tensor:
-        """Predict for x [N, ...]; ``eps`` [N, M] replaces the drawn noise (training mode only)."""
-        routing = self.route(x, eps)
+    def forward(
+        self, x: Tensor, eps: Tensor | None = None, routing: Routing | None = None
+    ) -> PathwayOutput | Tensor:
+        """Predict for x [N, ...].
+
+        ``eps`` [N, M] replaces the noise that training draws; ``routing`` replaces what ``route``
+        would say, and the generator is not run.
+        """
+        routing = self.route(x, eps) if routing is None else routing
         outputs = run_sequential(self.experts, self._rows(x, routing), routing, self.min_group)
         if isinstance(self.aggregator, LinearAggregator):
             prediction = self.aggregator.from_rows(outputs, routing)

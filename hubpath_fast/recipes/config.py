@@ -1,0 +1,100 @@
+"""The settings of a run: a frozen dataclass that checks itself and survives a trip to JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..training import TrainerConfig
+
+AGGREGATORS = ("linear", "mlp")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What ``hubpath fit`` trains, on what, and how.
+
+    data: a folder of images (see ``hubpath_fast.data.open_images`` for its layouts).
+    hub: model names, such as "resnet50.a1_in1k"; one may occur more than once.
+    pretrained: start from the weights the names stand for; False: random weights, no network.
+    k: K, active experts per sample. min_group: see ``HubPathway``.
+    image_size: pixels a side; None: what most models of the hub were pre-trained at.
+    flip, min_area: of the augmentation: mirror half of the images; the least share of an image that
+        a random crop keeps.
+    validation: share of train held out, class by class, where the data has no validation split.
+    workers: processes that decode images.
+    explore: lambda, the weight of the exploration loss. label_smoothing: of the cross-entropy.
+    aggregator: "linear" (starts as the weighted sum) or "mlp".
+    generator_width, generator_stride: see ``PathwayGenerator``; stride None: by image size.
+    renormalize: divide the K weights by their sum (not in the paper).
+    trainer: optimizer, schedule, rates, steps, precision, seed, device: see ``TrainerConfig``.
+    """
+
+    data: str
+    hub: tuple[str, ...]
+    pretrained: bool = True
+    k: int = 2
+    min_group: int = 2
+    image_size: int | None = None
+    flip: bool = True
+    min_area: float = 0.08
+    validation: float = 0.15
+    workers: int = 2
+    explore: float = 0.5
+    label_smoothing: float = 0.0
+    aggregator: str = "linear"
+    generator_width: int = 16
+    generator_stride: int | None = None
+    renormalize: bool = False
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hub", tuple(self.hub))
+        if not self.hub:
+            raise ValueError("hub: expected at least one model name, got none")
+        if not 1 <= self.k <= len(self.hub):
+            raise ValueError(
+                f"k: expected an integer in 1..{len(self.hub)} (the experts), got {self.k}"
+            )
+        if self.aggregator not in AGGREGATORS:
+            raise ValueError(f"aggregator: expected one of {AGGREGATORS}, got {self.aggregator!r}")
+        for name, low in (("explore", 0), ("label_smoothing", 0), ("workers", 0), ("min_group", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+        for name in ("image_size", "generator_stride", "generator_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as JSON takes them."""
+        values = dataclasses.asdict(self)
+        return {**values, "hub": list(self.hub), "trainer": self.trainer.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
+        """The inverse of ``to_dict``; an unknown key is a ValueError with the closest names."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known
+                raise ValueError(f"unknown setting {key!r}; closest: {', '.join(close)}")
+        trainer = TrainerConfig.from_dict(values.get("trainer", {}))
+        return cls(**{**values, "trainer": trainer})
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FitConfig:
+        """Reads a JSON file that ``to_json`` wrote."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} holds no settings of a run ({error})") from error
+        return cls.from_dict(values)

@@ -1,0 +1,151 @@
+"""The hub of the demo: five tiny networks, each pre-trained on one rendering of 700 digits.
+
+Pre-training takes about a minute on two cores, so the weights are kept in the user's cache folder,
+under a hash of everything that determines them, and checked against a hash of their bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import platformdirs
+import timm
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..baselines import SingleModel
+from ..data import RENDERINGS, DigitsTask, TensorStream
+from ..hub import Expert, build_experts, load_body
+from ..training import SingleObjective, Trainer, TrainerConfig
+from ..training.random_state import seed_all
+from .files import write_json
+
+# One network a rendering, in the order of RENDERINGS.
+NETWORKS = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How an expert of the demo is pre-trained. epochs: passes over its 700 digits."""
+
+    epochs: int = 40
+    batch_size: int = 64
+    lr: float = 3e-3
+
+    def trainer_config(self, num_samples: int, seed: int) -> TrainerConfig:
+        return TrainerConfig(
+            steps=max(1, num_samples * self.epochs // self.batch_size),
+            batch_size=self.batch_size,
+            lr_expert=self.lr,
+            save_every=0,
+            seed=seed,
+        )
+
+
+def expert_names() -> list[str]:
+    """What the experts are called in tables: the rendering they know."""
+    return list(RENDERINGS)
+
+
+def pretrained_experts(
+    task: DigitsTask,
+    settings: Pretraining,
+    num_outputs: int,
+    console: Console,
+    cache: Path | None = None,
+) -> tuple[Callable[[], list[Expert]], float]:
+    """The hub of a task, from the cache where it is there, pre-trained and cached where not.
+
+    Returns:
+        (make, seconds): ``make()`` builds the five experts anew, with freshly drawn heads, so that
+        every method starts from the same weights; the seconds that pre-training took (0: cached).
+
+    Raises:
+        InterruptedError: a signal stopped the pre-training; what was finished is kept.
+    """
+    cache = Path(platformdirs.user_cache_dir("hubpath_fast")) if cache is None else Path(cache)
+    states, seconds = [], 0.0
+    for i, (rendering, network) in enumerate(zip(RENDERINGS, NETWORKS, strict=True)):
+        seed = 1000 * task.seed + i
+        data = task.pretrain(rendering)
+        key = _key(settings, network, seed, data.images, data.targets)
+        folder = cache / "digits" / f"{rendering}-{key}"
+        state = _load(folder, console)
+        if state is None:
+            state, took = _pretrain(folder, settings, network, seed, data, console, rendering)
+            seconds += took
+        states.append(state)
+
+    def make() -> list[Expert]:
+        experts = build_experts(NETWORKS, num_outputs, pretrained=False, input_size=32)
+        for expert, state, rendering in zip(experts, states, RENDERINGS, strict=True):
+            load_body(expert, state, source=f"the cached expert of {rendering}")
+        return experts
+
+    return make, seconds
+
+
+def _key(settings: Pretraining, network: str, seed: int, *tensors: Tensor) -> str:
+    """A hash of all that determines an expert's weights: settings, network, library, data."""
+    plain = [asdict(settings), network, seed, timm.__version__, torch.__version__]
+    digest = hashlib.sha256(json.dumps(plain).encode())
+    for tensor in tensors:
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _pretrain(folder, settings, network, seed, data, console, rendering):
+    seed_all(seed)
+    [expert] = build_experts([network], data.num_classes, pretrained=False, input_size=32)
+    config = settings.trainer_config(len(data), seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            SingleModel(expert),
+            SingleObjective(),
+            TensorStream(data, config.batch_size, config.seed),
+            config,
+            Path(scratch) / "run",
+            console=console,
+            tensorboard=False,
+            label=f"pre-train {rendering}",
+        )
+        result = trainer.fit()
+    if result.interrupted:
+        raise InterruptedError("stopped while pre-training; experts finished before are kept")
+    state = {name: tensor.contiguous() for name, tensor in expert.body.state_dict().items()}
+    _store(folder, state, network, console)
+    return state, result.seconds
+
+
+def _store(folder: Path, state: dict[str, Tensor], network: str, console: Console) -> None:
+    """Weights first, then the index that vouches for them. No room is only a warning."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / "model.safetensors")
+        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        write_json(folder / INDEX, {"network": network, "sha256": sha256})
+    except OSError as error:
+        console.print(f"[yellow]cannot cache the expert in {folder} ({error}); going on without[/]")
+
+
+def _load(folder: Path, console: Console) -> dict[str, Tensor] | None:
+    index, weights = folder / INDEX, folder / "model.safetensors"
+    try:
+        expected = json.loads(index.read_text(encoding="utf-8"))["sha256"]
+        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        expected, found = "a readable index", "none"
+    if expected != found:
+        console.print(f"[yellow]the cached expert in {folder} is damaged; pre-training it anew[/]")
+        return None
+    return load_file(weights)
