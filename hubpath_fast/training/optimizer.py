@@ -30,10 +30,13 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     no harm. Empty where there is none: then all parameters are the body's."""
     for module in model.modules():
         found = module.get_classifier() if hasattr(module, "get_classifier") else None
-        candidates = [found, *(getattr(module, name, None) for name in HEAD_NAMES)]
-        for candidate in candidates:
-            if isinstance(candidate, nn.Module) and any(True for _ in candidate.parameters()):
-                return list(candidate.parameters())
+        # A network distilled from a token of its own has two heads.
+        several = found if isinstance(found, (tuple, list)) else [found]
+        for heads in (several, *([getattr(module, name, None)] for name in HEAD_NAMES)):
+            heads = [head for head in heads if isinstance(head, nn.Module)]
+            params = [p for head in heads for p in head.parameters()]
+            if params:
+                return params
     return []
 
 
@@ -106,6 +109,12 @@ def build_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(entries, betas=(config.momentum, 0.999), **fast)
     return torch.optim.SGD(entries, momentum=config.momentum, nesterov=config.nesterov, **fast)
+
+
+def group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Of each group its name and its parameters' names: what a resumed run must have alike."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [[g["name"], *(names[id(p)] for p in g["params"])] for g in optimizer.param_groups]
 
 
 def _groups(config: TrainerConfig, experts, heads, router) -> list[ParameterGroup]:

@@ -30,7 +30,7 @@ from .interrupt import Interrupt
 from .log import JsonLog, ProgressLine, TensorBoardLog
 from .metrics import CollapseWatch, RoutingCollapseWarning, StepWindow
 from .objective import Losses
-from .optimizer import ParameterGroup, build_optimizer, default_groups
+from .optimizer import ParameterGroup, build_optimizer, default_groups, group_names
 from .random_state import random_state, seed_all, set_random_state
 from .run_state import RunState, TrainResult
 from .schedule import apply_schedule
@@ -51,8 +51,8 @@ class Trainer:
     run: what else defines the run (data, hub): kept in config.json, compared when resuming.
     resume: go on from ``out_dir/last`` if it exists. Without it a folder with a run is refused.
     expert_names: for logs and messages. tensorboard: write events to ``out_dir/tensorboard``.
-    progress: show the progress line on ``console``. label: its first word. resume_hint: how the
-        user can resume, for the message after an interruption.
+    progress: show progress on ``console``. label: its first word. resume_hint: how to resume, for
+        messages.
 
     ``fit()`` writes ``last/`` and, given validation, ``best/`` (see checkpoint.py), and
     ``log.jsonl``. On the CPU a resumed run equals an uninterrupted one to the bit.
@@ -103,7 +103,8 @@ class Trainer:
         self.watch = CollapseWatch(config.collapse_entropy, self.expert_names)
         self._settings = {"trainer": config.to_dict(), "run": dict(run or {})}
         self._random: dict[str, Any] | None = None  # the generators' states to start from
-        self._saved: int | None = None  # the step of the checkpoint in last/
+        self._interval = (0, 0.0, 0.0)  # images, waiting, seconds since the last line of the log
+        self._saved: tuple[int, int] | None = None  # step and reported of the checkpoint in last/
         self._interrupt = Interrupt()
         self._stop = False
         self._guard = FiniteGuard(self.model, self.optimizer, self.out_dir, self.watch.name)
@@ -174,7 +175,7 @@ class Trainer:
             seed_all(config.seed)
         else:
             set_random_state(self._random, self.device)
-        self._begin_interval()
+        self._begin_interval(*self._interval)
         batches = None
         try:
             while True:
@@ -184,7 +185,7 @@ class Trainer:
                     state.step >= config.steps and state.reported == state.step
                 )
                 due = config.save_every and state.step and state.step % config.save_every == 0
-                if self._saved != state.step and (done or self.stopping or due):
+                if self._saved != (state.step, state.reported) and (done or self.stopping or due):
                     self._save("last")
                 if done or self.stopping:
                     return not done
@@ -318,8 +319,8 @@ class Trainer:
     def _evaluate_classifier(self, model: nn.Module, batches: Iterable) -> dict[str, float]:
         return evaluate(model, batches, self.device, self.config.amp)
 
-    def _begin_interval(self) -> None:
-        self._images, self._waited, self._began = 0, 0.0, time.perf_counter()
+    def _begin_interval(self, images: int = 0, waited: float = 0.0, seconds: float = 0.0) -> None:
+        self._images, self._waited, self._began = images, waited, time.perf_counter() - seconds
 
     def _end_interval(self) -> dict[str, float]:
         """Rates since the last line, evaluations and checkpoints left out. seconds: since the run's
@@ -348,14 +349,15 @@ class Trainer:
         if name == "last":
             state |= {
                 "optimizer": self.optimizer.state_dict(),
-                "groups": self._group_names(),
+                "groups": group_names(self.model, self.optimizer),
                 "random": random_state(self.device),
                 "window": self.window.state_dict(),
                 "watch": self.watch.state_dict(),
+                "interval": (self._images, self._waited, began - self._began),
             }
         save_checkpoint(self.out_dir / name, self.model, state, self._settings)
         if name == "last":
-            self._random, self._saved = state["random"], self.state.step
+            self._continue_from(state)
         self._began += time.perf_counter() - began  # saving is no part of the images per second
 
     def _open_folder(self, resume: bool) -> None:
@@ -379,7 +381,7 @@ class Trainer:
         if find_checkpoint(last) is None:  # ended before its first checkpoint: start anew
             return
         state = load_state(last)
-        if state["groups"] != self._group_names():
+        if state["groups"] != group_names(self.model, self.optimizer):
             raise CheckpointError(
                 f"{last} is of another optimizer: its parameter groups are not the ones given now; "
                 "use the same groups to resume, or another output folder"
@@ -389,12 +391,11 @@ class Trainer:
         self.state = RunState(**state["run"])
         self.window.load_state_dict(state["window"], self.device)
         self.watch.load_state_dict(state["watch"])
-        self._random, self._saved = state["random"], self.state.step
+        self._continue_from(state)
 
-    def _group_names(self) -> list[list[str]]:
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        groups = self.optimizer.param_groups
-        return [[group["name"], *(names[id(p)] for p in group["params"])] for group in groups]
+    def _continue_from(self, state: Mapping[str, Any]) -> None:
+        self._random, self._interval = state["random"], state["interval"]
+        self._saved = (self.state.step, self.state.reported)
 
 
 class _EvaluationStopped(Exception):

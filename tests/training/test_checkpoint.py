@@ -1,0 +1,231 @@
+import errno
+import json
+import os
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from training_tools import single
+
+from hubpath_fast.training import checkpoint as module
+from hubpath_fast.training.checkpoint import (
+    CheckpointError,
+    check_config,
+    find_checkpoint,
+    load_config,
+    load_state,
+    load_weights,
+    save_checkpoint,
+)
+
+CONFIG = {"trainer": {"steps": 3, "milestones": [1, 2]}, "run": {"hub": "tiny"}}
+
+
+def save(folder, model, step=1):
+    save_checkpoint(folder, model, {"step": step, "tensor": torch.arange(3)}, CONFIG)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def test_what_is_saved_is_what_is_loaded_with_shared_and_strided_tensors(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+            self.one = nn.Linear(5, 5)
+            self.two = nn.Linear(5, 5)
+            self.two.weight = self.one.weight
+            block = torch.randn(4, 5)
+            self.register_buffer("top", block[:2])
+            self.register_buffer("middle", block[1:3])  # overlaps top
+            self.register_buffer("empty", torch.empty(0))
+            self.register_buffer("empty_too", torch.empty(0))
+            self.register_buffer("short", torch.randn(3).bfloat16())
+
+    torch.manual_seed(0)
+    model, other = Tied(), Tied()
+    save(tmp_path / "last", model)
+    load_weights(other, tmp_path / "last")
+    assert same(model.state_dict(), other.state_dict())
+    assert other.two.weight is other.one.weight
+    assert other.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert load_state(tmp_path / "last")["step"] == 1
+    assert load_config(tmp_path / "last") == CONFIG
+    with safe_open(tmp_path / "last/model.safetensors", framework="pt") as file:
+        assert "two.weight" not in file.keys()  # noqa: SIM118 (written once)
+    assert sorted(os.listdir(tmp_path)) == ["last"]
+    assert sorted(os.listdir(tmp_path / "last")) == [
+        "config.json", "model.safetensors", "state.pt",
+    ]  # fmt: skip
+
+
+def no_room(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Crash(BaseException):
+    """The process ends here: nothing after this point runs."""
+
+
+CALLS = ["save_file", "torch.save", "Path.write_text", "os.fsync", "os.replace"]
+
+
+def fail_at(monkeypatch, call, nth, error):
+    """Have the ``nth`` call of one of the functions that write fail."""
+    targets = {
+        "save_file": (module, "save_file"),
+        "torch.save": (torch, "save"),
+        "Path.write_text": (module.Path, "write_text"),
+        "os.fsync": (os, "fsync"),
+        "os.replace": (os, "replace"),
+    }
+    owner, name = targets[call]
+    original, seen = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        seen.append(call)
+        if len(seen) == nth:
+            error()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"),
+    [(c, 1) for c in CALLS] + [("os.fsync", n) for n in (2, 3, 4)] + [("os.replace", 2)],
+)
+def test_no_room_at_any_write_leaves_the_previous_checkpoint_and_nothing_else(
+    tmp_path, monkeypatch, call, nth
+):
+    old, new = single(0), single(1)
+    save(tmp_path / "last", old)
+    with monkeypatch.context() as patch:
+        fail_at(patch, call, nth, no_room)
+        with pytest.raises(OSError, match=r"No space left .*the previous checkpoint is whole") as e:
+            save(tmp_path / "last", new, step=2)
+    assert e.value.errno == errno.ENOSPC
+    assert "make room and resume" in str(e.value)
+    assert os.listdir(tmp_path) == ["last"]
+    loaded = single(2)
+    load_weights(loaded, tmp_path / "last")
+    assert same(loaded.state_dict(), old.state_dict())
+    assert load_state(tmp_path / "last")["step"] == 1
+    save(tmp_path / "last", new, step=2)
+    assert load_state(tmp_path / "last")["step"] == 2
+
+
+def test_a_first_save_without_room_leaves_nothing(tmp_path, monkeypatch):
+    fail_at(monkeypatch, "torch.save", 1, no_room)
+    with pytest.raises(OSError, match="there is no earlier one"):
+        save(tmp_path / "last", single())
+    assert os.listdir(tmp_path) == []
+    assert find_checkpoint(tmp_path / "last") is None
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without room")
+def test_the_system_error_is_found_under_torchs_and_safetensors_own(tmp_path, monkeypatch):
+    """Both wrap it: torch in a RuntimeError about positions, safetensors in text."""
+    full = module.Path("/dev/full")
+    for writer in (
+        lambda: torch.save({"x": torch.zeros(100000)}, open(full, "wb", buffering=0)),  # noqa: SIM115
+        lambda: (_ for _ in ()).throw(module.SafetensorError("I/O error: full (os error 28)")),
+    ):
+        with pytest.raises(Exception) as info:
+            writer()
+        assert module._errno(info.value) == errno.ENOSPC
+    assert module._errno(RuntimeError("os error 28")) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "nth", "survivor"),
+    [("save_file", 1, 1), ("os.fsync", 2, 1), ("os.replace", 1, 1), ("os.replace", 2, 1),
+     ("os.fsync", 5, 2)],
+)  # fmt: skip
+def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(
+    tmp_path, monkeypatch, call, nth, survivor
+):
+    models = {1: single(1), 2: single(2)}
+    save(tmp_path / "last", models[1])
+
+    def crash():
+        # What the next process finds: the disk as it is now, before any cleaning up.
+        shutil.copytree(tmp_path, tmp_path.with_suffix(".found"))
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        fail_at(patch, call, nth, crash)
+        with pytest.raises(Crash):
+            save(tmp_path / "last", models[2], step=2)
+    found = tmp_path.with_suffix(".found") / "last"
+    assert load_state(found)["step"] == survivor
+    loaded = single(3)
+    load_weights(loaded, found)
+    assert same(loaded.state_dict(), models[survivor].state_dict())
+    save(found, models[2], step=3)  # and the next save goes well and tidies up
+    assert os.listdir(found.parent) == ["last"]
+    assert load_state(found)["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "config.json"])
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+def test_a_truncated_file_is_named(tmp_path, name, share):
+    save(tmp_path / "last", single())
+    path = tmp_path / "last" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole)) if share < 0.99 else len(whole) - 3])
+    readers = {
+        "model.safetensors": lambda folder: load_weights(single(), folder),
+        "state.pt": load_state,
+        "config.json": load_config,
+    }
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))} is truncated or damaged"):
+        readers[name](tmp_path / "last")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))} is missing"):
+        readers[name](tmp_path / "last")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "evil"),))
+
+    save(tmp_path / "last", single())
+    torch.save({"step": Evil()}, tmp_path / "last/state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt is truncated or damaged"):
+        load_state(tmp_path / "last")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_another_model_is_named_by_its_first_difference(tmp_path):
+    save(tmp_path / "last", single())
+    other = single()
+    other.extra = nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"extra\.bias is in the model, not in the file"):
+        load_weights(other, tmp_path / "last")
+    del other.extra, other.head
+    with pytest.raises(CheckpointError, match=r"head\.bias is in the file, not in the model"):
+        load_weights(other, tmp_path / "last")
+    with pytest.raises(CheckpointError, match=r"float32 .* in the file, float64 .* in the model"):
+        load_weights(single().double(), tmp_path / "last")
+    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+        load_weights(single(), tmp_path / "best")
+
+
+def test_another_configuration_is_named_key_by_key(tmp_path):
+    save(tmp_path / "last", single())
+    check_config(tmp_path / "last", CONFIG)
+    other = json.loads(json.dumps(CONFIG))
+    other["trainer"]["milestones"] = [1]
+    other["run"] = {"hub": "tiny", "k": 2}
+    with pytest.raises(CheckpointError) as info:
+        check_config(tmp_path / "last", other)
+    assert "run.k: 'absent' in the checkpoint, 2 now" in str(info.value)
+    assert "trainer.milestones: [1, 2] in the checkpoint, [1] now" in str(info.value)
+    check_config(tmp_path / "last", other, frozenset({"run.k", "trainer.milestones"}))

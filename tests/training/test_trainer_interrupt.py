@@ -1,0 +1,124 @@
+"""Real signals: a subprocess trains, is asked to stop, and another goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_tools import VALIDATION, make, pathway, records, single
+
+from hubpath_fast.training import Interrupt, read_log
+
+HERE = Path(__file__).parent
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {here!r})
+import torch
+torch.set_num_threads({threads})
+from training_tools import VALIDATION, make, pathway, pathway_objective
+out, slow = sys.argv[1], float(sys.argv[2])
+
+def objective(model, x, y):
+    time.sleep(slow)
+    return pathway_objective(model, x, y)
+
+trainer = make(pathway(), out, objective=objective, steps=60, log_every=4, eval_every=10,
+               validation=VALIDATION, console=None)
+result = trainer.fit()
+print("interrupted" if result.interrupted else "done", result.steps)
+"""
+
+
+def start(out, slow):
+    # As many threads as here: sums are split among them, and runs are compared to the bit.
+    script = SCRIPT.format(here=str(HERE), threads=torch.get_num_threads())
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(out), str(slow)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for_lines(out, count):
+    deadline = time.monotonic() + 60
+    while len(read_log(out / "log.jsonl")) < count:
+        assert time.monotonic() < deadline, "the run did not start"
+        time.sleep(0.02)
+
+
+def test_a_sigterm_saves_says_how_to_resume_and_loses_nothing(tmp_path):
+    process = start(tmp_path, 0.1)
+    wait_for_lines(tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    step = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
+    last = tmp_path / "last"
+    assert "interrupted" in output
+    assert f"of 60; saved in {last}. Go on with resume=True" in output
+    assert "Stopped by SIGTERM after step" in output
+    assert step < 60
+
+    settings = {"steps": 60, "log_every": 4, "eval_every": 10, "validation": VALIDATION}
+    resumed = make(pathway(seed=7), tmp_path, resume=True, **settings).fit()
+    whole = make(pathway(), tmp_path / "whole", **settings).fit()
+    assert records(resumed) == records(whole)
+
+
+def test_a_second_signal_aborts_at_once(tmp_path):
+    process = start(tmp_path, 0.2)
+    wait_for_lines(tmp_path, 1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    # Where both fell into the end of one step, the first may already have done its work.
+    assert process.returncode == 143 or "interrupted" in output
+
+
+def test_handlers_are_installed_and_restored():
+    def mine(number, frame):
+        raise AssertionError("not while the context lasts")
+
+    previous = signal.signal(signal.SIGTERM, mine)
+    try:
+        with Interrupt() as interrupt:
+            assert interrupt.requested is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupt.requested == "SIGTERM"
+            with pytest.raises(SystemExit) as info:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert info.value.code == 143
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_ctrl_c_stops_after_the_step(tmp_path):
+    def objective(model, x, y):
+        if trainer.state.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(model, x, y)
+
+    trainer = make(single(), tmp_path)
+    plain, trainer.objective = trainer.objective, objective
+    before = signal.getsignal(signal.SIGINT)
+    result = trainer.fit()
+    assert (result.interrupted, result.steps) == (True, 5)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert make(single(), tmp_path, resume=True).fit().steps == 12
+
+
+def test_training_works_outside_the_main_thread(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(make(single(), tmp_path).fit()))
+    thread.start()
+    thread.join()
+    assert results[0].steps == 12

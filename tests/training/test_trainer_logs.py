@@ -1,0 +1,252 @@
+"""What the run says: evaluation, log lines, TensorBoard, the progress line, collapse."""
+
+import io
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from training_tools import CLASSES, VALIDATION, Stream, make, pathway, pathway_objective, single
+
+from hubpath_fast.training import (
+    Losses,
+    PathwayObjective,
+    RoutingCollapseWarning,
+    evaluate,
+    read_log,
+)
+from hubpath_fast.training.metrics import CollapseWatch, StepWindow
+
+
+def test_evaluate_equals_a_loop_without_noise_and_restores_each_modules_mode():
+    model = pathway()
+    model.train()
+    model.experts[0].body.eval()  # frozen by the caller
+    modes = [m.training for m in model.modules()]
+    result = evaluate(model, VALIDATION)
+    assert [m.training for m in model.modules()] == modes
+    model.eval()
+    x, y = (torch.cat(parts) for parts in zip(*VALIDATION, strict=True))
+    with torch.no_grad():
+        prediction = model(x)
+    assert result["n"] == len(y) == 32
+    assert result["accuracy"] == (prediction.argmax(1) == y).double().mean().item()
+    # Sums of float32 losses in another order: some roundings of 6e-8.
+    assert result["loss"] == pytest.approx(
+        nn.functional.cross_entropy(prediction, y).item(), rel=1e-6
+    )
+
+    def failing():
+        yield VALIDATION[0]
+        raise RuntimeError("broken image")
+
+    model.train()
+    with pytest.raises(RuntimeError, match="broken image"):
+        evaluate(model, failing())
+    assert all(m.training for m in model.modules())
+
+
+def test_a_line_has_the_mean_losses_loads_weights_and_entropy_of_its_steps(tmp_path):
+    seen = []
+
+    def objective(model, x, y):
+        losses = pathway_objective(model, x, y)
+        seen.append(losses)
+        return losses
+
+    trainer = make(pathway(), tmp_path, objective=objective, steps=6, log_every=3, clip_norm=1.0)
+    history = trainer.fit().history
+    assert history == read_log(tmp_path / "log.jsonl")
+    assert [r["step"] for r in history] == [3, 6]
+    for record, steps in zip(history, (seen[:3], seen[3:]), strict=True):
+        for name in ("task", "explore", "exploit"):
+            mean = sum(s.parts[name].item() for s in steps) / 3
+            assert record[name] == pytest.approx(mean, rel=1e-12)
+        assert record["loss"] == pytest.approx(sum(s.total.item() for s in steps) / 3, rel=1e-12)
+        counts = torch.tensor([s.routing.counts() for s in steps]).sum(0)
+        assert counts.sum() == 3 * 8 * 2
+        assert record["load"] == pytest.approx((counts / counts.sum()).tolist())
+        p = sum(s.routing.mean.detach().double() for s in steps) / 3
+        assert record["mean_weight"] == pytest.approx(p.tolist(), rel=1e-12)
+        entropy = -(p * p.log()).sum().item()
+        assert record["entropy"] == pytest.approx(entropy, rel=1e-12)
+        assert record["entropy_fraction"] == pytest.approx(entropy / math.log(3), rel=1e-12)
+        assert record["grad_norm"] > 0
+        assert set(record["lr"]) == {"experts", "heads", "router"}
+        assert record["time"]["images_per_second"] > 0
+        assert 0 <= record["time"]["data_wait"] <= 1
+
+
+def test_nothing_but_the_counts_is_read_between_two_lines(monkeypatch):
+    """A host read makes a GPU wait; on the CPU they can at least be counted."""
+    window, reads = StepWindow(), []
+    for name in ("item", "tolist", "cpu", "__bool__", "__float__", "numpy"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda *a, _o=original, _n=name, **k: reads.append(_n) or _o(*a, **k),
+        )
+    routing = SimpleNamespace(mean=torch.full((2,), 0.5), counts=lambda: [3, 5])
+    for step in range(4):
+        losses = Losses(torch.tensor(1.0), {"task": torch.tensor(2.0)}, routing, torch.ones(8, 3))
+        window.add(step, 1.0, losses)
+        window.add_norm(torch.tensor(3.0))
+    assert reads == []
+    summary = window.summary()
+    assert (summary["loss"], summary["task"], summary["grad_norm"]) == (1.0, 2.0, 3.0)
+    assert summary["load"] == [0.375, 0.625]
+
+
+def test_losses_must_keep_their_names():
+    window = StepWindow()
+    window.add(1, 1.0, Losses(torch.tensor(1.0), {"task": torch.tensor(2.0)}))
+    with pytest.raises(ValueError, match=r"\['loss', 'distill'\], before \['loss', 'task'\]"):
+        window.add(2, 1.0, Losses(torch.tensor(1.0), {"distill": torch.tensor(2.0)}))
+
+
+def summary(rows, weights):
+    entropy = -sum(w * math.log(w) for w in weights if w)
+    fraction = entropy / math.log(len(weights))
+    return {"rows": rows, "mean_weight": weights, "entropy_fraction": fraction}
+
+
+def test_a_collapse_is_warned_about_once_and_names_the_expert():
+    watch = CollapseWatch(0.1, ["a", "b"])
+    assert watch.update(summary([10, 10], [0.5, 0.5])) == []
+    (text,) = watch.update(summary([10, 10], [0.004, 0.996]))
+    assert re.search(r"entropy is 0\.0\d\d of its maximum, expert 1 \(b\) has 99\.6%", text)
+    assert watch.update(summary([10, 10], [0.004, 0.996])) == []
+
+
+def test_an_idle_expert_is_warned_about_after_a_stretch_long_enough_to_tell():
+    watch = CollapseWatch(0.1)
+    told = [watch.update(summary([50, 0, 50], [0.5, 0.1, 0.4])) for _ in range(5)]
+    assert [len(t) for t in told] == [0, 0, 1, 0, 0]
+    assert "expert 1 has had none of the last 300 rows" in told[2][0]
+    # Few rows prove nothing: a third of 5 x 9 rows might well be missed by chance.
+    few = CollapseWatch(0.1)
+    assert all(few.update(summary([5, 0, 4], [0.5, 0.1, 0.4])) == [] for _ in range(5))
+    # Rows in between start the stretch anew, and a restored watch remembers.
+    watch = CollapseWatch(0.1)
+    for rows in ([50, 0], [50, 0], [50, 1], [50, 0], [50, 0]):
+        assert watch.update(summary(rows, [0.9, 0.1])) == []
+    again = CollapseWatch(0.1)
+    again.load_state_dict(watch.state_dict())
+    assert len(again.update(summary([50, 0], [0.9, 0.1]))) == 1
+
+
+def test_a_collapsed_run_warns_in_python_and_in_the_log(tmp_path):
+    model = pathway()
+    with torch.no_grad():
+        model.generator.heads.weight.zero_()
+        model.generator.heads.bias.copy_(torch.tensor([30.0, 0, 0, -30, -30, -30]))
+    trainer = make(model, tmp_path, steps=4, log_every=2, lr_router=0.0)
+    with pytest.warns(RoutingCollapseWarning, match="expert 0 has 100.0%") as caught:
+        history = trainer.fit().history
+    assert len(caught) == 1
+    assert ["warnings" in record for record in history] == [True, False]
+
+
+def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from hubpath_fast.training import Trainer, TrainerConfig
+
+    def run(resume, stop_at=None):
+        config = TrainerConfig(steps=8, batch_size=8, log_every=2, eval_every=4, save_every=2)
+        trainer = Trainer(
+            pathway(), pathway_objective, Stream(), config, tmp_path, validation=VALIDATION,
+            expert_names=["a", "b", "c"], progress=False, resume=resume,
+        )  # fmt: skip
+        if stop_at:
+
+            def objective(model, x, y):
+                if trainer.state.step == stop_at:
+                    raise RuntimeError("crash")
+                return pathway_objective(model, x, y)
+
+            trainer.objective = objective
+        return trainer.fit()
+
+    with pytest.raises(RuntimeError, match="crash"):
+        run(False, stop_at=5)
+    history = run(True).history
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.Tags()["scalars"]
+    for tag in ("loss", "task", "load/b", "mean_weight/c", "entropy", "lr/router",
+                "validation/accuracy", "time/data_wait"):  # fmt: skip
+        assert tag in tags, tags
+    assert [e.step for e in events.Scalars("load/b")] == [2, 4, 6, 8]
+    assert [e.step for e in events.Scalars("validation/accuracy")] == [4, 8]
+    values = [e.value for e in events.Scalars("load/b")]
+    assert values == pytest.approx([r["load"][1] for r in history], rel=1e-6)  # float32 there
+
+
+def test_without_a_terminal_each_log_interval_is_one_plain_line(tmp_path):
+    out = io.StringIO()
+    make(
+        pathway(), tmp_path, console=Console(file=out, width=40), validation=VALIDATION,
+        steps=9, log_every=3, eval_every=3,
+    ).fit()  # fmt: skip
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    for line, step in zip(lines, (3, 6, 9), strict=True):
+        assert re.match(
+            rf"step {step}/9 {step / 9:.0%} \| loss [\d.]+ \| task [\d.]+ \| explore -[\d.]+ \| "
+            r"exploit [\d.]+ \| entropy \d\.\d\d \| val accuracy [\d.]+ val loss [\d.]+ \| "
+            r"\d+ images/s \| ETA \d+:\d\d$",
+            line,
+        ), line
+
+
+def test_on_a_terminal_one_line_renews_itself(tmp_path):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=200)
+    make(pathway(), tmp_path, console=console, steps=6, log_every=3).fit()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert "step 6/6" in text
+    assert "100%" in text
+    assert "images/s" in text
+    assert len([line for line in text.split("\n") if line.strip()]) == 1
+
+
+def test_the_pathway_objective_passes_on_what_the_criterion_returns():
+    model = pathway()
+    model.train()
+    terms = {"total": 3, "task": 2, "explore": None, "exploit": 1}
+    losses = PathwayObjective(lambda output, y: SimpleNamespace(**terms))(model, *Stream().batch(0))
+    assert (losses.total, losses.parts) == (3, {"task": 2, "exploit": 1})
+    assert losses.expert_outputs.shape == (16, CLASSES)
+    assert sum(losses.routing.counts()) == 16
+
+
+def test_bf16_autocast_reaches_the_model_and_not_the_log(tmp_path):
+    seen = []
+
+    def objective(model, x, y):
+        prediction = model(x)
+        seen.append(prediction.dtype)
+        return Losses(nn.functional.cross_entropy(prediction, y))
+
+    result = make(single(), tmp_path, objective=objective, amp="bf16", validation=VALIDATION).fit()
+    assert set(seen) == {torch.bfloat16}
+    assert math.isfinite(result.history[-1]["loss"])
+    assert result.best_metric is not None
+
+
+def test_the_best_weights_come_back_and_a_single_model_learns(tmp_path):
+    trainer = make(
+        single(), tmp_path, steps=120, eval_every=10, validation=VALIDATION, save_every=0,
+        lr_expert=0.03, log_every=10,
+    )  # fmt: skip
+    result = trainer.fit()
+    assert result.best_metric >= 0.8  # three classes by the largest of three features
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    with torch.no_grad():
+        trainer.model.head.weight.zero_()
+    trainer.load_best()
+    assert evaluate(trainer.model, VALIDATION)["accuracy"] == result.best_metric

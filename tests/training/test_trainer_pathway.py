@@ -1,0 +1,105 @@
+"""The trainer with the project's own model, loss and stream, on small images."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hubpath_fast.data import TensorSet, TensorStream
+from hubpath_fast.model import HubPathway, HubPathwayLoss, PathwayGenerator
+from hubpath_fast.training import NonFiniteLoss, PathwayObjective, Trainer, TrainerConfig
+
+M, C = 3, 2
+
+
+def images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return TensorSet(pixels, pixels.float().mean((1, 2, 3)).gt(127.5).long(), ("dark", "bright"))
+
+
+def expert():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, C),
+    )  # fmt: skip
+
+
+def trainer(out_dir, seed=0, **options):
+    torch.manual_seed(seed)
+    model = HubPathway(
+        [expert() for _ in range(M)],
+        PathwayGenerator(M, width=4, stride=2),
+        k=2,
+        normalization=(torch.full((M, 3), 0.5), torch.full((M, 3), 0.25)),
+    )
+    config = TrainerConfig(
+        steps=10,
+        batch_size=12,
+        accumulate=2,
+        clip_norm=1.0,
+        log_every=3,
+        eval_every=5,
+        save_every=4,
+    )
+    data = images()
+    return Trainer(
+        model, PathwayObjective(HubPathwayLoss()), TensorStream(data, 12, seed=1), config, out_dir,
+        validation=[(data.images, data.targets)], tensorboard=False, progress=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [4, 7])
+def test_a_crashed_run_resumes_to_the_bit(tmp_path, cut):
+    whole = trainer(tmp_path / "whole")
+    expected = whole.fit()
+    crashing = trainer(tmp_path / "cut")
+    plain = crashing.objective
+
+    def objective(model, x, y):
+        if crashing.state.step == cut:
+            raise RuntimeError("crash")
+        return plain(model, x, y)
+
+    crashing.objective = objective
+    with pytest.raises(RuntimeError, match="crash"):
+        crashing.fit()
+    resumed = trainer(tmp_path / "cut", seed=5, resume=True)
+    assert resumed.state.step == 4
+    result = resumed.fit()
+    state = whole.model.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    for ours, theirs in zip(result.history, expected.history, strict=True):
+        assert {**ours, "time": None} == {**theirs, "time": None}
+    assert list(ours)[:9] == [
+        "step", "loss", "task", "explore", "exploit", "grad_norm", "load", "mean_weight", "entropy",
+    ]  # fmt: skip
+
+
+def test_groups_are_the_experts_and_the_router(tmp_path):
+    groups = trainer(tmp_path).optimizer.param_groups
+    assert [(g["name"], g["peak_lr"]) for g in groups] == [("experts", 1e-3), ("router", 3e-3)]
+
+
+@pytest.mark.parametrize("part", ["expert", "scores"])
+def test_nan_in_an_expert_or_in_the_scores_is_told_apart(tmp_path, part):
+    run = trainer(tmp_path, expert_names=["a", "b", "c"])
+    plain = run.objective
+
+    def objective(model, x, y):
+        if run.state.step == 5:
+            with torch.no_grad():
+                parameter = model.experts[2][6].bias if part == "expert" else None
+                parameter = next(model.generator.parameters()) if parameter is None else parameter
+                parameter.fill_(math.nan)
+        return plain(model, x, y)
+
+    run.objective = objective
+    with pytest.raises(NonFiniteLoss) as info:
+        run.fit()
+    assert info.value.step == 6
+    assert info.value.checkpoint == tmp_path / "last"
+    assert info.value.experts == (["expert 2 (c)"] if part == "expert" else [])
+    assert ("the generator's scores" in str(info.value)) == (part == "scores")

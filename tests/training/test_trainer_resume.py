@@ -1,0 +1,285 @@
+"""A run that is cut short and resumed equals an uninterrupted one, to the bit."""
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from training_tools import VALIDATION, Stream, make, pathway, pathway_objective, records, single
+
+from hubpath_fast.training import CheckpointError, Losses
+
+
+def noisy_objective(model, x, y):
+    """Draws from every generator whose state a checkpoint must hold."""
+    x = x + 0.1 * random.random() + 0.1 * np.random.rand() + 0.1 * torch.randn_like(x)
+    return pathway_objective(model, x, y)
+
+
+def stop_after(trainer, step):
+    """Have ``trainer`` stop as by a signal once ``step`` updates are done."""
+    update = trainer.optimizer.step
+
+    def counted(*args, **kwargs):
+        update(*args, **kwargs)
+        if trainer.state.step + 1 == step:
+            trainer.stop()
+
+    trainer.optimizer.step = counted
+    return trainer
+
+
+def assert_equal(a, b, where=""):
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_run(one, two):
+    assert_equal(one.model.state_dict(), two.model.state_dict())
+    assert_equal(one.optimizer.state_dict(), two.optimizer.state_dict())
+    states = [torch.load(t.out_dir / "last/state.pt", weights_only=True) for t in (one, two)]
+    for state in states:
+        state["run"].pop("seconds")
+        state.pop("interval")
+    assert_equal(*states)
+
+
+SETTINGS = {
+    "steps": 24,
+    "accumulate": 3,  # of 8 samples: micro-batches of unequal size
+    "clip_norm": 0.5,
+    "log_every": 5,
+    "eval_every": 6,
+    "validation": VALIDATION,
+    "objective": noisy_objective,
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "cut", [12, 13, 24]
+)  # at an evaluation, between log lines, before the last
+def test_n_steps_stop_and_n_more_equal_2n_steps(tmp_path, optimizer, cut):
+    settings = {**SETTINGS, "optimizer": optimizer}
+    whole = make(pathway(), tmp_path / "whole", **settings)
+    expected = whole.fit()
+
+    first = stop_after(make(pathway(), tmp_path / "cut", **settings), cut).fit()
+    assert first.interrupted
+    assert first.steps == cut
+    torch.manual_seed(12345)  # the second process starts from anywhere
+    second = make(pathway(seed=7), tmp_path / "cut", resume=True, **settings)
+    result = second.fit()
+
+    assert not result.interrupted
+    assert_same_run(whole, second)
+    assert records(result) == records(expected)
+    assert [r["step"] for r in result.history] == [5, 6, 10, 12, 15, 18, 20, 24]
+    assert (result.best_metric, result.best_step) == (expected.best_metric, expected.best_step)
+
+
+def test_a_crash_repeats_the_steps_since_the_last_checkpoint_and_no_line_of_the_log(tmp_path):
+    settings = {**SETTINGS, "save_every": 4}
+    whole = make(pathway(), tmp_path / "whole", **settings)
+    expected = whole.fit()
+    crashing = make(pathway(), tmp_path / "cut", **settings)
+    update = crashing.optimizer.step
+
+    def crash(*args, **kwargs):
+        if crashing.state.step == 11:
+            raise RuntimeError("power cut")
+        update(*args, **kwargs)
+
+    crashing.optimizer.step = crash
+    with pytest.raises(RuntimeError, match="power cut"):
+        crashing.fit()
+    log = tmp_path / "cut/log.jsonl"
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [5, 6, 10]
+    log.write_text(log.read_text() + '{"step": 11, "lo')  # cut in the middle of a line
+
+    second = make(pathway(seed=7), tmp_path / "cut", resume=True, **settings)
+    assert second.state.step == 8
+    result = second.fit()
+    assert_same_run(whole, second)
+    assert records(result) == records(expected)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [
+        r["step"] for r in expected.history
+    ]
+
+
+def test_the_same_trainer_goes_on_after_a_stop(tmp_path):
+    whole = make(pathway(), tmp_path / "whole", **SETTINGS)
+    expected = whole.fit()
+    cut = stop_after(make(pathway(), tmp_path / "cut", **SETTINGS), 7)
+    assert cut.fit().interrupted
+    torch.rand(5)
+    result = cut.fit()
+    assert_same_run(whole, cut)
+    assert records(result) == records(expected)
+
+
+def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path):
+    def drawing_batches():
+        for batch in VALIDATION:
+            torch.rand(1)  # an evaluation's iterator may draw too
+            yield batch
+
+    settings = {**SETTINGS, "validation": drawing_batches}
+    whole = make(pathway(), tmp_path / "whole", **settings)
+    expected = whole.fit()
+
+    def stopping_batches():
+        for i, batch in enumerate(drawing_batches()):
+            if i == 2 and cut.state.step == 12:
+                cut.stop()
+            yield batch
+
+    cut = make(pathway(), tmp_path / "cut", **{**settings, "validation": stopping_batches})
+    first = cut.fit()
+    assert first.interrupted
+    assert (first.steps, [r["step"] for r in first.history]) == (12, [5, 6, 10])
+    assert cut.model.training
+    second = make(pathway(seed=7), tmp_path / "cut", resume=True, **settings)
+    result = second.fit()
+    assert_same_run(whole, second)
+    assert records(result) == records(expected)
+
+
+def scripted(values):
+    """An evaluation with a given course: {step: accuracy}."""
+
+    def evaluation(model, batches):
+        return {"accuracy": values[evaluation.trainer.state.step]}
+
+    return evaluation
+
+
+COURSE = {2: 0.3, 4: 0.5, 6: 0.5, 8: 0.4, 10: 0.9, 12: 0.9}
+
+
+@pytest.mark.parametrize("cut", [None, 5, 6, 7, 8])
+def test_early_stopping_counts_across_a_resume(tmp_path, cut):
+    def trainer(**more):
+        evaluation = scripted(COURSE)
+        made = make(
+            single(), tmp_path, eval_every=2, patience=2, validation=VALIDATION,
+            evaluation=evaluation, **more,
+        )  # fmt: skip
+        evaluation.trainer = made
+        return made
+
+    if cut is None:
+        result = trainer().fit()
+    else:
+        assert stop_after(trainer(), cut).fit().interrupted
+        result = trainer(resume=True).fit()
+    assert (result.steps, result.best_metric, result.best_step) == (8, 0.5, 4)
+    assert result.stopped_early
+    assert not result.interrupted
+    again = trainer(resume=True).fit()  # a finished run has nothing left to do
+    assert (again.steps, again.stopped_early) == (8, True)
+    assert records(again) == records(result)
+
+
+def test_a_smaller_metric_can_be_the_better(tmp_path):
+    evaluation = scripted(COURSE)
+    trainer = make(
+        single(), tmp_path, eval_every=2, metric_mode="min", validation=VALIDATION,
+        evaluation=evaluation,
+    )  # fmt: skip
+    evaluation.trainer = trainer
+    result = trainer.fit()
+    assert (result.best_metric, result.best_step) == (0.3, 2)
+
+
+def test_a_folder_with_another_run_is_refused_and_nothing_in_it_changes(tmp_path):
+    make(single(), tmp_path).fit()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(ValueError, match=r"holds another run .*resume=True, delete it, or choose"):
+        make(single(), tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        make(single(), file)
+
+
+def test_resuming_with_nothing_to_resume_starts_anew(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 3, "loss": 1.0}\n')  # died before its first save
+    result = make(single(), tmp_path, resume=True, log_every=4).fit()
+    assert [r["step"] for r in result.history] == [4, 8, 12]
+
+
+def test_resuming_another_configuration_names_every_key_with_both_values(tmp_path):
+    make(single(), tmp_path, run={"hub": ["a", "b"], "data": {"folder": "x"}}).fit()
+    with pytest.raises(CheckpointError) as info:
+        make(
+            single(), tmp_path, resume=True, run={"hub": ["a", "c"], "data": {"folder": "x"}},
+            lr_expert=0.5, log_every=3, save_every=7,
+        )  # fmt: skip
+    text = str(info.value)
+    assert "run.hub: ['a', 'b'] in the checkpoint, ['a', 'c'] now" in text
+    assert "trainer.lr_expert: 0.01 in the checkpoint, 0.5 now" in text
+    assert "every" not in text  # how often it logs and saves may change
+
+
+def test_resuming_another_model_or_other_groups_says_which(tmp_path):
+    make(single(), tmp_path).fit()
+    wider = single()
+    wider.head = torch.nn.Linear(12, 5)
+    with pytest.raises(
+        CheckpointError,
+        match=r"head\.bias is float32 \[3\] in the file, float32 \[5\] in the model",
+    ):
+        make(wider, tmp_path, resume=True)
+    frozen = single()
+    frozen.body.requires_grad_(False)
+    with pytest.raises(CheckpointError, match="parameter groups are not the ones given now"):
+        make(frozen, tmp_path, resume=True)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    """Without parts that couple the batch; micro-batches of 3, 3 and 2 samples weigh as such."""
+
+    def objective(model, x, y):
+        return Losses(torch.nn.functional.cross_entropy(model.head(model.body[0](x)), y))
+
+    gradients = {}
+    for accumulate in (1, 3):
+        model = single().double()
+        stream = Stream()
+        x, y = stream.batch(0)
+        stream.batches = lambda start, x=x, y=y: iter([(x.double(), y)])
+        trainer = make(
+            model, tmp_path / str(accumulate), stream, objective, steps=1, accumulate=accumulate,
+            optimizer="sgd", momentum=0.0, weight_decay=0.0, schedule="constant", lr_expert=1.0,
+        )  # fmt: skip
+        before = model.head.weight.detach().clone()
+        result = trainer.fit()
+        gradients[accumulate] = before - model.head.weight.detach()
+        gradients[f"loss {accumulate}"] = torch.tensor(result.history[0]["loss"])
+    # float64 sums in another order
+    torch.testing.assert_close(gradients[1], gradients[3], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradients["loss 1"], gradients["loss 3"], rtol=1e-12, atol=0)
+
+
+def test_a_batch_smaller_than_its_micro_batches_and_a_stream_that_ends_are_errors(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("batch of step 0 has 2 samples, fewer than")):
+        make(single(), tmp_path / "a", Stream(size=2), accumulate=4).fit()
+    short = Stream()
+    short.batches = lambda start: iter([short.batch(0)])
+    with pytest.raises(ValueError, match="the stream ended at step 1 of 12"):
+        make(single(), tmp_path / "b", short).fit()

@@ -1,0 +1,95 @@
+"""Tiny models and streams that the training tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hubpath_fast.reference import ReferenceHubPathway, losses
+from hubpath_fast.training import Losses, SingleObjective, Trainer, TrainerConfig
+
+FEATURES, CLASSES = 6, 3
+
+
+class Stream:
+    """Batches that depend on the seed and the step alone; the class is the largest feature's."""
+
+    def __init__(self, size=8, seed=0):
+        self.size, self.seed = size, seed
+
+    def batch(self, step):
+        generator = torch.Generator().manual_seed(1000 * self.seed + step)
+        x = torch.randn(self.size, FEATURES, generator=generator)
+        return x, x[:, :CLASSES].argmax(1)
+
+    def batches(self, start_step):
+        torch.rand(1)  # as a DataLoader draws from the global generator when it starts
+        step = start_step
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+class Generator(nn.Module):
+    def __init__(self, num_experts):
+        super().__init__()
+        self.heads = nn.Linear(FEATURES, 2 * num_experts)
+
+    def forward(self, x):
+        return self.heads(x).chunk(2, dim=1)
+
+
+class Expert(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(FEATURES, 12), nn.BatchNorm1d(12), nn.ReLU())
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.drop(self.body(x)))
+
+
+def single(seed=0):
+    torch.manual_seed(seed)
+    return Expert()
+
+
+def pathway(seed=0, num_experts=3):
+    """BatchNorm, dropout and routing noise: all that a resumed run could get wrong."""
+    torch.manual_seed(seed)
+    experts = [Expert() for _ in range(num_experts)]
+    aggregator = nn.Linear(num_experts * CLASSES, CLASSES)
+    return ReferenceHubPathway(experts, Generator(num_experts), aggregator, k=2)
+
+
+def pathway_objective(model, x, y):
+    output = model(x)
+    total, *parts = losses(output, y, explore=0.5)
+    named = dict(zip(("task", "explore", "exploit"), parts, strict=True))
+    return Losses(total, named, output.routing, output.expert_outputs)
+
+
+VALIDATION = [Stream(seed=99).batch(step) for step in range(4)]
+
+
+def make(model, out_dir, stream=None, objective=None, **settings):
+    """A trainer of ``model``; settings of TrainerConfig and of Trainer may be mixed."""
+    own = {"validation", "evaluation", "run", "resume", "expert_names", "console", "groups"}
+    options = {key: settings.pop(key) for key in own & set(settings)}
+    config = TrainerConfig(**{"steps": 12, "batch_size": 8, "lr_expert": 0.01, **settings})
+    if objective is None:
+        objective = pathway_objective if hasattr(model, "experts") else SingleObjective()
+    return Trainer(
+        model,
+        objective,
+        stream or Stream(),
+        config,
+        out_dir,
+        **{"progress": "console" in options, "tensorboard": False, **options},
+    )
+
+
+def records(result):
+    """A history without its timings, the one thing that differs between equal runs."""
+    return [{k: v for k, v in record.items() if k != "time"} for record in result.history]
