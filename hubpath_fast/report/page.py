@@ -204,11 +204,12 @@ th, td { padding: 7px 14px; text-align: left; vertical-align: baseline; }
 th[scope="row"] { font-weight: 400; }
 thead th {
   border-bottom: 2px solid var(--rule); color: var(--faint);
-  font-weight: 600; font-size: 14px; vertical-align: bottom;
+  font-weight: 600; font-size: 14px; vertical-align: bottom; max-width: 11em;
 }
 tbody tr { border-bottom: 1px solid var(--rule); }
 tbody tr:hover { background: var(--stripe); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+thead .number { white-space: normal; }
 footer {
   margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--rule);
   color: var(--faint); font-size: 14px;
@@ -222,6 +223,9 @@ footer {
 @media print {
   :root { --paper: #ffffff; --ink: #000000; --faint: #444444; --rule: #bbbbbb; --stripe: #ffffff; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
+  section { margin-top: 24px; }
+  th, td { padding: 4px 10px; }
+  footer { margin-top: 24px; }
   nav { display: none; }
   .card { border: 0; padding: 0; overflow: visible; }
   .card img { min-width: 0 !important; }

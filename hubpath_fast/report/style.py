@@ -93,7 +93,7 @@ def ink_on(rgba: Sequence[float]) -> str:
     """White or dark text, whichever contrasts more with a colour of sRGB 0..1 (WCAG 2)."""
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), channels, strict=True))
-    return INK if luminance > 0.2 else "white"  # at 0.2 both have a contrast of about 4
+    return INK if luminance > 0.215 else "white"  # there both have a contrast of 4
 
 
 class Look(NamedTuple):

@@ -1,0 +1,453 @@
+"""The figures show the numbers they were given, and say which argument is wrong."""
+
+from __future__ import annotations
+
+import ast
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+
+from hubpath_fast import report
+from hubpath_fast.report import style
+
+FIVE = [
+    "upright/test_resnet",
+    "inverted/test_efficientnet",
+    "turned/test_byobnet",
+    "edges/test_resnet",
+    "checkerboard/test_nfnet",
+]
+TEN = [
+    "resnet50.tv_in1k",
+    "resnet50.tv2_in1k",
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "convnext_tiny.fb_in22k_ft_in1k_384",
+    "efficientnet_b0.ra_in1k",
+    "swin_tiny_patch4_window7_224.ms_in1k",
+    "mobilenetv3_large_100.ra_in1k",
+    "deit_small_patch16_224.fb_in1k",
+    "regnety_016.tv2_in1k",
+    "maskrcnn_resnet50_fpn",
+]
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def overlaps(boxes) -> list[tuple[int, int]]:
+    """Pairs of boxes that share more than a pixel each way."""
+    return [
+        (i, j)
+        for i, a in enumerate(boxes)
+        for j, b in enumerate(boxes[:i])
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+
+
+def boxes(artists) -> list:
+    return [artist.get_window_extent() for artist in artists if artist.get_text().strip()]
+
+
+def assert_inside(figure, artists) -> None:
+    """No text is cut off at the figure's edge (a pixel is left for rounding)."""
+    for box in boxes(artists):
+        assert box.x0 >= -1
+        assert box.y0 >= -1
+        assert box.x1 <= figure.bbox.x1 + 1
+        assert box.y1 <= figure.bbox.y1 + 1
+
+
+class TestHeatMaps:
+    def test_cells_print_the_weights(self):
+        matrix = torch.tensor([[0.7, 0.25, 0.0], [0.333, 0.004, 0.663]])
+        axes = report.mean_weights(matrix, ["upright", "inverted"], ["a", "b", "c"]).axes[0]
+        assert texts(axes) == ["0.70", "0.25", "0", "0.33", "0.00", "0.66"]
+        assert [(t.get_position()) for t in axes.texts][:4] == [(0, 0), (1, 0), (2, 0), (0, 1)]
+        np.testing.assert_array_equal(axes.images[0].get_array(), matrix.double().numpy())
+        assert axes.images[0].get_clim() == (0, pytest.approx(0.7))
+        assert [t.get_text() for t in axes.get_yticklabels()] == ["upright", "inverted"]
+        assert axes.get_xlabel() == "expert"
+
+    def test_text_contrasts_with_its_cell(self):
+        axes = report.mean_weights([[0.0, 0.5, 1.0]], ["r"], ["a", "b", "c"]).axes[0]
+        assert [t.get_color() for t in axes.texts] == ["white", "white", style.INK]
+
+    def test_best_of_each_group_is_bold_with_ties_and_gaps(self):
+        matrix = [[0.9, 0.5, None], [0.8, 0.50004, None], [math.nan, 0.4, None]]
+        axes = report.accuracy_by_group(matrix, ["m1", "m2", "m3"], ["a", "b", "c"], "g").axes[0]
+        bold = [t.get_position() for t in axes.texts if t.get_weight() == "bold"]
+        assert bold == [(0, 0), (1, 0), (1, 1)]  # 0.500 twice, as printed
+        assert texts(axes)[:3] == ["0.900", "0.500", "–"]
+        assert axes.images[0].get_clim() == (pytest.approx(0.4), 1.0)
+
+    @pytest.mark.parametrize(
+        ("names", "rows"),
+        [(FIVE, 5), (TEN, 7), (TEN[:1], 1), ([f"expert {i}" for i in range(64)], 30)],
+    )
+    def test_labels_neither_overlap_nor_leave_the_figure(self, names, rows):
+        matrix = np.full((rows, len(names)), 1 / len(names))
+        row_names = [f"MIT Indoors {i}" for i in range(rows)]
+        figure = report.mean_weights(matrix, row_names, names, "data set")
+        axes, bar = figure.axes
+        assert figure.get_figwidth() <= 9.0 + 1e-9
+        labels = axes.get_xticklabels()
+        assert_inside(figure, [*labels, *axes.get_yticklabels(), bar.yaxis.label])
+        if labels[0].get_rotation() == 0:
+            assert overlaps(boxes(labels)) == []
+        else:  # slanted boxes overlap though the lines of text do not: their distance says it
+            shown = [i for i, label in enumerate(labels) if label.get_text()]
+            step = axes.bbox.width / len(names) * (shown[1] - shown[0])
+            angle = math.radians(labels[0].get_rotation())
+            assert step * math.sin(angle) >= style.SMALL / 72 * figure.dpi
+        assert overlaps(boxes(axes.texts)) == []
+        assert bool(axes.texts) == (len(names) < 64)
+
+    def test_errors_name_the_argument(self):
+        with pytest.raises(ValueError, match=r"expert_names has 2 entries, but there are 3"):
+            report.mean_weights([[0.1, 0.2, 0.7]], ["r"], ["a", "b"])
+        with pytest.raises(ValueError, match="row_names has 2 entries, but there are 1"):
+            report.mean_weights([[0.1]], ["r", "s"], ["a"])
+        with pytest.raises(ValueError, match=r"matrix has shape \[3\]"):
+            report.mean_weights([0.1, 0.2, 0.7], ["r"], ["a"])
+        with pytest.raises(ValueError, match="matrix is ragged"):
+            report.mean_weights([[0.1], [0.2, 0.7]], ["r", "s"], ["a"])
+        with pytest.raises(ValueError, match=r"matrix holds 93\.5; give fractions"):
+            report.accuracy_by_group([[93.5]], ["m"], ["g"])
+        with pytest.raises(ValueError, match=r"bold has shape \[1\]"):
+            report.heat_map([[1.0, 2.0]], ["r"], ["a", "b"], bold=[True])
+
+
+def sample_figure(n=4, names=FIVE, k=2, size=(32, 32), **changes):
+    rng = np.random.default_rng(0)
+    weights = np.zeros((n, len(names)))
+    for row in weights:
+        row[rng.permutation(len(names))[:k]] = rng.dirichlet(np.ones(k)) * 0.9
+    given = {
+        "images": rng.integers(0, 256, (n, 3, *size), dtype=np.uint8),
+        "weights": weights,
+        "expert_names": names,
+        "labels": list(range(n)),
+        "predictions": torch.arange(n),
+    } | changes
+    return report.samples_with_weights(**given), given
+
+
+def bars(axes) -> list[Rectangle]:
+    return [patch for patch in axes.patches if patch.get_gid()]
+
+
+class TestSamples:
+    def test_bars_are_the_weights_in_the_experts_colors(self):
+        figure, given = sample_figure()
+        for s in range(4):
+            _, picture, axes = figure.axes[3 * s : 3 * s + 3]
+            found = bars(axes)
+            order = np.argsort(-given["weights"][s])[:2]
+            assert [b.get_gid() for b in found] == [FIVE[i] for i in order]
+            assert [b.get_width() for b in found] == given["weights"][s][order].tolist()
+            assert [to_hex(b.get_facecolor()) for b in found] == [
+                style.look(i).color.lower() for i in order
+            ]
+            # The grey track behind each is the weight 1.
+            tracks = [p for p in axes.patches if not p.get_gid()]
+            assert [t.get_width() for t in tracks] == [1, 1]
+            np.testing.assert_array_equal(
+                picture.images[0].get_array(), given["images"][s].transpose(1, 2, 0)
+            )
+            shown = [f"{given['weights'][s][i]:.2f}" for i in order]
+            assert texts(axes)[1::2] == shown
+
+    def test_wrong_ones_differ_by_more_than_color(self):
+        figure, _ = sample_figure(
+            labels=["cat", 3, 5, 7], predictions=["dog", "3", 5, 7], notes=["upright"] * 4
+        )
+        assert texts(figure.axes[0]) == ["✗ predicted dog, is cat", "upright"]
+        assert texts(figure.axes[3]) == ["✓ 3", "upright"]
+        wrong, right = (figure.axes[i].spines["top"].get_linestyle() for i in (1, 4))
+        assert right == "solid"
+        assert wrong != "solid"
+
+    def test_tensors_and_gray_images(self):
+        gray = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+        figure = report.samples_with_weights(
+            gray, torch.tensor([[1.0]], dtype=torch.bfloat16), ["only"], torch.tensor([3]), [3]
+        )
+        picture = figure.axes[1].images[0].get_array()
+        np.testing.assert_array_equal(picture, np.repeat(gray[0].numpy().transpose(1, 2, 0), 3, 2))
+        assert texts(figure.axes[0]) == ["✓ 3"]
+
+    def test_more_experts_than_bars_are_summed_up(self):
+        weights = np.array([[0.3, 0.2, 0.1, 0.1, 0.1, 0.08, 0.05, 0.04, 0.03, 0.0]])
+        figure, _ = sample_figure(n=1, names=TEN, weights=weights)
+        assert len(bars(figure.axes[2])) == 6
+        assert texts(figure.axes[2])[-1] == "and 3 more: 0.12"
+
+    @pytest.mark.parametrize(("names", "size"), [(FIVE, (32, 32)), (TEN, (224, 180))])
+    def test_texts_neither_overlap_nor_leave_the_figure(self, names, size):
+        labels = ["mountain bike, all-terrain bike, off-roader"] * 4
+        figure, _ = sample_figure(
+            names=names, size=size, k=len(names), labels=labels, notes=["checkerboard"] * 4,
+            predictions=[labels[0], "unicycle, monocycle and the like", labels[0], "bus"],
+        )  # fmt: skip
+        artists = [text for axes in figure.axes for text in axes.texts]
+        assert overlaps(boxes(artists)) == []
+        assert_inside(figure, artists)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"images": np.zeros((4, 3, 8, 8), np.float32)}, "images is float32"),
+            ({"images": np.zeros((4, 2, 8, 8), np.uint8)}, r"images is uint8 \[4, 2, 8, 8\]"),
+            ({"images": np.zeros((0, 3, 8, 8), np.uint8)}, "at least one image"),
+            ({"weights": np.zeros((3, 5))}, "weights has 3 rows"),
+            ({"weights": np.full((4, 5), np.nan)}, "20 of its numbers NaN"),
+            ({"weights": np.full((4, 5), 2.0)}, "weights holds 2"),
+            ({"expert_names": ["a"]}, "expert_names has 1 entries, but there are 5"),
+            ({"labels": [1]}, "labels has 1 entries, but there are 4 images"),
+            ({"predictions": [1]}, "predictions has 1 entries"),
+            ({"notes": ["a"]}, "notes has 1 entries"),
+        ],
+    )
+    def test_errors_name_the_argument(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            sample_figure(**changes)
+
+
+def history(experts=3, steps=4):
+    records = []
+    for step in range(1, steps + 1):
+        share = np.arange(1, experts + 1) + step
+        record = {
+            "step": 10 * step,
+            "loss": 3.0 / step,
+            "task": 2.0 / step,
+            "explore": -1.0,
+            "exploit": 1.0 / step,
+            "grad_norm": 5.0,
+            "load": (share / share.sum()).tolist(),
+            "mean_weight": (share / share.sum()).tolist(),
+            "entropy": 1.0,
+            "entropy_fraction": 1.0 / step,
+            "lr": {"experts": 1e-3},
+            "time": {"images_per_second": 100.0},
+        }
+        if step % 2 == 0:
+            record |= {"validation": {"accuracy": 0.2 * step, "loss": 0.5, "n": 7}, "best": 0.8}
+        records.append(record)
+    return records
+
+
+def panels(figure) -> dict:
+    return {axes.get_title("left"): axes for axes in figure.axes}
+
+
+class TestCurves:
+    def test_lines_are_the_logged_values(self):
+        found = panels(report.training_curves(history(), ["a", "b", "c"]))
+        assert list(found) == [
+            "losses",
+            "accuracy",
+            "entropy of the routing",
+            "load: share of rows",
+            "mean weight",
+        ]
+        lines = {line.get_label(): line for line in found["losses"].lines}
+        assert list(lines) == ["total", "task", "explore", "exploit", "validation"]
+        assert lines["total"].get_xydata().tolist() == [[10, 3], [20, 1.5], [30, 1], [40, 0.75]]
+        assert lines["validation"].get_xydata().tolist() == [[20, 0.5], [40, 0.5]]
+        assert found["accuracy"].lines[0].get_xydata().tolist() == [[20, 0.4], [40, 0.8]]
+        entropy = found["entropy of the routing"].lines[0]
+        assert entropy.get_ydata().tolist() == [1, 0.5, 1 / 3, 0.25]
+        assert all(axes.get_xlabel() == "step" for axes in found.values())
+        assert all(axes.get_ylabel() for title, axes in found.items() if title != "mean weight")
+
+    def test_stack_adds_up_in_the_experts_colors(self):
+        records = history()
+        found = panels(report.training_curves(records, ["a", "b", "c"]))
+        areas = found["load: share of rows"].collections
+        assert [to_hex(area.get_facecolor()[0]) for area in areas] == [
+            style.look(i).color.lower() for i in range(3)
+        ]
+        for i, area in enumerate(areas):
+            points = {tuple(np.round(p, 9)) for p in area.get_paths()[0].vertices}
+            for record in records:
+                top = round(sum(record["load"][: i + 1]), 9)
+                assert (record["step"], top) in points
+
+    def test_panels_without_their_keys_are_left_out(self):
+        keys = ("step", "loss")
+        records = [{key: record[key] for key in keys} for record in history()]
+        assert list(panels(report.training_curves(records))) == ["losses"]
+        keys = ("step", "load")
+        records = [{key: record[key] for key in keys} for record in history()]
+        assert list(panels(report.training_curves(records))) == ["load: share of rows"]
+
+    def test_null_is_a_gap(self):
+        records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 2.0}]
+        line = report.training_curves(records).axes[0].lines[0]
+        np.testing.assert_array_equal(line.get_ydata(), [1.0, np.nan, 2.0])
+
+    def test_another_metric_is_found(self):
+        records = [{"step": s, "validation": {"loss": 1.0, "map": 0.1 * s}} for s in (1, 2)]
+        assert panels(report.training_curves(records))["map"].lines[0].get_ydata()[1] == 0.2
+
+    def test_legend_names_idle_experts_and_sums_up_many(self):
+        records = history()
+        for record in records:
+            record["load"] = [0.5, 0.0, 0.5]
+        legend = report.training_curves(records, ["a", "b", "c"]).subfigs[1].legends[0]
+        assert [t.get_text() for t in legend.get_texts()] == ["c", "b (no rows)", "a"]
+        legend = report.training_curves(history(experts=64)).subfigs[1].legends[0]
+        names = [t.get_text() for t in legend.get_texts()]
+        assert names == ["52 others", *(f"expert {i}" for i in range(63, 51, -1))]
+
+    @pytest.mark.parametrize("names", [TEN, TEN[:1]])
+    def test_texts_neither_overlap_nor_leave_the_figure(self, names):
+        figure = report.training_curves(history(experts=len(names)), names)
+        legend = figure.subfigs[1].legends[0]
+        artists = list(legend.get_texts())
+        for axes in figure.axes:
+            artists += [axes._left_title, axes.xaxis.label, axes.yaxis.label]
+            low, high = axes.get_xlim()
+            ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+            artists += [label for tick, label in ticks if low <= tick <= high]
+        assert overlaps(boxes(artists)) == []
+        assert_inside(figure, artists)
+        last = figure.axes[-1]
+        assert legend.get_window_extent().x0 >= last.bbox.x1
+
+    def test_errors_name_the_argument(self):
+        with pytest.raises(ValueError, match="history has no record"):
+            report.training_curves([])
+        with pytest.raises(ValueError, match="history has nothing to draw"):
+            report.training_curves([{"step": 1, "grad_norm": 1.0}])
+        with pytest.raises(ValueError, match="expert_names has 2 entries, but there are 3"):
+            report.training_curves(history(), ["a", "b"])
+        records = [*history(), {"step": 50, "load": [1.0]}]
+        with pytest.raises(ValueError, match="history's load is ragged"):
+            report.training_curves(records)
+        with pytest.raises(ValueError, match="load and mean_weight are of"):
+            report.training_curves([{"step": 1, "load": [1.0], "mean_weight": [0.5, 0.5]}])
+
+
+class TestBars:
+    ROWS = (
+        {"name": "best single", "accuracy": 0.456, "std": 0.011, "cost": 1},
+        {"name": "Hub-Pathway", "accuracy": 0.935, "std": 0.014, "cost": 2},
+        {"name": "oracle", "accuracy": 0.963, "cost": 5, "bound": True},
+        {"name": "Zoo-Tuning", "accuracy": None, "note": "architectures differ"},
+    )
+
+    def test_bars_from_zero_with_values_and_the_best_marked(self):
+        axes = report.accuracy_bars(self.ROWS).axes[0]
+        assert [bar.get_width() for bar in axes.patches] == [0.456, 0.935, 0.963]
+        assert [t.get_text() for t in axes.get_yticklabels()] == [
+            "best single",
+            "★ Hub-Pathway",
+            "oracle",
+            "Zoo-Tuning",
+        ]
+        assert texts(axes) == [
+            "accuracy",
+            "0.456 ± 0.011",
+            "0.935 ± 0.014",
+            "0.963",
+            "–",
+            "forwards\nper sample",
+            "1",
+            "2",
+            "5",
+            "",
+            "architectures differ",
+        ]
+        bold = [t.get_text() for t in axes.texts if t.get_weight() == "bold"]
+        assert bold == ["0.935 ± 0.014", "2"]
+        assert axes.get_xlim() == (0, 1)
+
+    def test_dots_when_the_axis_is_cut(self):
+        rows = [{"name": "a", "accuracy": 0.81}, {"name": "b", "accuracy": 0.9}]
+        axes = report.accuracy_bars(rows).axes[0]
+        assert axes.get_xlim() == (pytest.approx(0.75), 1.0)
+        assert len(axes.patches) == 0
+        dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+        assert dots == [0.81, 0.9]
+        assert len(report.accuracy_bars(rows, start=0.0).axes[0].patches) == 2
+
+    def test_sorted_best_first_and_without_accuracy_last(self):
+        rows = [self.ROWS[3], *self.ROWS[:3]]
+        axes = report.accuracy_bars(rows, sort=True).axes[0]
+        names = [t.get_text() for t in axes.get_yticklabels()]
+        assert names == ["oracle", "★ Hub-Pathway", "best single", "Zoo-Tuning"]
+
+    def test_long_names_stay_inside(self):
+        rows = [{"name": f"single: {n}", "accuracy": 0.8, "std": 0.1, "cost": 1} for n in TEN]
+        figure = report.accuracy_bars(rows)
+        artists = [*figure.axes[0].texts, *figure.axes[0].get_yticklabels()]
+        assert overlaps(boxes(artists)) == []
+        assert_inside(figure, artists)
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([], "rows is empty"),
+            ([{"accuracy": 0.5}], r"rows\[0\] has no name"),
+            ([{"name": "a", "accuracy": 93.5}], r"rows\[0\] has accuracy 93.5"),
+            ([{"name": "a", "accuracy": 0.5, "std": -1}], r"rows\[0\] has std -1"),
+            ([{"name": "a", "acuracy": 0.5}], "unknown key 'acuracy'"),
+        ],
+    )
+    def test_errors_name_the_row(self, rows, message):
+        with pytest.raises(ValueError, match=message):
+            report.accuracy_bars(rows)
+        with pytest.raises(ValueError, match="start is 1"):
+            report.accuracy_bars([{"name": "a", "accuracy": 0.5}], start=1)
+
+
+class TestStyle:
+    def test_32_experts_look_different(self):
+        assert len({style.look(i)[:2] for i in range(32)}) == 32
+        assert style.look(3) == style.look(35)
+
+    def test_shortened_names_fit_and_stay_distinct(self):
+        names = ["a_long_prefix_1_and_a_long_suffix", "a_long_prefix_2_and_a_long_suffix", "short"]
+        short = style.fit_all(names, 1.0)
+        assert len(set(short)) == 3
+        assert short[2] == "short"
+        assert all(style.text_width(name, style.SMALL) <= 1.0 for name in short)
+        assert short[0].startswith("0 a")
+        assert short[0].endswith("x")
+
+    def test_wrap_breaks_after_separators(self):
+        name = "checkerboard/test_nfnet"
+        width = style.text_width("checkerboard/", style.SMALL) + 0.01
+        assert style.wrap(name, width) == "checkerboard/\ntest_nfnet"
+        assert style.wrap("$x_1$ <b>", 9) == "$x_1$ <b>"
+
+    def test_user_settings_neither_matter_nor_change(self):
+        with matplotlib.rc_context({"font.size": 40, "axes.facecolor": "black"}):
+            before = dict(matplotlib.rcParams)
+            axes = report.mean_weights([[1.0]], ["$r$"], ["a"]).axes[0]
+            assert dict(matplotlib.rcParams) == before
+        assert axes.get_yticklabels()[0].get_fontsize() == style.SMALL
+        assert axes.get_yticklabels()[0].get_parse_math() is False
+
+    def test_neither_pyplot_nor_training_is_imported(self):
+        found = set()
+        for path in Path(report.__file__).parent.glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    assert node.level <= 1, f"{path} imports from outside the report"
+                    found |= {node.module} if node.level == 0 else set()
+        outside = {n for n in found if n.split(".")[0] not in sys.stdlib_module_names}
+        assert {name.split(".")[0] for name in outside} == {"matplotlib", "numpy"}
+        assert "matplotlib.pyplot" not in outside

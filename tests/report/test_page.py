@@ -1,0 +1,231 @@
+"""The page is whole, well-formed and escaped; tables and CSV hold the numbers."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import functools
+import io
+import os
+import stat
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hubpath_fast import report
+from hubpath_fast.report import Picture, Section, Table
+from hubpath_fast.report.files import write_whole
+
+NASTY = "<script>alert('&')</script> \"R&D\" {0}"
+VOID = {"meta", "img"}
+
+
+class Reader(HTMLParser):
+    """Collects tags and text, and fails on a tag that is not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self.open[-1], data.strip()))
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def text(self, tag: str) -> list[str]:
+        return [text for inside, text in self.texts if inside == tag]
+
+
+def figure() -> Figure:
+    return report.mean_weights([[0.25, 0.75]], [NASTY], ["a", "b"])
+
+
+@functools.cache
+def whole_page() -> str:
+    return page()
+
+
+def page(**changes) -> str:
+    table = Table(["method", "accuracy"], [[NASTY, 0.5], ["ours", 0.75]], highlight=[(1, 1)])
+    sections = [
+        Section(NASTY, f"One.\n\nTwo {NASTY}", [table, Picture(figure(), NASTY, f"Map {NASTY}")]),
+        Section("Second", items=["A plain paragraph."]),
+    ]
+    return report.render_page(NASTY, **{"sections": sections, "subtitle": NASTY} | changes)
+
+
+def test_page_is_well_formed_and_escaped():
+    read = Reader(whole_page())
+    assert read.all("script") == []
+    assert read.text("title") == [NASTY]
+    assert read.text("h1") == [NASTY]
+    assert read.text("h2") == [NASTY, "Second"]
+    assert read.text("p") == [NASTY, "One.", f"Two {NASTY}", "A plain paragraph."]
+    assert read.text("figcaption") == [NASTY]
+    assert read.text("th") == ["method", "accuracy", NASTY, "ours"]
+    assert read.all("html") == [{"lang": "en"}]
+    assert "prefers-color-scheme: dark" in whole_page()
+
+
+def test_pictures_are_inside_with_alt_and_twice_the_size():
+    read = Reader(whole_page())
+    (image,) = read.all("img")
+    assert image["alt"] == f"Map {NASTY}"
+    head, data = image["src"].split(",", 1)
+    assert head == "data:image/png;base64"
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert picture.format == "PNG"
+    shown = (int(image["width"]), int(image["height"]))
+    assert abs(picture.width - 2 * shown[0]) <= 1
+    assert abs(picture.height - 2 * shown[1]) <= 1
+
+
+def test_nothing_is_loaded_from_outside():
+    for _, attrs in Reader(whole_page()).tags:
+        for key in ("src", "href"):
+            assert attrs.get(key, "#").startswith(("#", "data:"))
+    assert "url(" not in whole_page()
+    assert "@import" not in whole_page()
+
+
+def test_contents_link_to_every_section():
+    sections = [Section(title) for title in ("Same", "Same", "Other one", "…")]
+    read = Reader(page(sections=sections))
+    ids = [attrs["id"] for attrs in read.all("section")]
+    assert ids == ["same", "same-1", "other-one", "section-3"]
+    assert [attrs["href"] for attrs in read.all("a")] == [f"#{i}" for i in ids]
+    assert Reader(whole_page()).all("nav") == []
+
+
+def test_table_aligns_numbers_and_marks_the_best():
+    table = Table(
+        ["method", "accuracy", "cost", "note"],
+        [["a", 0.12345, 2, None], ["b", np.float32(0.5), np.int64(5), "x"], ["c", None, 1, ""]],
+        highlight=[1, (0, 2)],
+    )
+    read = Reader(page(sections=[Section("s", items=[table])]))
+    heads = [attrs for attrs in read.all("th") if attrs["scope"] == "col"]
+    assert [attrs.get("class") for attrs in heads] == [None, "number", "number", None]
+    assert read.text("td") == ["0.123", "–", "–", "1", "–"]
+    assert read.text("strong") == ["2", "b", "0.500", "5", "x"]
+
+
+def test_best_cells_are_ties_as_shown_and_skip_bounds():
+    table = Table(["m", "acc"], [["a", 0.9001], ["b", 0.9], ["oracle", 0.99], ["c", None]])
+    assert report.best_cells(table, "acc") == [(2, 1)]
+    assert report.best_cells(table, "acc", skip=[2]) == [(0, 1), (1, 1)]
+    assert report.best_cells(table, "acc", largest=False) == [(0, 1), (1, 1)]
+    assert report.best_cells(table, "m") == []
+    with pytest.raises(ValueError, match="column is 'cost'"):
+        report.best_cells(table, "cost")
+
+
+def test_accuracy_table():
+    rows = [
+        {"name": "single", "accuracy": 0.8, "std": 0.01, "cost": 1},
+        {"name": "ours", "accuracy": 0.9, "cost": 2.5},
+        {"name": "oracle", "accuracy": 0.95, "cost": 5, "bound": True},
+    ]
+    table = report.accuracy_table(rows)
+    assert list(table.columns) == [
+        "method",
+        "accuracy",
+        "spread (std)",
+        "expert forwards per sample",
+    ]
+    assert table.rows[1] == ["ours", 0.9, None, 2.5]
+    assert table.highlight == [(1, 0), (1, 1)]
+    assert table.text(1, 3) == "2.5"
+
+
+def read_csv(path) -> list[list[str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_write_figure_writes_png_and_csv(tmp_path):
+    matrix = [[0.1, 1 / 3], [np.nan, 1.0]]
+    table = report.matrix_table(matrix, ["r,1", NASTY], ["a", "b"], "rendering")
+    out = tmp_path / "new" / "folder"
+    paths = report.write_figure(figure(), out, "heat", table)
+    assert paths == [out / "heat.png", out / "heat.csv"]
+    assert Image.open(paths[0]).width == pytest.approx(2 * figure().get_figwidth() * 100, abs=1)
+    assert read_csv(paths[1]) == [
+        ["rendering", "a", "b"],
+        ["r,1", "0.1", repr(1 / 3)],
+        [NASTY, "", "1.0"],
+    ]
+    assert sorted(p.name for p in out.iterdir()) == ["heat.csv", "heat.png"]
+    assert report.write_figure(figure(), out, "alone") == [out / "alone.png"]
+    with pytest.raises(ValueError, match=r"name is '../heat'"):
+        report.write_figure(figure(), out, "../heat")
+
+
+def test_equal_figures_are_equal_files(tmp_path):
+    first, second = (report.write_figure(figure(), tmp_path, name)[0].read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_history_table_flattens_records():
+    history = [
+        {"step": 1, "loss": 2.0, "load": [0.5, 0.5]},
+        {"step": 2, "loss": None, "validation": {"accuracy": 0.9}},
+    ]
+    table = report.history_table(history)
+    assert table.columns == ["step", "loss", "load/0", "load/1", "validation/accuracy"]
+    assert table.rows == [[1, 2.0, 0.5, 0.5, None], [2, None, None, None, 0.9]]
+
+
+def test_samples_table():
+    table = report.samples_table([[0.5, 0.0]], ["a", "b"], ["cat"], ["dog"], ["upright"])
+    assert table.columns == ["sample", "label", "prediction", "note", "a", "b"]
+    assert table.rows == [[0, "cat", "dog", "upright", 0.5, 0.0]]
+    with pytest.raises(ValueError, match="predictions has 2 entries, but weights has 1 rows"):
+        report.samples_table([[0.5]], ["a"], ["cat"], ["dog", "cat"])
+
+
+def test_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = report.write_page(tmp_path / "run" / "report.html", "Title", [Section("One")])
+    before = path.read_text(encoding="utf-8")
+    Reader(before)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"half")
+    assert path.read_text(encoding="utf-8") == before
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"rows\[1\] has 1 cells, but there are 2 columns"):
+        Table(["a", "b"], [[1, 2], [3]])
+    with pytest.raises(ValueError, match="formats names the column 'c'"):
+        Table(["a"], [], formats={"c": "g"})
+    with pytest.raises(ValueError, match="alt is empty"):
+        Picture(Figure(), "caption", " ")
+    with pytest.raises(ValueError, match="section 'One' holds a dict"):
+        report.render_page("Title", [Section("One", items=[{}])])
