@@ -3,9 +3,20 @@
 Arguments are validated by ``hubpath_fast.functional``; nothing here checks them again.
 """
 
+from .aggregate import aggregate, prefer_grouped
 from .combine import combine
 from .exploit_loss import exploit_loss
+from .fused_loss import aggregate_with_exploit_loss, combine_with_exploit_loss
 from .gather import gather
 from .noisy_topk import noisy_topk
 
-__all__ = ["combine", "exploit_loss", "gather", "noisy_topk"]
+__all__ = [
+    "aggregate",
+    "aggregate_with_exploit_loss",
+    "combine",
+    "combine_with_exploit_loss",
+    "exploit_loss",
+    "gather",
+    "noisy_topk",
+    "prefer_grouped",
+]

@@ -35,6 +35,18 @@ _POINTER = {
 }
 
 
+@triton.jit
+def item_offsets(item, trailing, C: tl.constexpr, MINOR: tl.constexpr):
+    """Row, trailing element and address of channel 0 of an item, one (row, trailing element).
+
+    MINOR: dimension 1 is innermost in memory, so that items lie one behind the other.
+    """
+    if MINOR:
+        return item // trailing, item % trailing, item * C
+    row = item // trailing
+    return row, item % trailing, row * (C * trailing) + item % trailing
+
+
 class Launch:
     """A kernel with everything it is launched with; without a device it can still be compiled.
 
@@ -133,12 +145,13 @@ def blocks(rows: int, length: int, elements: int = 1024) -> tuple[int, int]:
     return min(max(elements // block_l, 1), next_power_of_2(rows)), block_l
 
 
-def launching(plan: Callable[..., tuple[Any, Launch]]) -> Callable:
-    """The operation that makes its plan, (results, launch), and carries it out."""
+def launching(plan: Callable[..., tuple]) -> Callable:
+    """The operation that makes its plan, (results, launch, ...), and carries it out."""
 
     def operation(*arguments):
-        results, launch = plan(*arguments)
-        launch()
+        results, *launches = plan(*arguments)
+        for launch in launches:
+            launch()
         return results
 
     return operation

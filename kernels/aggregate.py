@@ -1,0 +1,395 @@
+"""aggregate: the linear aggregator on rows, without the concatenation it is defined on.
+
+    y[n] = sum_j w[n, j] * W_i outputs[positions[n, j]] + bias      i = experts[n, j]
+    W_i = matrix[:, i*C:(i+1)*C]
+
+Rows lie in expert order, so the products W_i outputs[r] are one grouped matrix product: a tile of
+rows belongs to one expert and reads that expert's block of the matrix only. The concatenation's
+zeros are never multiplied: K/M of its work and none of its memory. A second launch adds each
+sample's K products in order. Backward, with g[r] = W_i^T d_y[n]:
+
+    d_outputs[r] = w[n, j] * g[r]                 d_w[n, j] = <d_y[n], W_i outputs[r]>
+    d_W_i = sum over rows of i of w[n, j] * d_y[n] outputs[r]^T        d_bias = sum_n d_y[n]
+
+Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C outputs, C_OUT outputs
+of the aggregator, S trailing elements (maps: linear over dimension 1 at each), T = R*S items.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._aggregate_backward import (
+    backward_matrix,
+    backward_rows,
+    plan_matrix,
+    plan_rows,
+)
+from ._common import CompileCase, cdiv, next_power_of_2, register
+from ._grouped import find_tile, operand, product_constants, tiles_for
+from ._outputs import (
+    TRITON_DTYPE,
+    Launch,
+    accumulator,
+    blocks,
+    channels_minor,
+    empty,
+    is_channels_last,
+    item_offsets,
+    launching,
+    settle,
+    trailing_size,
+    units,
+)
+from .combine import combine
+
+# Operations that cost as much as moving one byte, (float32, half precision): H100 and H200
+# without tf32 67 Tflop/s, with bfloat16 tensor cores at a realistic half of 990, over 3.35 TB/s.
+_BALANCE = (20, 150)
+# The grouped product is taken to run at half the speed of the vendor's dense one.
+_GROUPED_COST = 2
+
+
+@triton.jit
+def _products(
+    products_ptr,  # [R, C_OUT, S], or [R, S, C_OUT] if MINOR, written
+    outputs_ptr,  # [R, C, S] or [R, S, C]
+    offsets_ptr,  # [M + 1]
+    matrix_ptr,  # [C_OUT, M, C]
+    tiles,  # T // BLOCK_T + M
+    trailing,  # S
+    M: tl.constexpr,
+    C: tl.constexpr,
+    C_OUT: tl.constexpr,
+    MINOR: tl.constexpr,
+    DOT: tl.constexpr,
+    UPCAST: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Grid: row tiles x tiles of C_OUT. A program multiplies one expert's items by its block."""
+    pid = tl.program_id(0)
+    expert, first, end = find_tile(pid % tiles, offsets_ptr, trailing, M, BLOCK_M, BLOCK_T)
+    if first < end:
+        item = first + tl.arange(0, BLOCK_T)
+        mask_t = (item < end)[:, None]
+        _, _, base = item_offsets(item, trailing, C, MINOR)
+        step = 1 if MINOR else trailing
+        co = (pid // tiles) * BLOCK_CO + tl.arange(0, BLOCK_CO)
+        mask_co = (co < C_OUT)[None, :]
+        offs_w = co.to(tl.int64)[None, :] * (M * C) + expert * C
+
+        product = tl.zeros([BLOCK_T, BLOCK_CO], dtype=COMPUTE)
+        for start in range(0, C, BLOCK_C):
+            c = start + tl.arange(0, BLOCK_C)
+            mask_x, mask_w = mask_t & (c < C)[None, :], mask_co & (c < C)[:, None]
+            x = tl.load(outputs_ptr + base[:, None] + c[None, :] * step, mask=mask_x, other=0.0)
+            w = tl.load(matrix_ptr + offs_w + c[:, None], mask=mask_w, other=0.0)
+            product = tl.dot(
+                operand(x, DOT, UPCAST),
+                operand(w, DOT, UPCAST),
+                product,
+                input_precision=PRECISION,
+                out_dtype=COMPUTE,
+            )
+        _, _, base = item_offsets(item, trailing, C_OUT, MINOR)
+        offs_z = base[:, None] + co[None, :] * step
+        tl.store(products_ptr + offs_z, product, mask=mask_t & mask_co)
+
+
+@triton.jit
+def _sum_rows(
+    y_ptr,  # [N, L], L = C_OUT * S, written
+    loss_ptr,  # [], written, or None
+    products_ptr,  # [R, L]
+    weights_ptr,  # [N, K]
+    positions_ptr,  # [N, K]
+    bias_ptr,  # [C_OUT] or None
+    partials_ptr,  # [num_partials] or None
+    num_samples,
+    length_units,
+    trailing,
+    num_partials,
+    K: tl.constexpr,
+    C_OUT: tl.constexpr,
+    VEC: tl.constexpr,
+    MINOR: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Grid: tiles of [N, L]. A program adds its samples' K weighted products, j ascending. The
+    first one also adds up the exploit loss's partial sums, which saves a launch."""
+    length = length_units * VEC
+    tiles = tl.cdiv(length, BLOCK_L)
+    pid = tl.program_id(0)
+    n = (pid // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = n < num_samples
+    offs_l = (pid % tiles) * BLOCK_L + tl.arange(0, BLOCK_L)
+    mask = mask_n[:, None] & (offs_l < length)[None, :]
+    y = tl.zeros([BLOCK_N, BLOCK_L], dtype=COMPUTE)
+    for j in range(K):
+        row = tl.load(positions_ptr + n * K + j, mask=mask_n, other=0).to(tl.int64)
+        w = tl.load(weights_ptr + n * K + j, mask=mask_n, other=0.0).to(COMPUTE)
+        z = tl.load(products_ptr + row[:, None] * length + offs_l[None, :], mask=mask, other=0.0)
+        y += w[:, None] * z
+    if bias_ptr is not None:
+        co = offs_l % C_OUT if MINOR else offs_l // trailing
+        y += tl.load(bias_ptr + co, mask=offs_l < length, other=0.0).to(COMPUTE)[None, :]
+    tl.store(y_ptr + n[:, None] * length + offs_l[None, :], y, mask=mask)
+
+    if partials_ptr is not None and pid == 0:
+        total = tl.zeros([BLOCK_P], dtype=COMPUTE)
+        for start in range(0, num_partials, BLOCK_P):
+            offs_p = start + tl.arange(0, BLOCK_P)
+            total += tl.load(partials_ptr + offs_p, mask=offs_p < num_partials, other=0.0)
+        tl.store(loss_ptr, tl.sum(total, axis=0))
+
+
+def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
+    """y, the products and the sum of ``partials``; ``dtype`` is that of the products and of y."""
+    num_experts, (n, k) = offsets.numel() - 1, weights.shape
+    num_rows, channels = outputs.shape[:2]
+    c_out, trailing = matrix.shape[0], trailing_size(outputs)
+    y, products, loss = _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials)
+    minor = channels_minor(outputs)
+    items = num_rows * trailing
+    tile = tiles_for(num_experts, cdiv(items, num_experts), c_out, channels, dtype)
+    tiles = items // tile.high + num_experts
+    multiply = Launch(
+        _products,
+        tiles * cdiv(c_out, tile.wide),
+        products_ptr=products,
+        outputs_ptr=outputs,
+        offsets_ptr=offsets,
+        matrix_ptr=matrix,
+        tiles=tiles,
+        trailing=trailing,
+        M=num_experts,
+        C=channels,
+        C_OUT=c_out,
+        MINOR=minor,
+        **product_constants(dtype),
+        BLOCK_M=next_power_of_2(num_experts),
+        BLOCK_T=tile.high,
+        BLOCK_CO=tile.wide,
+        BLOCK_C=tile.deep,
+    )
+    length_units, vec = units(c_out * trailing)
+    block_n, block_l = blocks(n, c_out * trailing)
+    add = Launch(
+        _sum_rows,
+        cdiv(n, block_n) * cdiv(c_out * trailing, block_l),
+        y_ptr=y,
+        loss_ptr=None if partials is None else loss,
+        products_ptr=products,
+        weights_ptr=weights,
+        positions_ptr=positions,
+        bias_ptr=bias,
+        partials_ptr=partials,
+        num_samples=n,
+        length_units=length_units,
+        trailing=trailing,
+        num_partials=0 if partials is None else partials.numel(),
+        K=k,
+        C_OUT=c_out,
+        VEC=vec,
+        MINOR=minor,
+        COMPUTE=TRITON_DTYPE[accumulator(dtype)],
+        BLOCK_N=block_n,
+        BLOCK_L=block_l,
+        BLOCK_P=1024,
+    )
+    return (y, products, loss), multiply, add
+
+
+def _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
+    num_rows, c_out, compute = outputs.shape[0], matrix.shape[0], accumulator(dtype)
+    return (
+        empty(outputs, weights.shape[0], c_out, dtype),
+        empty(outputs, num_rows, c_out, compute),
+        outputs.new_empty((), dtype=compute),
+    )
+
+
+aggregate_forward = register(
+    "aggregate_forward(Tensor outputs, Tensor weights, Tensor positions, Tensor offsets,"
+    " Tensor matrix, Tensor? bias, ScalarType dtype, Tensor? partials)"
+    " -> (Tensor y, Tensor products, Tensor loss)",
+    launching(_plan),
+    _fake,
+)
+
+
+def product_dtype(outputs: Tensor) -> torch.dtype:
+    """What the products are computed in: autocast's dtype where it is on, else the outputs'."""
+    device = outputs.device.type
+    if torch.is_autocast_enabled(device) and outputs.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return outputs.dtype
+
+
+def gradients(d_y, saved, dtype, needed, loss=(None, None, None, 0.0, 0)):
+    """The gradients of outputs, weights, matrix and bias, those that are ``needed``.
+
+    ``saved`` is what the forward kept: (outputs, weights, matrix, bias, rows, offsets, products);
+    ``loss`` is (d_loss, logsumexp, target, label_smoothing, ignore_index) of the exploit loss.
+    """
+    outputs, weights, matrix, bias, rows, offsets, products = saved
+    d_outputs = d_weights = d_matrix = d_bias = None
+    if needed[0] or needed[1]:
+        d_outputs, d_weights = backward_rows(
+            d_y, products, outputs, weights, rows, offsets, matrix, dtype, *loss
+        )
+    if needed[2] or needed[3]:
+        bias_dtype = bias.dtype if needed[3] else None
+        d_matrix, d_bias = backward_matrix(
+            d_y, outputs, weights, rows, offsets, matrix, dtype, bias_dtype
+        )
+    return d_outputs, d_weights, d_matrix, d_bias if needed[3] else None
+
+
+class _Aggregate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, outputs, weights, matrix, bias, rows, positions, offsets, dtype):
+        outputs, weights, matrix = settle(outputs), weights.contiguous(), matrix.contiguous()
+        y, products, _ = aggregate_forward(
+            outputs, weights, positions, offsets, matrix, bias, dtype, None
+        )
+        ctx.save_for_backward(outputs, weights, matrix, bias, rows, offsets, products)
+        ctx.dtype = dtype
+        return y
+
+    @staticmethod
+    def backward(ctx, d_y):
+        needed = ctx.needs_input_grad
+        return *gradients(d_y, ctx.saved_tensors, ctx.dtype, needed), None, None, None, None
+
+
+def linear(concat: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` over dimension 1 of ``concat``, in its dtype, or autocast's where it is on."""
+    matrix = matrix.to(concat.dtype)
+    bias = None if bias is None else bias.to(concat.dtype)
+    if concat.dim() == 2:
+        return F.linear(concat, matrix, bias)
+    if is_channels_last(concat):
+        return F.linear(concat.movedim(1, -1), matrix, bias).movedim(-1, 1)
+    y = torch.matmul(matrix, concat.flatten(2))
+    y = y if bias is None else y + bias[:, None]
+    return y.unflatten(2, concat.shape[2:])
+
+
+def prefer_grouped(
+    samples: int, experts: int, k: int, channels: int, c_out: int, itemsize: int
+) -> bool:
+    """Whether the grouped form should beat the concatenation and a dense product.
+
+    ``samples`` counts a map's every element. Compares bytes moved and operations done, forward
+    and backward, the latter turned into bytes at _BALANCE. The line was drawn by counting: it has
+    not been measured on a GPU yet, and bench/ is where to measure it.
+    """
+    rows, balance = samples * k, _BALANCE[itemsize == 2]
+    # The concatenation and its gradient are each written once; the first is read twice, the
+    # second once. Three products: of the result, the concatenation's gradient, the matrix's.
+    concat = samples * experts * channels * itemsize
+    dense = 5 * concat + 6 * samples * experts * channels * c_out / balance
+    # Float32 products written once and read twice (sums forward, weights backward); rows read
+    # thrice and written once; on average half a tile of 16 to 64 rows is padding.
+    tile = min(max(rows // experts, 16), 64)
+    padded = rows + experts * tile // 2
+    grouped = 3 * rows * c_out * 4 + 4 * rows * channels * itemsize
+    grouped += _GROUPED_COST * 6 * padded * channels * c_out / balance
+    return grouped < dense
+
+
+def choose_grouped(outputs: Tensor, weights: Tensor, offsets: Tensor, matrix: Tensor) -> bool:
+    """``prefer_grouped`` at these tensors' sizes."""
+    n, k = weights.shape
+    samples, experts = n * trailing_size(outputs), offsets.numel() - 1
+    itemsize = product_dtype(outputs).itemsize
+    return prefer_grouped(samples, experts, k, outputs.shape[1], matrix.shape[0], itemsize)
+
+
+def aggregate(
+    outputs: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    offsets: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    grouped: bool | None = None,
+) -> Tensor:
+    """The linear aggregator on rows: ``F.linear(combine(outputs), matrix, bias)``.
+
+    Args:
+        outputs: [R, C] or [R, C, ...] (maps: linear over dimension 1) float16, bfloat16 or
+            float32 (float64 too under the interpreter), contiguous or channels last.
+        weights, experts, rows, positions, offsets: the routing, as for ``combine``.
+        matrix: [C_OUT, M*C], bias: [C_OUT] or None; of any float dtype.
+        grouped: True for the grouped form (two launches forward, two backward, or more where few
+            experts get many rows), False for combine and a dense product, None for whichever
+            ``prefer_grouped`` says.
+
+    Returns:
+        [N, C_OUT, ...] in the dtype of ``outputs``, or autocast's where autocast is on, and in
+        their layout. Products are of that dtype, sums float32 (float64 for float64). float32
+        products use tf32 only if ``torch.backends.cuda.matmul.allow_tf32``. Differentiable in
+        outputs, weights, matrix and bias; no atomics, the same bits each time.
+    """
+    if grouped is None:
+        grouped = choose_grouped(outputs, weights, offsets, matrix)
+    if not grouped:
+        return linear(combine(outputs, weights, experts, rows, positions, offsets), matrix, bias)
+    return _Aggregate.apply(
+        outputs,
+        weights,
+        matrix,
+        bias,
+        rows.contiguous(),
+        positions.contiguous(),
+        offsets.contiguous(),
+        product_dtype(outputs),
+    )
+
+
+def compile_cases() -> list[CompileCase]:
+    """The four kernels at the benchmarks' sizes, and on maps."""
+    cases = []
+    sizes = [
+        ((48, 5, 2, 100), (), torch.float32),
+        ((4096, 64, 2, 1000), (), torch.float32),
+        ((4096, 64, 2, 1000), (), torch.bfloat16),
+        ((65536, 5, 2, 10), (), torch.float16),
+        ((48, 5, 2, 32), (64, 64), torch.bfloat16),
+    ]
+    for (n, m, k, c), trailing, dtype in sizes:
+        size = f"N={n} M={m} K={k} C={c} {'x'.join(map(str, trailing))} {str(dtype)[6:]}"
+        outputs = torch.empty((n * k, c, *trailing), dtype=dtype, device="meta")
+        weights = torch.empty((n, k), device="meta")
+        rows, offsets = (torch.empty(s, dtype=torch.int32, device="meta") for s in (n * k, m + 1))
+        matrix = torch.empty((c, m * c), dtype=dtype, device="meta")
+        partials, target = outputs.float().flatten(), weights.long()
+        (y, products, loss), multiply, add = _plan(
+            outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, partials
+        )
+        wide = c % 4 == 0
+        cases.append(multiply.compile_case(f"aggregate products {size}", wide=wide))
+        cases.append(add.compile_case(f"aggregate sum {size}", wide=wide))
+        arguments = (y, products, outputs, weights, rows, offsets, matrix, dtype)
+        for name, extra in (("", (None, None, None)), (" with loss", (loss, products, target))):
+            _, launch = plan_rows(*arguments, *extra, 0.1, -100)
+            cases.append(launch.compile_case(f"aggregate backward rows{name} {size}", wide=wide))
+        _, launch = plan_matrix(y, outputs, weights, rows, offsets, matrix, dtype, dtype)
+        cases.append(launch.compile_case(f"aggregate backward matrix {size}", wide=wide))
+    return cases
