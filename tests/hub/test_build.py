@@ -146,7 +146,7 @@ def test_create_model_is_a_hub_pathway_on_raw_images():
     assert output.expert_outputs.shape == (16, 6)
     model.eval()
     with torch.no_grad():
-        # In-place float rounding apart, bytes and the same images as floats are one input.
+        # Bytes and the same images as floats are one input, up to the rounding of float32.
         torch.testing.assert_close(model(images), model(images.float() / 255), atol=1e-5, rtol=1e-5)
 
 
