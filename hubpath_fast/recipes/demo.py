@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from ..baselines import SingleModel, best_k, hard_vote, oracle, soft_vote
 from ..data import DigitsTask, TensorBatches, TensorSet, TensorStream
+from ..files import write_json
 from ..hub import create_model
 from ..model import HubPathwayLoss
 from ..training import PathwayObjective, SingleObjective, Trainer, TrainerConfig
 from ..training.random_state import seed_all
 from .demo_report import write_report
 from .digits_hub import NETWORKS, Pretraining, expert_names, pretrained_experts
-from .files import write_json
 
 SUMMARY, REPORT, RUNS = "summary.json", "report.html", "runs"
 

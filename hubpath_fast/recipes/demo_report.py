@@ -122,7 +122,7 @@ def _training(result: Demo) -> report.Section:
         "share of its largest value: near 0 the hub would have collapsed to one expert.",
         [
             report.Picture(
-                report.training_curves(result.history),
+                report.training_curves(result.history, expert_names()),
                 "Hub-Pathway's training, step by step.",
                 "Curves of losses, accuracy, load and entropy over the steps of training",
             )

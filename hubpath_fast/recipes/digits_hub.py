@@ -17,19 +17,20 @@ import platformdirs
 import timm
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from rich.markup import escape
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..baselines import SingleModel
 from ..data import RENDERINGS, DigitsTask, TensorStream
+from ..files import write_bytes, write_json
 from ..hub import Expert, build_experts, load_body
 from ..training import SingleObjective, Trainer, TrainerConfig
 from ..training.random_state import seed_all
-from .files import write_json
 
 # One network a rendering, in the order of RENDERINGS.
 NETWORKS = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
-INDEX = "index.json"
+WEIGHTS, INDEX = "model.safetensors", "index.json"
 
 
 @dataclass(frozen=True)
@@ -127,25 +128,27 @@ def _pretrain(folder, settings, network, seed, data, console, rendering):
 
 def _store(folder: Path, state: dict[str, Tensor], network: str, console: Console) -> None:
     """Weights first, then the index that vouches for them. No room is only a warning."""
+    data = save(state)
+    record = {"network": network, "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / "model.safetensors")
-        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        write_json(folder / INDEX, {"network": network, "sha256": sha256})
+        write_bytes(folder / WEIGHTS, data)
+        write_json(folder / INDEX, record)
     except OSError as error:
-        console.print(f"[yellow]cannot cache the expert in {folder} ({error}); going on without[/]")
+        text = f"cannot cache the expert in {folder} ({error}); going on without"
+        console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
 
 def _load(folder: Path, console: Console) -> dict[str, Tensor] | None:
-    index, weights = folder / INDEX, folder / "model.safetensors"
+    """The kept weights, if they are the bytes that were written; None where there are none."""
     try:
-        expected = json.loads(index.read_text(encoding="utf-8"))["sha256"]
-        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+        expected = json.loads((folder / INDEX).read_text(encoding="utf-8"))["sha256"]
+        data = (folder / WEIGHTS).read_bytes()
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        expected, found = "a readable index", "none"
-    if expected != found:
-        console.print(f"[yellow]the cached expert in {folder} is damaged; pre-training it anew[/]")
+        expected, data = None, b""
+    if hashlib.sha256(data).hexdigest() != expected:
+        text = f"the cached expert in {folder} is damaged; pre-training it anew"
+        console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
         return None
-    return load_file(weights)
+    return load(data)

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from ..data import EvalBatches, ImageDataset, ImageSplit, ImageSplits, TrainStream, open_images
 from ..data.transforms import eval_transform, train_transform
+from ..files import write_json
 from ..hub import build_experts, create_model, default_input_size
 from ..model import HubPathway, HubPathwayLoss, MLPAggregator
 from ..training import (
@@ -30,7 +31,6 @@ from ..training import (
 )
 from ..training.random_state import seed_all
 from .config import FitConfig
-from .files import write_json
 
 FIT_FILE, RESULT_FILE = "fit.json", "result.json"
 
