@@ -105,17 +105,20 @@ def heat_map(
     width = min(CELL_WIDTH, room / len(columns))
     labels, angle, label_height = _column_labels(columns, width, names_width)
     height = CELL_HEIGHT if len(rows) <= 20 else LOW_CELL_HEIGHT
+    cells_width = max(width * len(columns), 1.2)
     # The colour bar's own label stands upright beside the cells.
     cells_height = max(height * len(rows), style.text_width(value_label, style.NORMAL) + 0.1, 1.0)
     figure = style.new_figure(
-        names_width + max(width * len(columns), 1.2) + BAR_WIDTH,
+        names_width + cells_width + BAR_WIDTH,
         cells_height + label_height + (0.25 if column_label else 0) + 0.15,
     )
     axes = figure.add_subplot()
     colors = colormaps["cividis"].with_extremes(bad="white")
     image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
     _frame(axes, rows, labels, angle, row_label, column_label)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.01, aspect=cells_height / 0.14)
+    bar = figure.colorbar(
+        image, ax=axes, fraction=0.2 / cells_width, pad=0.01, aspect=cells_height / 0.14
+    )
     bar.outline.set_visible(False)
     bar.set_label(value_label)
     texts = [[cell(v) if np.isfinite(v) else "–" for v in row] for row in values]
@@ -175,7 +178,7 @@ def _frame(
     axes.set_xticks(range(len(columns)), columns)
     if angle:
         # The end of a slanted label is at its column; an upright one is centred on it.
-        anchor = {"rotation_mode": "anchor", "va": "center" if angle == 90 else "baseline"}
+        anchor = {"rotation_mode": "anchor", "va": "center" if angle == 90 else "top"}
         for label in axes.get_xticklabels():
             label.set(rotation=angle, ha="right", **anchor)
     axes.set_xlabel(column_label)

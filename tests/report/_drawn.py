@@ -1,0 +1,50 @@
+"""What the tests of figures share: names of experts, and where texts lie."""
+
+from __future__ import annotations
+
+FIVE = [
+    "upright/test_resnet",
+    "inverted/test_efficientnet",
+    "turned/test_byobnet",
+    "edges/test_resnet",
+    "checkerboard/test_nfnet",
+]
+TEN = [
+    "resnet50.tv_in1k",
+    "resnet50.tv2_in1k",
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "convnext_tiny.fb_in22k_ft_in1k_384",
+    "efficientnet_b0.ra_in1k",
+    "swin_tiny_patch4_window7_224.ms_in1k",
+    "mobilenetv3_large_100.ra_in1k",
+    "deit_small_patch16_224.fb_in1k",
+    "regnety_016.tv2_in1k",
+    "maskrcnn_resnet50_fpn",
+]
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def overlaps(boxes) -> list[tuple[int, int]]:
+    """Pairs of boxes that share more than a pixel each way."""
+    return [
+        (i, j)
+        for i, a in enumerate(boxes)
+        for j, b in enumerate(boxes[:i])
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+
+
+def boxes(artists) -> list:
+    return [artist.get_window_extent() for artist in artists if artist.get_text().strip()]
+
+
+def assert_inside(figure, artists) -> None:
+    """No text is cut off at the figure's edge (a pixel is left for rounding)."""
+    for box in boxes(artists):
+        assert box.x0 >= -1
+        assert box.y0 >= -1
+        assert box.x1 <= figure.bbox.x1 + 1
+        assert box.y1 <= figure.bbox.y1 + 1
