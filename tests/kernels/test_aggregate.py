@@ -1,0 +1,264 @@
+"""aggregate in its grouped form, alone and with the exploit loss, against the loop over experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hubpath_fast.kernels import aggregate_with_exploit_loss, prefer_grouped
+from hubpath_fast.kernels._aggregate_backward import backward_matrix, backward_rows
+from hubpath_fast.kernels._grouped import precision
+from hubpath_fast.kernels.aggregate import aggregate, aggregate_forward
+from output_cases import (
+    ROUNDING,
+    SMALL,
+    SMALL_LAST,
+    SMALL_MAPS,
+    TINY,
+    TINY_LAST,
+    Case,
+    aggregate_reference,
+    assert_within,
+    count_launches,
+    double,
+    every_case,
+    float_dtypes,
+    fused_cases,
+    leaves,
+    loss_reference,
+    make,
+    poisoned,
+    small_cases,
+)
+
+NAMES = ("d_outputs", "d_weights", "d_matrix", "d_bias")
+
+
+def grouped(tensors, inputs):
+    outputs, weights, matrix, bias = tensors
+    return aggregate(outputs, weights, *inputs.routing, matrix, bias, grouped=True)
+
+
+def with_loss(tensors, inputs, smoothing=0.0, ignore_index=-100, grouped=True):
+    outputs, weights, matrix, bias = tensors
+    return aggregate_with_exploit_loss(
+        outputs, weights, *inputs.routing, matrix, bias, inputs.target, smoothing, ignore_index,
+        grouped,
+    )  # fmt: skip
+
+
+def sources(inputs):
+    return inputs.outputs, inputs.weights, inputs.matrix, inputs.bias
+
+
+def check(inputs, product: torch.dtype | None = None, autocast: bool = False) -> None:
+    """Values and gradients; ``product`` is the dtype of products, if not the outputs'."""
+    dtype = inputs.outputs.dtype
+    product = product or dtype
+    compute = ROUNDING[torch.float64 if product == torch.float64 else torch.float32]
+    tensors = leaves(*sources(inputs))
+    with poisoned():
+        with torch.autocast(inputs.outputs.device.type, dtype=product, enabled=autocast):
+            y = grouped(tensors, inputs)
+        gradients = torch.autograd.grad(y, tensors, inputs.d_y.to(y.dtype))
+    assert y.dtype == product
+
+    exact, absolute = double(*tensors), double(*tensors, absolute=True)
+    expected = aggregate_reference(*exact, inputs)
+    wanted = torch.autograd.grad(expected, exact, inputs.d_y.double())
+    terms = aggregate_reference(*absolute, inputs)
+    absolute_d_y = inputs.d_y.double().abs()
+    gradient_terms = torch.autograd.grad(terms, absolute, absolute_d_y)
+
+    # Each result is a sum of products, so an error is at most (number of roundings) x sum |terms|:
+    # the longest chain of additions, then two operands' roundings where they are cast to the
+    # product's dtype; weight x d_y in the matrix's gradient is always rounded to it.
+    length = max(*inputs.outputs[0].shape, *inputs.matrix.shape, inputs.d_y[0].numel())
+    length = max(length, inputs.outputs.numel() // inputs.outputs.shape[1]) + 8
+    cast = [2 * ROUNDING[product] if product != t.dtype else 0.0 for t in tensors]
+    operands = max(cast[0], cast[2])
+    relative = length * compute + operands
+    assert_within(y, expected, relative * terms + ROUNDING[product] * expected.abs(), "y")
+    for i, (name, gradient) in enumerate(zip(NAMES, gradients, strict=True)):
+        assert gradient.dtype == tensors[i].dtype, name
+        extra = 2 * ROUNDING[product] if name == "d_matrix" else 0.0
+        extra += ROUNDING[product] if product != dtype else 0.0  # d_y arrives in that dtype
+        bound = (relative + extra) * gradient_terms[i] + ROUNDING[gradient.dtype] * wanted[i].abs()
+        assert_within(gradient, wanted[i], bound, name)
+
+
+@every_case
+def test_matches_the_loop_in_float64(case, device):
+    check(make(case, torch.float64, device))
+
+
+@float_dtypes
+@small_cases
+def test_sums_in_float32_and_rounds_once(case, dtype, device):
+    check(make(case, dtype, device))
+
+
+@pytest.mark.parametrize("outputs", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_under_autocast_as_a_linear_layer(outputs, device):
+    inputs = make(replace(SMALL, c=37), torch.float32, device)
+    inputs.outputs = inputs.outputs.to(outputs)
+    check(inputs, product=torch.bfloat16, autocast=True)
+
+
+def test_few_experts_with_many_rows_are_cut_into_shares(device):
+    """More than 512 rows an expert and few tiles: the matrix's gradient is added up from shares."""
+    check(make(Case("", n=1040, m=1, k=1, c=3, c_out=2), torch.float64, device))
+
+
+def test_without_a_bias(device):
+    inputs = make(SMALL, torch.float64, device)
+    tensors = leaves(*sources(inputs)[:3])
+    y = grouped((*tensors, None), inputs)
+    gradients = torch.autograd.grad(y, tensors, inputs.d_y)
+    exact = double(*tensors)
+    expected = aggregate_reference(*exact, None, inputs)
+    assert_within(y, expected, 1e-14, "y")
+    for name, gradient, wanted in zip(
+        NAMES, gradients, torch.autograd.grad(expected, exact, inputs.d_y), strict=False
+    ):
+        assert_within(gradient, wanted, 1e-14, name)
+
+
+@pytest.mark.parametrize("frozen", range(4), ids=NAMES)
+def test_gradients_that_nobody_asked_for_are_not_made(frozen, device):
+    inputs = make(SMALL, torch.float64, device)
+    tensors = leaves(*sources(inputs))
+    tensors[frozen].requires_grad_(False)
+    grouped(tensors, inputs).backward(inputs.d_y)
+    exact = double(*sources(inputs))
+    aggregate_reference(*exact, inputs).backward(inputs.d_y)
+    assert tensors[frozen].grad is None
+    for i in {0, 1, 2, 3} - {frozen}:
+        assert_within(tensors[i].grad, exact[i].grad, 1e-14, NAMES[i])
+
+
+@pytest.mark.parametrize("case", [SMALL, SMALL_MAPS, SMALL_LAST], ids=lambda case: case.why)
+def test_the_dense_form_is_the_same_function(case, device):
+    inputs = make(case, torch.float64, device)
+    tensors, others = leaves(*sources(inputs)), leaves(*sources(inputs))
+    dense = aggregate(others[0], others[1], *inputs.routing, *others[2:], grouped=False)
+    sparse = grouped(tensors, inputs)
+    assert dense.stride() == sparse.stride()
+    assert_within(sparse, dense, 1e-14, "y")
+    gradients = torch.autograd.grad(dense, others, inputs.d_y)
+    for name, a, b in zip(
+        NAMES, torch.autograd.grad(sparse, tensors, inputs.d_y), gradients, strict=True
+    ):
+        assert_within(a, b, 1e-13, name)
+
+
+def test_tf32_only_where_torch_allows_it():
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allow, expected in ((False, "ieee"), (True, "tf32")):
+            torch.backends.cuda.matmul.allow_tf32 = allow
+            assert precision(torch.float32) == expected
+            assert precision(torch.float64) == "ieee"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def test_prefer_grouped():
+    assert prefer_grouped(4096, 64, 2, 1000, 1000, itemsize=2)  # 1/32 of the concatenation is used
+    assert prefer_grouped(512, 16, 2, 1000, 1000, itemsize=4)
+    assert not prefer_grouped(4096, 4, 4, 1000, 1000, itemsize=4)  # K = M: nothing to save
+    sizes = [prefer_grouped(n, 64, 2, 100, 100, itemsize=4) for n in (1, 16, 256, 4096)]
+    assert sizes == sorted(sizes)  # once it pays, it pays for more samples
+
+
+@pytest.mark.parametrize("case", [TINY, TINY_LAST], ids=lambda case: case.why)
+def test_gradcheck(case, device):
+    inputs = make(case, torch.float64, device)
+    tensors = leaves(*sources(inputs))
+    assert torch.autograd.gradcheck(lambda *t: with_loss(t, inputs, 0.1), tensors, fast_mode=True)
+
+
+def test_repeats_are_bit_equal(device):
+    inputs = make(Case("", n=40, c=37), torch.float32, device)
+    results = []
+    for _ in range(3):
+        tensors = leaves(*sources(inputs))
+        y, loss = with_loss(tensors, inputs)
+        gradients = torch.autograd.grad((y, loss), tensors, (inputs.d_y, torch.ones_like(loss)))
+        results.append((y, loss, *gradients))
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("case", [SMALL, SMALL_LAST], ids=lambda case: case.why)
+def test_opcheck(case, device):
+    inputs = make(case, torch.float32, device)
+    outputs, weights, matrix, bias = sources(inputs)
+    partials = torch.ones(3, device=device)
+    arguments = (outputs, weights, inputs.positions, inputs.offsets, matrix, bias, torch.float32)
+    torch.library.opcheck(aggregate_forward, (*arguments, partials))
+    _, products, _ = aggregate_forward(*arguments, None)
+    plan = (outputs, weights, inputs.rows, inputs.offsets, matrix, torch.float32)
+    torch.library.opcheck(backward_rows, (inputs.d_y, products, *plan, None, None, None, 0.0, 0))
+    torch.library.opcheck(backward_matrix, (inputs.d_y, *plan, torch.float32))
+
+
+@fused_cases
+def test_in_one_node_with_the_exploit_loss(case, device):
+    inputs = make(case, torch.float64, device)
+    inputs.target.view(-1)[0] = -100
+    tensors, exact = leaves(*sources(inputs)), double(*sources(inputs))
+    with poisoned():
+        y, loss = with_loss(tensors, inputs, 0.1)
+        gradients = torch.autograd.grad((y * inputs.d_y).sum() + 3 * loss, tensors)
+    expected, wanted_loss = (
+        aggregate_reference(*exact, inputs),
+        loss_reference(exact[0], inputs, 0.1),
+    )
+    wanted = torch.autograd.grad((expected * inputs.d_y).sum() + 3 * wanted_loss, exact)
+    assert_within(y, expected, 1e-13, "y")
+    assert_within(loss, wanted_loss, 1e-13, "loss")
+    for i, name in enumerate(NAMES):
+        assert_within(gradients[i], wanted[i], 1e-13 * (1 + wanted[i].abs().max()), name)
+
+
+def test_with_the_loss_both_forms_agree(device):
+    inputs = make(SMALL_MAPS, torch.float64, device)
+    results = []
+    for form in (True, False):
+        tensors = leaves(*sources(inputs))
+        y, loss = with_loss(tensors, inputs, 0.1, grouped=form)
+        results.append((y, loss, *torch.autograd.grad((y * inputs.d_y).sum() + loss, tensors)))
+    for name, a, b in zip(("y", "loss", *NAMES), *results, strict=True):
+        assert_within(a, b, 1e-13, name)
+
+
+def test_compiles_without_a_break(device):
+    inputs = make(SMALL, torch.float32, device)
+
+    def step(*tensors):
+        y, loss = with_loss(tensors, inputs, 0.1)
+        with torch.autocast(inputs.outputs.device.type, dtype=torch.bfloat16):
+            low = grouped(tensors, inputs)
+        return y.square().sum() + loss + low.float().sum()
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        tensors = leaves(*sources(inputs))
+        total = function(*tensors)
+        results.append((total, *torch.autograd.grad(total, tensors)))
+    for eager, compiled in zip(*results, strict=True):
+        assert_within(compiled, eager.double(), 1e-5 * eager.abs().max(), "compiled")
+
+
+def test_launches():
+    """Two each way; with the loss three forward and still two backward, as its sum rides along."""
+    inputs = make(SMALL, torch.float32)
+    tensors, results = leaves(*sources(inputs)), []
+    assert count_launches(lambda: results.append(grouped(tensors, inputs))) == (2, [])
+    y = results.pop()
+    assert count_launches(lambda: torch.autograd.grad(y, tensors, inputs.d_y)) == (2, [])
+    assert count_launches(lambda: results.append(with_loss(tensors, inputs))) == (3, [])
+    gradients = (inputs.d_y, torch.ones(()))
+    assert count_launches(lambda: torch.autograd.grad(results[0], tensors, gradients)) == (2, [])
