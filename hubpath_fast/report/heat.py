@@ -38,22 +38,26 @@ def mean_weights(
 
 
 def accuracy_by_group(
-    matrix: Any, method_names: Sequence[str], group_names: Sequence[str], group_label: str = ""
+    matrix: Any,
+    method_names: Sequence[str],
+    group_names: Sequence[str],
+    group_label: str = "",
+    bounds: Sequence[int] = (),
 ) -> Figure:
     """Accuracy (0..1, NaN: not measured) of each method (rows) on each group of samples (columns).
 
-    The best of each column is bold. The colour scale starts at the lowest value, so
-    that methods which differ by little look different.
+    The best of each column is bold, rows named in ``bounds`` (such as an oracle's) not competing.
+    The colour scale starts at the lowest value, so that methods which differ by little look
+    different.
     """
     values = to_fractions("matrix", to_matrix("matrix", matrix))
     methods = to_names("method_names", method_names, values.shape[0], "rows of matrix")
     groups = to_names("group_names", group_names, values.shape[1], "columns of matrix")
     known = values[np.isfinite(values)]
     low = np.floor(known.min() * 20) / 20 if known.size else 0.0
-    best = np.full(values.shape, False)
-    if len(values) > 1:
-        top = np.nanmax(np.where(np.isnan(values), -np.inf, values), 0)
-        best = np.round(values, 3) == np.round(top, 3)  # ties as printed
+    rivals = np.round(np.nan_to_num(values, nan=-np.inf), 3)  # ties as printed
+    rivals[list(bounds)] = -np.inf
+    best = (rivals == rivals.max(0)) & np.isfinite(rivals) & (len(values) > 1)
     return heat_map(
         values, methods, groups, "", group_label, "accuracy", limits=(low, 1.0), bold=best
     )

@@ -37,6 +37,10 @@ class TestHeatMaps:
         assert bold == [(0, 0), (1, 0), (1, 1)]  # 0.500 twice, as printed
         assert texts(axes)[:3] == ["0.900", "0.500", "–"]
         assert axes.images[0].get_clim() == (pytest.approx(0.4), 1.0)
+        names = (["m1", "m2", "m3"], ["a", "b", "c"])
+        axes = report.accuracy_by_group(matrix, *names, bounds=[0]).axes[0]
+        bold = [t.get_position() for t in axes.texts if t.get_weight() == "bold"]
+        assert bold == [(0, 1), (1, 1)]
 
     @pytest.mark.parametrize(
         ("names", "rows"),
