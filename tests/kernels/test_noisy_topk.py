@@ -1,0 +1,316 @@
+"""The router's kernels against the float64 reference: values, plan, gradients, determinism."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hubpath_fast.kernels import noisy_topk
+
+from hubpath_fast import reference
+
+# Both sides round in float64; 1e-12 leaves room for sums of 64 terms in another order.
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+SHAPES = [
+    pytest.param((48, 5, 2), id="paper"),
+    pytest.param((7, 3, 1), id="fewer-samples-than-a-tile"),
+    pytest.param((100, 64, 8), id="ragged-last-tile"),
+    pytest.param((129, 13, 3), id="one-sample-past-a-tile-and-M-not-a-power-of-two"),
+    pytest.param((1, 2, 2), id="one-sample-all-experts"),
+    pytest.param((5, 1, 1), id="one-expert"),
+    pytest.param((9, 20, 20), id="K-equals-M-beyond-16"),
+    pytest.param((2, 1000, 16), id="widest-hub-two-warps"),
+]
+
+
+def scores(n, m, device, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, m, generator=generator, dtype=dtype).to(device) for _ in range(3)]
+
+
+def assert_same(got, expected, **tolerance):
+    assert torch.equal(got[2], expected.experts)
+    for index, name in ((3, "offsets"), (4, "rows"), (5, "positions")):
+        assert torch.equal(got[index], getattr(expected, name)), name
+        assert got[index].dtype == torch.int32
+    torch.testing.assert_close(got[0], expected.weights, equal_nan=True, **tolerance)
+    torch.testing.assert_close(got[1], expected.mean, equal_nan=True, **tolerance)
+
+
+@pytest.mark.parametrize("renormalize", [False, True], ids=["plain", "renormalized"])
+@pytest.mark.parametrize("noisy", [True, False], ids=["eps", "no-eps"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_match_the_reference(shape, noisy, renormalize, device):
+    n, m, k = shape
+    clean, noise, eps = scores(n, m, device)
+    eps = eps if noisy else None
+    clean.requires_grad_()
+    noise.requires_grad_()
+    got = noisy_topk(clean, noise, eps, k, renormalize)
+    expected = reference.noisy_topk(clean, noise, k, eps, renormalize)
+    assert_same(got, expected, **EXACT)
+
+    grads = scores(n, k, device, seed=1)[0], scores(1, m, device, seed=2)[0][0]
+    inputs = [clean, noise] if noisy else [clean]
+    got = torch.autograd.grad(got[:2], inputs, grads)
+    expected = torch.autograd.grad(expected[:2], inputs, grads)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["weights-only", "mean-only"])
+def test_gradient_of_one_output_alone(part, device):
+    clean, noise, eps = scores(11, 5, device)
+    clean.requires_grad_()
+    noise.requires_grad_()
+    got = noisy_topk(clean, noise, eps, 2, False)[part]
+    expected = reference.noisy_topk(clean, noise, 2, eps)[part]
+    # expand: a gradient with strides of zero, as a sum sends it back
+    grad = torch.ones((), dtype=torch.float64, device=device).expand(got.shape)
+    for a, b in zip(
+        torch.autograd.grad(got.cumsum(0), [clean, noise], grad),
+        torch.autograd.grad(expected.cumsum(0), [clean, noise], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, **EXACT)
+    got = torch.autograd.grad(noisy_topk(clean, noise, eps, 2, False)[part], clean, grad)[0]
+    # the weights' sum moves with the scores, the mean's is always one
+    assert (got.abs().max() < 1e-12) == (part == 1)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_gradcheck(renormalize, device):
+    clean, noise, eps = scores(3, 4, device)
+    clean.requires_grad_()
+    noise.requires_grad_()
+
+    def outputs(clean, noise):
+        return noisy_topk(clean, noise, eps, 2, renormalize)[:2]
+
+    assert torch.autograd.gradcheck(outputs, (clean, noise), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_inputs_are_computed_in_float32(dtype, device):
+    clean, noise, eps = (x.to(dtype) for x in scores(33, 16, device))
+    clean.requires_grad_()
+    noise.requires_grad_()
+    got = noisy_topk(clean, noise, eps, 2, False)
+    wide = [x.detach().double().requires_grad_() for x in (clean, noise)]
+    expected = reference.noisy_topk(*wide, 2, eps.double())
+    assert got[0].dtype == got[1].dtype == torch.float32
+    assert torch.equal(got[2], expected.experts)
+    # exp of an argument up to 10 with 2^-24 relative error, and a few roundings more
+    torch.testing.assert_close(got[0].double(), expected.weights, rtol=3e-6, atol=1e-7)
+    torch.testing.assert_close(got[1].double(), expected.mean, rtol=3e-6, atol=1e-7)
+    a = torch.autograd.grad(got[0].square().sum() + got[1].square().sum(), [clean, noise])
+    b = torch.autograd.grad(expected[0].square().sum() + expected[1].square().sum(), wide)
+    # the gradient is rounded once, to the input's precision
+    step = torch.finfo(dtype).eps
+    for x, y in zip(a, b, strict=True):
+        assert x.dtype == dtype
+        torch.testing.assert_close(x.double(), y, rtol=max(step, 1e-5), atol=1e-6)
+
+
+def test_ties_go_to_the_lowest_index(device):
+    clean = torch.zeros(9, 7, device=device)
+    clean[3:, 5] = 1.0
+    noise = torch.zeros_like(clean)
+    got = noisy_topk(clean, noise, None, 3, False)
+    assert got[2][0].tolist() == [0, 1, 2]
+    assert got[2][8].tolist() == [5, 0, 1]
+    assert_same(got, reference.noisy_topk(clean, noise, 3), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_rows_of_nan_choose_distinct_experts_in_range(device):
+    clean, noise, eps = scores(21, 7, device)
+    clean[2, 4] = math.nan
+    clean[3] = math.inf
+    clean[4] = -math.inf
+    clean[5, 1] = math.inf
+    clean[6, :4] = -math.inf  # no NaN: four experts of probability zero
+    noise[20] = math.nan
+    got = noisy_topk(clean, noise, eps, 5, False)
+    assert_same(got, reference.noisy_topk(clean, noise, 5, eps), **EXACT)
+    for row in (2, 3, 4, 5, 20):
+        assert got[0][row].isnan().all()
+        assert got[2][row].tolist() == [0, 1, 2, 3, 4]
+    assert not got[0][6].isnan().any()
+
+
+@pytest.mark.parametrize("scale", [-100.0, 100.0])
+def test_extreme_noise_scales_are_stable(scale, device):
+    clean, noise, eps = scores(12, 5, device)
+    clean.requires_grad_()
+    noise = (noise + scale).requires_grad_()
+    got = noisy_topk(clean, noise, eps, 2, False)
+    expected = reference.noisy_topk(clean, noise, 2, eps)
+    assert_same(got, expected, **EXACT)
+    for a, b in zip(
+        torch.autograd.grad(got[0].sum(), [clean, noise]),
+        torch.autograd.grad(expected[0].sum(), [clean, noise]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("n", [9, 70])
+def test_all_to_one_expert_and_none_to_the_others(n, device):
+    clean = torch.zeros(n, 6, device=device)
+    clean[:, 4] = 9.0
+    got = noisy_topk(clean, clean, None, 1, False)
+    assert got[3].tolist() == [0, 0, 0, 0, 0, n, n]
+    assert torch.equal(got[4], torch.arange(n, dtype=torch.int32, device=device))
+
+
+def test_no_samples_at_all(device):
+    empty = torch.empty(0, 3, device=device)
+    with pytest.warns(RuntimeWarning) if device.type == "cpu" else torch.no_grad():
+        weights, mean, experts, offsets, rows, positions = noisy_topk(empty, empty, None, 2, False)
+    assert mean.isnan().all()  # the mean of nothing, as torch has it
+    assert offsets.tolist() == [0, 0, 0, 0]
+    assert weights.shape == experts.shape == positions.shape == (0, 2)
+    assert rows.shape == (0,)
+
+
+@pytest.mark.parametrize("limit", [10**9, 0], ids=["two-launches", "three-launches"])
+def test_launch_counts_and_many_tiles_a_block(limit, launches, device, monkeypatch):
+    """Blocks of several tiles and a plan across many blocks, without thousands of samples."""
+    plan = sys.modules["hubpath_fast.kernels._row_plan"]
+    monkeypatch.setattr(plan, "TWO_LAUNCHES", limit)
+    monkeypatch.setattr(plan, "max_blocks", lambda n, m: 4)
+    clean, noise, eps = scores(90, 6, device)
+    clean.requires_grad_()
+    got = noisy_topk(clean, noise, eps, 3, False)
+    scan = ["_scan_kernel"] if limit == 0 else []
+    assert launches == ["_route_kernel", *scan, "_plan_kernel"]
+    assert_same(got, reference.noisy_topk(clean, noise, 3, eps), **EXACT)
+    launches.clear()
+    torch.autograd.grad(got[0].sum() + got[1].sum(), clean)
+    assert launches == ["_route_backward_kernel"]
+
+
+def test_work_is_linear_and_small_batches_take_two_launches():
+    router = sys.modules["hubpath_fast.kernels.noisy_topk"]
+    for n, m in itertools.product((1, 48, 4096, 4097, 262144, 3_000_000), (2, 64, 1000, 1024)):
+        block_n, block_m = router._tile(m)
+        blocks, tiles = router._blocks(n, m)
+        assert blocks <= (256 if n <= 4096 else 4096)
+        assert (blocks - 1) * tiles * block_n < n <= blocks * tiles * block_n
+        assert block_m >= m
+
+
+def test_halves_of_one_tensor_are_read_in_place(launches, device):
+    both = scores(20, 10, device)[0].requires_grad_()
+    clean, noise = both.chunk(2, dim=1)
+    eps = scores(20, 5, device, seed=3)[0].t().contiguous().t()  # columns apart: copied first
+    got = noisy_topk(clean, noise, eps, 2, False)
+    expected = reference.noisy_topk(clean, noise, 2, eps)
+    assert_same(got, expected, **EXACT)
+    a, b = (torch.autograd.grad(x[0].sum(), both)[0] for x in (got, expected))
+    torch.testing.assert_close(a, b, **EXACT)
+
+
+def test_repeats_are_equal_to_the_bit(device):
+    clean, noise, eps = (x.float().requires_grad_() for x in scores(35, 9, device))
+    runs = []
+    for _ in range(3):
+        out = noisy_topk(clean, noise, eps, 2, False)
+        runs.append([*out, *torch.autograd.grad(out[0].sum() + out[1][0], [clean, noise])])
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+
+
+def drawn(n, m, device, seed):
+    """The eps that "draw" takes after ``torch.manual_seed(seed)``, read off the weights.
+
+    With one expert's noise switched off, log(w_i / w_off) is eps_i; with all experts active and
+    distinct, sorting is undone by the experts' indices.
+    """
+    eps = torch.empty(n, m, dtype=torch.float64, device=device)
+    for off in (0, 1):
+        clean = torch.zeros(n, m, dtype=torch.float64, device=device)
+        noise = torch.full_like(clean, math.log(math.e - 1.0))  # softplus of it is 1
+        noise[:, off] = -1e4
+        torch.manual_seed(seed)
+        weights, _, experts, *_ = noisy_topk(clean, noise, "draw", m, False)
+        log_p = torch.empty_like(weights).scatter_(1, experts, weights.log())
+        value = log_p - log_p[:, off : off + 1]
+        keep = torch.arange(m, device=device) != off
+        eps[:, keep] = value[:, keep]
+    return eps
+
+
+def test_draw_is_the_same_in_backward_and_new_each_time(device):
+    n, m, k = 13, 6, 2
+    eps = drawn(n, m, device, seed=5)
+    assert not torch.allclose(eps, drawn(n, m, device, seed=6))
+    clean, noise, _ = scores(n, m, device)
+    clean.requires_grad_()
+    noise.requires_grad_()
+    torch.manual_seed(5)
+    got = noisy_topk(clean, noise, "draw", k, False)
+    second = noisy_topk(clean, noise, "draw", k, False)
+    assert not torch.allclose(got[1], second[1])
+    expected = reference.noisy_topk(clean, noise, k, eps)
+    # eps was read off through a logarithm and a difference
+    assert_same(got, expected, rtol=1e-10, atol=1e-10)
+    a, b = (torch.autograd.grad(x[0].sum() + x[1][0], [clean, noise]) for x in (got, expected))
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+def test_draw_is_standard_normal(device):
+    eps = drawn(32, 128, device, seed=1).flatten()
+    count = eps.numel()
+    # five standard errors of each moment of 4,096 normals
+    for moment, expected, variance in (
+        (1, 0.0, 1.0),
+        (2, 1.0, 2.0),
+        (3, 0.0, 15.0),
+        (4, 3.0, 96.0),
+    ):
+        error = (eps**moment).mean() - expected
+        assert abs(error) < 5 * math.sqrt(variance / count), f"moment {moment}: {error}"
+    # the largest gap to the normal distribution (Kolmogorov-Smirnov): 1.95 at p = 0.001
+    cdf = torch.special.ndtr(eps.sort().values)
+    steps = torch.arange(1, count + 1, dtype=cdf.dtype, device=cdf.device) / count
+    assert (cdf - steps).abs().max() < 1.95 / math.sqrt(count)
+    for lag in (1, 2, 3, 128):  # the parts of one Philox block, and the next sample's
+        assert abs((eps[lag:] * eps[:-lag]).mean()) < 5 / math.sqrt(count), f"lag {lag}"
+
+
+@pytest.mark.parametrize("source", ["eps", "none", "draw"])
+def test_compiles_without_a_break(source, device):
+    clean, noise, eps = (x.requires_grad_() for x in scores(9, 5, device))
+    eps = {"eps": eps.detach(), "none": None, "draw": "draw"}[source]
+
+    def loss(clean, noise):
+        weights, mean, experts, *_ = noisy_topk(clean * 2, noise, eps, 2, False)
+        return (weights**2).sum() + F.relu(mean).prod(), experts
+
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(3)
+        value, experts = function(clean, noise)
+        grads = torch.autograd.grad(value, [clean, noise], allow_unused=True)
+        results.append((value, experts, *(g for g in grads if g is not None)))
+    assert len(results[0]) == (3 if source == "none" else 4)
+    assert all(map(torch.equal, *results))
+
+
+def test_opcheck(device):
+    clean, noise, eps = scores(6, 5, device)
+    seed = torch.tensor([7], device=device)
+    ops = torch.ops.hubpath_fast
+    for given, drawn_from in ((eps, None), (None, seed), (None, None)):
+        args = (clean, noise, given, drawn_from, 2, False)
+        torch.library.opcheck(ops.noisy_topk.default, args)
+        weights, mean, experts, *_ = ops.noisy_topk(*args)
+        args = (clean, noise, given, drawn_from, experts, weights, mean, False)
+        torch.library.opcheck(ops.noisy_topk_backward.default, args)
