@@ -167,7 +167,9 @@ def test_write_figure_writes_png_and_csv(tmp_path):
     out = tmp_path / "new" / "folder"
     paths = report.write_figure(figure(), out, "heat", table)
     assert paths == [out / "heat.png", out / "heat.csv"]
-    assert Image.open(paths[0]).width == pytest.approx(2 * figure().get_figwidth() * 100, abs=1)
+    assert Image.open(io.BytesIO(paths[0].read_bytes())).width == pytest.approx(
+        2 * figure().get_figwidth() * 100, abs=1
+    )
     assert read_csv(paths[1]) == [
         ["rendering", "a", "b"],
         ["r,1", "0.1", repr(1 / 3)],
