@@ -316,7 +316,8 @@ def noisy_topk(
 def compile_cases() -> list[CompileCase]:
     """Every kernel of the router, as launched for the paper's step and at the benchmarks' ends."""
     cases = []
-    for n, m, k in [(48, 5, 2), (4096, 64, 8), (262144, 64, 2), (4096, 1000, 16), (64, 64, 64)]:
+    sizes = [(48, 5, 2), (4096, 64, 8), (262144, 64, 2), (4096, 1000, 16), (300, 1024, 1024)]
+    for n, m, k in sizes:
         blocks, tiles = _blocks(n, m)
         for source, name in ((NO_NOISE, "no eps"), (GIVEN, "eps"), (DRAWN, "draw")):
             options = _options(m, k, source, False, (m, m, m))

@@ -9,7 +9,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from hubpath_fast.kernels import noisy_topk
+from hubpath_fast.kernels._scores import _normal_pair
 
 from hubpath_fast import reference
 
@@ -184,6 +187,7 @@ def test_launch_counts_and_many_tiles_a_block(limit, launches, device, monkeypat
     plan = sys.modules["hubpath_fast.kernels._row_plan"]
     monkeypatch.setattr(plan, "TWO_LAUNCHES", limit)
     monkeypatch.setattr(plan, "max_blocks", lambda n, m: 4)
+    monkeypatch.setattr(plan, "SCAN_BLOCKS", 2)
     clean, noise, eps = scores(90, 6, device)
     clean.requires_grad_()
     got = noisy_topk(clean, noise, eps, 3, False)
@@ -224,6 +228,33 @@ def test_repeats_are_equal_to_the_bit(device):
         runs.append([*out, *torch.autograd.grad(out[0].sum() + out[1][0], [clean, noise])])
     for run in runs[1:]:
         assert all(map(torch.equal, run, runs[0]))
+
+
+@triton.jit
+def _pair_kernel(bits_ptr, out_ptr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    a = tl.load(bits_ptr + offs).to(tl.uint32, bitcast=True)
+    b = tl.load(bits_ptr + BLOCK + offs).to(tl.uint32, bitcast=True)
+    first, second = _normal_pair(a, b)
+    tl.store(out_ptr + offs, first)
+    tl.store(out_ptr + BLOCK + offs, second)
+
+
+def test_box_muller_is_exact_on_every_part_of_the_circle(device):
+    bits = torch.randint(-(2**31), 2**31, (2, 1024), generator=torch.Generator().manual_seed(0))
+    eighths = torch.arange(-8, 8) * 2**28  # the borders of the polynomials' ranges
+    bits[1, :16] = eighths
+    bits[1, 16:31] = eighths[1:] - 1
+    bits[0, :2] = torch.tensor([0, -1])  # the largest radius, and none
+    out = torch.empty(2, 1024, device=device)
+    _pair_kernel[(1,)](bits.int().to(device), out, 1024)
+    radius = (-2 * ((bits[0] % 2**32 + 0.5).double() / 2**32).log()).sqrt()
+    angle = bits[1].double() * (2 * math.pi / 2**32)
+    expected = torch.stack([radius * angle.cos(), radius * angle.sin()])
+    # radius up to 6.8, each factor good to two roundings; near u = 1 the radius is sqrt(2^-24)
+    # off, as float32 has no numbers between there
+    assert (out.cpu().double() - expected)[:, bits[0] % 2**32 < 2**31].abs().max() < 2e-6
+    assert (out.cpu().double() - expected).abs().max() < 5e-4
 
 
 def drawn(n, m, device, seed):
