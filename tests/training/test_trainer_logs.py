@@ -157,7 +157,7 @@ def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tm
     from hubpath_fast.training import Trainer, TrainerConfig
 
     def run(resume, stop_at=None):
-        config = TrainerConfig(steps=8, batch_size=8, log_every=2, eval_every=4, save_every=2)
+        config = TrainerConfig(steps=8, batch_size=8, log_every=2, eval_every=4, save_every=4)
         trainer = Trainer(
             pathway(), pathway_objective, Stream(), config, tmp_path, validation=VALIDATION,
             expert_names=["a", "b", "c"], progress=False, resume=resume,
@@ -173,7 +173,7 @@ def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tm
         return trainer.fit()
 
     with pytest.raises(RuntimeError, match="crash"):
-        run(False, stop_at=5)
+        run(False, stop_at=7)  # step 6 is logged, step 4 is saved
     history = run(True).history
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = events.Tags()["scalars"]

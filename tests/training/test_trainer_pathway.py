@@ -78,6 +78,30 @@ def test_a_crashed_run_resumes_to_the_bit(tmp_path, cut):
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::hubpath_fast.training.RoutingCollapseWarning")
+def test_an_expert_without_rows_is_not_updated_at_all(tmp_path):
+    """Neither decay nor momentum: a gradient of zero would bring both, and is not no gradient."""
+    run = trainer(tmp_path)
+    plain, before = run.objective, {}
+
+    def objective(model, x, y):
+        if run.state.step == 5:
+            # Whatever the noise: the first two experts score highest from here on.
+            model.generator.forward = lambda x: (
+                torch.tensor([60.0, 30.0, -60.0]).expand(len(x), M), torch.zeros(len(x), M),
+            )  # fmt: skip
+            before.update({n: v.clone() for n, v in model.experts[2].state_dict().items()})
+        return plain(model, x, y)
+
+    run.objective = objective
+    moved = {n: v.clone() for n, v in run.model.experts[2].state_dict().items()}
+    run.fit()
+    after = run.model.experts[2].state_dict()
+    assert not torch.equal(before["0.weight"], moved["0.weight"])  # it had rows before
+    for name, value in after.items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_groups_are_the_experts_and_the_router(tmp_path):
     groups = trainer(tmp_path).optimizer.param_groups
     assert [(g["name"], g["peak_lr"]) for g in groups] == [("experts", 1e-3), ("router", 3e-3)]
