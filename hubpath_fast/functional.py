@@ -26,6 +26,15 @@ import torch
 from torch import Tensor
 
 from . import _torch_ops
+from ._checks import (
+    check_device,
+    check_float,
+    check_k,
+    check_like,
+    check_matrix,
+    check_outputs,
+    check_target,
+)
 from .routing import Routing
 
 BACKENDS = ("triton", "torch")
@@ -67,10 +76,10 @@ def noisy_topk(
         raise ValueError(
             f"clean: empty batch or hub, shape {list(clean.shape)}; N and M must be >= 1"
         )
-    _check_float("clean", clean)
-    _check_like("noise", noise, "clean", clean)
+    check_float("clean", clean)
+    check_like("noise", noise, "clean", clean)
     if isinstance(eps, Tensor):
-        _check_float("eps", eps)
+        check_float("eps", eps)
         if eps.shape != clean.shape or eps.device != clean.device:
             raise ValueError(
                 f"eps: expected shape {list(clean.shape)} on {clean.device} as clean, "
@@ -115,7 +124,7 @@ def gather(
         raise ValueError(
             f"x: expected {routing.num_samples} samples as routed, got shape {list(x.shape)}"
         )
-    _check_device("x", x, routing)
+    check_device("x", x, routing)
     if not (x.is_floating_point() or x.dtype == torch.uint8):
         raise ValueError(f"x: expected a float dtype or uint8, got {x.dtype}; convert it first")
     for name, tensor in (("scale", scale), ("shift", shift)):
@@ -127,7 +136,7 @@ def gather(
                 f"{name}: expected [experts, channels] = {expected} on {x.device}, "
                 f"got {list(tensor.shape)} on {tensor.device}"
             )
-        _check_float(name, tensor)
+        check_float(name, tensor)
     if dtype is None:
         affine = scale is not None or shift is not None
         dtype = torch.float32 if affine and not x.is_floating_point() else x.dtype
@@ -163,7 +172,7 @@ def combine(outputs: Tensor, routing: Routing, backend: str | None = None) -> Te
     Raises:
         ValueError: outputs that do not fit the routing.
     """
-    _check_outputs(outputs, routing)
+    check_outputs(outputs, routing)
     ops = _backend(backend, outputs)
     return ops.combine(outputs, routing.weights, *_plan(routing))
 
@@ -193,22 +202,9 @@ def aggregate(
     Raises:
         ValueError: arguments that do not fit each other.
     """
-    _check_outputs(outputs, routing)
-    width = routing.num_experts * outputs.shape[1]
-    if weight.dim() != 2 or weight.shape[1] != width:
-        raise ValueError(
-            f"weight: expected [C_out, M*C] = [any, {width}] for {routing.num_experts} experts of "
-            f"{outputs.shape[1]} outputs, got {list(weight.shape)}"
-        )
-    if bias is not None and list(bias.shape) != [weight.shape[0]]:
-        raise ValueError(f"bias: expected [{weight.shape[0]}] as weight, got {list(bias.shape)}")
-    _check_device("weight", weight, routing)
+    check_outputs(outputs, routing)
     outputs, weight, bias = _autocast(outputs, weight, bias)
-    if weight.dtype != outputs.dtype:
-        raise ValueError(
-            f"weight: expected {outputs.dtype} as outputs, got {weight.dtype}; convert one of "
-            "them, or use autocast"
-        )
+    check_matrix(weight, bias, outputs, routing)
     ops = _backend(backend, outputs)
     return ops.aggregate(outputs, routing.weights, *_plan(routing), weight, bias)
 
@@ -238,24 +234,72 @@ def exploit_loss(
         ValueError: arguments that do not fit; a class out of range (on the CPU; on a GPU looking
             would cost a wait, and a device-side assertion takes its place).
     """
-    _check_outputs(outputs, routing)
-    expected = [routing.num_samples, *outputs.shape[2:]]
-    if list(target.shape) != expected:
-        raise ValueError(f"target: expected shape {expected}, got {list(target.shape)}")
-    if target.dtype != torch.int64:
-        raise ValueError(f"target: expected int64 class indices, got {target.dtype}")
-    _check_device("target", target, routing)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = ((target < 0) | (target >= outputs.shape[1])) & (target != ignore_index)
-        if wrong.any():
-            raise ValueError(
-                f"target: class {target[wrong][0].item()} is out of range for {outputs.shape[1]} "
-                f"outputs; allowed are 0..{outputs.shape[1] - 1} and ignore_index={ignore_index}"
-            )
+    check_outputs(outputs, routing)
+    check_target(target, outputs, routing, label_smoothing, ignore_index)
     ops = _backend(backend, outputs)
     return ops.exploit_loss(outputs, routing.rows, target, routing.k, label_smoothing, ignore_index)
+
+
+def combine_with_exploit_loss(
+    outputs: Tensor,
+    routing: Routing,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``(combine(...), exploit_loss(...))`` with one backward for both.
+
+    Arguments, results and errors are those of the two. The Triton kernels then read each row's
+    output once and write its gradient once, where autograd would add up two.
+    """
+    check_outputs(outputs, routing)
+    check_target(target, outputs, routing, label_smoothing, ignore_index)
+    ops = _backend(backend, outputs)
+    if ops is _torch_ops:
+        loss = ops.exploit_loss(
+            outputs, routing.rows, target, routing.k, label_smoothing, ignore_index
+        )
+        return ops.combine(outputs, routing.weights, *_plan(routing)), loss
+    return ops.combine_with_exploit_loss(
+        outputs, routing.weights, *_plan(routing), target, label_smoothing, ignore_index
+    )
+
+
+def aggregate_with_exploit_loss(
+    outputs: Tensor,
+    routing: Routing,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``(aggregate(...), exploit_loss(...))`` with one backward for both.
+
+    Arguments, results and errors are those of the two; see ``combine_with_exploit_loss``.
+    """
+    check_outputs(outputs, routing)
+    check_target(target, outputs, routing, label_smoothing, ignore_index)
+    cast, weight, bias = _autocast(outputs, weight, bias)
+    check_matrix(weight, bias, cast, routing)
+    ops = _backend(backend, outputs)
+    if ops is _torch_ops:
+        loss = ops.exploit_loss(
+            outputs, routing.rows, target, routing.k, label_smoothing, ignore_index
+        )
+        return ops.aggregate(cast, routing.weights, *_plan(routing), weight, bias), loss
+    return ops.aggregate_with_exploit_loss(
+        cast,
+        routing.weights,
+        *_plan(routing),
+        weight,
+        bias,
+        target,
+        label_smoothing,
+        ignore_index,
+    )
 
 
 def exploration_loss(mean: Tensor) -> Tensor:
@@ -323,40 +367,3 @@ def _own_memory_format(x: Tensor) -> torch.memory_format:
         and x.is_contiguous(memory_format=torch.channels_last)
     )
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def check_k(k: int, num_experts: int) -> None:
-    """Raise ValueError unless k experts can be active in a hub of ``num_experts``."""
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
-        raise ValueError(f"k: expected an integer in 1..{num_experts} (the experts), got {k!r}")
-
-
-def _check_float(name: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"{name}: expected a float dtype, got {x.dtype}; convert it first")
-
-
-def _check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
-        raise ValueError(
-            f"{name}: expected {other.dtype} {list(other.shape)} on {other.device} as "
-            f"{other_name}, got {x.dtype} {list(x.shape)} on {x.device}"
-        )
-
-
-def _check_device(name: str, x: Tensor, routing: Routing) -> None:
-    if x.device != routing.rows.device:
-        raise ValueError(
-            f"{name}: is on {x.device}, the routing on {routing.rows.device}; move one of them"
-        )
-
-
-def _check_outputs(outputs: Tensor, routing: Routing) -> None:
-    num_rows = routing.num_samples * routing.k
-    if outputs.dim() < 2 or outputs.shape[0] != num_rows:
-        raise ValueError(
-            f"outputs: expected [R, C, ...] with R = N*K = {num_rows} rows as routed, "
-            f"got {list(outputs.shape)}"
-        )
-    _check_float("outputs", outputs)
-    _check_device("outputs", outputs, routing)

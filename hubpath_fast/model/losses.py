@@ -56,6 +56,11 @@ class HubPathwayLoss(nn.Module):
             )
         self.task_loss, self.explore, self.label_smoothing = task_loss, explore, label_smoothing
 
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the model may compute the exploit loss itself: it is the plain cross-entropy."""
+        return self.task_loss is None
+
     def forward(self, out, y: Tensor, sample_weight: Tensor | None = None) -> PathwayLosses:
         """Losses of a ``PathwayOutput`` against targets y [N, ...].
 
@@ -79,7 +84,9 @@ class HubPathwayLoss(nn.Module):
             task = task * sample_weight
         task = task.mean()
         explore = HF.exploration_loss(_mean_over_ranks(routing.mean))
-        exploit = self._exploit(out.expert_outputs, routing, y, sample_weight)
+        exploit = getattr(out, "exploit", None)
+        if exploit is None or not self.can_fuse or sample_weight is not None:
+            exploit = self._exploit(out.expert_outputs, routing, y, sample_weight)
         return PathwayLosses(task + self.explore * explore + exploit, task, explore, exploit)
 
     def _exploit(self, outputs: Tensor, routing, y: Tensor, sample_weight: Tensor | None) -> Tensor:

@@ -10,18 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as HF
+from .._checks import check_k
 from ..routing import Routing
 from .aggregator import LinearAggregator
 from .executors import EXECUTORS, run_sequential
 from .generator import check_scores
 
 
-class PathwayOutput(NamedTuple):
-    """What the model returns in training mode, for ``HubPathwayLoss``."""
-
+class _Output(NamedTuple):
     prediction: Tensor  # [N, C, ...]
     expert_outputs: Tensor  # [R, C, ...], in row order
     routing: Routing
+
+
+class PathwayOutput(_Output):
+    """What the model returns in training mode: (prediction, expert_outputs, routing).
+
+    ``exploit`` is the exploit loss where the model was given the targets and fused it with the
+    aggregation (see ``HubPathway.forward``), else None; it is no part of the tuple.
+    """
+
+    exploit: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class HubPathway(nn.Module):
         super().__init__()
         if len(experts) == 0:
             raise ValueError("experts: the hub is empty; give at least one module")
-        HF.check_k(k, len(experts))
+        check_k(k, len(experts))
         if min_group < 1:
             raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
         if executor not in EXECUTORS:
@@ -111,20 +120,48 @@ class HubPathway(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self, x: Tensor, eps: Tensor | None = None, routing: Routing | None = None
+        self,
+        x: Tensor,
+        eps: Tensor | None = None,
+        routing: Routing | None = None,
+        target: Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> PathwayOutput | Tensor:
         """Predict for x [N, ...].
 
-        ``eps`` [N, M] replaces the noise that training draws; ``routing`` replaces what ``route``
-        would say, and the generator is not run.
+        Args:
+            x: the samples.
+            eps: [N, M], replaces the noise that training draws.
+            routing: replaces what ``route`` would say; the generator is not run.
+            target: [N, ...] classes, in training mode: the exploit loss is computed along with the
+                aggregation, so that a row's output is read once in backward and its gradient
+                written once. ``HubPathwayLoss`` finds it in the output and does not compute it.
+            label_smoothing: of that loss.
         """
         routing = self.route(x, eps) if routing is None else routing
         outputs = run_sequential(self.experts, self._rows(x, routing), routing, self.min_group)
+        if not self.training:
+            return self._aggregate(outputs, routing)
+        if target is None:
+            return PathwayOutput(self._aggregate(outputs, routing), outputs, routing)
         if isinstance(self.aggregator, LinearAggregator):
-            prediction = self.aggregator.from_rows(outputs, routing)
+            weight, bias = self.aggregator.weight, self.aggregator.bias
+            prediction, exploit = HF.aggregate_with_exploit_loss(
+                outputs, routing, weight, bias, target, label_smoothing
+            )
         else:
-            prediction = self.aggregator(HF.combine(outputs, routing))
-        return PathwayOutput(prediction, outputs, routing) if self.training else prediction
+            concat, exploit = HF.combine_with_exploit_loss(
+                outputs, routing, target, label_smoothing
+            )
+            prediction = self.aggregator(concat)
+        output = PathwayOutput(prediction, outputs, routing)
+        output.exploit = exploit
+        return output
+
+    def _aggregate(self, outputs: Tensor, routing: Routing) -> Tensor:
+        if isinstance(self.aggregator, LinearAggregator):
+            return self.aggregator.from_rows(outputs, routing)
+        return self.aggregator(HF.combine(outputs, routing))
 
     def route(self, x: Tensor, eps: Tensor | None = None) -> Routing:
         """The routing of x [N, ...]: with noise in training mode, without in evaluation mode."""

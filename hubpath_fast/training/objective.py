@@ -34,7 +34,11 @@ class PathwayObjective:
         self.criterion = criterion
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Losses:
-        output = model(images)
+        if getattr(self.criterion, "can_fuse", False):
+            smoothing = self.criterion.label_smoothing
+            output = model(images, target=targets, label_smoothing=smoothing)
+        else:
+            output = model(images)
         losses = self.criterion(output, targets)
         parts = {name: getattr(losses, name, None) for name in ("task", "explore", "exploit")}
         parts = {name: value for name, value in parts.items() if value is not None}

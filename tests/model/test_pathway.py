@@ -332,3 +332,30 @@ def test_bad_losses_are_refused_by_name():
         hp.HubPathwayLoss(task_loss=lambda p, y: p.sum())(out, y)
     with pytest.raises(ValueError, match=r"explore: .*-1"):
         hp.HubPathwayLoss(explore=-1)
+
+
+@pytest.mark.parametrize("aggregator", [None, hp.MLPAggregator(5, 7)], ids=["linear", "mlp"])
+def test_the_exploit_loss_may_be_computed_along_with_the_aggregation(aggregator):
+    results = []
+    for fused in (True, False):
+        ours, _, x, y, eps = build(20, 5, 2)
+        if aggregator is not None:
+            ours.aggregator = copy.deepcopy(aggregator).double()
+        out = ours(x, eps, target=y, label_smoothing=0.1) if fused else ours(x, eps)
+        assert (out.exploit is not None) == fused
+        _, outputs, _ = out
+        assert outputs is out.expert_outputs
+        losses = hp.HubPathwayLoss(label_smoothing=0.1)(out, y)
+        losses.total.backward()
+        results.append((losses.exploit, *(p.grad for p in ours.parameters() if p.grad is not None)))
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth, **CLOSE)
+
+
+def test_a_given_routing_replaces_the_generator():
+    ours, _, x, *_ = build(10, 4, 2)
+    ours.eval()
+    routing = ours.route(x)
+    expected = ours(x)
+    ours.generator = None
+    assert torch.equal(ours(x, routing=routing), expected)

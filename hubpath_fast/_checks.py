@@ -1,0 +1,84 @@
+"""Checks of the operations' arguments: each raises ValueError and names the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .routing import Routing
+
+
+def check_k(k: int, num_experts: int) -> None:
+    """Raise ValueError unless k experts can be active in a hub of ``num_experts``."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
+        raise ValueError(f"k: expected an integer in 1..{num_experts} (the experts), got {k!r}")
+
+
+def check_float(name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected a float dtype, got {x.dtype}; convert it first")
+
+
+def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
+        raise ValueError(
+            f"{name}: expected {other.dtype} {list(other.shape)} on {other.device} as "
+            f"{other_name}, got {x.dtype} {list(x.shape)} on {x.device}"
+        )
+
+
+def check_device(name: str, x: Tensor, routing: Routing) -> None:
+    if x.device != routing.rows.device:
+        raise ValueError(
+            f"{name}: is on {x.device}, the routing on {routing.rows.device}; move one of them"
+        )
+
+
+def check_outputs(outputs: Tensor, routing: Routing) -> None:
+    num_rows = routing.num_samples * routing.k
+    if outputs.dim() < 2 or outputs.shape[0] != num_rows:
+        raise ValueError(
+            f"outputs: expected [R, C, ...] with R = N*K = {num_rows} rows as routed, "
+            f"got {list(outputs.shape)}"
+        )
+    check_float("outputs", outputs)
+    check_device("outputs", outputs, routing)
+
+
+def check_target(
+    target: Tensor, outputs: Tensor, routing: Routing, label_smoothing: float, ignore_index: int
+) -> None:
+    """Targets of the exploit loss; their range only on the CPU, where looking costs no wait."""
+    expected = [routing.num_samples, *outputs.shape[2:]]
+    if list(target.shape) != expected:
+        raise ValueError(f"target: expected shape {expected}, got {list(target.shape)}")
+    if target.dtype != torch.int64:
+        raise ValueError(f"target: expected int64 class indices, got {target.dtype}")
+    check_device("target", target, routing)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = ((target < 0) | (target >= outputs.shape[1])) & (target != ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"target: class {target[wrong][0].item()} is out of range for {outputs.shape[1]} "
+                f"outputs; allowed are 0..{outputs.shape[1] - 1} and ignore_index={ignore_index}"
+            )
+
+
+def check_matrix(weight: Tensor, bias: Tensor | None, outputs: Tensor, routing: Routing) -> None:
+    """The linear aggregator's parameters against the outputs [R, C, ...] and the hub."""
+    width = routing.num_experts * outputs.shape[1]
+    if weight.dim() != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"weight: expected [C_out, M*C] = [any, {width}] for {routing.num_experts} experts of "
+            f"{outputs.shape[1]} outputs, got {list(weight.shape)}"
+        )
+    if bias is not None and list(bias.shape) != [weight.shape[0]]:
+        raise ValueError(f"bias: expected [{weight.shape[0]}] as weight, got {list(bias.shape)}")
+    check_device("weight", weight, routing)
+    if weight.dtype != outputs.dtype:
+        raise ValueError(
+            f"weight: expected {outputs.dtype} as outputs, got {weight.dtype}; convert one of "
+            "them, or use autocast"
+        )
