@@ -1,0 +1,1 @@
+"""Benchmarks of hubpath_fast, run from the repository root: see bench/README.md."""

@@ -1,0 +1,93 @@
+"""Rows of results: JSON lines that say where, when and of what commit they were measured."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+@functools.cache
+def environment(device: str) -> dict[str, object]:
+    """What every row carries: device, versions, threads, commit, date."""
+    found: dict[str, object] = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    if device == "cuda":
+        found |= {"driver": driver(), "cuda": torch.version.cuda}
+    return found
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*: (.*)", text)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def slug(device: str) -> str:
+    """The device's name as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+
+
+def commit() -> str:
+    """The commit's short hash, with a plus sign where the working tree differs from it."""
+    try:
+        found = _run("git", "rev-parse", "--short=12", "HEAD")
+        changed = _run(
+            "git", "status", "--porcelain", "--", "hubpath_fast", "kernels", "bench/*.py"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found + ("+" if changed else "")
+
+
+def driver() -> str:
+    try:
+        return _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def write(path: Path, rows: list[dict], append: bool = True) -> None:
+    """Add rows to a file of JSON lines, at once, so that a stopped run leaves what it measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a" if append else "w") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()

@@ -1,0 +1,151 @@
+"""Timing that rows can be compared by: all rows of a table are measured in interleaved rounds.
+
+A machine drifts (clocks, other jobs), so each round measures every function once, in a new order,
+and quantiles are taken over the rounds. Two ways of measuring:
+
+- ``interleaved``: host time of back-to-back calls, the device waited for at the end: what eager
+  code pays, launches included.
+- ``replayed`` (GPU): device time of one captured graph, after the cache was overwritten: what is
+  left when launches cost nothing and nothing is in the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+SAMPLE_SECONDS = 1e-3  # calls are repeated until one sample takes this long
+
+
+@dataclass(frozen=True)
+class Times:
+    """Quantiles of the seconds of one call, over ``rounds`` samples of ``calls`` calls each."""
+
+    p20: float
+    p50: float
+    p80: float
+    best: float
+    rounds: int
+    calls: int = 1
+
+    @classmethod
+    def of(cls, samples: list[float], calls: int = 1) -> Times:
+        if len(samples) == 1:
+            return cls(*samples * 4, rounds=1, calls=calls)
+        cuts = statistics.quantiles(samples, n=10, method="inclusive")
+        return cls(cuts[1], cuts[4], cuts[7], min(samples), len(samples), calls)
+
+
+def refuse_interpreter() -> None:
+    """Raise RuntimeError under Triton's interpreter, whose times say nothing about the kernels."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError(
+            "TRITON_INTERPRET=1 is set: interpreted kernels are never timed; unset it and run again"
+        )
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device | str = "cpu",
+    seconds: float = 2.0,
+    min_rounds: int = 5,
+    max_rounds: int = 200,
+    sample_seconds: float = SAMPLE_SECONDS,
+) -> dict[str, Times]:
+    """Time each function: host seconds of one call, in rounds that run all of them.
+
+    Rounds go on until ``seconds`` are spent, but at least ``min_rounds`` and at most
+    ``max_rounds``. The order within a round is shuffled, the same way in each run.
+    """
+    refuse_interpreter()
+    calls = {}
+    for name, function in functions.items():
+        function()  # warm-up: compilation, caches, autotuning
+        once = _sample(function, 1, device)
+        calls[name] = max(1, min(1000, int(sample_seconds / once)))
+    order, shuffle = list(functions), random.Random(0).shuffle
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    start = time.perf_counter()
+    for done in range(max_rounds):
+        if done >= min_rounds and time.perf_counter() - start > seconds:
+            break
+        shuffle(order)
+        for name in order:
+            samples[name].append(_sample(functions[name], calls[name], device))
+    return {name: Times.of(found, calls[name]) for name, found in samples.items()}
+
+
+def _sample(function: Callable[[], object], calls: int, device: torch.device | str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def synchronize(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def capture(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """``function`` as a graph. Raises RuntimeError where it cannot be captured (a host read)."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph
+
+
+def replayed(
+    graphs: Mapping[str, torch.cuda.CUDAGraph],
+    seconds: float = 2.0,
+    min_rounds: int = 10,
+    max_rounds: int = 200,
+) -> dict[str, Times]:
+    """Device seconds of one replay of each graph, by events, the cache overwritten before each."""
+    size = max(torch.cuda.get_device_properties(0).L2_cache_size, 1 << 25) * 4
+    cache = torch.empty(size, dtype=torch.uint8, device="cuda")
+    order, shuffle = list(graphs), random.Random(0).shuffle
+    samples: dict[str, list[float]] = {name: [] for name in graphs}
+    for graph in graphs.values():
+        graph.replay()
+    start = time.perf_counter()
+    for done in range(max_rounds):
+        if done >= min_rounds and time.perf_counter() - start > seconds:
+            break
+        shuffle(order)
+        for name in order:
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            cache.fill_(done % 256)
+            before.record()
+            graphs[name].replay()
+            after.record()
+            after.synchronize()
+            samples[name].append(before.elapsed_time(after) / 1e3)
+    return {name: Times.of(found) for name, found in samples.items()}
+
+
+def copy_bandwidth(device: torch.device | str, megabytes: int | None = None) -> float:
+    """Bytes per second of a large copy, bytes read plus bytes written: the roof of other rows."""
+    on_gpu = torch.device(device).type == "cuda"
+    size = (megabytes or (2048 if on_gpu else 128)) << 20
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    if not on_gpu:
+        found = interleaved({"copy": lambda: target.copy_(source)}, device, seconds=0.5)
+        return 2 * size / found["copy"].p50
+    graph = capture(lambda: target.copy_(source))
+    return 2 * size / replayed({"copy": graph}, seconds=0.5)["copy"].p50
