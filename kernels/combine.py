@@ -34,6 +34,7 @@ from ._outputs import (
 from .exploit_loss import loss_gradient
 
 _MAX_LOOKUP = 2048  # (pair, slot) comparisons of one program: keeps K = M = 1024 in registers
+_MAX_SLOTS = 32  # of one backward program: 64 spilled a register on sm_80 at C = 10
 
 
 @triton.jit
@@ -211,6 +212,7 @@ def _plan_backward(
     inner_units, vec = units(inner)
     trailing = trailing_size(outputs)
     block_r, block_l = blocks(n * k, outer * inner)
+    block_r = min(block_r, _MAX_SLOTS)
     return (d_outputs, d_weights), Launch(
         _combine_backward,
         cdiv(n * k, block_r),
