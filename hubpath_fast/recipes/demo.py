@@ -40,6 +40,7 @@ class DemoSettings:
     epochs: passes of every method over the target's training digits. num_validation: of the 300
     target digits, how many are held out to choose the best single experts on. k: K.
     explore: lambda. lr_expert, lr_router: peak rates; the same lr_expert for every method.
+    generator_stride: of the pooling before the generator.
     """
 
     pretraining: Pretraining = field(default_factory=Pretraining)
@@ -50,6 +51,7 @@ class DemoSettings:
     explore: float = 0.5
     lr_expert: float = 1e-3
     lr_router: float = 3e-3
+    generator_stride: int = 2
 
     def trainer_config(self, num_samples: int, seed: int, device: str) -> TrainerConfig:
         steps = num_samples * self.epochs // self.batch_size
@@ -195,7 +197,12 @@ class Bench:
         """Hub-Pathway: its row, weights [test images, M], predictions, and training history."""
         seed_all(self.seed)
         settings = self.settings
-        model = create_model(make(), self.task.target.num_classes, settings.k, generator_stride=1)
+        model = create_model(
+            make(),
+            self.task.target.num_classes,
+            settings.k,
+            generator_stride=settings.generator_stride,
+        )
         objective = PathwayObjective(HubPathwayLoss(explore=settings.explore))
         result = self._train(model, objective, "Hub-Pathway", expert_names())
         prediction = self._probabilities(model, self.task.test).argmax(1)

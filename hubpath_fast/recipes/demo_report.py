@@ -63,7 +63,7 @@ def _routing(result: Demo) -> report.Section:
     groups = [test.renderings == i for i in range(len(test.rendering_names))]
     mean = torch.stack([result.weights[group].mean(dim=0) for group in groups])
     shown = torch.cat([group.nonzero().flatten()[:SAMPLES] for group in groups])
-    heat = report.mean_weights(mean, list(test.rendering_names), names)
+    heat = report.mean_weights(mean, list(test.rendering_names), names, "rendering of the digit")
     samples = report.samples_with_weights(
         test.images[shown],
         result.weights[shown],
@@ -99,7 +99,11 @@ def _failures(result: Demo) -> report.Section:
     groups = [test.renderings == i for i in range(len(test.rendering_names))]
     by_group = torch.stack([correct[:, group].mean(dim=1) for group in groups], dim=1)
     figure = report.accuracy_by_group(
-        by_group, [row.name for row in result.rows], list(test.rendering_names)
+        by_group,
+        [row.name for row in result.rows],
+        list(test.rendering_names),
+        group_label="rendering of the test digit",
+        bounds=[i for i, row in enumerate(result.rows) if row.bound],
     )
     return report.Section(
         "Where does each method fail?",

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
+from hubpath_fast import _torch_ops, reference
 from hubpath_fast import functional as HF
-from hubpath_fast import reference
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -156,25 +156,27 @@ def test_combine_and_aggregate_equal_the_masked_loop(sizes, trailing, c):
         torch.testing.assert_close(ours, truth, **CLOSE)
 
 
-def test_the_grouped_product_is_chosen_for_large_hubs_and_agrees(monkeypatch):
-    """float32: 1e-4 of sums of 64 products of size one (roundoff 6e-8 times a few hundred)."""
-    from hubpath_fast import _torch_ops
-
-    clean, noise, eps = (t.float().detach() for t in scores(40, 16))
-    routing = HF.noisy_topk(clean, noise, 2, eps)
-    assert not _torch_ops.prefer_grouped(torch.empty(80, 10), torch.empty(10, 160))
-    assert not _torch_ops.prefer_grouped(torch.empty(80, 1001), torch.empty(1001, 16016))
-    assert _torch_ops.prefer_grouped(torch.empty(80, 1000), torch.empty(1000, 16000))
-    results = []
+@pytest.mark.parametrize("trailing", [(), (3, 2)], ids=["rows", "maps"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["by expert", "grouped_mm"])
+def test_the_grouped_products_equal_the_dense_one(monkeypatch, trailing, compiled):
+    """float32 where torch's grouped_mm is used: 1e-5 of sums of 64 products of size one."""
+    dtype = torch.float32 if compiled else torch.float64
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
+    clean, noise, eps = (t.detach().to(dtype) for t in scores(40, 16))
+    clean[:, 3] = -99.0  # an expert without rows
+    routing = HF.noisy_topk(clean.requires_grad_(), noise, 2, eps)
+    matrix = torch.randn(32, 16 * 64, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    bias, results = torch.ones(32, dtype=dtype), []
     for limit in (0, 1 << 60):
-        monkeypatch.setattr(_torch_ops, "GROUPED_MIN_ELEMENTS", limit)
-        outputs = rows_of(routing, 64).float().detach().requires_grad_()
-        matrix = torch.linspace(-1, 1, 32 * 16 * 64).view(32, -1).requires_grad_()
-        assert _torch_ops.prefer_grouped(outputs, matrix) == (limit == 0)
-        y = HF.aggregate(outputs, routing, matrix, torch.ones(32))
-        results.append((y, *torch.autograd.grad(y.square().sum(), (outputs, matrix))))
+        monkeypatch.setattr(_torch_ops, "GROUPED_MIN_SAVED", limit)
+        outputs = rows_of(routing, 64, trailing).detach().to(dtype).requires_grad_()
+        inputs = (outputs, matrix.requires_grad_(), bias.requires_grad_(), clean)
+        assert _torch_ops.prefer_grouped(outputs, matrix, 2) == (limit == 0)
+        y = HF.aggregate(outputs, routing, matrix, bias)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), inputs, retain_graph=True)))
+    tolerance = {"rtol": 1e-5, "atol": 1e-4} if compiled else CLOSE
     for grouped, dense in zip(*results, strict=True):
-        torch.testing.assert_close(grouped, dense, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(grouped, dense, **tolerance)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
