@@ -132,9 +132,10 @@ def step(glue: Glue, backend: str):
         routing = HF.noisy_topk(glue.clean, glue.noise, glue.k, glue.eps, backend=backend)
         HF.gather(glue.x, routing, backend=backend)
         outputs = torch.cat(glue.outputs)
-        prediction = HF.aggregate(outputs, routing, glue.weight, glue.bias, backend=backend)
+        prediction, exploit = HF.aggregate_with_exploit_loss(
+            outputs, routing, glue.weight, glue.bias, glue.target, backend=backend
+        )
         task = F.cross_entropy(prediction, glue.target)
-        exploit = HF.exploit_loss(outputs, routing, glue.target, backend=backend)
         return task + EXPLORE * HF.exploration_loss(routing.mean) + exploit
 
     return _step(forward, glue)

@@ -1,0 +1,194 @@
+"""Each public operation, forward, backward and both, against the reference.
+
+    python -m bench.ops [--device cpu|cuda] [--full] [--compile] [--only TEXT] [--out FILE]
+
+Rows: ``reference`` (its lines for this operation, eager), ``compiled`` (those under torch.compile,
+with --compile; a note where it does not compile), ``torch`` and ``triton`` (the public function on
+that backend; triton on a GPU only). On a GPU each row is timed as eager calls and as a replayed
+graph, where it can be captured. A result is compared with the float64 reference before anything
+is timed; a wrong one is a note, never a time. Columns: see bench/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from . import operations, records, timing
+from .counting import moved_bytes, peak_memory
+from .operations import NAMES, Operation, Size
+
+DIRECTIONS = ("forward", "backward", "both")
+# The default subset: the paper's step, a small task, a wide hub, many samples; skewed where
+# balance matters most. --full is the whole grid.
+SUBSET = [
+    Size(48, 5, 2, 10),
+    Size(48, 5, 2, 100),
+    Size(48, 5, 2, 100, "skewed"),
+    Size(256, 16, 8, 100),
+    Size(256, 16, 2, 1000),
+    Size(256, 16, 2, 1000, "skewed"),
+    Size(4096, 5, 1, 100),
+    Size(4096, 64, 2, 10),
+]
+# What the bandwidth goals are about: sizes that fill a GPU and no cache holds.
+ROOF = {
+    "noisy_topk": [Size(262144, 64, 2, 10)],
+    "gather": [Size(524288, 5, 2, 1000)],  # 4.2 GB of rows
+    "combine": [Size(524288, 5, 2, 1000)],
+    "aggregate": [Size(4096, 64, 2, 1000, dtype="bfloat16"), Size(4096, 64, 2, 1000)],
+    "exploit_loss": [Size(524288, 5, 2, 1000)],
+}
+
+
+def sizes(name: str, device: str, full: bool) -> list[Size]:
+    if not full:
+        return SUBSET + (ROOF[name] if device == "cuda" else [])
+    grid = itertools.product(
+        (48, 256, 4096, 65536), (2, 5, 16, 64), (1, 2, 8), (10, 100, 1000), operations.ROUTINGS
+    )
+    found = [Size(*point) for point in grid if point[2] <= point[1]]
+    if name == "noisy_topk":  # it knows no C
+        found = [size for size in found if size.c == 10]
+    return found + (ROOF[name] if device == "cuda" else [])
+
+
+def memory_needed(name: str, size: Size) -> int:
+    """Bytes of the float64 check at its worst: the concatenation, its parts, and gradients."""
+    n, m, k, c = size[:4]
+    largest = n * m * c if name in ("combine", "aggregate") else n * max(k * c, m)
+    # The reference's gather differentiates M masks, each into a tensor of x's size, in turn.
+    copies = {"noisy_topk": 8, "gather": 5, "exploit_loss": 6}.get(name, 5)
+    return copies * largest * 8
+
+
+def memory_at_hand(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return 4 << 30
+
+
+def measure(name, size, device, seconds, compiled, roof) -> list[dict]:
+    """The rows of one operation at one size. ``roof``: the measured copy bandwidth, bytes/s."""
+    common = {
+        "benchmark": "ops", "operation": name, **dict(zip("NMKC", size[:4], strict=True)),
+        "routing": size.routing, "dtype": size.dtype, "copy_bandwidth": roof,
+        **records.environment(device),
+    }  # fmt: skip
+    if memory_needed(name, size) > memory_at_hand(device):
+        return [{**common, "row": "all", "note": "not run: the float64 check needs more memory"}]
+    operation = operations.make(name, size, device)
+    expected = operations.truth(operation)
+    errors, notes = {}, {}
+    for row in ["reference", "torch", *["triton"] * (device == "cuda"), *["compiled"] * compiled]:
+        try:
+            found = operations.error(operation, row, expected)
+        except Exception as error:  # a row that cannot run is reported, the others go on
+            notes[row] = f"does not run: {type(error).__name__}: {str(error).splitlines()[0]}"
+            continue
+        if found > operations.TOLERANCE[size.dtype]:
+            notes[row] = f"wrong: relative error {found:.1e}; not timed"
+        else:
+            errors[row] = found
+    del expected
+    rows = [{**common, "row": row, "note": note} for row, note in notes.items()]
+    for direction in DIRECTIONS:
+        rows += _direction(operation, direction, errors, device, seconds, common)
+    return rows
+
+
+def _direction(operation: Operation, direction, errors, device, seconds, common) -> list[dict]:
+    functions = {row: operations.function(operation, row, direction) for row in errors}
+    # Compiled code cannot be looked into by operator: the count is for the others.
+    static = {
+        row: {
+            "moved_bytes": None if row == "compiled" else moved_bytes(function),
+            "peak_memory": peak_memory(function, device),
+        }
+        for row, function in functions.items()
+    }
+    modes = {"eager": timing.interleaved(functions, device, seconds)}
+    rows = []
+    if device == "cuda":
+        graphs = {}
+        for row, function in functions.items():
+            try:
+                graphs[row] = timing.capture(function)
+            except Exception as error:
+                note = f"{direction}: not captured: {str(error).splitlines()[0]}"
+                rows.append({**common, "row": row, "note": note})
+        modes["graph"] = timing.replayed(graphs, seconds) if graphs else {}
+    fewest = operation.bytes(direction)
+    for mode, times in modes.items():
+        base = times.get("reference")
+        for row, found in times.items():
+            moved = static[row]["moved_bytes"]
+            rows.append(
+                {
+                    **common, "direction": direction, "row": row, "mode": mode, **asdict(found),
+                    **static[row], "fewest_bytes": fewest,
+                    "moved_over_fewest": moved and moved / fewest,
+                    "share_of_copy": fewest / found.p50 / common["copy_bandwidth"],
+                    "speedup": base and base.p50 / found.p50, "error": errors[row],
+                }
+            )  # fmt: skip
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    for row in rows:
+        label = (
+            f"{row['operation']:12} N={row['N']:<6} M={row['M']:<2} K={row['K']} C={row['C']:<4}"
+        )
+        label += f" {row['routing']:8} {row['row']:9}"
+        if "note" in row:
+            print(f"{label} {row['note']}", flush=True)
+            continue
+        speedup = f"{row['speedup']:6.2f}x" if row["speedup"] else " " * 7
+        moved = f"{row['moved_over_fewest']:6.1f}" if row["moved_over_fewest"] else " " * 6
+        print(
+            f"{label} {row['direction']:8} {row['mode']:5} {row['p20'] * 1e6:10.1f}"
+            f"{row['p50'] * 1e6:10.1f}{row['p80'] * 1e6:10.1f} us {speedup} "
+            f"moved {moved} copy {row['share_of_copy']:6.1%}",
+            flush=True,
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="bench.ops", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--full", action="store_true", help="the whole grid of sizes: hours")
+    parser.add_argument("--compile", action="store_true", help="add the reference compiled")
+    parser.add_argument("--only", action="append", choices=NAMES, help="this operation; repeatable")
+    parser.add_argument("--sizes", type=int, nargs="*", help="indices into the sizes")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each direction and mode")
+    parser.add_argument("--limit", type=float, help="start nothing new after this many seconds")
+    parser.add_argument("--out", type=Path, help="add rows to this file of JSON lines")
+    args = parser.parse_args(argv)
+    timing.refuse_interpreter()
+    start = time.monotonic()
+    roof = timing.copy_bandwidth(args.device)
+    print(f"copy bandwidth {roof / 1e9:.1f} GB/s on {records.device_name(args.device)}")
+    for name in args.only or NAMES:
+        chosen = sizes(name, args.device, args.full)
+        for i in range(len(chosen)) if args.sizes is None else args.sizes:
+            if args.limit and time.monotonic() - start > args.limit:
+                print(f"stopped after {args.limit:.0f} s at {name} {chosen[i]}")
+                return
+            try:
+                rows = measure(name, chosen[i], args.device, args.seconds, args.compile, roof)
+            except torch.OutOfMemoryError:
+                print(f"{name} {chosen[i]}: out of memory")
+                continue
+            show(rows)
+            if args.out:
+                records.write(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
