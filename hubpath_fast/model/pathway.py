@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import functional as HF
 from .._checks import check_k
 from ..routing import Routing
+from . import surgery
 from .aggregator import LinearAggregator
 from .executors import EXECUTORS, run_sequential
 from .generator import check_scores
@@ -192,6 +193,14 @@ class HubPathway(nn.Module):
         scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
         dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
         return HF.gather(x, routing, scale, shift, dtype)
+
+    def add_expert(self, module: nn.Module, mean=None, std=None, score: float = 0.0) -> None:
+        """Appends an expert, in place, with all that was learned kept: ``surgery.add_expert``."""
+        surgery.add_expert(self, module, mean, std, score)
+
+    def remove_expert(self, index: int) -> nn.Module:
+        """Takes an expert away, in place, and returns it: see ``surgery.remove_expert``."""
+        return surgery.remove_expert(self, index)
 
     def extra_repr(self) -> str:
         return f"k={self.k}, min_group={self.min_group}, executor={self.executor!r}"
