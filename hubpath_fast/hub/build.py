@@ -6,45 +6,40 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import timm_models
+from ..model.heads import set_lr_factor, split_parameters
 from .errors import HubError
-from .expert import Expert
+from .expert import Expert, Resized, RunningStatistics
+from .registry import find
+from .source import HubModel, accepted_sizes, module_refusal, refusal
+from .spec import ExpertSpec, read_specs
 from .weights import fetch_all
 
+USUAL_SIZE = 224  # of a hub of which nobody says what it was trained at
 
-def find(name: str) -> timm_models.TimmModel:
-    """Looks a name up: "resnet50.a1_in1k", or the same with its source, "timm/resnet50.a1_in1k"."""
-    source, slash, rest = name.strip().rpartition("/")
-    if slash and source != "timm":
-        raise HubError(
-            [f"{name!r} has the unknown source {source!r}; write timm/NAME or only timm's NAME"]
-        )
-    return timm_models.find(rest)
+Names = str | Sequence[str | ExpertSpec | nn.Module]
 
 
-def find_all(names: Sequence[str]) -> list[timm_models.TimmModel]:
-    """Looks all names up; HubError with every name that is wrong."""
-    if isinstance(names, str) or not names:
-        raise HubError([f"names is {names!r}, but must be a sequence of at least one model name"])
-    models, problems = _find_all(names)
+def find_all(names: Names) -> list[HubModel]:
+    """Looks all names up, modules left out; HubError with every name that is wrong."""
+    models, problems = _find_all(read_specs(names))
     if problems:
         raise HubError(problems)
-    return models
+    return [model for model in models if model is not None]
 
 
-def default_input_size(names: Sequence[str]) -> int:
+def default_input_size(names: Names) -> int:
     """Pixels a side that suit a hub: what most of its models were pre-trained at.
 
     Among equally frequent sides the smallest, since cost grows with the square of the side.
     """
     counts = Counter(model.native_size for model in find_all(names))
-    return min(counts, key=lambda size: (-counts[size], size))
+    return min(counts, key=lambda size: (-counts[size], size), default=USUAL_SIZE)
 
 
 def build_experts(
-    names: Sequence[str],
+    names: Names,
     num_outputs: int,
     pretrained: bool = True,
     input_size: int | None = None,
@@ -52,47 +47,57 @@ def build_experts(
 ) -> list[Expert]:
     """Builds a hub.
 
-    names: timm's model names; one may occur more than once. num_outputs: C, outputs of each head.
-    pretrained: load the weights that the name stands for, from the local cache or else the
-    network; False: random weights, no network. input_size: pixels a side of the images that the
-    hub will be given; None: ``default_input_size(names)``.
+    names: what to build, in order; one may occur more than once. Each is a name (see ``registry``),
+    with options or without, a hub's name, an ``ExpertSpec``, or a module of your own. num_outputs:
+    C, outputs of each head. pretrained: load the weights that the name stands for, from the local
+    cache or else the network; False: random weights, no network, and local files are not read.
+    input_size: pixels a side of the images that the hub will be given; None:
+    ``default_input_size(names)``.
 
     A network takes images of input_size as they are wherever its architecture can. One that was
-    built for its native size alone resizes them inside. resize_to_native: every network does.
+    built for its native size alone resizes them inside, as does one whose spec says a size.
+    resize_to_native: every network does.
 
     Raises HubError with all problems of the hub, before anything is downloaded: unknown names (with
     the closest), names without weights, networks that cannot take the input size (with sizes that
-    they take), and then weights that cannot be fetched (which, from where, to where).
+    they take), local or cached files that hold something else; and then weights that cannot be
+    fetched (which, from where, to where).
     """
     if num_outputs < 1:
         raise HubError([f"num_outputs is {num_outputs}, but must be at least 1"])
-    if isinstance(names, str) or not names:
-        raise HubError([f"names is {names!r}, but must be a sequence of at least one model name"])
     if input_size is not None and input_size < 1:
         raise HubError([f"input_size is {input_size}, but must be a number of pixels, at least 1"])
-
-    models, problems = _find_all(names)
-    if input_size is None and models:
-        input_size = default_input_size([model.name for model in models])
+    specs = read_specs(names)
+    models, problems = _find_all(specs)
+    if input_size is None:
+        sides = Counter(model.native_size for model in models if model is not None)
+        input_size = min(sides, key=lambda s: (-sides[s], s), default=USUAL_SIZE)
     sizes = []
-    for model in models:
+    for spec, model in zip(specs, models, strict=True):
+        if model is None and not isinstance(spec.name, nn.Module):
+            continue  # unknown, and said so
         try:
-            sizes.append(_working_size(model, num_outputs, input_size, resize_to_native))
+            size = spec.size or (
+                model.native_size if model is not None and resize_to_native else input_size
+            )
+            sizes.append(_working_size(spec, model, num_outputs, size))
         except HubError as error:
             problems += error.problems
-        if pretrained and model.weights is None:
-            problems.append(
-                f"{model.full_name} has no pre-trained weights; take another name, or random "
-                "weights for all with pretrained=False (--no-pretrained)"
-            )
+        if pretrained and model is not None:
+            problems += _without_weights(model)
     if problems:
         raise HubError(list(dict.fromkeys(problems)))  # a name that occurs twice is said once
 
-    paths = fetch_all([model.weights for model in models]) if pretrained else [None] * len(models)
-    return [
-        timm_models.build(model, num_outputs, input_size, size, path)
-        for model, size, path in zip(models, sizes, paths, strict=True)
+    # All networks first: their new heads are drawn alike, whatever lies in the cache.
+    experts = [
+        _build(spec, model, num_outputs, size)
+        for spec, model, size in zip(specs, models, sizes, strict=True)
     ]
+    if pretrained:
+        _load_all(experts, models)
+    for expert, spec in zip(experts, specs, strict=True):
+        _prepare(expert, spec, input_size)
+    return experts
 
 
 def normalization(experts: Sequence[Expert]) -> tuple[Tensor, Tensor]:
@@ -101,23 +106,114 @@ def normalization(experts: Sequence[Expert]) -> tuple[Tensor, Tensor]:
     return mean, torch.tensor([expert.std for expert in experts])
 
 
-def _find_all(names: Sequence[str]) -> tuple[list[timm_models.TimmModel], list[str]]:
-    models, problems = [], []
-    for name in names:
-        try:
-            models.append(find(name))
-        except HubError as error:
-            problems += error.problems
+def _find_all(specs: Sequence[ExpertSpec]) -> tuple[list[HubModel | None], list[str]]:
+    """The models, None for modules and for names that are wrong, and what is wrong with those."""
+    models: list[HubModel | None] = []
+    problems: list[str] = []
+    for spec in specs:
+        model = None
+        if isinstance(spec.name, str):
+            try:
+                model = find(spec)
+            except HubError as error:
+                problems += error.problems
+        models.append(model)
     return models, problems
 
 
-def _working_size(model, num_outputs: int, input_size: int, resize_to_native: bool) -> int:
-    size = model.native_size if resize_to_native else input_size
-    reason = timm_models.refusal(model, num_outputs, size)
+def _without_weights(model: HubModel) -> list[str]:
+    if model.weights is None:
+        return [
+            f"{model.name} has no pre-trained weights; take another name, or random weights for "
+            "all with pretrained=False (--no-pretrained)"
+        ]
+    if model.weights.path is not None and model.weights.cached() is None:
+        return [f"{model.name}: there is no file of weights at {model.weights.path}"]
+    return []
+
+
+def _working_size(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> int:
+    """The side that a network works at; HubError if it can take neither ``size`` nor its own."""
+    if model is None:
+        reason = module_refusal(spec.name, num_outputs, size)
+        if reason is not None:
+            raise HubError(
+                [f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
+                 f"[n, {num_outputs}] ({reason}); replace its head, or say a size"]
+            )  # fmt: skip
+        return size
+    reason = refusal(model, num_outputs, size)
     if reason is None:
         return size
-    if model.fixed_size and size != model.native_size:
-        return _working_size(model, num_outputs, input_size, resize_to_native=True)
-    sizes = timm_models.accepted_sizes(model, num_outputs)
+    if model.fixed_size and size != model.native_size and spec.size is None:
+        return _working_size(spec, model, num_outputs, model.native_size)
+    sizes = accepted_sizes(model, num_outputs)
     allowed = f"it takes, for example, {', '.join(map(str, sizes))}" if sizes else "no size fits"
-    raise HubError([f"{model.full_name} refuses images of {size} x {size} ({reason}); {allowed}"])
+    raise HubError([f"{model.name} refuses images of {size} x {size} ({reason}); {allowed}"])
+
+
+def _build(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> Expert:
+    if model is not None:
+        return Expert(
+            name=model.name,
+            module=model.make(num_outputs),
+            mean=model.mean,
+            std=model.std,
+            native_size=model.native_size,
+            size=size,
+            fixed_size=model.fixed_size,
+            interpolation=model.interpolation,
+        )
+    mean, std = own_normalization(spec.name)
+    return Expert(
+        name=spec.label,
+        module=spec.name,
+        mean=spec.mean or mean,
+        std=spec.std or std,
+        native_size=None,
+        size=size,
+        fixed_size=False,
+        interpolation="bilinear",
+    )
+
+
+def own_normalization(module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) that a timm network states; else those that leave images in [0, 1] alone."""
+    cfg = getattr(module, "pretrained_cfg", None) or {}
+    if "mean" in cfg and "std" in cfg:
+        return tuple(cfg["mean"]), tuple(cfg["std"])
+    return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def _load_all(experts: Sequence[Expert], models: Sequence[HubModel | None]) -> None:
+    """Loads what lies on this machine, says all that is wrong with it, and only then downloads."""
+    named = [(e, m) for e, m in zip(experts, models, strict=True) if m is not None]
+    missing, problems = [], []
+    for expert, model in named:
+        path = model.weights.cached()
+        if path is None:
+            missing.append((expert, model))
+            continue
+        try:
+            model.load(expert, path)
+        except HubError as error:
+            problems += error.problems
+    if problems:
+        raise HubError(list(dict.fromkeys(problems)))
+    paths = fetch_all([model.weights for _, model in missing])
+    for (expert, model), path in zip(missing, paths, strict=True):
+        model.load(expert, path)
+
+
+def _prepare(expert: Expert, spec: ExpertSpec, input_size: int) -> None:
+    """Makes a network the expert that its spec asks for."""
+    body, head = split_parameters(expert.module)
+    frozen = {"none": [], "body": body, "all": [*body, *head]}[spec.freeze]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    if spec.running_statistics:
+        expert.module = RunningStatistics(expert.module)
+    if expert.size != input_size:
+        expert.module = Resized(expert.module, expert.size, expert.interpolation)
+    if spec.lr_factor != 1:
+        set_lr_factor(expert.module, spec.lr_factor)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from ..model import HubPathway, PathwayGenerator
 from .build import build_experts, default_input_size, normalization
 from .errors import HubError
 from .expert import Expert
+from .spec import ExpertSpec, read_specs
 
 # The generator only tells inputs apart: about this many pixels a side are enough for that.
 GENERATOR_PIXELS = 56
 
 
 def create_model(
-    experts: Sequence[str] | Sequence[Expert],
+    experts: str | Sequence[str | ExpertSpec | nn.Module] | Sequence[Expert],
     num_outputs: int,
     k: int = 2,
     pretrained: bool = True,
@@ -26,9 +29,10 @@ def create_model(
 ) -> HubPathway:
     """A Hub-Pathway of pre-trained models, each with a new head for ``num_outputs``.
 
-    experts: timm's names, or the experts that ``build_experts`` made (then num_outputs and
-    input_size must be those given there, and ``pretrained`` says nothing). k: K, active experts per
-    sample. pretrained, input_size, resize_to_native: see ``build_experts``. generator_width,
+    experts: a hub's name ("paper-homogeneous"), or a list of names, specs and modules (see
+    ``build_experts``), or the experts that ``build_experts`` made (then num_outputs and input_size
+    must be those given there, and ``pretrained`` says nothing). k: K, active experts per sample.
+    pretrained, input_size, resize_to_native: see ``build_experts``. generator_width,
     generator_stride: of the ``PathwayGenerator``; None: the stride that leaves the generator about
     56 pixels a side (our choice). options: further arguments of ``HubPathway``, such as
     ``aggregator`` or ``executor``.
@@ -39,16 +43,18 @@ def create_model(
     Raises HubError (a ValueError) with all problems of the hub at once; ValueError if k is not in
     1..M.
     """
-    if isinstance(experts, str) or not experts:
-        raise HubError([f"experts is {experts!r}, but must be a sequence of names or of Experts"])
-    if not 1 <= k <= len(experts):
-        raise HubError([f"k is {k}, but must be from 1 to {len(experts)}, the number of experts"])
-    if all(isinstance(expert, Expert) for expert in experts):
-        built = list(experts)
+    ready = not isinstance(experts, (str, nn.Module)) and all(
+        isinstance(expert, Expert) for expert in experts
+    )
+    chosen = list(experts) if ready and len(experts) else read_specs(experts)
+    if not 1 <= k <= len(chosen):
+        raise HubError([f"k is {k}, but must be from 1 to {len(chosen)}, the number of experts"])
+    if ready:
+        built = chosen
         size = input_size or min(expert.size for expert in built)
     else:
-        size = input_size or default_input_size(experts)
-        built = build_experts(experts, num_outputs, pretrained, size, resize_to_native)
+        size = input_size or default_input_size(chosen)
+        built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native)
     stride = generator_stride or max(1, size // GENERATOR_PIXELS)
     generator = PathwayGenerator(len(built), width=generator_width, stride=stride)
     return HubPathway(

@@ -11,10 +11,37 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..model.heads import head_names
 from .errors import HubError
 
 NAMES_IN_MESSAGE = 8
+COUNTER = "num_batches_tracked"  # of BatchNorm: it has learned nothing, and old files lack it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a source names the tensors of a network.
+
+    prefix: before each of the network's own names. dropped: what the other names begin with, of
+    parts that are not wanted, such as a detector's box heads; anything else is left over.
+    """
+
+    prefix: str = ""
+    dropped: tuple[str, ...] = ()
+
+    def split(self, names) -> tuple[dict[str, str], list[str]]:
+        """({the network's name: the file's name}, the file's names that are left over)."""
+        kept, left_over = {}, []
+        for name in names:
+            if name.startswith(self.dropped):
+                continue
+            if name.startswith(self.prefix):
+                kept[name.removeprefix(self.prefix)] = name
+            else:
+                left_over.append(name)
+        return kept, left_over
 
 
 class Resized(nn.Module):
@@ -40,96 +67,93 @@ class Resized(nn.Module):
         return f"size={self.size}, interpolation={self.interpolation}"
 
 
+class RunningStatistics(nn.Module):
+    """A network whose BatchNorm layers use, and keep, their running statistics in training too."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> RunningStatistics:
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.training = False
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
 @dataclass(eq=False)
 class Expert:
     """A pre-trained network with a head for the target task.
 
     name: "timm/resnet50.a1_in1k". module: normalised images [n, 3, S, S] -> [n, C], S the hub's
     input size. mean, std: what the network's images were normalised with, a value a channel, in
-    units of images in [0, 1]. native_size: the side it was pre-trained at. size: the side it works
-    at; where that is not the hub's input size, ``module`` is a ``Resized``. fixed_size: timm says
-    that it was built for the native size alone (a few of those take others still).
+    units of images in [0, 1]. native_size: the side it was pre-trained at (None: unknown, as for a
+    user's module). size: the side it works at; where that is not the hub's input size, ``module``
+    holds a ``Resized``. fixed_size: its source says that it was built for the native size alone (a
+    few of those take others still).
     """
 
     name: str
     module: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    native_size: int
+    native_size: int | None
     size: int
     fixed_size: bool
+    interpolation: str = "bilinear"
 
     @property
     def body(self) -> nn.Module:
-        """The network itself, without the resizing around it."""
+        """The network itself, without the wrappers around it."""
         return network(self.module)
 
 
 def network(module: nn.Module) -> nn.Module:
     """The network inside an expert's module."""
-    return module.body if isinstance(module, Resized) else module
-
-
-def head_names(module: nn.Module) -> set[str]:
-    """Names, within ``network(module)``, of the parameters and buffers of its classifier.
-
-    The classifier is what timm's ``get_classifier()`` says, which may be several layers. A network
-    without that method has no head that we know of: the set is empty.
-    """
-    body = network(module)
-    if not hasattr(body, "get_classifier"):
-        return set()
-    heads = body.get_classifier()
-    heads = heads if isinstance(heads, (tuple, list)) else [heads]
-    layers = {id(layer) for head in heads if head is not None for layer in head.modules()}
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, layer in body.named_modules()
-        if id(layer) in layers
-        for name in [*layer._parameters, *layer._buffers]
-    }
-
-
-def head_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of an expert's new head; see ``head_names``."""
-    return split_parameters(module)[1]
-
-
-def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """An expert's parameters as (body, head), for learning rates of their own; none is in both."""
-    heads = head_names(module)
-    body, head = [], []
-    for name, parameter in network(module).named_parameters():
-        (head if name in heads else body).append(parameter)
-    return body, head
+    while isinstance(module, (Resized, RunningStatistics)):
+        module = module.body
+    return module
 
 
 def load_body(
-    expert: Expert | nn.Module, state_dict: Mapping[str, Tensor], source: str = ""
+    expert: Expert | nn.Module,
+    state_dict: Mapping[str, Tensor],
+    source: str = "",
+    layout: Layout = Layout(),
 ) -> None:
     """Copies pre-trained weights into an expert, all but its head.
 
     expert: an ``Expert`` or its module. state_dict: of the same architecture, with a head of any
     number of outputs or none; the head's tensors are not read. source: where it comes from, for the
-    messages.
+    messages. layout: how its tensors are named.
 
     Raises HubError, and leaves the expert as it was, if a tensor of the body is missing, is left
-    over or has another shape: a body that is half loaded would train, badly, without a word.
+    over or has another shape: a body that is half loaded would train, badly, without a word. Only
+    BatchNorm's counters of batches may be missing, as they are in old files.
     """
     module = expert.module if isinstance(expert, Expert) else expert
-    body, heads = network(module), head_names(module)
+    body = network(module)
+    heads = head_names(body)
     own = {name: tensor for name, tensor in body.state_dict().items() if name not in heads}
-    given = {name: tensor for name, tensor in state_dict.items() if name not in heads}
+    files_names, left_over = layout.split(state_dict)
+    given = {name: state_dict[n] for name, n in files_names.items() if name not in heads}
+    missing = [n for n in own.keys() - given.keys() if n.rpartition(".")[2] != COUNTER]
+    left_over += [files_names[name] for name in given.keys() - own.keys()]
     shapes = [
-        f"{name} ({list(given[name].shape)} instead of {list(own[name].shape)})"
+        f"{files_names[name]} ({list(given[name].shape)} instead of {list(own[name].shape)})"
         for name in own.keys() & given.keys()
         if own[name].shape != given[name].shape
     ]
     parts = [
         f"{len(names)} {what}: {_some(sorted(names))}"
         for what, names in (
-            ("missing", own.keys() - given.keys()),
-            ("left over", given.keys() - own.keys()),
+            ("missing", [layout.prefix + name for name in missing]),
+            ("left over", left_over),
             ("of another shape", shapes),
         )
         if names
@@ -142,7 +166,8 @@ def load_body(
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(given[name])
+            if name in given:
+                tensor.copy_(given[name])
 
 
 def _some(names: list[str]) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ..model.heads import head_parameters, lr_factor
 from .config import TrainerConfig
 
 HeadFinder = Callable[[nn.Module], Iterable[nn.Parameter]]
-
-# Where the classifier sits in timm's, torchvision's and most other networks.
-HEAD_NAMES = ("head", "heads", "fc", "classifier", "last_linear")
 
 
 class ParameterGroup(NamedTuple):
@@ -24,38 +22,31 @@ class ParameterGroup(NamedTuple):
     lr: float
 
 
-def head_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a network's head: what ``get_classifier()`` returns, or a module named
-    head, heads, fc, classifier or last_linear; looked for from the outside in, so that wrappers do
-    no harm. Empty where there is none: then all parameters are the body's."""
-    for module in model.modules():
-        found = module.get_classifier() if hasattr(module, "get_classifier") else None
-        # A network distilled from a token of its own has two heads.
-        several = found if isinstance(found, (tuple, list)) else [found]
-        for heads in (several, *([getattr(module, name, None)] for name in HEAD_NAMES)):
-            heads = [head for head in heads if isinstance(head, nn.Module)]
-            params = [p for head in heads for p in head.parameters()]
-            if params:
-                return params
-    return []
-
-
 def pathway_groups(
     model: nn.Module, config: TrainerConfig, head: HeadFinder = head_parameters
 ) -> list[ParameterGroup]:
-    """Groups of a Hub-Pathway: the experts' bodies, their heads, and the router (all the rest)."""
+    """Groups of a Hub-Pathway: the experts' bodies, their heads, and the router (all the rest).
+
+    Bodies with a factor of their own (``model.heads.lr_factor``) make a group for each factor.
+    """
     heads = [p for expert in model.experts for p in head(expert)]
-    bodies = _without(model.experts.parameters(), heads)
-    router = _without(model.parameters(), [*heads, *bodies])
-    return _groups(config, experts=bodies, heads=heads, router=router)
+    bodies: dict[float, list[nn.Parameter]] = {1.0: []}
+    taken = list(heads)
+    for expert in model.experts:
+        own = _without(expert.parameters(), taken)  # a trunk that experts share is the first one's
+        bodies.setdefault(lr_factor(expert), []).extend(own)
+        taken += own
+    return _groups(config, bodies, heads, router=_without(model.parameters(), taken))
 
 
 def single_groups(
     model: nn.Module, config: TrainerConfig, head: HeadFinder = head_parameters
 ) -> list[ParameterGroup]:
-    """Groups of a single network: its body at ``lr_expert`` and its head at ``lr_head``."""
+    """Groups of a single network: its body at ``lr_expert`` (times its factor, if it has one) and
+    its head at ``lr_head``."""
     heads = list(head(model))
-    return _groups(config, experts=_without(model.parameters(), heads), heads=heads, router=[])
+    bodies = {lr_factor(model): _without(model.parameters(), heads)}
+    return _groups(config, bodies, heads, router=[])
 
 
 def default_groups(model: nn.Module, config: TrainerConfig) -> list[ParameterGroup]:
@@ -117,10 +108,19 @@ def group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list
     return [[g["name"], *(names[id(p)] for p in g["params"])] for g in optimizer.param_groups]
 
 
-def _groups(config: TrainerConfig, experts, heads, router) -> list[ParameterGroup]:
+def _groups(
+    config: TrainerConfig, bodies: Mapping[float, list[nn.Parameter]], heads, router
+) -> list[ParameterGroup]:
+    """bodies: by the factor of their rate."""
     lr_head = config.lr_expert if config.lr_head is None else config.lr_head
+    experts = [
+        ParameterGroup(
+            "experts" if factor == 1 else f"experts x {factor:g}", own, factor * config.lr_expert
+        )
+        for factor, own in bodies.items()
+    ]
     groups = [
-        ParameterGroup("experts", experts, config.lr_expert),
+        *experts,
         ParameterGroup("heads", heads, lr_head),
         ParameterGroup("router", router, config.lr_router),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_no_network_says_what_where_from_where_to_and_what_else(cached_test_resn
     message = str(caught.value)
     assert "test_resnet" not in message  # that one is cached
     for name in ("test_nfnet", "test_byobnet"):
-        assert f"timm/{name}.r160_in1k: from http://127.0.0.1:9/timm/{name}.r160_in1k" in message
+        wanted = "model.safetensors or pytorch_model.bin from http://127.0.0.1:9"
+        assert f"timm/{name}.r160_in1k: {wanted}/timm/{name}.r160_in1k" in message
         assert str(no_network / "hf" / f"models--timm--{name}.r160_in1k") in message
     assert "--no-pretrained" in message
 
@@ -65,7 +67,7 @@ def test_a_plain_address_that_cannot_be_reached(no_network, monkeypatch):
     def refuse(*_, **__):
         raise OSError("no route")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(HubError, match=r"no route[\s\S]*github.com[\s\S]*torch/checkpoints"):
         build_experts(["gcvit_xxtiny.in1k"], 5)
 

@@ -1,0 +1,215 @@
+"""What is asked of one expert of a hub, as a dataclass or as text, and the named hubs.
+
+An expert in text is a name, then, if anything about it is special, "?" and options with "&" between
+them (quote it in a shell):
+
+    timm/resnet50.a1_in1k?freeze=body&lr=0.1&bn=running&size=192
+    file/weights/birds.safetensors?arch=timm/resnet50
+
+This module imports neither timm nor torchvision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from .errors import HubError
+
+FREEZE, BATCHNORM = ("none", "body", "all"), ("train", "running")
+
+TINY = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
+
+# The hubs of the paper, with the weights that it names (section 4.1): five ResNet-50 that learned
+# five tasks, and four architectures beside one of those. "tiny" is for trying things out.
+HUBS: dict[str, tuple[str, ...]] = {
+    "paper-homogeneous": (
+        "torchvision/resnet50.IMAGENET1K_V1",
+        "moco/resnet50.v1_200ep",
+        "torchvision/maskrcnn_resnet50_fpn.COCO_V1",
+        "torchvision/deeplabv3_resnet50.COCO_WITH_VOC_LABELS_V1",
+        "torchvision/keypointrcnn_resnet50_fpn.COCO_V1",
+    ),
+    "paper-heterogeneous": (
+        "timm/mobilenetv3_large_100.ra_in1k",
+        "timm/efficientnet_b3.ra2_in1k",
+        "timm/swin_tiny_patch4_window7_224.ms_in1k",
+        "timm/convnext_tiny.fb_in1k",
+        "torchvision/maskrcnn_resnet50_fpn.COCO_V1",
+    ),
+    "tiny": tuple(f"timm/{name}" for name in TINY),
+    "tiny-homogeneous": ("timm/test_resnet",) * 5,
+}
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """One expert: which network, and how it is fine-tuned.
+
+    name: of a model (see ``hubpath_fast.hub.registry``), or a module of your own, which must give C
+        outputs already and gets images in [0, 1] unless mean and std say otherwise.
+    lr_factor (in text: lr): times the learning rate of its body; its head, which is new, keeps the
+        heads' rate.
+    freeze: "none", "body" (only the head learns) or "all".
+    batchnorm (bn): "train", as any network in training, or "running": BatchNorm uses, and keeps,
+        its running statistics. None: "train", but "running" for a frozen body, which otherwise
+        would still change.
+    size: pixels a side that the network works at, whatever the hub's; images are resized inside.
+    mean, std: of its images, a value a channel in units of images in [0, 1], instead of those of
+        the source; in text with colons: mean=0.5:0.5:0.5.
+    arch: of ``file/``: the model whose architecture, key layout and normalisation the file has.
+    """
+
+    name: str | nn.Module
+    lr_factor: float = 1.0
+    freeze: str = "none"
+    batchnorm: str | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    arch: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.lr_factor > 0:
+            problems.append(f"lr is {self.lr_factor}, but must be above 0; for 0, freeze=body")
+        if self.freeze not in FREEZE:
+            problems.append(f"freeze is {self.freeze!r}, but must be one of {', '.join(FREEZE)}")
+        if self.batchnorm not in (None, *BATCHNORM):
+            problems.append(f"bn is {self.batchnorm!r}, but must be {' or '.join(BATCHNORM)}")
+        if self.size is not None and self.size < 1:
+            problems.append(f"size is {self.size}, but must be a number of pixels, at least 1")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(map(float, value)))
+                if len(value) != 3:
+                    problems.append(f"{name} is {value}, but must be 3 numbers, one a channel")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            problems.append(f"std is {self.std}, but must be above 0")
+        if problems:
+            raise HubError([f"{self.label}: {problem}" for problem in problems])
+
+    @property
+    def label(self) -> str:
+        """The name, or a module's class, for messages."""
+        return self.name if isinstance(self.name, str) else type(self.name).__name__
+
+    @property
+    def running_statistics(self) -> bool:
+        if self.batchnorm is None:
+            return self.freeze != "none"
+        return self.batchnorm == "running"
+
+    @classmethod
+    def parse(cls, text: str) -> ExpertSpec:
+        """Reads "name?key=value&..."; HubError with the known keys for an unknown one."""
+        name, mark, options = text.strip().rpartition("?")
+        if not mark or "=" not in options:
+            return cls(text.strip())
+        values = {}
+        for option in options.split("&"):
+            key, _, value = option.partition("=")
+            if key not in OPTIONS:
+                close = difflib.get_close_matches(key, OPTIONS, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise HubError(
+                    [f"{text}: unknown option {key!r}; {hint}There are {', '.join(OPTIONS)}"]
+                )
+            field, read = OPTIONS[key]
+            try:
+                values[field] = read(value)
+            except ValueError:
+                raise HubError([f"{text}: {key}={value} is not {EXPECTED[read]}"]) from None
+        return cls(name, **values)
+
+    def __str__(self) -> str:
+        """The text that ``parse`` reads."""
+        parts = []
+        for key, (field, read) in OPTIONS.items():
+            value = getattr(self, field)
+            if value != DEFAULTS[field]:
+                parts.append(f"{key}={':'.join(map(repr, value)) if read is _floats else value}")
+        return self.label + ("?" + "&".join(parts) if parts else "")
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(":"))
+
+
+OPTIONS = {
+    "arch": ("arch", str),
+    "lr": ("lr_factor", float),
+    "freeze": ("freeze", str),
+    "bn": ("batchnorm", str),
+    "size": ("size", int),
+    "mean": ("mean", _floats),
+    "std": ("std", _floats),
+}
+EXPECTED = {float: "a number", int: "a whole number", _floats: "numbers with colons between"}
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(ExpertSpec)}
+
+
+def expand_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """A list of names with every named hub replaced by its experts.
+
+    names: such a list, or the name of a hub. Options of a named hub hold for all of its experts:
+    "tiny?freeze=body". Other names are left as they are, known or not.
+    """
+    expanded: list[str] = []
+    for text in [names] if isinstance(names, str) else names:
+        hub, mark, options = text.strip().partition("?")
+        expanded += [name + mark + options for name in HUBS[hub]] if hub in HUBS else [text]
+    return tuple(expanded)
+
+
+def read_specs(names: str | nn.Module | ExpertSpec | Sequence) -> list[ExpertSpec]:
+    """The experts that are asked for: names, hubs, modules and specs, in a sequence or a hub's name
+    alone.
+
+    Raises HubError with all problems: an empty list, a wrong type, options that cannot be read.
+    """
+    if isinstance(names, str) and names.strip().partition("?")[0] not in HUBS:
+        raise HubError(
+            [
+                f"names is {names!r}, but must be a sequence of names or one of the hubs "
+                f"{', '.join(HUBS)}"
+            ]
+        )
+    if isinstance(names, str):
+        names = [names]
+    if isinstance(names, (nn.Module, ExpertSpec)) or not isinstance(names, Sequence):
+        # nn.ModuleList and nn.Sequential are modules, and as a hub they are ambiguous.
+        raise HubError([f"names is a {type(names).__name__}, but must be a list of experts"])
+    specs: list[ExpertSpec] = []
+    problems: list[str] = []
+    for item in names:
+        try:
+            if isinstance(item, ExpertSpec):
+                specs += _spec_of_hub(item)
+            elif isinstance(item, nn.Module):
+                specs.append(ExpertSpec(item))
+            elif isinstance(item, str):
+                specs += [ExpertSpec.parse(text) for text in expand_names([item])]
+            else:
+                problems.append(
+                    f"{item!r} is a {type(item).__name__}; an expert is a name, a module or an "
+                    "ExpertSpec"
+                )
+        except HubError as error:
+            problems += error.problems
+    if not problems and not specs:
+        problems = [f"names is {names!r}, but must hold at least one expert"]
+    if problems:
+        raise HubError(list(dict.fromkeys(problems)))
+    return specs
+
+
+def _spec_of_hub(spec: ExpertSpec) -> list[ExpertSpec]:
+    if isinstance(spec.name, str) and spec.name in HUBS:
+        return [dataclasses.replace(spec, name=name) for name in HUBS[spec.name]]
+    return [spec]
