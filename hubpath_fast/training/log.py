@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class JsonLog:
@@ -95,16 +96,21 @@ class ProgressLine:
         self._text, self._best, self._shown, self._began = "", "", 0.0, time.monotonic()
         self._bar = self._task = None
         if self.console.is_terminal and not self.console.quiet:
+            whole = {"no_wrap": True}
             columns = (
-                TextColumn("{task.description}"),
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=16),
-                TextColumn("{task.percentage:>3.0f}% {task.fields[text]}"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.description}", table_column=Column(**whole)),
+                TextColumn("step {task.completed}/{task.total}", table_column=Column(**whole)),
+                BarColumn(bar_width=10),
+                TextColumn("{task.percentage:>3.0f}% ETA", table_column=Column(**whole)),
+                TimeRemainingColumn(compact=True, table_column=Column(**whole)),
+                # The one column that gives way on a narrow terminal: the least important last.
+                TextColumn(
+                    "{task.fields[text]}",
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
             )
             # No refresh thread: it would contend with the step for the interpreter.
-            self._bar = Progress(*columns, console=self.console, auto_refresh=False)
+            self._bar = Progress(*columns, console=self.console, auto_refresh=False, expand=True)
             self._task = self._bar.add_task(label, total=steps, completed=start, text="")
             self._bar.start()
 
@@ -119,13 +125,15 @@ class ProgressLine:
         """Show a record of the log, of its values the named losses."""
         step = record["step"]
         if "validation" in record:
-            scores = record["validation"].items()
-            self._best = " ".join(f"val {k} {v:.4g}" for k, v in scores if k != "n")
-        parts = [f"{k} {record[k]:.4g}" for k in losses if record.get(k) is not None]
+            scores = record["validation"]
+            names = [k for k in scores if k not in ("n", "loss")] or ["loss"]
+            self._best = " ".join(f"val {k} {scores[k]:.3f}" for k in names)
+        rate = record.get("time", {}).get("images_per_second")
+        shown = [f"{k} {record[k]:.3g}" for k in losses if record.get(k) is not None]
+        parts = [f"{rate:.0f} images/s"] * (rate is not None) + [self._best] * bool(self._best)
+        parts += [" ".join(shown)] * bool(shown)
         if "entropy_fraction" in record:
             parts.append(f"entropy {record['entropy_fraction']:.2f}")
-        rate = record.get("time", {}).get("images_per_second")
-        parts += [self._best] * bool(self._best) + [f"{rate:.0f} images/s"] * (rate is not None)
         if parts:
             self._text = " | ".join(parts)
         if self._bar is not None:
@@ -133,9 +141,9 @@ class ProgressLine:
             return
         done = step - self.start
         left = (time.monotonic() - self._began) / done * (self.steps - step) if done else math.nan
-        eta = "" if math.isnan(left) else f" | ETA {int(left) // 60}:{int(left) % 60:02d}"
+        eta = "" if math.isnan(left) else f" ETA {int(left) // 60}:{int(left) % 60:02d}"
         head = f"{self.label} " if self.label else ""
-        self._print(f"{head}step {step}/{self.steps} {step / self.steps:.0%} | {self._text}{eta}")
+        self._print(f"{head}step {step}/{self.steps} {step / self.steps:.0%}{eta} | {self._text}")
 
     def message(self, text: str) -> None:
         """Say something above the progress line."""
