@@ -28,6 +28,7 @@ from hubpath_fast import functional as HF
 from hubpath_fast import reference
 
 from . import records, timing
+from .operations import scores
 
 SIZES = [(48, 5, 2, 10), (48, 5, 2, 100), (512, 16, 2, 1000), (1024, 64, 2, 1000)]  # N, M, K, C
 FEATURES = 64
@@ -61,7 +62,7 @@ def make(n: int, m: int, k: int, c: int, device: str, seed: int = 0) -> Glue:
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=random, device=device)
 
-    clean, noise, eps = normal(n, m), normal(n, m), normal(n, m)
+    clean, noise, eps = scores(n, m, k, device, random)
     counts = reference.noisy_topk(clean, noise, k, eps).counts()
     weight = torch.eye(c, device=device).repeat(1, m) + normal(c, m * c) / c
     target = torch.randint(c, (n,), generator=random, device=device)
@@ -75,10 +76,7 @@ def make(n: int, m: int, k: int, c: int, device: str, seed: int = 0) -> Glue:
 
 
 def double(glue: Glue) -> Glue:
-    """The same glue in float64, with leaves of its own.
-
-    The routing must agree: with float32 scores made float64, ties and order stay.
-    """
+    """The same glue in float64, with leaves of its own."""
     wide = {
         name: value.detach().double() if value.is_floating_point() else value
         for name, value in vars(glue).items()
@@ -189,22 +187,20 @@ def measure(size: tuple[int, int, int, int], device: str, seconds: float, compil
     shape = dict(zip("NMKC", size, strict=True))
     common = {"benchmark": "glue", "direction": "both", **shape, **records.environment(device)}
     times = timing.interleaved(steps, device, seconds)
-    rows = _rows(times, "eager", errors, common)
+    base = times.get("reference")
+    rows = _rows(times, "eager", errors, common, base)
     if device == "cuda":
-        graphs = {}
-        for name, function in steps.items():
-            try:
-                graphs[name] = timing.capture(function)
-            except Exception as error:
-                notes[f"{name} (graph)"] = f"not captured: {str(error).splitlines()[0]}"
-        rows += _rows(timing.replayed(graphs, seconds), "graph", errors, common)
+        # The reference cannot be captured: its boolean masks wait for the device.
+        graphs = {
+            name: timing.capture(steps[name]) for name in ("torch", "triton") if name in steps
+        }
+        rows += _rows(timing.replayed(graphs, seconds), "graph", errors, common, base)
     rows += [{**common, "row": name, "note": note} for name, note in notes.items()]
     return rows
 
 
-def _rows(times, mode: str, errors, common) -> list[dict]:
-    """Rows of one mode; ``speedup`` is the eager or replayed reference's median over the row's."""
-    base = times.get("reference")
+def _rows(times, mode: str, errors, common, base) -> list[dict]:
+    """Rows of one mode; ``speedup`` is the eager reference's median (``base``) over the row's."""
     return [
         {
             **common,

@@ -60,6 +60,31 @@ class Operation:
         return replace(self, leaves=leaves, upstream=[u.double() for u in self.upstream])
 
 
+def scores(
+    n: int, m: int, k: int, device: str, random: torch.Generator, skewed: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """clean, noise and eps [N, M] whose K largest p are clearly apart, and apart from the rest.
+
+    Float32 may order two almost equal probabilities otherwise than float64, and both be right;
+    one such sample among many would look like a wrong result. Such samples are drawn again.
+    """
+
+    def normal() -> Tensor:
+        return torch.randn((n, m), generator=random, device=device)
+
+    noise, eps = normal(), normal()
+    # Skewed: the first expert is e^6 times as likely as the last.
+    favour = torch.linspace(6, 0, m, device=device) if skewed else 0.0
+    clean = normal() + favour
+    while True:
+        z = clean.double() + eps.double() * F.softplus(noise.double())
+        largest = z.topk(min(k + 1, m), dim=1).values
+        close = (largest.diff(dim=1) > -1e-4).any(dim=1)
+        if not close.any():
+            return clean, noise, eps
+        clean[close] = (normal() + favour)[close]
+
+
 def make(name: str, size: Size, device: str, seed: int = 0) -> Operation:
     """Random inputs for one operation, its parameters scaled so that results are of size one."""
     n, m, k, c = size[:4]
@@ -73,11 +98,9 @@ def make(name: str, size: Size, device: str, seed: int = 0) -> Operation:
     def leaf(*shape: int, scale: float = 1.0) -> Tensor:
         return normal(*shape).mul_(scale).to(dtype).requires_grad_()
 
-    clean, noise, eps = normal(n, m), normal(n, m), normal(n, m)
-    if size.routing == "skewed":  # the first expert is e^6 times as likely as the last
-        clean += torch.linspace(6, 0, m, device=device)
+    clean, noise, eps = scores(n, m, k, device, random, size.routing == "skewed")
     if name == "noisy_topk":
-        scores = n * m * clean.element_size()
+        all_scores = n * m * clean.element_size()
         leaves = [clean.requires_grad_(), noise.requires_grad_()]
 
         def routed(implementation, clean, noise, **options):
@@ -88,8 +111,8 @@ def make(name: str, size: Size, device: str, seed: int = 0) -> Operation:
             name, size, leaves, [normal(n, k), normal(m)],
             lambda *leaves: routed(reference, *leaves),
             lambda backend, *leaves: routed(HF, *leaves, backend=backend),
-            3 * scores + rows * (4 + 8 + 4 + 4) + m * 8,  # weights, experts, rows, positions
-            5 * scores + rows * (4 + 8) + m * 4,
+            3 * all_scores + rows * (4 + 8 + 4 + 4) + m * 8,  # weights, experts, rows, positions
+            5 * all_scores + rows * (4 + 8) + m * 4,
         )  # fmt: skip
 
     routing = HF.noisy_topk(clean, noise, k, eps, backend="torch")

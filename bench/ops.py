@@ -5,8 +5,9 @@
 Rows: ``reference`` (its lines for this operation, eager), ``compiled`` (those under torch.compile,
 with --compile; a note where it does not compile), ``torch`` and ``triton`` (the public function on
 that backend; triton on a GPU only). On a GPU each row is timed as eager calls and as a replayed
-graph, where it can be captured. A result is compared with the float64 reference before anything
-is timed; a wrong one is a note, never a time. Columns: see bench/README.md.
+graph, except loops of masks, which wait for the device and cannot be captured. A result is compared
+with the float64 reference before anything is timed; a wrong one is a note, never a time. Columns:
+see bench/README.md.
 """
 
 from __future__ import annotations
@@ -40,22 +41,23 @@ SUBSET = [
 ROOF = {
     "noisy_topk": [Size(262144, 64, 2, 10)],
     "gather": [Size(524288, 5, 2, 1000)],  # 4.2 GB of rows
-    "combine": [Size(524288, 5, 2, 1000)],
+    "combine": [Size(262144, 5, 4, 1000)],  # 4.2 GB of rows, 5.2 GB of concatenation
     "aggregate": [Size(4096, 64, 2, 1000, dtype="bfloat16"), Size(4096, 64, 2, 1000)],
     "exploit_loss": [Size(524288, 5, 2, 1000)],
 }
 
 
-def sizes(name: str, device: str, full: bool) -> list[Size]:
+def sizes(name: str, full: bool = False) -> list[Size]:
+    """The sizes of one operation: the subset, or the whole grid."""
     if not full:
-        return SUBSET + (ROOF[name] if device == "cuda" else [])
+        return SUBSET
     grid = itertools.product(
         (48, 256, 4096, 65536), (2, 5, 16, 64), (1, 2, 8), (10, 100, 1000), operations.ROUTINGS
     )
     found = [Size(*point) for point in grid if point[2] <= point[1]]
     if name == "noisy_topk":  # it knows no C
         found = [size for size in found if size.c == 10]
-    return found + (ROOF[name] if device == "cuda" else [])
+    return found
 
 
 def memory_needed(name: str, size: Size) -> int:
@@ -113,19 +115,17 @@ def _direction(operation: Operation, direction, errors, device, seconds, common)
         for row, function in functions.items()
     }
     modes = {"eager": timing.interleaved(functions, device, seconds)}
-    rows = []
     if device == "cuda":
-        graphs = {}
-        for row, function in functions.items():
-            try:
-                graphs[row] = timing.capture(function)
-            except Exception as error:
-                note = f"{direction}: not captured: {str(error).splitlines()[0]}"
-                rows.append({**common, "row": row, "note": note})
-        modes["graph"] = timing.replayed(graphs, seconds) if graphs else {}
+        masked = operation.name != "exploit_loss"  # the loop of masks waits for each count
+        graphs = {
+            row: timing.capture(function)
+            for row, function in functions.items()
+            if row in ("torch", "triton") or not masked
+        }
+        modes["graph"] = timing.replayed(graphs, seconds)
     fewest = operation.bytes(direction)
+    base, rows = modes["eager"].get("reference"), []
     for mode, times in modes.items():
-        base = times.get("reference")
         for row, found in times.items():
             moved = static[row]["moved_bytes"]
             rows.append(
@@ -165,7 +165,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="the whole grid of sizes: hours")
     parser.add_argument("--compile", action="store_true", help="add the reference compiled")
     parser.add_argument("--only", action="append", choices=NAMES, help="this operation; repeatable")
-    parser.add_argument("--sizes", type=int, nargs="*", help="indices into the sizes")
+    parser.add_argument(
+        "--sizes", nargs="*", help='indices into the sizes, or "roof": those that fill a GPU'
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="for each direction and mode")
     parser.add_argument("--limit", type=float, help="start nothing new after this many seconds")
     parser.add_argument("--out", type=Path, help="add rows to this file of JSON lines")
@@ -175,15 +177,19 @@ def main(argv: list[str] | None = None) -> None:
     roof = timing.copy_bandwidth(args.device)
     print(f"copy bandwidth {roof / 1e9:.1f} GB/s on {records.device_name(args.device)}")
     for name in args.only or NAMES:
-        chosen = sizes(name, args.device, args.full)
-        for i in range(len(chosen)) if args.sizes is None else args.sizes:
+        chosen = sizes(name, args.full)
+        if args.sizes == ["roof"]:
+            chosen = ROOF[name]
+        elif args.sizes is not None:
+            chosen = [chosen[int(i)] for i in args.sizes]
+        for size in chosen:
             if args.limit and time.monotonic() - start > args.limit:
-                print(f"stopped after {args.limit:.0f} s at {name} {chosen[i]}")
+                print(f"stopped after {args.limit:.0f} s at {name} {size}")
                 return
             try:
-                rows = measure(name, chosen[i], args.device, args.seconds, args.compile, roof)
+                rows = measure(name, size, args.device, args.seconds, args.compile, roof)
             except torch.OutOfMemoryError:
-                print(f"{name} {chosen[i]}: out of memory")
+                print(f"{name} {size}: out of memory")
                 continue
             show(rows)
             if args.out:
