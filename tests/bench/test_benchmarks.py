@@ -1,0 +1,123 @@
+"""Benchmarks check before they time, write whole rows, and draw what they wrote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import glue, operations, ops, plot, records
+from bench.operations import NAMES, Size
+
+SMALL = Size(11, 4, 2, 6)
+
+
+@pytest.fixture(autouse=True)
+def not_interpreted(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("routing", operations.ROUTINGS)
+def test_both_rows_of_an_operation_are_right(name, routing):
+    operation = operations.make(name, SMALL._replace(routing=routing), "cpu")
+    expected = operations.truth(operation)
+    for row in ("reference", "torch"):
+        # a few float32 roundings (6e-8), of sums of 24 terms at most
+        assert operations.error(operation, row, expected) < 2e-6
+
+
+def test_a_wrong_result_and_nan_are_seen():
+    operation = operations.make("gather", SMALL, "cpu")
+    expected = operations.truth(operation)
+    wrong = replace(operation, ours=lambda backend, x: (operation.reference(x)[0] * 1.001,))
+    # results are off by 0.001 of themselves, and so are gradients
+    assert operations.error(wrong, "torch", expected) == pytest.approx(1e-3, rel=0.01)
+    nan = replace(operation, ours=lambda backend, x: (operation.reference(x)[0] * float("nan"),))
+    assert operations.error(nan, "torch", expected) == float("inf")
+
+
+def test_a_wrong_row_is_noted_and_never_timed(monkeypatch):
+    make = operations.make
+
+    def wrong(*arguments):
+        operation = make(*arguments)
+        return replace(operation, ours=lambda backend, x: (operation.reference(x)[0] + 1,))
+
+    monkeypatch.setattr(operations, "make", wrong)
+    rows = ops.measure("gather", SMALL, "cpu", 0.0, False, roof=1e9)
+    noted = [row for row in rows if row["row"] == "torch"]
+    assert len(noted) == 1
+    assert "wrong: relative error" in noted[0]["note"]
+    assert "p50" not in noted[0]
+    assert {row["direction"] for row in rows if row["row"] == "reference"} == set(ops.DIRECTIONS)
+
+
+def test_a_size_too_large_to_check_is_noted(monkeypatch):
+    monkeypatch.setattr(ops, "memory_at_hand", lambda device: 100)
+    (row,) = ops.measure("combine", SMALL, "cpu", 0.0, False, roof=1e9)
+    assert "not run" in row["note"]
+
+
+def test_sizes():
+    assert len(ops.sizes("combine", full=True)) == 4 * (2 + 2 + 3 + 3) * 3 * 2  # K = 8 > M = 2, 5
+    assert len(ops.sizes("noisy_topk", full=True)) == 4 * 10 * 2
+    assert all(size.k <= size.m for name in NAMES for size in ops.sizes(name, full=True))
+
+
+def test_skewed_routing_is_skewed():
+    def counts(skewed):
+        random = torch.Generator().manual_seed(0)
+        clean, noise, eps = operations.scores(512, 8, 2, "cpu", random, skewed)
+        return operations.HF.noisy_topk(clean, noise, 2, eps).counts()
+
+    assert max(counts(False)) < 2 * 512 * 2 / 8
+    assert counts(True)[0] > 3 * 512 * 2 / 8
+
+
+def test_the_command_writes_rows_that_can_be_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ops, "SUBSET", [SMALL, SMALL._replace(routing="skewed")])
+    monkeypatch.setattr(ops.timing, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(glue, "SIZES", [(7, 3, 2, 4)])
+    path = tmp_path / "machine.jsonl"
+    ops.main(["--device", "cpu", "--seconds", "0", "--only", "gather", "--only", "combine",
+              "--out", str(path)])  # fmt: skip
+    glue.main(["--device", "cpu", "--seconds", "0", "--out", str(path)])
+    rows = records.read(path)
+    assert len(rows) == 2 * 2 * 3 * 2 + 2
+    timed = [row for row in rows if row["benchmark"] == "ops"]
+    for row in timed:
+        assert 0 < row["p20"] <= row["p50"] <= row["p80"]
+        assert row["moved_bytes"] >= row["fewest_bytes"] / 2
+        assert row["share_of_copy"] == pytest.approx(row["fewest_bytes"] / row["p50"] / 1e9)
+        assert row["peak_memory"] is None  # not known off the GPU
+    assert all(row["speedup"] == 1 for row in rows if row["row"] == "reference")
+    assert "combine" in capsys.readouterr().out
+    written = plot.main([str(path)])
+    assert [p.name for p in written] == ["machine-glue.png", "machine-ops.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+
+
+def test_drawing_takes_the_last_row_of_a_size():
+    row = {"benchmark": "glue", "direction": "both", "N": 1, "M": 2, "K": 1, "C": 3,
+           "row": "torch", "mode": "eager", "p50": 1.0}  # fmt: skip
+    found = plot.latest([row, row | {"p50": 2.0}, row | {"benchmark": "ops"}], "glue")
+    assert [r["p50"] for r in found.values()] == [2.0]
+    assert plot.figure([], "glue") is None
+
+
+@pytest.mark.parametrize("size", [(9, 4, 2, 5), (3, 5, 1, 4)], ids=["usual", "idle experts"])
+def test_the_glue_of_every_row_equals_the_reference(size):
+    given = glue.make(*size, "cpu")
+    truth = glue.reference_step(glue.double(given))()
+    # float32 roundings (6e-8) through a softmax and sums of 20 terms
+    assert glue.worst_error(glue.reference_step(given)(), truth) < 5e-6
+    assert glue.worst_error(glue.step(given, "torch")(), truth) < 5e-6
+
+
+def test_benchmarks_refuse_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for command in (ops.main, glue.main):
+        with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+            command([])

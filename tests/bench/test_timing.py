@@ -1,0 +1,72 @@
+"""Timing helpers: what is refused, how rounds interleave, what quantiles say."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from bench import counting, records, timing
+
+
+@pytest.fixture(autouse=True)
+def not_interpreted(monkeypatch):
+    """The tests run under Triton's interpreter; nothing here runs a kernel."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def test_the_interpreter_is_never_timed(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="interpreted kernels are never timed"):
+        timing.interleaved({"a": lambda: None})
+
+
+def test_rounds_run_every_function_in_changing_order():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "abc"}
+    found = timing.interleaved(functions, seconds=0, min_rounds=6, sample_seconds=0)
+    assert all(times.rounds == 6 and times.calls == 1 for times in found.values())
+    rounds = [calls[i : i + 3] for i in range(6, len(calls), 3)]  # after warm-up and estimate
+    assert len(rounds) == 6
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(set(map(tuple, rounds))) > 1
+
+
+def test_a_sleep_is_timed_as_long_as_it_is():
+    found = timing.interleaved(
+        {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.006)},
+        seconds=0, min_rounds=5,
+    )  # fmt: skip
+    # A sleep lasts at least its time, and the fastest of five not 4 ms more on a busy machine.
+    assert 0.002 <= found["short"].best < 0.006 <= found["long"].best
+
+
+def test_short_calls_are_repeated_within_a_sample():
+    found = timing.interleaved({"nothing": lambda: None}, seconds=0, min_rounds=1)
+    assert found["nothing"].calls > 1
+    assert found["nothing"].p50 < 1e-3
+
+
+def test_quantiles():
+    times = timing.Times.of([float(i) for i in range(11)])
+    assert (times.p20, times.p50, times.p80, times.best, times.rounds) == (2, 5, 8, 0, 11)
+    assert timing.Times.of([3.0]).p80 == 3.0
+
+
+def test_bytes_are_counted_by_operator():
+    x, y = torch.ones(100), torch.ones(100)
+    assert counting.moved_bytes(lambda: x + y) == 3 * 400
+    assert counting.moved_bytes(lambda: x.view(10, 10).t()) == 0
+    assert counting.moved_bytes(lambda: x.add_(1)) == 2 * 400 - 400  # in place: written only
+    assert counting.moved_bytes(lambda: torch.ones(1).expand(100) + x) == 4 + 4 + 800
+
+
+def test_rows_carry_where_and_when(tmp_path):
+    found = records.environment("cpu")
+    assert {"device", "torch", "triton", "python", "threads", "commit", "date"} <= found.keys()
+    assert found["threads"] == torch.get_num_threads()
+    path = tmp_path / "a" / "rows.jsonl"
+    records.write(path, [{"a": 1}])
+    records.write(path, [{"a": 2.5, "b": None}])
+    assert records.read(path) == [{"a": 1}, {"a": 2.5, "b": None}]
