@@ -1,17 +1,25 @@
-"""Data: in-memory sets and image folders, and the stateless streams that training reads."""
+"""Data: in-memory sets, image folders and named sets, and the stateless streams over them."""
 
 from __future__ import annotations
 
+from .cache import CACHES, cached
+from .crops import SummedCrops
+from .decode import load_image
 from .digits import RENDERINGS, DigitsTask, write_image_folder
-from .folder import ImageSplit, ImageSplits, load_image, open_images
+from .folder import open_images
 from .images import EvalBatches, ImageDataset, TrainStream
 from .layouts import DataError
+from .named import DATASETS, open_dataset
 from .order import SampleOrder
+from .splits import ArraySplit, ImageSplit, ImageSplits
 from .tensors import TensorBatches, TensorSet, TensorStream
 from .transforms import eval_transform, train_transform
 
 __all__ = [
+    "CACHES",
+    "DATASETS",
     "RENDERINGS",
+    "ArraySplit",
     "DataError",
     "DigitsTask",
     "EvalBatches",
@@ -19,12 +27,15 @@ __all__ = [
     "ImageSplit",
     "ImageSplits",
     "SampleOrder",
+    "SummedCrops",
     "TensorBatches",
     "TensorSet",
     "TensorStream",
     "TrainStream",
+    "cached",
     "eval_transform",
     "load_image",
+    "open_dataset",
     "open_images",
     "train_transform",
     "write_image_folder",

@@ -6,14 +6,9 @@ a single class, and a test set with other classes than training has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from PIL import Image
-
+from .decode import verify_images
 from .layouts import (
     DataError,
     LabelledFiles,
@@ -23,47 +18,9 @@ from .layouts import (
     read_folder,
     read_list,
 )
-from .order import generator
+from .splits import ImageSplit, ImageSplits, assemble, check_share
 
 VALIDATION_NAMES = ("val", "valid", "validation")
-CHECKING_THREADS = 8  # opening files waits for the disk, not for a core
-
-
-@dataclass(frozen=True)
-class ImageSplit:
-    """Files and their classes: paths [n], targets [n], positions in the splits' classes."""
-
-    paths: tuple[Path, ...]
-    targets: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def subset(self, indices: Sequence[int]) -> ImageSplit:
-        return ImageSplit(
-            tuple(self.paths[i] for i in indices), tuple(self.targets[i] for i in indices)
-        )
-
-
-@dataclass(frozen=True)
-class ImageSplits:
-    """A data set of image files.
-
-    classes: names, in the order of the targets. validation: what settings and checkpoints are
-    chosen on. test: what figures are reported on; the same as validation where
-    ``test_is_validation``. notes: what a user should be told about how the splits came about.
-    """
-
-    classes: tuple[str, ...]
-    train: ImageSplit
-    validation: ImageSplit
-    test: ImageSplit
-    test_is_validation: bool
-    notes: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
 
 
 def open_images(
@@ -76,16 +33,15 @@ def open_images(
     3. ``CLASS/IMAGE``: one set, without splits.
 
     validation: the share of train, class by class, that is held out where there is no val; drawn by
-    ``seed``. Without test, validation stands in for it. verify: open every image once, to find
-    broken ones.
+    ``seed``; 0: hold out nothing. Without test, validation stands in for it. verify: open every
+    image once, to find broken ones.
 
     Raises DataError if the folder or images are missing, an image is broken, there is a single
     class, numbered classes have gaps, val has a class that train has not, or test and train differ
     in their classes.
     """
     root = Path(root)
-    if not 0 < validation < 1:
-        raise ValueError(f"validation is {validation}, but must be a share between 0 and 1")
+    check_share(validation)
     found = _find(root)
     train = found["train"]
     if train.source.is_file():
@@ -99,30 +55,8 @@ def open_images(
         split: ImageSplit(files.paths, tuple(number[label] for label in files.labels))
         for split, files in found.items()
     }
-    notes = []
-    if "validation" not in splits:
-        whole = splits["train"]
-        kept, held = hold_out(whole.targets, validation, seed)
-        if not held:
-            raise DataError(
-                f"{train.source} has a single image a class, so none can be held out for "
-                f"validation; add images, or give {root}/val"
-            )
-        splits["train"], splits["validation"] = whole.subset(kept), whole.subset(held)
-        notes.append(
-            f"no validation split in {root}: {len(held)} of {len(whole)} training images held out "
-            f"(seed {seed})"
-        )
-    test_is_validation = "test" not in splits
-    if test_is_validation:
-        splits["test"] = splits["validation"]
-        notes.append(
-            f"no test split in {root}: results are on the validation images, on which settings and "
-            "checkpoints are chosen too, and so are a little too good"
-        )
-    return ImageSplits(
-        train.classes, **splits, test_is_validation=test_is_validation, notes=tuple(notes)
-    )
+    hint = f"give {root}/val"
+    return assemble(train.classes, splits, root, validation, seed, hint)
 
 
 def _find(root: Path) -> dict[str, LabelledFiles]:
@@ -189,59 +123,3 @@ def _check_classes(found: dict[str, LabelledFiles]) -> None:
                 f"classes of {train.source}: {examples(absent)}. Accuracy over fewer classes is "
                 "not that of the task; add images of these classes, or remove them from train"
             )
-
-
-def hold_out(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(kept, held): positions in ``targets``, ascending, with ``share`` of each class held.
-
-    At least one image of a class is held, unless it is the class's only one, and one is always
-    kept.
-    """
-    by_class: dict[int, list[int]] = {}
-    for i, target in enumerate(targets):
-        by_class.setdefault(target, []).append(i)
-    held = []
-    for target, members in by_class.items():
-        count = min(max(round(len(members) * share), 1), len(members) - 1)
-        order = torch.randperm(len(members), generator=generator(seed, "hold out", target))
-        held += [members[i] for i in order[:count].tolist()]
-    chosen = set(held)
-    return [i for i in range(len(targets)) if i not in chosen], sorted(held)
-
-
-def verify_images(paths: Sequence[Path]) -> None:
-    """Opens every file and checks what can be checked without decoding; DataError if broken.
-
-    PNG's checksums are all read; of a JPEG the header only, so that one that was cut short is found
-    when it is decoded, by ``load_image``.
-    """
-    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
-        problems = [problem for problem in pool.map(_problem, paths) if problem]
-    if problems:
-        raise DataError(
-            f"{len(problems)} of {len(paths)} images cannot be read; replace or remove: "
-            + examples(problems)
-        )
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            image.verify()
-    except Exception as error:  # PIL raises many kinds: OSError, SyntaxError, struct.error, ...
-        return f"{path} ({_reason(error)})"
-    return None
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """Decodes an image to RGB; DataError that names the path if it is broken or missing."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # see _problem
-        raise DataError(f"cannot read the image {path} ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    # PIL repeats the path in this one message.
-    return "no image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)

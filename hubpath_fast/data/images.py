@@ -1,11 +1,13 @@
-"""Image files as batches: the stateless training stream and evaluation in order.
+"""Images as batches: the stateless training stream and evaluation in order.
 
-Shapes: B images a batch, S pixels a side.
+Worker processes decode ahead of training, and images travel as bytes. Shapes: B images a batch, S
+pixels a side.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -14,21 +16,26 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .folder import ImageSplit, load_image
 from .layouts import DataError
 from .order import Draw, SampleOrder
+from .splits import Split
+
+AHEAD = 4  # batches that each worker decodes ahead: enough for a few slow images in a row
+MOST_WORKERS = 12  # more than that and one process cannot collect the batches any faster
+GRACE_SECONDS = 10  # that a worker lives after SIGTERM; see _set_signals
 
 
 class ImageDataset(Dataset):
     """Decodes and transforms one image at a time.
 
-    split: the files. transform: PIL image -> uint8 [3, S, S]; it may draw from torch's generator.
+    split: files or arrays. transform: PIL image -> uint8 [3, S, S]; it may draw from torch's
+    generator.
 
     ``dataset[i]`` is (image, target). ``dataset[Draw(i, seed)]`` is the same with the transform's
     draws fixed by the seed, and torch's generator left as it was.
     """
 
-    def __init__(self, split: ImageSplit, transform: Callable[[Image.Image], Tensor]):
+    def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]):
         self.split, self.transform = split, transform
 
     def __len__(self) -> int:
@@ -36,7 +43,7 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, key: int | Draw) -> tuple[Tensor, int]:
         if not isinstance(key, Draw):
-            return self.transform(load_image(self.split.paths[key])), self.split.targets[key]
+            return self.transform(self.split.load(key)), self.split.targets[key]
         state = torch.get_rng_state()
         # Not torch.manual_seed, which would reseed the GPUs of a run without workers too.
         torch.default_generator.manual_seed(key.seed)
@@ -54,7 +61,8 @@ class TrainStream:
     workers, and a resumed run goes on with what an uninterrupted one would have seen.
 
     batch_size: B. seed: any integer. workers: processes that decode ahead, one thread each; 0:
-    decode here. device: where the batches go; for CUDA through pinned memory. None: they stay here.
+    decode here; None: ``default_workers()``. device: where the batches go; for CUDA through pinned
+    memory. None: they stay here. ahead: batches that each worker decodes ahead.
     """
 
     def __init__(
@@ -62,11 +70,13 @@ class TrainStream:
         dataset: ImageDataset,
         batch_size: int,
         seed: int = 0,
-        workers: int = 0,
+        workers: int | None = 0,
         device: torch.device | str | None = None,
+        ahead: int = AHEAD,
     ):
         self.order = SampleOrder(len(dataset), batch_size, seed)
         self.dataset, self.workers, self.device = dataset, _check_workers(workers), device
+        self.ahead = _check_ahead(ahead)
 
     @property
     def batch_size(self) -> int:
@@ -82,30 +92,35 @@ class TrainStream:
         Each is images uint8 [B, 3, S, S] and targets int64 [B].
         """
         steps = _Steps(self.order, start_step)
-        loader = _loader(self.dataset, self.workers, self.device, batch_sampler=steps)
+        loader = _loader(self.dataset, self.workers, self.device, self.ahead, batch_sampler=steps)
         return _read(loader, self.device)
 
 
 class EvalBatches:
     """An ``ImageDataset`` in its own order, each image once; may be iterated any number of times.
 
-    Yields images uint8 [<= B, 3, S, S] and targets int64 [<= B]. Workers stay alive between passes.
+    Yields images uint8 [<= B, ...] (of one image what the transform gives, as a rule [3, S, S]) and
+    targets int64 [<= B]. Workers stay alive between passes. workers, device, ahead: see
+    ``TrainStream``.
     """
 
     def __init__(
         self,
         dataset: ImageDataset,
         batch_size: int = 64,
-        workers: int = 0,
+        workers: int | None = 0,
         device: torch.device | str | None = None,
+        ahead: int = AHEAD,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
+        workers = _check_workers(workers)
         self._loader = _loader(
             dataset,
-            _check_workers(workers),
+            workers,
             device,
+            _check_ahead(ahead),
             batch_size=batch_size,
             persistent_workers=workers > 0,
         )
@@ -134,10 +149,17 @@ class _Steps:
             step += 1
 
 
-def _loader(dataset, workers: int, device, **options) -> DataLoader:
+def default_workers() -> int:
+    """The cores that this process may use, one less for training itself; from 1 to 12."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(max((cores or 1) - 1, 1), MOST_WORKERS)
+
+
+def _loader(dataset, workers: int, device, ahead: int, **options) -> DataLoader:
     return DataLoader(
         dataset,
         num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         pin_memory=_is_cuda(device),
         worker_init_fn=_set_signals,
         # Its own generator: the loader's base seed must not be drawn from the run's random state.
@@ -161,13 +183,17 @@ def _read(loader: DataLoader, device: torch.device | str | None) -> Iterator[tup
 
 
 def _set_signals(_: int) -> None:
-    """Leaves Ctrl-C, which reaches a whole process group, to the main process, which saves first.
+    """Leaves signals that reach a whole process group to the main process, which saves first.
 
-    SIGTERM gets its default back, where the main process had a handler when it forked: it is
-    torch's way of ending a worker that it can no longer reach.
+    Ctrl-C is ignored. SIGTERM may also be torch's or the operating system's way of ending a worker
+    that the main process can no longer reach, so a worker obeys, but with time for the main process
+    to save and end it; and then without an error, which torch would raise there in midst of a step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not hasattr(signal, "alarm"):  # Windows, where no signal reaches a group of processes
+        return
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
 
 
 def _is_cuda(device: torch.device | str | None) -> bool:
@@ -178,7 +204,15 @@ def _move(tensor: Tensor, device: torch.device | str | None) -> Tensor:
     return tensor if device is None else tensor.to(device, non_blocking=_is_cuda(device))
 
 
-def _check_workers(workers: int) -> int:
+def _check_workers(workers: int | None) -> int:
+    if workers is None:
+        return default_workers()
     if workers < 0:
         raise ValueError(f"workers is {workers}, but must be 0 (decode in this process) or more")
     return workers
+
+
+def _check_ahead(ahead: int) -> int:
+    if ahead < 1:
+        raise ValueError(f"ahead is {ahead}, but must be at least 1, the batch a worker is at")
+    return ahead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +63,16 @@ def read_folder(folder: Path) -> LabelledFiles:
     return LabelledFiles(folder, tuple(paths), tuple(labels), names)
 
 
-def read_list(file: Path) -> LabelledFiles:
+def read_list(file: Path, check: bool = True) -> LabelledFiles:
     """A list file: a line an image, ``path class``, with paths relative to the file's folder.
 
     The class is the last word. A path may hold spaces; it, and the class, may stand in quotes. If
     all classes are whole numbers they are counted from 0 without gaps; else they are names, sorted.
+    check: raise DataError if an image does not exist.
     """
     paths, labels = [], []
+    if not file.is_file():
+        raise DataError(f"there is no list file {file}; expected one with lines of: path class")
     lines = file.read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -84,13 +88,19 @@ def read_list(file: Path) -> LabelledFiles:
         labels.append(match["quoted"] or match["label"])
     if not paths:
         raise DataError(f"{file} names no images; expected lines of: path class")
+    if check:
+        check_missing(file, paths)
+    return LabelledFiles(file, tuple(paths), *_list_classes(file, labels))
+
+
+def check_missing(source: Path, paths: Sequence[Path]) -> None:
+    """Raises DataError if images that ``source`` names do not exist."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(
-            f"{file} names {len(missing)} of {len(paths)} images that do not exist (paths are "
+            f"{source} names {len(missing)} of {len(paths)} images that do not exist (paths are "
             f"taken relative to the list file): {examples(missing)}"
         )
-    return LabelledFiles(file, tuple(paths), *_list_classes(file, labels))
 
 
 def _list_classes(file: Path, labels: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -2,12 +2,17 @@
 
 The protocol of the paper's group: resize to 8/7 of the size (256 for 224), whatever the
 proportions; then in training a random part of it, resized, and flipped half of the time, in
-evaluation the centre.
+evaluation the centre, or the corners too, mirrored or not.
 """
 
 from __future__ import annotations
 
+import torch
+from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
+
+CROPS = (1, 5, 10)
 
 
 def check_size(size: int) -> int:
@@ -33,11 +38,34 @@ def train_transform(size: int, flip: bool = True, min_area: float = 0.08) -> v2.
     return v2.Compose(steps)
 
 
-def eval_transform(size: int) -> v2.Transform:
-    """PIL image -> uint8 [3, size, size], always the same."""
-    return v2.Compose([_resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+def eval_transform(size: int, crops: int = 1) -> v2.Transform:
+    """PIL image -> uint8, always the same: the centre, [3, size, size], or several crops.
+
+    crops: 1; 5, [5, 3, size, size]: the four corners and the centre; or 10: these and their mirror
+    images, in this order (``SummedCrops`` adds up what a model says of them).
+    """
+    if crops not in CROPS:
+        raise ValueError(f"crops is {crops}, but must be one of {', '.join(map(str, CROPS))}")
+    if crops == 1:
+        return v2.Compose([_resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+    cut = v2.FiveCrop(size) if crops == 5 else v2.TenCrop(size)
+    return v2.Compose([_resize(size), cut, _stack])
+
+
+def resized_side(size: int) -> int:
+    """Pixels a side of the resized image that parts of ``size`` are taken from: 256 for 224."""
+    return round(check_size(size) * 8 / 7)
+
+
+def resize(image: Image.Image, side: int) -> Image.Image:
+    """The first step of all transforms here, to ``side`` x ``side``, by itself."""
+    return v2.functional.resize(image, [side, side], antialias=True)
 
 
 def _resize(size: int) -> v2.Transform:
-    side = round(check_size(size) * 8 / 7)
+    side = resized_side(size)
     return v2.Resize((side, side), antialias=True)
+
+
+def _stack(crops: tuple[Image.Image, ...]) -> Tensor:
+    return torch.stack([v2.functional.pil_to_tensor(crop) for crop in crops])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hubpath_fast.data import DataError, DigitsTask, load_image, open_images, write_image_folder
-from hubpath_fast.data.folder import hold_out
+from hubpath_fast.data.splits import hold_out
 
 SIZE = (12, 12)
 

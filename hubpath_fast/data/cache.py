@@ -1,0 +1,186 @@
+"""Images decoded once: kept in memory, or in a file that is mapped into it.
+
+What is kept is the first step of every transform, the image resized to side x side, as uint8
+[n, side, side, 3]; the random parts are still drawn anew. So a cached run sees the same bytes as one
+that decodes, and needs per image a crop instead of a decode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL
+import platformdirs
+
+from .images import default_workers
+from .layouts import DataError
+from .splits import ArraySplit, ImageSplit, Split
+from .transforms import resize
+
+CACHES = ("none", "memory", "disk")
+FORMAT = 1  # of the file; part of its key
+MEMORY_SHARE = 0.8  # of the free memory that a cache may take: training needs some as well
+AT_ONCE = 256  # images decoded between two writes
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cached(
+    split: Split,
+    side: int,
+    mode: str,
+    folder: str | Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+    workers: int = 0,
+) -> Split:
+    """The split with its images decoded and resized to ``side`` x ``side``.
+
+    mode: "memory"; "disk": in ``folder`` (default the user's cache folder), under a name made of
+    the side and of every file's path, size and time of change, written whole or not at all, and
+    found again by later runs; "none": the split as it is. tell: is given a line on what is done.
+    workers: processes that will read the result, for the estimate of memory.
+
+    Raises DataError if it does not fit, says how large it is and what does fit; and if an image is
+    broken, by its path.
+    """
+    if mode not in CACHES:
+        raise ValueError(f"cache is {mode!r}, but must be one of {', '.join(CACHES)}")
+    if mode == "none" or not len(split):
+        return split
+    if mode == "memory":
+        return _in_memory(split, side, tell, workers)
+    return _on_disk(split, side, Path(folder) if folder else default_folder(), tell)
+
+
+def default_folder() -> Path:
+    return Path(platformdirs.user_cache_dir("hubpath_fast")) / "images"
+
+
+def cache_bytes(num_images: int, side: int) -> int:
+    """What a cache takes: a byte a channel and pixel."""
+    return num_images * side * side * 3
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that are free, for this container if there is one; None if unknown."""
+    amounts = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        [kib] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+        amounts.append(int(kib) * 1024)
+    except (OSError, ValueError):
+        pass
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = (int((CGROUP / name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # no such container, or "max": no limit
+            continue
+        amounts.append(max(most - now, 0))
+    return min(amounts, default=None)
+
+
+def _in_memory(split: Split, side: int, tell: Callable[[str], None], workers: int) -> ArraySplit:
+    # Forked workers share the array; those that are started anew get a copy each.
+    copies = 1 if multiprocessing.get_start_method() == "fork" else 1 + workers
+    needed, free = copies * cache_bytes(len(split), side), free_memory()
+    if free is not None and needed > MEMORY_SHARE * free:
+        raise DataError(
+            f"the decoded images need {_gib(needed)} of memory ({len(split)} of {side} x {side}"
+            + (f", in {copies} processes" if copies > 1 else "")
+            + f"), but {_gib(free)} are free; use --cache disk or --cache none"
+        )
+    tell(f"decoding {len(split)} images into memory ({_gib(needed)})")
+    pixels = np.empty((len(split), side, side, 3), dtype=np.uint8)
+    start = 0
+    for part in _decoded(split, side):
+        pixels[start : start + len(part)] = part
+        start += len(part)
+    return ArraySplit(pixels, split.targets)
+
+
+def _on_disk(split: Split, side: int, folder: Path, tell: Callable[[str], None]) -> ArraySplit:
+    path = folder / f"{side}-{_key(split, side)}.npy"
+    shape = (len(split), side, side, 3)
+    pixels = _open(path, shape)
+    if pixels is None:
+        needed = cache_bytes(len(split), side)
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise DataError(
+                f"the decoded images need {_gib(needed)} in {folder} ({len(split)} of {side} x "
+                f"{side}), but {_gib(free)} are free there; use another --cache-dir, or --cache "
+                "none"
+            )
+        tell(f"decoding {len(split)} images into {path} ({_gib(needed)})")
+        _write(path, shape, _decoded(split, side))
+        pixels = _open(path, shape)
+    else:
+        tell(f"{len(split)} decoded images are in {path}")
+    return ArraySplit(pixels, split.targets)
+
+
+def _key(split: Split, side: int) -> str:
+    """Tells sets of images apart by what would change their pixels, without reading them."""
+    digest = hashlib.sha256(json.dumps([FORMAT, side, PIL.__version__]).encode())
+    if isinstance(split, ImageSplit):
+        for path in split.paths:
+            status = path.stat()
+            entry = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+            digest.update(json.dumps(entry).encode())
+    else:
+        digest.update(np.ascontiguousarray(split.pixels))
+    return digest.hexdigest()[:24]
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The file mapped into memory; None if it is missing or not what it should be."""
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
+    """Writes beside, then renames. Written, not mapped: a full disk is an error, not a crash."""
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _decoded(split: Split, side: int) -> Iterator[np.ndarray]:
+    """uint8 [<= AT_ONCE, side, side, 3], in order. PIL decodes without holding Python's lock."""
+
+    def decode(index: int) -> np.ndarray:
+        return np.asarray(resize(split.load(index), side))
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        for start in range(0, len(split), AT_ONCE):
+            indices = range(start, min(start + AT_ONCE, len(split)))
+            yield np.stack(list(pool.map(decode, indices)))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,165 @@
+"""The parts of a data set: image files or arrays with their classes, and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .decode import load_image
+from .layouts import DataError
+from .order import generator
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Files and their classes: paths [n], targets [n], positions in the splits' classes."""
+
+    paths: tuple[Path, ...]
+    targets: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> Image.Image:
+        """Decodes one image to RGB; DataError that names its path if it is broken."""
+        return load_image(self.paths[index])
+
+    def subset(self, indices: Sequence[int]) -> ImageSplit:
+        return ImageSplit(
+            tuple(self.paths[i] for i in indices), tuple(self.targets[i] for i in indices)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """Decoded images and their classes: pixels uint8 [n, H, W, 3], targets [n].
+
+    pixels may lie in memory or be mapped from a file.
+    """
+
+    pixels: np.ndarray
+    targets: tuple[int, ...]
+
+    def __post_init__(self):
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] != len(self.targets):
+            raise ValueError(
+                f"pixels are {dtype} {list(shape)}, but must be uint8 "
+                f"[{len(self.targets)}, H, W, 3], an image for each target"
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def load(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def subset(self, indices: Sequence[int]) -> ArraySplit:
+        """A copy of some of the images."""
+        return ArraySplit(self.pixels[list(indices)], tuple(self.targets[i] for i in indices))
+
+
+Split = ImageSplit | ArraySplit
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """A data set of images.
+
+    classes: names, in the order of the targets. validation: what settings and checkpoints are
+    chosen on; empty if nothing was held out. test: what figures are reported on; the same as
+    validation where ``test_is_validation``. notes: what a user should be told about how the splits
+    came about.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    test_is_validation: bool
+    notes: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def check_share(validation: float) -> None:
+    """Raises ValueError unless ``validation`` can be the held-out share of a training set."""
+    if not 0 <= validation < 1:
+        raise ValueError(
+            f"validation is {validation}, but must be a share from 0 (hold out nothing, train on "
+            "everything) to below 1"
+        )
+
+
+def assemble(
+    classes: tuple[str, ...],
+    splits: dict[str, Split],
+    where: str | Path,
+    validation: float,
+    seed: int,
+    hint: str,
+) -> ImageSplits:
+    """The set of ``splits`` ("train", perhaps "validation" and "test"), with what is missing made.
+
+    validation: the share of train that is held out, class by class, where there is no validation
+    split; 0: none is. seed: of that draw. where: the data's place, and hint: how a user would give
+    a validation split, for messages.
+
+    Raises DataError if nothing can be held out or nothing is left to report on.
+    """
+    splits, notes = dict(splits), []
+    if "validation" not in splits:
+        whole = splits["train"]
+        kept, held = hold_out(whole.targets, validation, seed)
+        if validation and not held:
+            raise DataError(
+                f"{where} has a single image a class to train on, so none can be held out for "
+                f"validation; add images, or {hint}"
+            )
+        splits["train"], splits["validation"] = whole.subset(kept), whole.subset(held)
+        notes.append(
+            f"no validation split in {where}: {len(held)} of {len(whole)} training images held out "
+            f"(seed {seed})"
+            if validation
+            else f"nothing held out of {where}: the weights of the last step are kept, unchosen"
+        )
+    test_is_validation = "test" not in splits
+    if test_is_validation:
+        if not len(splits["validation"]):
+            raise DataError(
+                f"{where} has no test split and nothing is held out (validation is 0), so nothing "
+                "is left to report on; add a test split or hold out a share"
+            )
+        splits["test"] = splits["validation"]
+        notes.append(
+            f"no test split in {where}: results are on the validation images, on which settings "
+            "and checkpoints are chosen too, and so are a little too good"
+        )
+    return ImageSplits(classes, **splits, test_is_validation=test_is_validation, notes=tuple(notes))
+
+
+def hold_out(
+    targets: Sequence[int], share: float, seed: int, word: str = "hold out"
+) -> tuple[list[int], list[int]]:
+    """(kept, held): positions in ``targets``, ascending, with ``share`` of each class held.
+
+    At least one image of a class is held, unless it is the class's only one or the share is 0, and
+    one is always kept. word: tells draws with the same seed apart.
+    """
+    by_class: dict[int, list[int]] = {}
+    for i, target in enumerate(targets):
+        by_class.setdefault(target, []).append(i)
+    held = []
+    for target, members in by_class.items():
+        count = min(max(round(len(members) * share), 1), len(members) - 1) if share else 0
+        order = torch.randperm(len(members), generator=generator(seed, word, target))
+        held += [members[i] for i in order[:count].tolist()]
+    chosen = set(held)
+    return [i for i in range(len(targets)) if i not in chosen], sorted(held)
