@@ -194,17 +194,20 @@ class Trainer:
                     # not be set off course by one more start.
                     before = random_state(self.device)
                     batches = iter(self.stream.batches(state.step))
-                    images, targets = self._next(batches)
+                    batch = self._next(batches)
                     set_random_state(before, self.device)
                 else:
-                    images, targets = self._next(batches)
-                self._step(images, targets)
-                self._line.advance(state.step)
+                    batch = self._next(batches)
+                if batch is not None:
+                    self._step(*batch)
+                    self._line.advance(state.step)
         finally:
             if hasattr(batches, "close"):
                 batches.close()
 
-    def _next(self, batches: Iterator) -> tuple[Any, Any]:
+    def _next(self, batches: Iterator) -> tuple[Any, Any] | None:
+        """The next batch; None if the stream broke because it is being stopped as well: a signal
+        to the process group ends the processes that decode."""
         began = time.perf_counter()
         try:
             images, targets = next(batches)
@@ -213,6 +216,10 @@ class Trainer:
                 f"the stream ended at step {self.state.step} of {self.config.steps}; "
                 "batches(start_step) must go on for as long as it is asked"
             ) from None
+        except Exception:
+            if self.stopping:
+                return None
+            raise
         self._waited += time.perf_counter() - began
         if len(images) < self.config.accumulate:
             raise ValueError(
@@ -311,7 +318,16 @@ class Trainer:
         return scores
 
     def _until_stopped(self, batches: Iterable) -> Iterator:
-        for batch in batches:
+        iterator = iter(batches)
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:  # see _next
+                if self.stopping:
+                    raise _EvaluationStopped from error
+                raise
             if self.stopping:
                 raise _EvaluationStopped
             yield batch
