@@ -99,15 +99,8 @@ def aggregate(
     matrix: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    if prefer_grouped(outputs, matrix, experts.shape[1]):
-        if outputs.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _GroupedAggregate.apply(
-                outputs, weights, matrix, bias, rows, positions, offsets.tolist()
-            )
-        if _fits_grouped_mm(outputs, matrix):
-            return _aggregate_by_grouped_mm(
-                outputs, weights, rows, positions, offsets, matrix, bias
-            )
+    if outputs.device.type == "cpu" and prefer_grouped(outputs, matrix, experts.shape[1]):
+        return _GroupedAggregate.apply(outputs, weights, matrix, bias, rows, positions, offsets)
     concat = combine(outputs, weights, experts, rows, positions, offsets)
     return linear_over_channels(concat, matrix, bias)
 
@@ -124,6 +117,81 @@ def prefer_grouped(outputs: Tensor, matrix: Tensor, k: int) -> bool:
     return saved >= GROUPED_MIN_SAVED * num_experts
 
 
+def _products(items: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
+    """[R, S, C] times the block [C_OUT, C] of each row's expert -> [R, S, C_OUT]."""
+    products = _products_fake(items, matrix, offsets)
+    for begin, end, block in _blocks(offsets, matrix, items.shape[2]):
+        torch.mm(_flat(items, begin, end), block.t(), out=_flat(products, begin, end))
+    return products
+
+
+def _products_fake(items: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
+    return items.new_empty(*items.shape[:2], matrix.shape[0])
+
+
+def _items_gradient(d_products: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
+    """[R, S, C_OUT] times the transposed blocks -> [R, S, C]."""
+    d_items = _items_gradient_fake(d_products, matrix, offsets)
+    for begin, end, block in _blocks(offsets, matrix, d_items.shape[2]):
+        torch.mm(_flat(d_products, begin, end), block, out=_flat(d_items, begin, end))
+    return d_items
+
+
+def _items_gradient_fake(d_products: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
+    channels = matrix.shape[1] // (offsets.numel() - 1)
+    return d_products.new_empty(*d_products.shape[:2], channels)
+
+
+def _matrix_gradient(d_products: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
+    """[C_OUT, M*C]: an expert's rows, multiplied. One without rows gets zeros."""
+    d_matrix = _matrix_gradient_fake(d_products, items, offsets)
+    for begin, end, d_block in _blocks(offsets, d_matrix, items.shape[2]):
+        torch.mm(_flat(d_products, begin, end).t(), _flat(items, begin, end), out=d_block)
+    return d_matrix
+
+
+def _matrix_gradient_fake(d_products: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
+    return items.new_empty(d_products.shape[2], (offsets.numel() - 1) * items.shape[2])
+
+
+def _blocks(offsets: Tensor, matrix: Tensor, channels: int):
+    """(begin, end, block [C_OUT, C] of the matrix) of each expert, in turn."""
+    bounds = offsets.tolist()
+    blocks = matrix.view(matrix.shape[0], -1, channels).unbind(1)
+    return zip(bounds[:-1], bounds[1:], blocks, strict=True)
+
+
+def _flat(items: Tensor, begin: int, end: int) -> Tensor:
+    return items[begin:end].view(-1, items.shape[2])
+
+
+def _operation(schema: str, function, fake):
+    """An operation of its own: compiled code calls it whole and does not look into the loop."""
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, function, "CPU")
+    torch.library.register_fake(f"hubpath_fast::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.hubpath_fast, name).default
+
+
+_LIBRARY = torch.library.Library("hubpath_fast", "FRAGMENT")
+_grouped_products = _operation(
+    "cpu_grouped_products(Tensor items, Tensor matrix, Tensor offsets) -> Tensor",
+    _products,
+    _products_fake,
+)
+_grouped_items_gradient = _operation(
+    "cpu_grouped_items_gradient(Tensor d_products, Tensor matrix, Tensor offsets) -> Tensor",
+    _items_gradient,
+    _items_gradient_fake,
+)
+_grouped_matrix_gradient = _operation(
+    "cpu_grouped_matrix_gradient(Tensor d_products, Tensor items, Tensor offsets) -> Tensor",
+    _matrix_gradient,
+    _matrix_gradient_fake,
+)
+
+
 class _GroupedAggregate(torch.autograd.Function):
     """One product an expert, on the CPU, where a call costs microseconds and counts are at hand.
 
@@ -132,27 +200,22 @@ class _GroupedAggregate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, outputs, weights, matrix, bias, rows, positions, bounds):
-        items, c_out = _items(outputs), matrix.shape[0]
-        # [R, S, C_OUT], before the weights: their gradient needs these products.
-        products = items.new_empty(*items.shape[:2], c_out)
-        for begin, end, block in _blocks(bounds, matrix, outputs.shape[1]):
-            x = items[begin:end].flatten(0, 1)
-            torch.mm(x, block.t(), out=products[begin:end].view(-1, c_out))
-        compute = _compute_dtype(outputs)
+    def forward(ctx, outputs, weights, matrix, bias, rows, positions, offsets):
+        matrix, compute = matrix.contiguous(), _compute_dtype(outputs)
+        # Weighted afterwards: the weights' gradient needs the products as they are.
+        products = _grouped_products(_items(outputs), matrix, offsets)
         per_slot = products.index_select(0, positions.flatten()).unflatten(0, positions.shape)
         y = (per_slot * weights.to(compute)[:, :, None, None]).sum(dim=1)
         y = y if bias is None else y + bias.to(compute)
-        ctx.save_for_backward(outputs, weights, matrix, bias, rows, products)
-        ctx.bounds = bounds
+        ctx.save_for_backward(outputs, weights, matrix, bias, rows, offsets, products)
         return _maps(y.to(outputs.dtype), outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_y):
-        outputs, weights, matrix, bias, rows, products = ctx.saved_tensors
+        outputs, weights, matrix, bias, rows, offsets, products = ctx.saved_tensors
         needs_outputs, needs_weights, needs_matrix, needs_bias = ctx.needs_input_grad[:4]
-        (n, k), channels, dtype = weights.shape, outputs.shape[1], _compute_dtype(outputs)
+        (n, k), dtype = weights.shape, _compute_dtype(outputs)
         d_y = _items(d_y)
         d_outputs = d_weights = d_matrix = d_bias = None
         d_rows = d_y.index_select(0, _sample_of_row(rows, k)).to(dtype)  # [R, S, C_OUT]
@@ -160,28 +223,15 @@ class _GroupedAggregate(torch.autograd.Function):
             by_row = (d_rows * products).sum(dim=(1, 2)).to(weights.dtype)
             d_weights = torch.empty_like(by_row).index_copy_(0, rows.long(), by_row).view(n, k)
         if needs_outputs or needs_matrix:
-            items = _items(outputs)
             d_rows = d_rows * _weight_of_row(weights, rows).to(dtype).view(-1, 1, 1)
             d_rows = d_rows.to(outputs.dtype)
-            d_items = torch.empty_like(items) if needs_outputs else None
-            d_matrix = torch.empty_like(matrix) if needs_matrix else None
-            for i, (begin, end, block) in enumerate(_blocks(ctx.bounds, matrix, channels)):
-                d_group = d_rows[begin:end].flatten(0, 1)
-                if needs_outputs:
-                    torch.mm(d_group, block, out=d_items[begin:end].view(-1, channels))
-                if needs_matrix:  # an expert without rows gets zeros: a product over nothing
-                    d_block = d_matrix[:, i * channels : (i + 1) * channels]
-                    torch.mm(d_group.t(), items[begin:end].flatten(0, 1), out=d_block)
-            d_outputs = _maps(d_items, outputs) if needs_outputs else None
+        if needs_outputs:
+            d_outputs = _maps(_grouped_items_gradient(d_rows, matrix, offsets), outputs)
+        if needs_matrix:
+            d_matrix = _grouped_matrix_gradient(d_rows, _items(outputs), offsets)
         if needs_bias:
             d_bias = d_y.sum(dim=(0, 1), dtype=dtype).to(bias.dtype)
         return d_outputs, d_weights, d_matrix, d_bias, None, None, None
-
-
-def _blocks(bounds: list[int], matrix: Tensor, channels: int):
-    """(begin, end, block [C_OUT, C] of the matrix) of each expert, in turn."""
-    blocks = matrix.view(matrix.shape[0], -1, channels).unbind(1)
-    return zip(bounds[:-1], bounds[1:], blocks, strict=True)
 
 
 def _items(x: Tensor) -> Tensor:
@@ -192,28 +242,6 @@ def _items(x: Tensor) -> Tensor:
 def _maps(items: Tensor, like: Tensor) -> Tensor:
     """[n, S, C] as [n, C, ...] with the trailing positions of ``like``."""
     return items.transpose(1, 2).unflatten(2, like.shape[2:]) if like.dim() > 2 else items[:, 0]
-
-
-def _fits_grouped_mm(outputs: Tensor, matrix: Tensor) -> bool:
-    """Torch 2.10's grouped product takes float32 and the half types, in rows of whole 16 bytes."""
-    per_16_bytes = 16 // outputs.element_size()
-    return (
-        hasattr(F, "grouped_mm")
-        and outputs.dim() == 2
-        and outputs.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and outputs.shape[1] % per_16_bytes == 0
-        and matrix.shape[0] % per_16_bytes == 0
-    )
-
-
-def _aggregate_by_grouped_mm(outputs, weights, rows, positions, offsets, matrix, bias):
-    """On a GPU without Triton, and in compiled code, where counts may not be read back."""
-    (n, k), (c_out, c) = weights.shape, (matrix.shape[0], outputs.shape[1])
-    weighted = outputs * _weight_of_row(weights, rows).to(_compute_dtype(outputs)).unsqueeze(1)
-    blocks = matrix.to(outputs.dtype).view(c_out, -1, c).permute(1, 2, 0)
-    per_row = F.grouped_mm(weighted.to(outputs.dtype), blocks, offs=offsets[1:])
-    y = per_row.index_select(0, positions.flatten()).view(n, k, c_out).sum(dim=1)
-    return y if bias is None else y + bias.to(y.dtype)
 
 
 def exploit_loss(
