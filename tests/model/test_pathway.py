@@ -359,3 +359,14 @@ def test_a_given_routing_replaces_the_generator():
     expected = ours(x)
     ours.generator = None
     assert torch.equal(ours(x, routing=routing), expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "min_group", "moves"), [(1, 2, False), (2, 2, True), (2, 3, False)]
+)
+def test_min_group_is_the_least_group_with_batch_statistics(rows, min_group, moves):
+    clean = torch.full((6, 2), 9.0)
+    clean[:rows, 1] = 20.0
+    ours, *_, x, _, eps = build(6, 2, 1, clean, clean * 0, conv_expert, min_group=min_group)
+    assert ours(x, eps * 0).routing.counts() == [6 - rows, rows]
+    assert ours.experts[1][1].num_batches_tracked == int(moves)
