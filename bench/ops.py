@@ -100,7 +100,11 @@ def measure(name, size, device, seconds, compiled, roof) -> list[dict]:
     del expected
     rows = [{**common, "row": row, "note": note} for row, note in notes.items()]
     for direction in DIRECTIONS:
-        rows += _direction(operation, direction, errors, device, seconds, common)
+        try:
+            rows += _direction(operation, direction, errors, device, seconds, common)
+        except RuntimeError as error:  # out of memory, a capture that failed
+            note = f"{direction}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            rows.append({**common, "row": "all", "note": note})
     return rows
 
 
@@ -118,8 +122,8 @@ def _direction(operation: Operation, direction, errors, device, seconds, common)
     if device == "cuda":
         masked = operation.name != "exploit_loss"  # the loop of masks waits for each count
         graphs = {
-            row: timing.capture(function)
-            for row, function in functions.items()
+            row: timing.capture(lambda row=row: operations.function(operation, row, direction))
+            for row in functions
             if row in ("torch", "triton") or not masked
         }
         modes["graph"] = timing.replayed(graphs, seconds)
@@ -188,8 +192,8 @@ def main(argv: list[str] | None = None) -> None:
                 return
             try:
                 rows = measure(name, size, args.device, args.seconds, args.compile, roof)
-            except torch.OutOfMemoryError:
-                print(f"{name} {size}: out of memory")
+            except torch.OutOfMemoryError:  # making the inputs or the float64 truth
+                print(f"{name} {size}: not run, out of memory")
                 continue
             show(rows)
             if args.out:

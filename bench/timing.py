@@ -95,16 +95,21 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
-def capture(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """``function`` as a graph. Raises RuntimeError where it cannot be captured (a host read)."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+def capture(prepare: Callable[[], Callable[[], object]]) -> torch.cuda.CUDAGraph:
+    """The function that ``prepare`` returns, as a graph. Raises where it waits for the device.
+
+    ``prepare`` is called on the stream that captures: autograd runs backward on the stream of its
+    forward, so a forward that is kept must have been on this one.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function = prepare()
         for _ in range(3):
             function()
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
     return graph
 
@@ -147,5 +152,5 @@ def copy_bandwidth(device: torch.device | str, megabytes: int | None = None) -> 
     if not on_gpu:
         found = interleaved({"copy": lambda: target.copy_(source)}, device, seconds=0.5)
         return 2 * size / found["copy"].p50
-    graph = capture(lambda: target.copy_(source))
+    graph = capture(lambda: lambda: target.copy_(source))
     return 2 * size / replayed({"copy": graph}, seconds=0.5)["copy"].p50

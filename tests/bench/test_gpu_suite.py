@@ -81,13 +81,22 @@ def test_a_dry_run_lists_the_sections(tmp_path, capsys):
 
 
 @pytest.mark.gpu
+def test_a_kept_forward_is_differentiated_in_a_graph():
+    from bench import operations, timing
+
+    operation = operations.make("combine", operations.Size(48, 5, 2, 100), "cuda")
+    graph = timing.capture(lambda: operations.function(operation, "triton", "backward"))
+    assert timing.replayed({"backward": graph}, seconds=0, min_rounds=1)["backward"].p50 > 0
+
+
+@pytest.mark.gpu
 def test_graphs_replay_what_was_captured():
     import torch
 
     from bench import timing
 
     x, y = torch.zeros(8, device="cuda"), torch.ones(8, device="cuda")
-    graph = timing.capture(lambda: x.add_(y))
+    graph = timing.capture(lambda: lambda: x.add_(y))
     before = x.clone()
     found = timing.replayed({"add": graph}, seconds=0, min_rounds=3)
     assert torch.equal(x, before + 4)  # one replay to warm up, three timed
