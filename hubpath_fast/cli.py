@@ -17,6 +17,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .cli_hub import app as hub_app
+
 # Group sizes differ at every step, so oneDNN meets far more shapes than its default cache of 1,024
 # prepared primitives holds. It reads this once, at its first use.
 PRIMITIVE_CACHE = "8192"
@@ -28,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(hub_app, name="hub")
 console = Console()
 errors = Console(stderr=True)
 

@@ -12,6 +12,7 @@ Importing this module imports neither timm nor torchvision: a name imports the l
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping
@@ -114,9 +115,7 @@ def _as_saved(model: HubModel, state: Mapping[str, Tensor], source: str) -> Mapp
         return state
     try:
         load_body(skeleton(model, 2), state, source, model.layout)
-    except HubError as misfit:
-        try:
+    except HubError:
+        with contextlib.suppress(HubError):  # neither fits: the one as it is will be reported
             return model.convert(state, source)
-        except HubError:
-            raise misfit from None
     return state

@@ -56,10 +56,22 @@ class HubModel:
 def skeleton(model: HubModel, num_outputs: int) -> nn.Module:
     """The network's shapes, without weights: on torch's meta device."""
     try:
-        with torch.device("meta"):
-            return model.make(num_outputs).eval()
+        return on_meta(lambda: model.make(num_outputs)).eval()
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise HubError([f"{model.name} cannot be built: {error}"]) from error
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """Builds a network on torch's meta device: shapes without numbers, at no cost.
+
+    The few that compute with tensors as they are built (RegNet) are built in full first.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except NotImplementedError:
+        with torch.random.fork_rng(devices=[]):
+            return make().to("meta")
 
 
 def refusal(model: HubModel, num_outputs: int, size: int) -> str | None:

@@ -70,7 +70,10 @@ def find_folder(folder: str) -> HubModel:
     cfg = PretrainedCfg(**{key: value for key, value in settings.items() if key in known})
     files = [path / file for file in (SAFE, PICKLED)]
     weights = WeightSource(name, path=next((file for file in files if file.is_file()), files[0]))
-    make = partial(_make, architecture, **(content.get("model_args") or {}))
+    # What it was built with, such as a width; the number of classes is the new task's.
+    model_args = {**(content.get("model_args") or {})}
+    model_args.pop("num_classes", None)
+    make = partial(_make, architecture, **model_args)
     return _model(name, cfg, make, weights, filters=False)
 
 

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from functools import cache, partial
 
-import torch
 from torch import Tensor, nn
 from torchvision import models
 
@@ -20,7 +19,7 @@ from ..model.heads import mark_head
 from .errors import HubError
 from .expert import Layout
 from .names import BACKBONES, closest
-from .source import HubModel
+from .source import HubModel, on_meta
 from .weights import WeightSource
 
 PREFIX, MOCO_PREFIX = "torchvision/", "moco/"
@@ -136,8 +135,7 @@ def _build(architecture: str, size: int, num_outputs: int) -> nn.Module:
 @cache
 def _head_layers(architecture: str, size: int) -> tuple[str, ...]:
     """The layers whose shapes depend on the number of outputs: those that are new for a task."""
-    with torch.device("meta"):
-        two, three = (_build(architecture, size, n).state_dict() for n in (2, 3))
+    two, three = (on_meta(lambda n=n: _build(architecture, size, n)).state_dict() for n in (2, 3))
     changed = [name for name, tensor in two.items() if tensor.shape != three[name].shape]
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in changed))
 

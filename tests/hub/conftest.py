@@ -5,6 +5,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from torchvision import models
 
 
 @pytest.fixture
@@ -28,3 +29,32 @@ def cached_test_resnet(no_network):
     (folder / "refs" / "main").write_text(revision)
     save_file(state, folder / "snapshots" / revision / "model.safetensors")
     return state
+
+
+@pytest.fixture(scope="session")
+def resnet50_state():
+    """One ResNet-50 with 1,000 classes, every tensor of it random, counters included."""
+    generator = torch.Generator().manual_seed(0)
+    state = models.resnet50(weights=None).state_dict()
+    return {
+        name: torch.randint(100, tensor.shape, generator=generator)
+        if tensor.dtype == torch.int64
+        else torch.randn(tensor.shape, generator=generator)
+        for name, tensor in state.items()
+    }
+
+
+@pytest.fixture
+def put(no_network):
+    """put(address, content): a checkpoint in torch's cache, as if downloaded; gone afterwards."""
+    folder, paths = no_network / "torch" / "checkpoints", []
+    folder.mkdir(parents=True)
+
+    def write(address, content):
+        paths.append(folder / address.rpartition("/")[2])
+        torch.save(content, paths[-1])
+        return paths[-1]
+
+    yield write
+    for path in paths:
+        path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import urllib.request
 
@@ -20,6 +21,7 @@ from hubpath_fast.hub import (
     split_parameters,
 )
 from hubpath_fast.hub.expert import Resized
+from hubpath_fast.hub.weights import WeightSource, fetch_all
 
 
 def tiny(num_outputs=5):
@@ -153,3 +155,104 @@ def test_bad_files(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(HubError, match="holds list"):
         read_state_dict(tmp_path / "list.pth")
+
+
+# Downloads. A file:// address goes the whole way of torch's own download.
+
+
+def published(tmp_path, name="w", md5=None):
+    """A file on a server, its SHA-256 in its name, as torchvision and timm publish them."""
+    state = {"a": torch.arange(5.0)}
+    torch.save(state, tmp_path / "w.pth")
+    data = (tmp_path / "w.pth").read_bytes()
+    path = tmp_path / f"{name}-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    path.write_bytes(data)
+    return path, WeightSource("moco/w", url=path.as_uri(), md5=md5), hashlib.md5(data).hexdigest()
+
+
+def test_a_download_lands_in_torchs_cache(no_network, tmp_path):
+    path, source, _ = published(tmp_path)
+    [local] = fetch_all([source])
+    assert local == no_network / "torch" / "checkpoints" / path.name
+    assert local.read_bytes() == path.read_bytes()
+    path.unlink()
+    assert fetch_all([source]) == [local]  # from the cache
+
+
+@pytest.mark.parametrize("check", ["sha256", "md5"])
+def test_a_download_that_is_not_what_was_published_is_thrown_away(check, no_network, tmp_path):
+    path, source, digest = published(tmp_path)
+    if check == "md5":
+        plain = path.rename(tmp_path / "plain.pth.tar")
+        good = WeightSource("moco/w", url=plain.as_uri(), md5=digest[:8])
+        [local] = fetch_all([good])
+        assert local.name == "plain.pth.tar"
+        local.unlink()
+        source = WeightSource("moco/w", url=plain.as_uri(), md5="0123abcd")
+        message = f"has the MD5 {digest}, but must begin with 0123abcd"
+    else:
+        path.write_bytes(path.read_bytes() + b"x")
+        message = "invalid hash value"
+    with pytest.raises(HubError, match=message):
+        fetch_all([source])
+    assert list((no_network / "torch" / "checkpoints").iterdir()) == []
+
+
+def test_a_file_of_the_hugging_face_hub_is_checked_too(no_network, monkeypatch):
+    """Its cache names a large file by the SHA-256 that the server states."""
+    digest = hashlib.sha256(b"right").hexdigest()
+    folder = no_network / "hf" / "models--timm--x"
+    blob, link = folder / "blobs" / digest, folder / "snapshots" / "r" / "model.safetensors"
+    monkeypatch.setattr("hubpath_fast.hub.weights._unreachable", lambda _: [])
+
+    def download(*_, **__):
+        for path in (blob, link):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        if not link.is_symlink():
+            link.symlink_to(blob)
+        return str(link)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    source = WeightSource("timm/x", "timm/x")
+    content = b"right"
+    assert fetch_all([source]) == [link]
+    content = b"wrong"
+    with pytest.raises(HubError, match=f"does not have the SHA-256 {digest}"):
+        fetch_all([source])
+    assert not blob.exists()
+    assert not link.is_symlink()
+
+
+def test_one_server_that_cannot_be_reached_stops_all_downloads(no_network, tmp_path, monkeypatch):
+    _, source, _ = published(tmp_path)
+    gone = WeightSource("torchvision/x", url="http://127.0.0.1:9/x-01234567.pth")
+    with pytest.raises(HubError) as caught:
+        fetch_all([source, gone])
+    message = str(caught.value)
+    assert "127.0.0.1:9 cannot be reached" in message
+    place = no_network / "torch" / "checkpoints" / "x-01234567.pth"
+    assert f"torchvision/x: from http://127.0.0.1:9/x-01234567.pth, kept as {place}" in message
+    assert "file/PATH?arch=NAME" in message
+    assert not place.parent.exists()
+
+
+def test_a_cached_file_that_does_not_fit_is_said_before_any_download(
+    cached_test_resnet, no_network, monkeypatch
+):
+    [path] = (no_network / "hf").rglob("*.safetensors")
+    path.write_bytes(b"cut short")
+    monkeypatch.setattr("hubpath_fast.hub.build.fetch_all", lambda _: pytest.fail("a download"))
+    with pytest.raises(HubError, match=r"model.safetensors is broken"):
+        build_experts(["test_nfnet", "test_resnet"], 5, input_size=32)
+
+
+def test_counters_of_batches_may_be_missing_as_in_old_files():
+    target, source = tiny(), tiny()
+    with torch.no_grad():
+        source.body.bn1.weight.fill_(3.0)
+    state = {
+        k: v for k, v in source.body.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
+    load_body(target, state)
+    assert (target.body.bn1.weight == 3).all()
