@@ -14,7 +14,7 @@ from .._checks import check_k
 from ..routing import Routing
 from . import surgery
 from .aggregator import LinearAggregator
-from .executors import EXECUTORS, run_sequential
+from .executors import EXECUTORS, Executor, ExecutorReport, choose, make_executor, make_report
 from .generator import check_scores
 
 
@@ -62,7 +62,9 @@ class HubPathway(nn.Module):
             experts' last layers.
         min_group: an expert with fewer rows than this in a training step runs its BatchNorm layers
             on running statistics.
-        executor: what runs the experts: "sequential", or "auto" to let the model choose.
+        executor: what runs the experts: "sequential" (one after another), "streams" (side by side
+            on CUDA streams; a ValueError at the first call on another device), or "auto" to let
+            the model choose. ``executor_report()`` says what runs, and why.
         normalization: (mean [M, channels], std [M, channels]) of the images each expert was
             pre-trained on, in units of images in [0, 1]. With it, x is images as uint8 or as floats
             in [0, 1]; without it, every expert gets x as it is.
@@ -112,6 +114,8 @@ class HubPathway(nn.Module):
             )
         self.register_buffer("input_mean", mean)
         self.register_buffer("input_std", std)
+        self._running: Executor | None = None  # made at the first call, for the input's device
+        self._compiled = False
 
     @property
     def config(self) -> PathwayConfig:
@@ -140,7 +144,9 @@ class HubPathway(nn.Module):
             label_smoothing: of that loss.
         """
         routing = self.route(x, eps) if routing is None else routing
-        outputs = run_sequential(self.experts, self._rows(x, routing), routing, self.min_group)
+        rows = self._rows(x, routing)
+        executor = self._executor(rows.device)
+        outputs = executor(self.experts, rows, routing, self.min_group)
         if not self.training:
             return self._aggregate(outputs, routing)
         if target is None:
@@ -186,13 +192,62 @@ class HubPathway(nn.Module):
             )
         return x.to(self.input_mean.dtype) / 255
 
+    def executor_report(self) -> ExecutorReport:
+        """What runs the experts, why, and what it did so far: text by ``str``, or ``to_dict()``.
+
+        Before the first call: what would run where the model's parameters are now.
+        """
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        _, reasons = choose(self.executor, device)
+        return make_report(self.executor, self._executor(device), reasons, self._compiled)
+
+    def compile_experts(self, **options) -> HubPathway:
+        """Compiles each expert by ``torch.compile`` with dynamic shapes, in place; returns self.
+
+        Group sizes differ at every step, and a compiled expert serves them all (but 1, which torch
+        specialises). Parameters, state dict and executor stay as they are; a copied or unpickled
+        model, and an expert added later, is not compiled.
+
+        Args:
+            options: of ``torch.compile``, such as ``mode`` and ``backend``.
+        """
+        for expert in self.experts:
+            expert.compile(**{"dynamic": True} | options)
+        self._compiled = True
+        return self
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_compiled": False}  # modules drop their compiled calls
+
+    def _executor(self, device: torch.device) -> Executor:
+        name, _ = choose(self.executor, device)
+        if self._running is None or self._running.name != name:
+            self._running = make_executor(name)
+        return self._running
+
     def _rows(self, x: Tensor, routing: Routing) -> Tensor:
+        layout = self._rows_format(x)
         if self.input_mean is None:
-            return HF.gather(x, routing)
+            return HF.gather(x, routing, memory_format=layout)
         full_scale = 1 if x.is_floating_point() else 255
         scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
         dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
-        return HF.gather(x, routing, scale, shift, dtype)
+        return HF.gather(x, routing, scale, shift, dtype, layout)
+
+    def _rows_format(self, x: Tensor) -> torch.memory_format | None:
+        """channels_last where the experts' convolutions are, else x's own (None).
+
+        The gather writes the rows anew in any case; in the experts' layout they need no copy.
+        """
+        if x.dim() != 4:
+            return None
+        # A 1 x 1 kernel is in both layouts at once, and says nothing.
+        kernels = (p for p in self.experts.parameters() if p.dim() == 4 and p.shape[-1] > 1)
+        first = next(kernels, None)
+        if first is None or first.is_contiguous():
+            return None
+        layout = torch.channels_last
+        return layout if first.is_contiguous(memory_format=layout) else None
 
     def add_expert(self, module: nn.Module, mean=None, std=None, score: float = 0.0) -> None:
         """Appends an expert, in place, with all that was learned kept: ``surgery.add_expert``."""

@@ -1,0 +1,60 @@
+"""Executors: what runs each expert on its rows.
+
+- ``sequential``: one expert after another.
+- ``streams`` (CUDA): experts side by side on a few streams.
+- ``auto``: chooses, and says why (``HubPathway.executor_report()``).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Executor
+from .report import ExecutorReport
+from .sequential import SequentialExecutor
+from .streams import StreamsExecutor
+
+EXECUTORS = ("auto", "sequential", "streams")
+_CLASSES = {"sequential": SequentialExecutor, "streams": StreamsExecutor}
+
+__all__ = ["EXECUTORS", "Executor", "ExecutorReport", "choose", "make_executor", "make_report"]
+
+
+def choose(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
+    """(executor, reasons) for experts on ``device``.
+
+    Raises:
+        ValueError: an executor that needs CUDA, for another device.
+    """
+    if asked == "sequential":
+        return asked, ("it was asked for",)
+    if asked == "auto":
+        if device.type == "cuda":
+            reason = (
+                "streams has not been measured on a GPU of this kind yet; ask for it by "
+                'executor="streams" and compare'
+            )
+        else:
+            reason = f"the experts are on {device.type}, and other executors need CUDA"
+        return "sequential", (reason,)
+    if device.type != "cuda":
+        raise ValueError(
+            f"executor={asked!r} needs CUDA, but the input is on {device}; move the model and its "
+            'input to a GPU, or use executor="auto"'
+        )
+    return asked, ("it was asked for",)
+
+
+def make_executor(name: str) -> Executor:
+    return _CLASSES[name]()
+
+
+def make_report(
+    asked: str, executor: Executor, reasons: tuple[str, ...], compiled: bool
+) -> ExecutorReport:
+    c = executor.counters
+    return ExecutorReport(
+        asked, executor.name, reasons, c.steps, c.host_reads / c.steps if c.steps else None,
+        c.hits, c.misses, {i: sorted(sizes) for i, sizes in c.captured.items()}, c.memory,
+        dict(c.eager), compiled,
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""What an executor is: it takes gathered rows [R, ...] and gives the experts' outputs [R, C, ...].
+
+Every expert is called once, on its own rows only. One without rows is not called: its parameters
+get no gradient and its buffers do not move. What is run for frozen parts keeps nothing for the
+backward pass: where no parameter that was met requires a gradient, autograd records nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ...routing import Routing
+from .report import Counters
+
+
+class Executor(ABC):
+    """``executor(experts, rows, routing, min_group)``. A copy of one starts with nothing."""
+
+    name: str
+
+    def __init__(self):
+        self.counters = Counters()
+
+    def __call__(
+        self, experts: Sequence[nn.Module], rows: Tensor, routing: Routing, min_group: int
+    ) -> Tensor:
+        self.counters.host_reads += getattr(routing, "_counts", None) is None  # kept once read
+        self.counters.steps += 1
+        return self.run(experts, rows, routing, min_group)
+
+    @abstractmethod
+    def run(
+        self, experts: Sequence[nn.Module], rows: Tensor, routing: Routing, min_group: int
+    ) -> Tensor:
+        """Outputs [R, C, ...] in row order. ``routing.counts()`` is the only host read allowed."""
+
+    def __reduce__(self):
+        # Streams, graphs and counts belong to one model in one process.
+        return type(self), ()

@@ -1,0 +1,65 @@
+"""What an executor says of itself: which one runs, why, and what it has done so far."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class Counters:
+    """What an executor counts while it runs.
+
+    steps: calls. host_reads: of the counts, by the executor. hits: groups run by a captured graph.
+    misses: groups run eagerly although graphs are in use. captured: expert -> group sizes with a
+    graph. memory: bytes that the graphs hold. eager: expert -> why it is never captured.
+    """
+
+    steps: int = 0
+    host_reads: int = 0
+    hits: int = 0
+    misses: int = 0
+    captured: dict[int, list[int]] = field(default_factory=dict)
+    memory: int = 0
+    eager: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExecutorReport:
+    """The executor of a model. ``str(report)`` is the text, ``report.to_dict()`` plain values.
+
+    asked: the ``executor=`` of the model. executor: the one that runs. reasons: why that one.
+    host_reads_per_step: None before the first step. The rest: see ``Counters``.
+    """
+
+    asked: str
+    executor: str
+    reasons: tuple[str, ...]
+    steps: int
+    host_reads_per_step: float | None
+    hits: int
+    misses: int
+    captured: dict[int, list[int]]
+    memory: int
+    eager: dict[int, str]
+    compiled: bool
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self) | {"reasons": list(self.reasons)}
+
+    def __str__(self) -> str:
+        asked = "" if self.asked == self.executor else f" (asked for: {self.asked})"
+        lines = [f"executor: {self.executor}{asked}", *(f"  because {r}" for r in self.reasons)]
+        reads = self.host_reads_per_step
+        lines.append(
+            f"  {self.steps} steps" + ("" if reads is None else f", {reads:g} host reads a step")
+        )
+        if self.compiled:
+            lines.append("  experts compiled by torch.compile, with dynamic batch")
+        if self.captured or self.hits or self.misses:
+            lines.append(
+                f"  graphs: {self.hits} groups replayed, {self.misses} run eagerly, "
+                f"{self.memory / 2**20:.1f} MiB held"
+            )
+        lines += [f"  experts[{i}]: sizes {sizes}" for i, sizes in self.captured.items()]
+        lines += [f"  experts[{i}]: eager, {why}" for i, why in self.eager.items()]
+        return "\n".join(lines)
