@@ -176,7 +176,9 @@ def _new_normalization(model: HubPathway, mean, std) -> tuple[Tensor, Tensor] | 
 
 
 def _set_num_experts(model: HubPathway, count: int) -> None:
-    """The numbers that modules keep for their own messages."""
+    """The numbers that modules keep for their own messages; and an executor made anew, since one
+    may keep things by an expert's number."""
+    model._running = None
     for module in (model.generator, model.aggregator, getattr(model.aggregator, "linear", None)):
         if hasattr(module, "num_experts"):
             module.num_experts = count

@@ -129,10 +129,8 @@ def test_a_size_of_its_own():
     own.body.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     own.module(torch.zeros(2, 3, 32, 32))
     assert seen == [(2, 3, 48, 48)]
-    with pytest.raises(
-        HubError, match=r"test_vit.r160_in1k refuses images of 48 x 48 .*example, 160"
-    ):
-        build("test_vit?size=48")
+    with pytest.raises(HubError, match=r"levit_128s.* refuses images of 64 x 64 .*example, 224"):
+        build("levit_128s?size=64")
 
 
 def test_all_wrappers_at_once_keep_head_body_and_weights():
