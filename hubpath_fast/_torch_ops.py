@@ -28,10 +28,7 @@ def noisy_topk(
         z = torch.addcmul(z, draw, F.softplus(noise.to(dtype)))
     p = torch.softmax(z, dim=1, dtype=dtype)
     num_experts = p.shape[1]
-    # torch.topk leaves the order of ties open; a stable sort takes the lowest index first, and
-    # sorts NaN rows (all equal) into 0..K-1: always distinct, always in range.
-    experts = torch.sort(p.detach(), dim=1, descending=True, stable=True).indices[:, :k]
-    experts = experts.contiguous()
+    experts = _largest(p.detach(), k)
     weights = p.gather(1, experts)
     if renormalize:
         weights = weights / weights.sum(dim=1, keepdim=True)
@@ -42,6 +39,24 @@ def noisy_topk(
     bounds = torch.arange(num_experts + 1, device=rows.device)
     offsets = torch.searchsorted(by_row, bounds, out_int32=True)
     return weights, p.mean(dim=0), experts, offsets, rows.int(), positions
+
+
+def _largest(p: Tensor, k: int) -> Tensor:
+    """[N, K] indices of the K largest of each row of p, the lowest index first among equals.
+
+    torch.topk leaves the order of ties open. Both forms take the lowest index first, and of a row
+    of NaN (all equal) 0..K-1: always distinct, always in range. Rounds of argmax win from about
+    M = 5 K on: on one thread 1.4 ms against 33 at N=4096 M=64 K=2, 94 us against 47 at N=256 M=16
+    K=8.
+    """
+    if p.shape[1] < 5 * k:
+        order = torch.sort(p, dim=1, descending=True, stable=True).indices
+        return order[:, :k].contiguous()
+    left, taken = p.clone(), []
+    for _ in range(k):
+        taken.append(left.argmax(dim=1, keepdim=True))
+        left.scatter_(1, taken[-1], -1.0)  # below every probability
+    return torch.cat(taken, dim=1)
 
 
 def gather(
