@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .cache import CACHES, cached
+from .cache import CACHES, cache_splits
+from .check import CheckReport, check_dataset
 from .crops import SummedCrops
 from .decode import load_image
 from .digits import RENDERINGS, DigitsTask, write_image_folder
@@ -20,6 +21,7 @@ __all__ = [
     "DATASETS",
     "RENDERINGS",
     "ArraySplit",
+    "CheckReport",
     "DataError",
     "DigitsTask",
     "EvalBatches",
@@ -32,7 +34,8 @@ __all__ = [
     "TensorSet",
     "TensorStream",
     "TrainStream",
-    "cached",
+    "cache_splits",
+    "check_dataset",
     "eval_transform",
     "load_image",
     "open_dataset",

@@ -1,19 +1,20 @@
 """Images decoded once: kept in memory, or in a file that is mapped into it.
 
 What is kept is the first step of every transform, the image resized to side x side, as uint8
-[n, side, side, 3]; the random parts are still drawn anew. So a cached run sees the same bytes as one
-that decodes, and needs per image a crop instead of a decode.
+[n, side, side, 3]; the random parts are still drawn anew. So a cached run sees the same bytes as
+one that decodes, and needs per image a crop instead of a decode.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +22,10 @@ import numpy as np
 import PIL
 import platformdirs
 
+from .decode import load_image
 from .images import default_workers
 from .layouts import DataError
-from .splits import ArraySplit, ImageSplit, Split
+from .splits import ArraySplit, ImageSplit, ImageSplits, Split
 from .transforms import resize
 
 CACHES = ("none", "memory", "disk")
@@ -33,31 +35,46 @@ AT_ONCE = 256  # images decoded between two writes
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def cached(
-    split: Split,
+def cache_splits(
+    splits: ImageSplits,
     side: int,
     mode: str,
     folder: str | Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
     workers: int = 0,
-) -> Split:
-    """The split with its images decoded and resized to ``side`` x ``side``.
+) -> ImageSplits:
+    """The set with its images decoded and resized to ``side`` x ``side``; arrays stay as they are.
 
     mode: "memory"; "disk": in ``folder`` (default the user's cache folder), under a name made of
     the side and of every file's path, size and time of change, written whole or not at all, and
-    found again by later runs; "none": the split as it is. tell: is given a line on what is done.
-    workers: processes that will read the result, for the estimate of memory.
+    found again by later runs, whatever they hold out; "none": the set as it is. tell: is given a
+    line on what is done. workers: processes that will read the result, for the estimate of memory.
 
     Raises DataError if it does not fit, says how large it is and what does fit; and if an image is
     broken, by its path.
     """
     if mode not in CACHES:
         raise ValueError(f"cache is {mode!r}, but must be one of {', '.join(CACHES)}")
-    if mode == "none" or not len(split):
-        return split
+    parts = (splits.train, splits.validation, splits.test)
+    files = [part for part in parts if isinstance(part, ImageSplit)]
+    paths = sorted({path for part in files for path in part.paths})
+    if mode == "none" or not paths:
+        return splits
     if mode == "memory":
-        return _in_memory(split, side, tell, workers)
-    return _on_disk(split, side, Path(folder) if folder else default_folder(), tell)
+        pixels = _in_memory(paths, side, tell, workers)
+    else:
+        pixels = _on_disk(paths, side, Path(folder) if folder else default_folder(), tell)
+    place = {path: i for i, path in enumerate(paths)}
+
+    def decoded(part: Split) -> Split:
+        if not isinstance(part, ImageSplit):
+            return part
+        indices = np.array([place[path] for path in part.paths], dtype=np.int64)
+        return ArraySplit(pixels, part.targets, indices)
+
+    train, validation, test = map(decoded, parts)
+    test = validation if splits.test_is_validation else test
+    return dataclasses.replace(splits, train=train, validation=validation, test=test)
 
 
 def default_folder() -> Path:
@@ -90,57 +107,60 @@ def free_memory() -> int | None:
     return min(amounts, default=None)
 
 
-def _in_memory(split: Split, side: int, tell: Callable[[str], None], workers: int) -> ArraySplit:
+def _in_memory(
+    paths: Sequence[Path], side: int, tell: Callable[[str], None], workers: int
+) -> np.ndarray:
     # Forked workers share the array; those that are started anew get a copy each.
-    copies = 1 if multiprocessing.get_start_method() == "fork" else 1 + workers
-    needed, free = copies * cache_bytes(len(split), side), free_memory()
+    method = multiprocessing.get_start_method(allow_none=True)
+    forked = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+    copies = 1 if forked else 1 + workers
+    needed, free = copies * cache_bytes(len(paths), side), free_memory()
     if free is not None and needed > MEMORY_SHARE * free:
         raise DataError(
-            f"the decoded images need {_gib(needed)} of memory ({len(split)} of {side} x {side}"
+            f"the decoded images need {_gib(needed)} of memory ({len(paths)} of {side} x {side}"
             + (f", in {copies} processes" if copies > 1 else "")
             + f"), but {_gib(free)} are free; use --cache disk or --cache none"
         )
-    tell(f"decoding {len(split)} images into memory ({_gib(needed)})")
-    pixels = np.empty((len(split), side, side, 3), dtype=np.uint8)
+    tell(f"decoding {len(paths)} images into memory ({_gib(needed)})")
+    pixels = np.empty((len(paths), side, side, 3), dtype=np.uint8)
     start = 0
-    for part in _decoded(split, side):
+    for part in _decoded(paths, side):
         pixels[start : start + len(part)] = part
         start += len(part)
-    return ArraySplit(pixels, split.targets)
+    return pixels
 
 
-def _on_disk(split: Split, side: int, folder: Path, tell: Callable[[str], None]) -> ArraySplit:
-    path = folder / f"{side}-{_key(split, side)}.npy"
-    shape = (len(split), side, side, 3)
+def _on_disk(
+    paths: Sequence[Path], side: int, folder: Path, tell: Callable[[str], None]
+) -> np.ndarray:
+    path = folder / f"{side}-{_key(paths, side)}.npy"
+    shape = (len(paths), side, side, 3)
     pixels = _open(path, shape)
     if pixels is None:
-        needed = cache_bytes(len(split), side)
+        needed = cache_bytes(len(paths), side)
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise DataError(
-                f"the decoded images need {_gib(needed)} in {folder} ({len(split)} of {side} x "
+                f"the decoded images need {_gib(needed)} in {folder} ({len(paths)} of {side} x "
                 f"{side}), but {_gib(free)} are free there; use another --cache-dir, or --cache "
                 "none"
             )
-        tell(f"decoding {len(split)} images into {path} ({_gib(needed)})")
-        _write(path, shape, _decoded(split, side))
+        tell(f"decoding {len(paths)} images into {path} ({_gib(needed)})")
+        _write(path, shape, _decoded(paths, side))
         pixels = _open(path, shape)
     else:
-        tell(f"{len(split)} decoded images are in {path}")
-    return ArraySplit(pixels, split.targets)
+        tell(f"{len(paths)} decoded images are in {path}")
+    return pixels
 
 
-def _key(split: Split, side: int) -> str:
+def _key(paths: Sequence[Path], side: int) -> str:
     """Tells sets of images apart by what would change their pixels, without reading them."""
     digest = hashlib.sha256(json.dumps([FORMAT, side, PIL.__version__]).encode())
-    if isinstance(split, ImageSplit):
-        for path in split.paths:
-            status = path.stat()
-            entry = [str(path.resolve()), status.st_size, status.st_mtime_ns]
-            digest.update(json.dumps(entry).encode())
-    else:
-        digest.update(np.ascontiguousarray(split.pixels))
+    for path in paths:
+        status = path.stat()
+        entry = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+        digest.update(json.dumps(entry).encode())
     return digest.hexdigest()[:24]
 
 
@@ -170,15 +190,15 @@ def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> N
         raise
 
 
-def _decoded(split: Split, side: int) -> Iterator[np.ndarray]:
+def _decoded(paths: Sequence[Path], side: int) -> Iterator[np.ndarray]:
     """uint8 [<= AT_ONCE, side, side, 3], in order. PIL decodes without holding Python's lock."""
 
     def decode(index: int) -> np.ndarray:
-        return np.asarray(resize(split.load(index), side))
+        return np.asarray(resize(load_image(paths[index]), side))
 
     with ThreadPoolExecutor(default_workers()) as pool:
-        for start in range(0, len(split), AT_ONCE):
-            indices = range(start, min(start + AT_ONCE, len(split)))
+        for start in range(0, len(paths), AT_ONCE):
+            indices = range(start, min(start + AT_ONCE, len(paths)))
             yield np.stack(list(pool.map(decode, indices)))
 
 

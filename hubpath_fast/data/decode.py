@@ -22,14 +22,15 @@ def load_image(path: str | Path) -> Image.Image:
         raise DataError(f"cannot read the image {path} ({_reason(error)})") from error
 
 
-def broken_images(paths: Sequence[Path]) -> list[str]:
-    """Opens every file and says of each that is broken which and why, without decoding pixels.
+def broken_images(paths: Sequence[Path], decode: bool = False) -> list[str]:
+    """Opens every file and says of each that is broken which and why.
 
-    PNG's checksums are all read; of a JPEG the header only, so that one that was cut short is found
-    when it is decoded, by ``load_image``.
+    decode: read all pixels, as training will. Otherwise PNG's checksums are all read; of a JPEG the
+    header only, so that one that was cut short is found when ``load_image`` decodes it.
     """
+    check = _undecodable if decode else _problem
     with ThreadPoolExecutor(CHECKING_THREADS) as pool:
-        return [problem for problem in pool.map(_problem, paths) if problem]
+        return [problem for problem in pool.map(check, paths) if problem]
 
 
 def verify_images(paths: Sequence[Path]) -> None:
@@ -48,6 +49,14 @@ def _problem(path: Path) -> str | None:
             image.verify()
     except Exception as error:  # PIL raises many kinds: OSError, SyntaxError, struct.error, ...
         return f"{path} ({_reason(error)})"
+    return None
+
+
+def _undecodable(path: Path) -> str | None:
+    try:
+        load_image(path)
+    except DataError as error:
+        return str(error).removeprefix("cannot read the image ")
     return None
 
 

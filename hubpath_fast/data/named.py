@@ -65,9 +65,10 @@ def open_dataset(
 ) -> ImageSplits:
     """Opens a data set by name (``DATASETS``, and other spellings of them).
 
-    root: the folder that holds it; for "folder", which is ``open_images``, a user's own. validation:
-    the share of train, class by class, that is held out where the set has no validation split of its
-    own, drawn by ``seed``; 0: nothing. verify: open every file once, to find broken ones.
+    root: the folder that holds it; for "folder", which is ``open_images``, a user's own.
+    validation: the share of train, class by class, that is held out where the set has no validation
+    split of its own, drawn by ``seed``; 0: nothing. verify: open every file once, to find broken
+    ones.
 
     "digits" needs no root: it is ``DigitsTask(seed)``, with a fifth of its target digits held out
     unless validation is 0.

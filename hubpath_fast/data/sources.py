@@ -101,7 +101,7 @@ def _cars(root: Path) -> Parts:
 
 
 def _torchvision(make: Callable, root: Path, **names: str) -> Parts:
-    """A set of torchvision's that takes ``split``; its loader is asked for paths, not for images."""
+    """A set of torchvision's that takes ``split``; its loader is asked for paths, not images."""
     classes, splits = (), {}
     for name, split in names.items():
         data = make(str(root), split=split, loader=Path)
@@ -152,9 +152,13 @@ def _lists(root: Path, names: Mapping[str, str], class_names: str | None) -> Par
                 f"{train.source} has none; are they lists of one set?"
             )
         paths = files.paths
-        if not paths[0].is_file():
-            inside = tuple(root / names[split] / path.relative_to(root) for path in paths)
-            paths = inside if inside[0].is_file() else paths
+        if not any(path.is_file() for path in paths):
+            folder = root / names[split]
+            inside = tuple(
+                folder / path.relative_to(root) if path.is_relative_to(root) else path
+                for path in paths
+            )
+            paths = inside if any(path.is_file() for path in inside) else paths
         splits[split] = ImageSplit(paths, tuple(number[label] for label in files.labels))
     classes, file = train.classes, root / (class_names or "")
     if class_names and file.is_file():
@@ -280,7 +284,7 @@ _SETS = (
         counts=MappingProxyType({"train": 65_550, "validation": 22_628, "test": 22_735}),
         folder="",
         needed=("train.txt", "val.txt", "test.txt"),
-        tree="├─ train.txt, val.txt, test.txt (lines of: path class)\n└─ the images, at these paths",
+        tree="├─ train.txt, val.txt, test.txt (lines of: path class)\n└─ images, at these paths",
         origin="https://www.tensorflow.org/datasets/catalog/dmlab (records); write each record's "
         "image as a file and a line for it in the list of its split",
         read=_dmlab,

@@ -37,31 +37,37 @@ class ImageSplit:
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
-    """Decoded images and their classes: pixels uint8 [n, H, W, 3], targets [n].
+    """Decoded images and their classes: pixels uint8 [m, H, W, 3], targets [n], indices int64 [n].
 
-    pixels may lie in memory or be mapped from a file.
+    pixels may lie in memory or be mapped from a file, and may be shared by splits: ``indices`` are
+    this one's images in it; None: all, in order.
     """
 
     pixels: np.ndarray
     targets: tuple[int, ...]
+    indices: np.ndarray | None = None
 
     def __post_init__(self):
         shape, dtype = self.pixels.shape, self.pixels.dtype
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] != len(self.targets):
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(f"pixels are {dtype} {list(shape)}, but must be uint8 [m, H, W, 3]")
+        images = len(self.pixels) if self.indices is None else len(self.indices)
+        if images != len(self.targets):
             raise ValueError(
-                f"pixels are {dtype} {list(shape)}, but must be uint8 "
-                f"[{len(self.targets)}, H, W, 3], an image for each target"
+                f"targets are {len(self.targets)} for {images} images; give one for each"
             )
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def load(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
+        return Image.fromarray(self.pixels[index if self.indices is None else self.indices[index]])
 
     def subset(self, indices: Sequence[int]) -> ArraySplit:
-        """A copy of some of the images."""
-        return ArraySplit(self.pixels[list(indices)], tuple(self.targets[i] for i in indices))
+        """Some of the images; they are not copied."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        own = chosen if self.indices is None else self.indices[chosen]
+        return ArraySplit(self.pixels, tuple(self.targets[i] for i in indices), own)
 
 
 Split = ImageSplit | ArraySplit
