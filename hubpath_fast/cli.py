@@ -1,23 +1,20 @@
-"""The command line, ``hubpath``: demo, fit, evaluate, predict.
+"""The command line, ``hubpath``: demo, fit, evaluate, predict, hub, data.
 
-Every command is a thin call of a recipe. Wrong input ends with one clear message and status 2, a
-signal with status 130, a failed training with status 1.
+Every command is a thin call of a recipe; how each ends that cannot go on, see cli_messages.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from .cli_data import app as data_app
 from .cli_hub import app as hub_app
+from .cli_messages import console, messages
 
 # Group sizes differ at every step, so oneDNN meets far more shapes than its default cache of 1,024
 # prepared primitives holds. It reads this once, at its first use.
@@ -31,8 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(hub_app, name="hub")
-console = Console()
-errors = Console(stderr=True)
+app.add_typer(data_app, name="data")
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
@@ -47,7 +43,7 @@ def demo(
     device: Device = "cpu",
 ) -> None:
     """The whole loop on handwritten digits: no download, no GPU, a few minutes."""
-    with _messages():
+    with messages():
         from .recipes.demo import demo as run
 
         run(out, seed, quick, device, console)
@@ -62,7 +58,17 @@ def fit(
     data: Annotated[
         OptionalStr, typer.Option(help="folder with train/ (val/, test/) or train.txt")
     ] = None,
-    hub: Annotated[OptionalStr, typer.Option(help="model names, comma-separated")] = None,
+    hub: Annotated[
+        OptionalStr, typer.Option(help="model names, comma-separated, or a hub of `hubpath hub`")
+    ] = None,
+    preset: Annotated[
+        OptionalStr,
+        typer.Option(help="paper-homogeneous, paper-heterogeneous, tiny or tiny-homogeneous"),
+    ] = None,
+    dataset: Annotated[
+        OptionalStr, typer.Option(help="a data set of `hubpath data list`, such as cars")
+    ] = None,
+    data_root: Annotated[OptionalStr, typer.Option(help="folder that holds --dataset")] = None,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("hubpath-run"),
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     config: Annotated[
@@ -77,7 +83,10 @@ def fit(
     batch_size: Annotated[OptionalInt, typer.Option(help="images per update")] = None,
     lr: Annotated[
         OptionalFloat,
-        typer.Option(help="peak rate of the experts; heads get 3, the router 10 times as much"),
+        typer.Option(
+            help="peak rate of the experts; heads get 3, the router 10 times as much, or as much "
+            "more as in the preset"
+        ),
     ] = None,
     lr_head: Annotated[OptionalFloat, typer.Option(help="peak rate of the new heads")] = None,
     lr_router: Annotated[
@@ -106,30 +115,65 @@ def fit(
     ] = None,
     save_every: Annotated[OptionalInt, typer.Option(help="steps between checkpoints")] = None,
     workers: Annotated[OptionalInt, typer.Option(help="processes that decode images")] = None,
+    cache: Annotated[
+        OptionalStr, typer.Option(help="keep decoded images: memory, disk or none")
+    ] = None,
+    cache_dir: Annotated[
+        OptionalStr, typer.Option(help="folder of --cache disk; default the user's cache")
+    ] = None,
+    validation: Annotated[
+        OptionalFloat, typer.Option(help="share of train held out if there is no validation split")
+    ] = None,
+    crops: Annotated[
+        OptionalInt, typer.Option(help="5 or 10: test over that many crops an image, too")
+    ] = None,
+    head_init: Annotated[
+        OptionalFloat, typer.Option(help="standard deviation of the new heads' weights")
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="any setting of --print-config: KEY=VALUE, trainer.decay=0.2"),
+    ] = None,
     flip: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option("--flip/--no-flip", help="mirror half of the images"),
     ] = None,
     seed: Annotated[OptionalInt, typer.Option()] = None,
+    seeds: Annotated[
+        OptionalStr, typer.Option(help="0,1,2: a run each, in OUT/seed-S, then mean and spread")
+    ] = None,
     device: Annotated[OptionalStr, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
 ) -> None:
-    """Train a Hub-Pathway on your own images."""
-    with _messages():
+    """Train a Hub-Pathway on your own images, or on a data set that has a name."""
+    with messages():
         from .recipes.fit import fit as run
-        from .recipes.fit import settings
+        from .recipes.seeds import fit_seeds
+        from .recipes.settings import parse_seeds, read_seeds, settings
 
+        if seed is not None and seeds is not None:
+            raise ValueError("seed and seeds: give one of them")
+        chosen_seeds = None if seeds is None else parse_seeds(seeds)
+        if resume and chosen_seeds is None and (held := read_seeds(out)) is not None:
+            chosen_seeds = tuple(held["seeds"])
         chosen = settings(
             out,
             resume,
             config,
             top={
                 "data": data,
+                "dataset": dataset,
+                "data_root": data_root,
                 "hub": None if hub is None else [n.strip() for n in hub.split(",") if n.strip()],
                 "k": k,
                 "pretrained": pretrained,
                 "image_size": image_size,
                 "flip": flip,
                 "workers": workers,
+                "cache": cache,
+                "cache_dir": cache_dir,
+                "validation": validation,
+                "crops": crops,
+                "head_init": head_init,
                 "explore": explore,
                 "aggregator": aggregator,
             },
@@ -140,8 +184,8 @@ def fit(
                 "schedule": schedule,
                 "weight_decay": weight_decay,
                 "lr_expert": lr,
-                "lr_head": lr_head if lr_head is not None or lr is None else 3 * lr,
-                "lr_router": lr_router if lr_router is not None or lr is None else 10 * lr,
+                "lr_head": lr_head,
+                "lr_router": lr_router,
                 "clip_norm": clip_norm,
                 "accumulate": accumulate,
                 "amp": "bf16" if amp else None,
@@ -151,12 +195,17 @@ def fit(
                 "seed": seed,
                 "device": device,
             },
+            preset_name=preset,
+            extra=set_ or (),
         )
         if print_config:
             print(chosen.to_json())
             return
-        result, _ = run(chosen, out, resume, console)
-        if result.interrupted:
+        if chosen_seeds is not None:
+            stopped = not fit_seeds(chosen, chosen_seeds, out, resume, console)
+        else:
+            stopped = run(chosen, out, resume, console)[0].interrupted
+        if stopped:
             raise typer.Exit(130)
 
 
@@ -165,12 +214,18 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="folder of a run of `hubpath fit`")],
     data: Annotated[OptionalStr, typer.Option(help="other data with the same classes")] = None,
     device: Device = "cpu",
+    crops: Annotated[
+        int, typer.Option(help="1, 5 or 10 of each image; the logits are added up")
+    ] = 1,
+    data_root: Annotated[
+        OptionalStr, typer.Option(help="where the run's own data set lies now")
+    ] = None,
 ) -> None:
     """Accuracy and loss of a run's best checkpoint."""
-    with _messages():
+    with messages():
         from .recipes.predict import evaluate as recipe
 
-        scores = recipe(run, data, device)
+        scores = recipe(run, data, device, crops, data_root)
         console.print(
             f"{scores['split']}: accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f}, "
             f"{scores['n']} images"
@@ -184,30 +239,12 @@ def predict(
     device: Device = "cpu",
 ) -> None:
     """Class and probability of each image, and which experts spoke with what weight."""
-    with _messages():
+    with messages():
         from .recipes.predict import predict as recipe
 
         for p in recipe(run, images, device):
             experts = ", ".join(f"{name} {weight:.2f}" for name, weight in p.experts.items())
             print(f"{p.path}: {p.label} ({p.probability:.3f}); experts: {experts}")
-
-
-@contextlib.contextmanager
-def _messages() -> Iterator[None]:
-    """Turns what a user can mend into a message and an exit status; anything else is a bug."""
-    from .training import NonFiniteLoss
-
-    try:
-        yield
-    except InterruptedError as error:
-        errors.print(f"[yellow]{escape(str(error))}[/]", soft_wrap=True)
-        raise typer.Exit(130) from None
-    except (ValueError, FileNotFoundError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
-    except (NonFiniteLoss, OSError) as error:
-        errors.print(f"[bold red]failed:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from None
 
 
 def main() -> None:

@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.cache import CACHES
+from ..data.named import FOLDER, find_dataset, needs_root
+from ..data.splits import check_share
+from ..data.transforms import CROPS
+from ..hub.spec import expand_names
 from ..training import TrainerConfig
 
 AGGREGATORS = ("linear", "mlp")
@@ -19,15 +24,24 @@ AGGREGATORS = ("linear", "mlp")
 class FitConfig:
     """What ``hubpath fit`` trains, on what, and how.
 
-    data: a folder of images (see ``hubpath_fast.data.open_images`` for its layouts).
-    hub: model names, such as "resnet50.a1_in1k"; one may occur more than once.
+    data: a folder of images (see ``hubpath_fast.data.open_images`` for its layouts), or the folder
+        that ``dataset`` lies in; None for one that lies in none.
+    hub: model names, such as "resnet50.a1_in1k"; one may occur more than once. The name of a hub,
+        such as "tiny", is replaced by the names of its experts.
+    dataset: what ``data`` holds: "folder", a user's own images, or a set of ``data.DATASETS``.
     pretrained: start from the weights the names stand for; False: random weights, no network.
     k: K, active experts per sample. min_group: see ``HubPathway``.
     image_size: pixels a side; None: what most models of the hub were pre-trained at.
     flip, min_area: of the augmentation: mirror half of the images; the least share of an image that
         a random crop keeps.
-    validation: share of train held out, class by class, where the data has no validation split.
-    workers: processes that decode images.
+    validation: share of train held out, class by class, where the data has no validation split; 0:
+        train on everything and keep the weights of the last step.
+    crops: 5 or 10: report the test accuracy over that many crops of each image, too; 1: do not.
+    workers: processes that decode images; None: as many as there are cores to spare. ahead: batches
+        that each decodes ahead.
+    cache, cache_dir: keep decoded images, "memory" or "disk", there; see ``data.cache_splits``.
+    head_init: standard deviation of the new heads' weights, drawn from a normal distribution, with
+        biases at 0; None: as each network initialises its own.
     explore: lambda, the weight of the exploration loss. label_smoothing: of the cross-entropy.
     aggregator: "linear" (starts as the weighted sum) or "mlp".
     generator_width, generator_stride: see ``PathwayGenerator``; stride None: by image size.
@@ -35,8 +49,9 @@ class FitConfig:
     trainer: optimizer, schedule, rates, steps, precision, seed, device: see ``TrainerConfig``.
     """
 
-    data: str
+    data: str | None
     hub: tuple[str, ...]
+    dataset: str = FOLDER
     pretrained: bool = True
     k: int = 2
     min_group: int = 2
@@ -44,7 +59,12 @@ class FitConfig:
     flip: bool = True
     min_area: float = 0.08
     validation: float = 0.15
-    workers: int = 2
+    crops: int = 1
+    workers: int | None = 2
+    ahead: int = 4
+    cache: str = "none"
+    cache_dir: str | None = None
+    head_init: float | None = None
     explore: float = 0.5
     label_smoothing: float = 0.0
     aggregator: str = "linear"
@@ -54,18 +74,35 @@ class FitConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hub", tuple(self.hub))
+        object.__setattr__(self, "hub", expand_names(self.hub))
+        object.__setattr__(self, "dataset", find_dataset(self.dataset))
+        if self.data is None and needs_root(self.dataset):
+            raise ValueError(
+                "data: nothing given; use --data FOLDER, or --dataset NAME --data-root DIR"
+            )
+        check_share(self.validation)
         if not self.hub:
             raise ValueError("hub: expected at least one model name, got none")
         if not 1 <= self.k <= len(self.hub):
             raise ValueError(
                 f"k: expected an integer in 1..{len(self.hub)} (the experts), got {self.k}"
             )
-        if self.aggregator not in AGGREGATORS:
-            raise ValueError(f"aggregator: expected one of {AGGREGATORS}, got {self.aggregator!r}")
-        for name, low in (("explore", 0), ("label_smoothing", 0), ("workers", 0), ("min_group", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+        for name, allowed in (("aggregator", AGGREGATORS), ("crops", CROPS), ("cache", CACHES)):
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+        lowest = {
+            "explore": 0,
+            "label_smoothing": 0,
+            "workers": 0,
+            "min_group": 1,
+            "ahead": 1,
+            "head_init": 0,
+        }
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name}: expected at least {low}, got {value}")
         for name in ("image_size", "generator_stride", "generator_width"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -85,7 +122,7 @@ class FitConfig:
                 close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known
                 raise ValueError(f"unknown setting {key!r}; closest: {', '.join(close)}")
         trainer = TrainerConfig.from_dict(values.get("trainer", {}))
-        return cls(**{**values, "trainer": trainer})
+        return cls(**{"data": None, **values, "trainer": trainer})
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)

@@ -1,4 +1,4 @@
-"""``hubpath fit``: a hub of named models and a folder of images in, a trained Hub-Pathway out.
+"""``hubpath fit``: a hub of named models and a set of images in, a trained Hub-Pathway out.
 
 A run's folder holds ``fit.json`` (the settings and what the data turned out to be), ``last/`` and
 ``best/`` (checkpoints), ``log.jsonl``, ``tensorboard/`` and, at the end, ``result.json``.
@@ -6,24 +6,33 @@ A run's folder holds ``fit.json`` (the settings and what the data turned out to 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from torch import nn
 
-from ..data import EvalBatches, ImageDataset, ImageSplit, ImageSplits, TrainStream, open_images
-from ..data.transforms import eval_transform, train_transform
+from ..data import (
+    EvalBatches,
+    ImageDataset,
+    ImageSplits,
+    SummedCrops,
+    TrainStream,
+    cache_splits,
+    open_dataset,
+)
+from ..data.images import default_workers
+from ..data.named import FOLDER
+from ..data.splits import Split
+from ..data.transforms import eval_transform, resized_side, train_transform
 from ..files import write_json
-from ..hub import build_experts, create_model, default_input_size
+from ..hub import build_experts, create_model, default_input_size, head_parameters
 from ..model import HubPathway, HubPathwayLoss, MLPAggregator
 from ..training import (
     PathwayObjective,
     Trainer,
-    TrainerConfig,
     TrainResult,
     evaluate,
     find_checkpoint,
@@ -31,19 +40,9 @@ from ..training import (
 )
 from ..training.random_state import seed_all
 from .config import FitConfig
+from .settings import FIT_FILE, read_record
 
-FIT_FILE, RESULT_FILE = "fit.json", "result.json"
-
-# Our choice for fine-tuning a few pre-trained networks: AdamW, one cycle, new parts faster.
-DEFAULT_TRAINER = TrainerConfig(
-    steps=2000,
-    batch_size=48,
-    lr_expert=3e-4,
-    lr_head=1e-3,
-    lr_router=3e-3,
-    eval_every=200,
-    save_every=200,
-)
+RESULT_FILE = "result.json"
 
 
 @dataclass
@@ -59,6 +58,9 @@ class Run:
 def build_model(config: FitConfig, num_outputs: int, image_size: int, pretrained: bool):
     """The Hub-Pathway that ``config`` describes, for images of ``image_size`` pixels a side."""
     experts = build_experts(config.hub, num_outputs, pretrained, image_size)
+    if config.head_init is not None:
+        for expert in experts:
+            draw_head(expert.module, config.head_init)
     aggregator = MLPAggregator(len(experts), num_outputs) if config.aggregator == "mlp" else None
     return create_model(
         experts,
@@ -73,10 +75,42 @@ def build_model(config: FitConfig, num_outputs: int, image_size: int, pretrained
     )
 
 
-def eval_batches(split: ImageSplit, config: FitConfig, image_size: int) -> EvalBatches:
-    """A split in its own order, centre crops, ready for ``evaluate``."""
-    dataset = ImageDataset(split, eval_transform(image_size))
-    return EvalBatches(dataset, config.trainer.batch_size, config.workers, config.trainer.device)
+def draw_head(expert: nn.Module, std: float) -> None:
+    """Draws the weights of an expert's new head from N(0, std), and sets its biases to 0."""
+    head = {id(p) for p in head_parameters(expert)}
+    for layer in expert.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in head:
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def eval_batches(
+    split: Split, config: FitConfig, image_size: int, crops: int = 1, device: str | None = None
+) -> EvalBatches:
+    """A split in its own order, centre crops or several a image, ready for ``evaluate``."""
+    dataset = ImageDataset(split, eval_transform(image_size, crops))
+    return EvalBatches(
+        dataset,
+        max(1, config.trainer.batch_size // crops),
+        config.workers,
+        device or config.trainer.device,
+        config.ahead,
+    )
+
+
+def score(
+    model: HubPathway,
+    split: Split,
+    config: FitConfig,
+    image_size: int,
+    crops: int = 1,
+    device: str | None = None,
+) -> dict[str, float]:
+    """What ``evaluate`` says of a split, over ``crops`` crops of each image."""
+    batches = eval_batches(split, config, image_size, crops, device)
+    scored = model if crops == 1 else SummedCrops(model)
+    return evaluate(scored, batches, device, config.trainer.amp)
 
 
 def fit(
@@ -94,9 +128,10 @@ def fit(
     console = console or Console()
     out_dir = Path(out_dir)
     image_size = config.image_size or default_input_size(config.hub)
-    splits = open_images(config.data, config.validation, config.trainer.seed)
+    splits = open_dataset(config.dataset, config.data, config.validation, config.trainer.seed)
     model = build_seeded(config, splits.num_classes, image_size)
     _banner(console, config, splits, image_size, model)
+    splits = _cached(splits, config, image_size, console)
 
     dataset = ImageDataset(splits.train, train_transform(image_size, config.flip, config.min_area))
     settings = config.trainer
@@ -105,10 +140,19 @@ def fit(
         PathwayObjective(
             HubPathwayLoss(explore=config.explore, label_smoothing=config.label_smoothing)
         ),
-        TrainStream(dataset, settings.batch_size, settings.seed, config.workers, settings.device),
+        TrainStream(
+            dataset,
+            settings.batch_size,
+            settings.seed,
+            config.workers,
+            settings.device,
+            config.ahead,
+        ),
         settings,
         out_dir,
-        validation=eval_batches(splits.validation, config, image_size),
+        validation=eval_batches(splits.validation, config, image_size)
+        if len(splits.validation)
+        else None,
         run={"fit": _identity(config), "classes": list(splits.classes)},
         resume=resume,
         expert_names=expert_names(config.hub),
@@ -123,25 +167,32 @@ def fit(
     if result.interrupted:
         return result, {}
     trainer.load_best()
-    test = evaluate(model, eval_batches(splits.test, config, image_size), amp=settings.amp)
+    test = score(model, splits.test, config, image_size)
     summary = {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "test_images": test["n"],
         "test_is_validation": splits.test_is_validation,
         "best_validation": result.best_metric,
-        "best_step": result.best_step,
+        "best_step": result.steps if result.best_metric is None else result.best_step,
         "steps": result.steps,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "seed": settings.seed,
     }
+    if config.crops > 1:
+        scores = score(model, splits.test, config, image_size, config.crops)
+        summary[f"test_accuracy_{config.crops}_crops"] = scores["accuracy"]
     write_json(out_dir / RESULT_FILE, summary)
     name = "validation (there is no test split)" if splits.test_is_validation else "test"
     console.print(
         f"[bold]{name}: {100 * test['accuracy']:.2f} % of {test['n']} images[/] with the weights "
-        f"of step {result.best_step}; kept in {out_dir / 'best'}"
+        f"of step {summary['best_step']}; kept in "
+        f"{out_dir / ('best' if len(splits.validation) else 'last')}"
     )
+    if config.crops > 1:
+        accuracy = summary[f"test_accuracy_{config.crops}_crops"]
+        console.print(f"[bold]{name}: {100 * accuracy:.2f} %[/] over {config.crops} crops an image")
     return result, summary
 
 
@@ -158,7 +209,7 @@ def open_run(run: str | Path, device: str = "cpu") -> Run:
         ValueError: the folder holds no run, or its checkpoint is damaged or of another model.
     """
     run = Path(run)
-    record = _read_record(run)
+    record = read_record(run)
     config = FitConfig.from_dict(record["config"])
     folder = next((run / n for n in ("best", "last") if find_checkpoint(run / n)), None)
     if folder is None:
@@ -178,33 +229,34 @@ def expert_names(hub: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _read_record(run: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run / FIT_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{run} holds no run of `hubpath fit` (no {FIT_FILE}); give the folder named by --out"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{run / FIT_FILE} is damaged ({error})") from error
-
-
 def _identity(config: FitConfig) -> dict[str, Any]:
     """What makes two runs the same: all settings but the trainer's, which it compares itself, and
     those that change no result."""
-    values = config.to_dict()
-    return {k: v for k, v in values.items() if k not in ("trainer", "workers", "data")}
+    free = ("trainer", "workers", "ahead", "data", "cache", "cache_dir", "crops")
+    return {k: v for k, v in config.to_dict().items() if k not in free}
+
+
+def _cached(
+    splits: ImageSplits, config: FitConfig, image_size: int, console: Console
+) -> ImageSplits:
+    def tell(text: str) -> None:
+        console.print(f"[bold]cache[/] {escape(text)}", soft_wrap=True, highlight=False)
+
+    workers = default_workers() if config.workers is None else config.workers
+    side = resized_side(image_size)
+    return cache_splits(splits, side, config.cache, config.cache_dir, tell, workers)
 
 
 def _banner(
     console: Console, config: FitConfig, splits: ImageSplits, image_size: int, model: HubPathway
 ) -> None:
     trainer, weights = config.trainer, "pre-trained" if config.pretrained else "random"
+    place = config.data if config.dataset == FOLDER else config.dataset
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     lines = {
         "hub": f"{', '.join(config.hub)} ({weights} weights), K = {config.k} of "
         f"{len(config.hub)}, {millions:.1f} M parameters",
-        "data": f"{config.data}: {splits.num_classes} classes, {len(splits.train)} train, "
+        "data": f"{place}: {splits.num_classes} classes, {len(splits.train)} train, "
         f"{len(splits.validation)} validation, {len(splits.test)} test images at {image_size} px",
         "run": f"{trainer.steps} steps of {trainer.batch_size} on {trainer.device}, "
         f"{trainer.optimizer} {trainer.schedule}, rate {trainer.lr_expert:g}, amp {trainer.amp}, "
@@ -214,32 +266,3 @@ def _banner(
         console.print(f"[bold]{name:<5}[/]{escape(text)}", soft_wrap=True, highlight=False)
     for note in splits.notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
-
-
-def settings(
-    out_dir: str | Path,
-    resume: bool,
-    file: str | Path | None,
-    top: Mapping[str, Any],
-    trainer: Mapping[str, Any],
-) -> FitConfig:
-    """A run's settings: the defaults; over them ``file``, or those of the run that is resumed; over
-    them what was asked for (``top`` for the run, ``trainer`` for its trainer; None: not asked).
-
-    Raises:
-        ValueError: no data or no hub, an unknown or impossible setting.
-    """
-    base: dict[str, Any] = {"trainer": DEFAULT_TRAINER.to_dict()}
-    if file is not None:
-        base = FitConfig.load(file).to_dict()
-    elif resume and (Path(out_dir) / FIT_FILE).is_file():
-        base = _read_record(Path(out_dir))["config"]
-    base |= {name: value for name, value in top.items() if value is not None}
-    asked = {name: value for name, value in trainer.items() if value is not None}
-    for name, example in (("data", "--data FOLDER"), ("hub", "--hub resnet50.a1_in1k,...")):
-        if name not in base:
-            raise ValueError(f"{name}: nothing given; use {example}")
-    settings = dict(base["trainer"]) | asked
-    if "eval_every" not in asked and "steps" in asked:
-        settings["eval_every"] = max(1, settings["steps"] // 10)
-    return FitConfig.from_dict({**base, "trainer": settings})

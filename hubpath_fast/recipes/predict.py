@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..data import load_image, open_images
+from ..data import load_image, open_dataset
+from ..data.named import FOLDER
 from ..data.transforms import eval_transform
-from ..training import evaluate as evaluate_model
-from .fit import eval_batches, expert_names, open_run
+from .fit import expert_names, open_run, score
 
 BATCH = 32  # images at a time, so that a thousand files do not need a thousand images of memory
 
@@ -28,26 +28,33 @@ class Prediction:
 
 
 def evaluate(
-    run: str | Path, data: str | Path | None = None, device: str = "cpu"
+    run: str | Path,
+    data: str | Path | None = None,
+    device: str = "cpu",
+    crops: int = 1,
+    data_root: str | Path | None = None,
 ) -> dict[str, Any]:
     """Accuracy and loss of a run's best checkpoint on the test split of its data, or of ``data``.
+
+    data: a folder of other images of the same classes. crops: of each image, 1, 5 or 10; their
+    logits are added up. data_root: where the run's own data set lies now.
 
     Raises:
         ValueError: no run in the folder; data with other classes than the run was trained on.
     """
     opened = open_run(run, device)
     config = opened.config
-    splits = open_images(data or config.data, config.validation, config.trainer.seed)
+    place = data or data_root or config.data
+    kind = FOLDER if data else config.dataset
+    splits = open_dataset(kind, place, config.validation, config.trainer.seed)
     if splits.classes != opened.classes:
         missing = sorted(set(opened.classes) - set(splits.classes))
         new = sorted(set(splits.classes) - set(opened.classes))
         raise ValueError(
-            f"{data or config.data} has other classes than the run {run}: without {missing[:5]}, "
+            f"{place} has other classes than the run {run}: without {missing[:5]}, "
             f"with {new[:5]} in addition; evaluate on the {len(opened.classes)} classes it knows"
         )
-    batches = eval_batches(splits.test, config, opened.image_size)
-    batches.device = device
-    scores = evaluate_model(opened.model, batches, device, config.trainer.amp)
+    scores = score(opened.model, splits.test, config, opened.image_size, crops, device)
     return {**scores, "split": "validation" if splits.test_is_validation else "test"}
 
 

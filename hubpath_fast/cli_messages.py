@@ -1,0 +1,34 @@
+"""How commands end that cannot go on: one clear message and a status, never a traceback.
+
+Wrong input ends with status 2, a signal with status 130, a failed training with status 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def messages() -> Iterator[None]:
+    """Turns what a user can mend into a message and an exit status; anything else is a bug."""
+    from .training import NonFiniteLoss
+
+    try:
+        yield
+    except InterruptedError as error:
+        errors.print(f"[yellow]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(130) from None
+    except (ValueError, FileNotFoundError) as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    except (NonFiniteLoss, OSError) as error:
+        errors.print(f"[bold red]failed:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from None
