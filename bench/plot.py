@@ -98,9 +98,10 @@ def figure(rows: list[dict], benchmark: str) -> plt.Figure | None:
     axes[0, 0].set_ylabel("times faster than the eager reference", fontsize=8)
     axes[0, 0].legend(fontsize=7, frameon=False)
     last = next(reversed(found.values()))
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in found.values()))
     drawn.suptitle(
         f"forward and backward, {last['device']}, {last['threads']} host thread(s), "
-        f"torch {last['torch']}, {last['commit']}",
+        f"torch {last['torch']}, {commits}",
         fontsize=8,
     )
     return drawn

@@ -1,0 +1,249 @@
+"""A whole training step of a hub, and predictions, against single models and other ways to run it.
+
+    python -m bench.step --preset {tiny,homogeneous,heterogeneous,atari} --device {cpu,cuda}
+                         [--px N] [--compile] [--quick] [--json FILE] [--growth [--plots DIR]]
+
+Rows of a step (forward, losses, backward, update): each expert alone on the whole batch and their
+mean; K times that mean; the generator; the glue (a step whose experts and generator give tensors
+that are there already, without an update); the experts alone on the groups that routing draws; the
+reference (a loop over experts with masks); dense (all experts on all samples, masked); sequential;
+streams (CUDA); compiled (--compile). Rows of a prediction: batch N, 1 and 64.
+
+Every hub is checked against the reference in float64 before anything is timed; a wrong one is never
+timed. All rows share weights, batch, precision (bfloat16 autocast on CUDA) and the channels_last
+layout, and are timed in interleaved rounds. --growth times steps over M, K and N instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+# Read by the convolution library once, at its first use. Groups of other sizes at every step meet
+# more shapes than its default of 1,024 prepared primitives.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+
+import torch
+
+from . import records, step_rows, timing
+from .counting import peak_memory
+from .step_counts import host_reads, launches, work
+from .step_models import PRESETS, Preset
+
+WARM_STEPS = 40  # of a hub: most group sizes have been met by then, and their primitives prepared
+
+
+def training_rows(setting: step_rows.Setting, compiled: bool):
+    """(functions by row, hubs by row, notes by row). A hub that is wrong is a note, no function."""
+    functions = {
+        f"single {i} ({type(expert).__name__})": step_rows.single_step(setting, i)
+        for i, expert in enumerate(setting.experts)
+    }
+    functions["generator"] = step_rows.generator_step(setting)
+    functions["glue"] = step_rows.glue_step(setting)
+    functions["experts alone"] = step_rows.experts_step(setting, step_rows.hub(setting))
+    hubs, notes = {}, {}
+    for name, dense in (("reference", False), ("dense", True)):
+        model = step_rows.reference_hub(setting, dense)
+        hubs[name], functions[name] = model, step_rows.reference_step(setting, model)
+    for name in ["sequential", *["streams"] * (setting.device == "cuda")]:
+        add_hub(setting, name, step_rows.hub(setting, name), functions, hubs, notes)
+    if compiled:
+        model = step_rows.hub(setting)
+        problem = step_rows.check(setting, model, compiled=True)
+        model.compile_experts()
+        if problem is None:
+            hubs["compiled"], functions["compiled"] = model, step_rows.hub_step(setting, model)
+        else:
+            notes["compiled"] = f"not timed: {problem}"
+    return functions, hubs, notes
+
+
+def add_hub(setting, name, model, functions, hubs, notes) -> None:
+    problem = step_rows.check(setting, model)
+    if problem is None:
+        hubs[name], functions[name] = model, step_rows.hub_step(setting, model)
+    else:
+        notes[name] = f"not timed: {problem}"
+
+
+def measure(preset: Preset, px: int, args: argparse.Namespace) -> dict:
+    """All rows of one size, and the ratios between them."""
+    setting = step_rows.make(preset, px, args.device)
+    functions, hubs, notes = training_rows(setting, args.compile)
+    n = len(setting.x)
+    counted = {
+        name: count(functions[name], hubs.get(name), setting.device, n) for name in functions
+    }
+    for _ in range(args.warm):
+        for name in ("experts alone", *hubs):
+            functions[name]()
+    times = timing.interleaved(
+        functions, args.device, args.seconds, args.rounds, sample_seconds=0.0
+    )
+    rows = [
+        {"row": name, "mode": "train", "N": n, "px": px} | asdict(t) | counted[name]
+        | {"samples_per_second": n / t.p50}
+        for name, t in times.items()
+    ]  # fmt: skip
+    rows += [{"row": name, "mode": "train", "px": px, "note": note} for name, note in notes.items()]
+    rows += prediction_rows(setting, px, args)
+    return {"px": px, **ratios(times, preset.k), "rows": rows}
+
+
+def count(function: Callable, model, device: str, n: int) -> dict:
+    function()
+    found = {
+        "host_reads": host_reads(function),
+        "launches": launches(function, device),
+        "peak_memory": peak_memory(function, device),
+    }
+    if model is not None:
+        forwards, gflops = work(model.experts, function, n)
+        found |= {"expert_forwards": forwards, "gflops_per_sample": gflops}
+    return found
+
+
+def ratios(times: dict[str, timing.Times], k: int) -> dict[str, float]:
+    """What the goals are about. Medians; ``..._best``: of the fastest rounds instead."""
+    found = {}
+    for suffix, which in (("", "p50"), ("_best", "best")):
+        t = {name: getattr(value, which) for name, value in times.items()}
+        mean = statistics.mean(value for name, value in t.items() if name.startswith("single "))
+        step = t.get("sequential")
+        if step is None:
+            continue
+        found |= {
+            f"single_mean_seconds{suffix}": mean,
+            f"k_single_seconds{suffix}": k * mean,
+            f"ratio_to_k_single{suffix}": step / (k * mean),
+            f"ratio_to_dense{suffix}": t["dense"] / step,
+            f"ratio_to_reference{suffix}": t["reference"] / step,
+            f"glue_share{suffix}": t["glue"] / step,
+            f"generator_share{suffix}": t["generator"] / step,
+            f"experts_to_k_single{suffix}": t["experts alone"] / (k * mean),
+        }
+        for name in ("streams", "compiled"):
+            if name in t:
+                found[f"{name}_to_k_single{suffix}"] = t[name] / (k * mean)
+    return found
+
+
+def prediction_rows(setting: step_rows.Setting, px: int, args: argparse.Namespace) -> list[dict]:
+    rows = []
+    for n in dict.fromkeys((len(setting.x), 1, 64)):
+        functions = {
+            f"single {i}": step_rows.predict(setting, expert, n)
+            for i, expert in enumerate(setting.experts)
+        }
+        models = {
+            "reference": step_rows.reference_hub(setting),
+            "dense": step_rows.reference_hub(setting, dense=True),
+            "sequential": step_rows.hub(setting),
+        }
+        functions |= {name: step_rows.predict(setting, m, n) for name, m in models.items()}
+        expected, found = functions["reference"](), functions["sequential"]()
+        # bfloat16 keeps 8 bits; float32 sums in other orders
+        tolerance = 2e-2 if setting.amp else 1e-4
+        if not (found - expected).norm() <= tolerance * expected.norm():
+            rows.append({"row": "sequential", "mode": "predict", "N": n, "px": px,
+                         "note": "not timed: it differs from the reference"})  # fmt: skip
+            del functions["sequential"]
+        times = timing.interleaved(functions, args.device, args.seconds / 4, args.rounds)
+        rows += [
+            {"row": name, "mode": "predict", "N": n, "px": px} | asdict(t)
+            | {"samples_per_second": n / t.p50}
+            for name, t in times.items()
+        ]  # fmt: skip
+    return rows
+
+
+def table(found: dict) -> str:
+    lines = [f"{found['px']} px", f"{'row':30} {'mode':8} {'N':>5} {'p20':>9} {'p50':>9} {'p80':>9}"
+             f" ms {'samples/s':>10} {'MiB':>7} {'reads':>5} {'launches':>8} {'experts':>7}"
+             f" {'GFLOP':>7}"]  # fmt: skip
+    for row in found["rows"]:
+        if "note" in row:
+            lines.append(f"{row['row']:30} {row['mode']:8} {row['note']}")
+            continue
+        memory = row.get("peak_memory")
+        cells = [
+            f"{row['row']:30} {row['mode']:8} {row['N']:5}",
+            *(f"{row[p] * 1e3:9.2f}" for p in ("p20", "p50", "p80")),
+            f"   {row['samples_per_second']:10.1f}",
+            f"{memory / 2**20:7.0f}" if memory is not None else f"{'-':>7}",
+            *(f"{_cell(row.get(key)):>{width}}" for key, width in (
+                ("host_reads", 5), ("launches", 8), ("expert_forwards", 7),
+                ("gflops_per_sample", 7),
+            )),
+        ]  # fmt: skip
+        lines.append(" ".join(cells))
+    lines += [f"{name:28} {value:8.4f}" for name, value in found.items() if name not in
+              ("px", "rows")]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value) -> str:
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.step", description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--px", type=int, help="one of the preset's sizes (default: all)")
+    parser.add_argument("--compile", action="store_true", help="a row of compiled experts")
+    parser.add_argument("--growth", action="store_true", help="time steps over M, K and N instead")
+    parser.add_argument("--plots", type=Path, help="with --growth: a folder for the plots")
+    parser.add_argument("--quick", action="store_true", help="few rounds: shows that it runs")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of rounds, a size")
+    parser.add_argument("--json", type=Path, help="write everything to this file")
+    args = parser.parse_args(argv)
+    sizes = PRESETS[args.preset].sizes
+    if args.px is not None and args.px not in sizes:
+        parser.error(f"--px: {args.preset} has the sizes {', '.join(map(str, sizes))}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch.cuda.is_available() is False; use --device cpu")
+    args.warm, args.rounds = WARM_STEPS, 10
+    if args.quick:
+        args.seconds, args.warm, args.rounds = 0.0, 1, 3
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    timing.refuse_interpreter()
+    preset = PRESETS[args.preset]
+    common = {
+        "benchmark": "step", "preset": args.preset, "quick": args.quick,
+        **records.environment(args.device),
+    }  # fmt: skip
+    print(" ".join(f"{key}={value}" for key, value in common.items()))
+    if args.growth:
+        from .step_growth import run_growth
+
+        found = {**common, "growth": run_growth(args)}
+    else:
+        sizes = preset.sizes if args.px is None else (args.px,)
+        measured = []
+        for px in sizes:
+            measured.append(measure(preset, px, args))
+            print("\n" + table(measured[-1]), flush=True)
+        # The ratios of the first size stand at the top as well.
+        top = {key: value for key, value in measured[0].items() if key != "rows"}
+        found = {**common, **top, "sizes": {str(m["px"]): m for m in measured}}
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1))
+    wrong = "sequential" if "ratio_to_k_single" not in found and not args.growth else None
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""How the cost of a step grows with M (experts), K (active ones) and N (samples); a plot of each.
+
+One small convolution expert, copied M times, and balanced routing by given scores. Beside the whole
+step stands what its experts cost alone at the same group sizes: more experts with the same number
+of rows are smaller groups, and what those cost is no fault of the hub. The gap is the hub's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import hubpath_fast as hp
+
+from . import timing
+from .step_models import balanced_scores, timm_experts
+
+PX, OUTPUTS = 32, 10
+AXES = {
+    "M": [(48, m, 2) for m in (2, 4, 8, 16, 32, 64)],
+    "K": [(48, 8, k) for k in (1, 2, 4, 8)],
+    "N": [(n, 5, 2) for n in (8, 32, 128, 512, 1024)],
+}
+WORDS = {
+    "M": "experts in the hub, M (N = 48, K = 2)",
+    "K": "active experts a sample, K (N = 48, M = 8)",
+    "N": "samples a batch, N (M = 5, K = 2)",
+}
+
+
+def step_functions(n: int, m: int, k: int, device: str):
+    """(the whole step without an update, its experts alone)."""
+    torch.manual_seed(0)
+    experts = timm_experts(["test_resnet"] * m, OUTPUTS)
+    model = hp.HubPathway(experts, balanced_scores(n, m, k), k=k, num_outputs=OUTPUTS)
+    model = model.to(device, memory_format=torch.channels_last)
+    criterion = hp.HubPathwayLoss()
+    x = torch.rand(n, 3, PX, PX, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(OUTPUTS, (n,), device=device)
+    counts = model.route(x).counts()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        criterion(model(x, target=y), y).total.backward()
+
+    def alone() -> None:
+        model.zero_grad(set_to_none=True)
+        for expert, count in zip(model.experts, counts, strict=True):
+            if count:
+                expert.train(count >= model.min_group)
+                expert(x[:count]).sum().backward()
+                expert.train()
+
+    return step, alone
+
+
+def run_growth(args: argparse.Namespace) -> dict[str, list[dict]]:
+    found = {}
+    for axis, points in AXES.items():
+        points = points[:: max(1, len(points) - 1)] if args.quick else points
+        rows = []
+        for n, m, k in points:
+            step, alone = step_functions(n, m, k, args.device)
+            functions = {"step": step, "experts alone": alone}
+            seconds = args.seconds / 10
+            times = timing.interleaved(functions, args.device, seconds, args.rounds)
+            row = {"N": n, "M": m, "K": k} | {name: asdict(t) for name, t in times.items()}
+            rows.append(row)
+            print(
+                f"N={n:5} M={m:3} K={k:2}  step {times['step'].p50 * 1e3:9.2f} ms, experts alone "
+                f"{times['experts alone'].p50 * 1e3:9.2f} ms",
+                flush=True,
+            )
+        found[axis] = rows
+    by_m = {row["M"]: row for row in found["M"]}
+    if {4, 64} <= by_m.keys():
+        grown = {
+            name: by_m[64][name]["p50"] / by_m[4][name]["p50"] for name in ("step", "experts alone")
+        }
+        found["growth_4_to_64"] = grown | {"beyond": grown["step"] / grown["experts alone"]}
+        print("from M=4 to M=64: " + ", ".join(f"{k} x{v:.2f}" for k, v in
+                                               found["growth_4_to_64"].items()))  # fmt: skip
+    if args.plots is not None:
+        args.plots.mkdir(parents=True, exist_ok=True)
+        for axis in AXES:
+            plot(axis, found[axis], args.plots / f"step-growth-{axis}-{args.device}.png")
+    return found
+
+
+def plot(axis: str, rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = [row[axis] for row in rows]
+    figure, axes = pyplot.subplots(figsize=(5.5, 3.6), layout="constrained")
+    for name, style in (("step", "o-"), ("experts alone", "s--")):
+        middle = [row[name]["p50"] * 1e3 for row in rows]
+        low, high = ([row[name][p] * 1e3 for row in rows] for p in ("p20", "p80"))
+        [line] = axes.plot(sizes, middle, style, label=name)
+        axes.fill_between(sizes, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    if axis == "N":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(WORDS[axis])
+    axes.set_ylabel("milliseconds a step")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

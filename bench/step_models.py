@@ -1,0 +1,114 @@
+"""What bench.step times: the experts of each preset, and a hub that runs every expert on all samples.
+
+Weights are random: time does not depend on them, and nothing is downloaded. At its start the
+generator's scores are all equal, so that the noise alone routes: groups are balanced on average and
+differ at every step, as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hubpath_fast.reference import ReferenceHubPathway, ReferenceOutput, noisy_topk
+
+TINY = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
+HETEROGENEOUS = (
+    "mobilenetv3_large_100", "efficientnet_b3", "swin_tiny_patch4_window7_224", "convnext_tiny",
+    "resnet50",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A setting. sizes: pixels a side, the first is the one of the summary. stride: pixels a side
+    that the generator's pooling makes one, by size; width: of the generator."""
+
+    experts: Callable[[], list[nn.Module]]
+    n: int
+    k: int
+    outputs: int
+    sizes: tuple[int, ...]
+    stride: dict[int, int]
+    width: int = 16
+    channels: int = 3
+
+
+def timm_experts(names, outputs: int) -> list[nn.Module]:
+    import timm
+
+    return [timm.create_model(name, num_classes=outputs) for name in names]
+
+
+def atari_network(actions: int = 18, atoms: int = 51) -> nn.Module:
+    """The data-efficient Rainbow's network in size: two convolutions and one hidden layer."""
+    return nn.Sequential(
+        nn.Conv2d(4, 32, 5, 5), nn.ReLU(), nn.Conv2d(32, 64, 5, 5), nn.ReLU(), nn.Flatten(),
+        nn.Linear(576, 256), nn.ReLU(), nn.Linear(256, actions * atoms),
+    )  # fmt: skip
+
+
+PRESETS = {
+    "tiny": Preset(lambda: timm_experts(TINY, 10), 48, 2, 10, (96, 32), {96: 8, 32: 4}),
+    "homogeneous": Preset(
+        lambda: timm_experts(("resnet50",) * 5, 100), 48, 2, 100, (224,), {224: 8}
+    ),
+    "heterogeneous": Preset(lambda: timm_experts(HETEROGENEOUS, 100), 48, 2, 100, (224,), {224: 8}),
+    "atari": Preset(
+        lambda: [atari_network() for _ in range(2)], 32, 1, 18 * 51, (84,), {84: 4}, 8, 4
+    ),
+}
+
+
+class DenseHubPathway(ReferenceHubPathway):
+    """All M experts on all N samples, then masked: what one writes without routing.
+
+    BatchNorm sees all samples here and an expert's own rows elsewhere, so in training the results
+    differ by design from the reference's; in evaluation they are the same.
+    """
+
+    def forward(self, x: Tensor, eps: Tensor | None = None):
+        clean, noise = self.generator(x)
+        if eps is None and self.training:
+            eps = torch.randn_like(clean)
+        routing = noisy_topk(clean, noise, self.k, eps, self.renormalize)
+        outputs = torch.stack([expert(x) for expert in self.experts], dim=1)  # [N, M, C]
+        dense = torch.zeros_like(clean).scatter(1, routing.experts, routing.weights.to(clean.dtype))
+        prediction = self.aggregator((outputs * dense.to(outputs.dtype)[:, :, None]).flatten(1))
+        if not self.training:
+            return prediction
+        slots = outputs.gather(1, routing.experts[:, :, None].expand(-1, -1, outputs.shape[2]))
+        rows = slots.flatten(0, 1).index_select(0, routing.rows.long())
+        return ReferenceOutput(prediction, rows, routing)
+
+
+class Given(nn.Module):
+    """An expert of no cost: gives the first rows of outputs [N, C] that require a gradient."""
+
+    def __init__(self, outputs: Tensor):
+        super().__init__()
+        self.outputs = nn.Parameter(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs[: len(x)]
+
+
+class Scores(nn.Module):
+    """A generator of no cost: given scores, clean and noise [N, M]."""
+
+    def __init__(self, clean: Tensor, noise: Tensor):
+        super().__init__()
+        self.clean, self.noise = nn.Parameter(clean), nn.Parameter(noise)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.clean, self.noise
+
+
+def balanced_scores(n: int, m: int, k: int) -> Scores:
+    """Sample s goes to experts s*k, s*k + 1, ... (modulo M); no noise to speak of."""
+    chosen = (torch.arange(n)[:, None] * k + torch.arange(k)) % m
+    clean = torch.zeros(n, m).scatter(1, chosen, 5.0)
+    return Scores(clean, torch.full((n, m), -30.0))

@@ -1,0 +1,215 @@
+"""The rows of bench.step: a training step, or a prediction, of each way to run a hub.
+
+All rows start from the same weights, see the same batch, and update by the same kind of optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hubpath_fast as hp
+from hubpath_fast import reference
+
+from .step_models import DenseHubPathway, Given, Preset, Scores
+
+EXPLORE = 0.5
+# Float32 against float64. A forward through some fifty layers loses a few units in 1e6 each; the
+# gradient of the aggregator is a product of such outputs. Batch statistics over few rows amplify.
+FORWARD_TOLERANCE, GRADIENT_TOLERANCE = 2e-3, 1e-2
+
+
+@dataclass
+class Setting:
+    """One preset at one size, on its device: what all rows share."""
+
+    preset: Preset
+    device: str
+    amp: bool
+    x: Tensor
+    y: Tensor
+    experts: list[nn.Module]
+    generator: nn.Module
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.amp)
+
+
+def make(preset: Preset, px: int, device: str, n: int | None = None) -> Setting:
+    torch.manual_seed(0)
+    experts = preset.experts()
+    generator = hp.PathwayGenerator(len(experts), preset.channels, preset.width, preset.stride[px])
+    n = preset.n if n is None else n
+    x = torch.rand(n, preset.channels, px, px)
+    y = torch.randint(preset.outputs, (n,))
+    modules = nn.ModuleList([*experts, generator]).to(device, memory_format=torch.channels_last)
+    x = x.to(device, memory_format=torch.channels_last)
+    return Setting(preset, device, device == "cuda", x, y.to(device), experts, modules[-1])
+
+
+def hub(setting: Setting, executor: str = "sequential") -> hp.HubPathway:
+    """A Hub-Pathway with its own copies of the experts."""
+    preset = setting.preset
+    parts = copy.deepcopy((setting.experts, setting.generator))
+    model = hp.HubPathway(*parts, k=preset.k, num_outputs=preset.outputs, executor=executor)
+    return model.to(setting.device)
+
+
+def reference_hub(setting: Setting, dense: bool = False) -> nn.Module:
+    parts = copy.deepcopy((setting.experts, setting.generator))
+    aggregator = hp.LinearAggregator(len(setting.experts), setting.preset.outputs)
+    kind = DenseHubPathway if dense else reference.ReferenceHubPathway
+    return kind(*parts, aggregator.to(setting.device), k=setting.preset.k)
+
+
+def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    # The rate is so low that weights stay as they are: time does not depend on it, the checks do.
+    return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
+
+
+def updated(model: nn.Module, forward_backward: Callable[[], None]) -> Callable[[], None]:
+    """A whole step: gradients away, forward and backward, update."""
+    update = optimizer(model)
+
+    def step() -> None:
+        update.zero_grad(set_to_none=True)
+        forward_backward()
+        update.step()
+
+    return step
+
+
+def single_step(setting: Setting, index: int) -> Callable[[], None]:
+    model = copy.deepcopy(setting.experts[index])
+
+    def forward_backward() -> None:
+        with setting.autocast():
+            loss = F.cross_entropy(model(setting.x), setting.y)
+        loss.backward()
+
+    return updated(model, forward_backward)
+
+
+def generator_step(setting: Setting) -> Callable[[], None]:
+    model = copy.deepcopy(setting.generator)
+
+    def forward_backward() -> None:
+        with setting.autocast():
+            clean, noise = model(setting.x)
+        (clean.float().sum() + noise.float().sum()).backward()
+
+    return updated(model, forward_backward)
+
+
+def hub_losses(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
+    criterion = hp.HubPathwayLoss(explore=EXPLORE)
+
+    def forward_backward() -> None:
+        with setting.autocast():
+            losses = criterion(model(setting.x, target=setting.y), setting.y)
+        losses.total.backward()
+
+    return forward_backward
+
+
+def hub_step(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
+    return updated(model, hub_losses(setting, model))
+
+
+def reference_step(setting: Setting, model: nn.Module) -> Callable[[], None]:
+    def forward_backward() -> None:
+        with setting.autocast():
+            out = model(setting.x)
+            total, *_ = reference.losses(out, setting.y, explore=EXPLORE)
+        total.backward()
+
+    return updated(model, forward_backward)
+
+
+def glue_step(setting: Setting) -> Callable[[], None]:
+    """A step without experts, generator and optimizer: those give tensors that are there already.
+
+    What is left is routing, the gather of the real images, joining, aggregation, losses, and their
+    backward passes.
+    """
+    (n, m), preset = (len(setting.x), len(setting.experts)), setting.preset
+    dtype = torch.bfloat16 if setting.amp else torch.float32
+    experts = [Given(torch.randn(n, preset.outputs, dtype=dtype)) for _ in range(m)]
+    scores = Scores(torch.zeros(n, m), torch.zeros(n, m))
+    model = hp.HubPathway(experts, scores, k=preset.k, num_outputs=preset.outputs)
+    return hub_losses(setting, model.to(setting.device))
+
+
+def experts_step(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
+    """The experts alone, forward and backward, on group sizes that routing draws anew each time."""
+    model = copy.deepcopy(model).train()
+    n, m = len(setting.x), len(setting.experts)
+    zeros = torch.zeros(n, m, device=setting.device)
+
+    def step() -> None:
+        routing = hp.functional.noisy_topk(zeros, zeros, setting.preset.k, "draw")
+        for expert, count in zip(model.experts, routing.counts(), strict=True):
+            if count:
+                expert.zero_grad(set_to_none=True)
+                with setting.autocast():
+                    output = expert(setting.x[: min(count, n)])
+                output.float().sum().backward()
+
+    return step
+
+
+def predict(setting: Setting, model: nn.Module, n: int) -> Callable[[], Tensor]:
+    model = model.eval()
+    repeats = -(-n // len(setting.x))
+    x = setting.x.repeat(repeats, 1, 1, 1)[:n].contiguous(memory_format=torch.channels_last)
+
+    def call() -> Tensor:
+        with torch.inference_mode(), setting.autocast():
+            return model(x)
+
+    return call
+
+
+def check(setting: Setting, model: hp.HubPathway, compiled: bool = False) -> str | None:
+    """Why a copy's training step is wrong, against the reference in float64; None: it is right.
+
+    compiled: the copy's experts are compiled first.
+    """
+    model = copy.deepcopy(model).train()
+    if compiled:
+        model.compile_experts()
+    truth = reference_hub(setting).double().train()
+    eps = torch.randn(len(setting.x), len(setting.experts), device=setting.device)
+    criterion = hp.HubPathwayLoss(explore=EXPLORE)
+    dropouts = [m for part in (model, truth) for m in part.modules()]
+    for module in dropouts:  # two draws of dropout have nothing in common
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    out, expected = model(setting.x, eps), truth(setting.x.double(), eps.double())
+    criterion(out, setting.y).total.backward()
+    reference.losses(expected, setting.y, explore=EXPLORE)[0].backward()
+    if out.routing.counts() != expected.routing.counts():
+        return "other experts are chosen"
+    pairs = {
+        "prediction": (out.prediction, expected.prediction, FORWARD_TOLERANCE),
+        "expert outputs": (out.expert_outputs, expected.expert_outputs, FORWARD_TOLERANCE),
+        "aggregator's gradient": (
+            model.aggregator.weight.grad, truth.aggregator.weight.grad, GRADIENT_TOLERANCE,
+        ),
+        "generator's gradient": (
+            model.generator.clean.weight.grad, truth.generator.clean.weight.grad,
+            GRADIENT_TOLERANCE,
+        ),
+    }  # fmt: skip
+    for name, (found, wanted, tolerance) in pairs.items():
+        error = ((found.double() - wanted).norm() / wanted.norm()).item()
+        if not error <= tolerance:
+            return f"{name}: relative error {error:.1e} above {tolerance:.0e}"
+    return None
