@@ -1,4 +1,4 @@
-"""What bench.step times: the experts of each preset, and a hub that runs every expert on all samples.
+"""What bench.step times: the experts of each preset, and a hub that runs them all on all samples.
 
 Weights are random: time does not depend on them, and nothing is downloaded. At its start the
 generator's scores are all equal, so that the noise alone routes: groups are balanced on average and
