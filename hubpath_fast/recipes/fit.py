@@ -88,11 +88,11 @@ def draw_head(expert: nn.Module, std: float) -> None:
 def eval_batches(
     split: Split, config: FitConfig, image_size: int, crops: int = 1, device: str | None = None
 ) -> EvalBatches:
-    """A split in its own order, centre crops or several a image, ready for ``evaluate``."""
+    """A split in its own order, centre crops or several an image, ready for ``evaluate``."""
     dataset = ImageDataset(split, eval_transform(image_size, crops))
     return EvalBatches(
         dataset,
-        max(1, config.trainer.batch_size // crops),
+        config.trainer.batch_size,
         config.workers,
         device or config.trainer.device,
         config.ahead,

@@ -225,3 +225,71 @@ def test_grey_and_odd_sized_images_are_taken(run, tmp_path):
     Image.new("L", (17, 40), 200).save(tmp_path / "grey.png")
     Image.new("RGBA", (64, 20), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
     assert hubpath("predict", run[0], tmp_path / "grey.png", tmp_path / "alpha.png").exit_code == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_jpeg_that_was_cut_short_is_one_clear_message(folder, tmp_path, workers):
+    """Its header is whole, so that it is found when a worker decodes it."""
+    data = copy(folder, tmp_path)
+    cut = next((data / "train").rglob("*.png")).with_suffix(".jpg")
+    Image.effect_noise((64, 64), 90).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    options = ["--data", data, "--steps", 9, "--workers", workers, "--out", tmp_path / "run"]
+    result = hubpath(*FIT, *options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"error: cannot read the image {cut} (")
+    assert hubpath("data", "check", "folder", "--root", data).exit_code == 0
+    checked = hubpath("data", "check", "folder", "--root", data, "--decode")
+    assert checked.exit_code == 1
+    assert f"train: 1 images are broken: {cut}" in checked.output
+
+
+def test_data_list_and_check(folder, tmp_path):
+    listed = hubpath("data", "list").output
+    for name in ("cifar-100", "coco-70", "aircraft", "cars", "indoors", "dmlab", "eurosat"):
+        assert name in listed
+    assert "65,550" in listed
+    checked = hubpath("data", "check", "folder", "--root", folder)
+    assert checked.exit_code == 0
+    assert "complete" in checked.output
+    wrong = hubpath("data", "check", "cars", "--root", folder)
+    assert wrong.exit_code == 2
+    assert "expected:" in wrong.stderr
+    assert "├─ train/" in wrong.stderr.partition("found:")[2]
+    assert hubpath("data", "check", "car").exit_code == 2
+
+
+def test_data_download_says_where_from_and_where_to(tmp_path, monkeypatch):
+    """Without a network, and for a set that nobody serves any more."""
+    from torchvision.datasets import EuroSAT
+
+    def offline(self):
+        (tmp_path / "root").mkdir(exist_ok=True)
+        raise OSError("no network")
+
+    monkeypatch.setattr(EuroSAT, "download", offline)
+    for name, reason in (("eurosat", "(no network)"), ("cars", "cannot be downloaded")):
+        result = hubpath("data", "download", name, "--root", tmp_path / "root")
+        assert result.exit_code == 2
+        assert reason in result.stderr
+        assert "https://" in result.stderr
+        assert f"The root is {tmp_path / 'root'}, and is to look like this:" in result.stderr
+        assert not list((tmp_path / "root").iterdir())
+
+
+def test_data_download_puts_a_whole_set_in_place(tmp_path, monkeypatch):
+    from torchvision.datasets import EuroSAT
+
+    def served(self):
+        folder = f"{self._data_folder}/Forest"
+        os.makedirs(folder)
+        Image.new("RGB", (4, 4)).save(f"{folder}/Forest_1.jpg")
+
+    monkeypatch.setattr(EuroSAT, "download", served)
+    result = hubpath("data", "download", "eurosat", "--root", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["eurosat"]
+    assert (tmp_path / "eurosat" / "2750" / "Forest" / "Forest_1.jpg").is_file()
+    again = hubpath("data", "download", "eurosat", "--root", tmp_path)
+    assert "exists already" in again.stderr
