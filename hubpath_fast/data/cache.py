@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ CACHES = ("none", "memory", "disk")
 FORMAT = 1  # of the file; part of its key
 MEMORY_SHARE = 0.8  # of the free memory that a cache may take: training needs some as well
 AT_ONCE = 256  # images decoded between two writes
+STALE_SECONDS = 3600  # that nothing was written to an unfinished file: nobody writes it any more
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -175,6 +177,9 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
     """Writes beside, then renames. Written, not mapped: a full disk is an error, not a crash."""
+    for left in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
+        if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            left.unlink(missing_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:

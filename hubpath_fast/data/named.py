@@ -6,6 +6,7 @@ is a DataError that shows both as trees and says where to get it.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from pathlib import Path
 
@@ -88,7 +89,21 @@ def open_dataset(
     classes, splits = published.open(Path(root))
     _check(published, Path(root), classes, splits, verify)
     hint = "hold out nothing (--validation 0)"
-    return assemble(classes, splits, f"{published.title} ({root})", validation, seed, hint)
+    where = f"{published.title} ({root})"
+    opened = assemble(classes, splits, where, validation, seed, hint)
+    notes = [published.note] if published.note else []
+    different = {
+        split: len(part)
+        for split, part in splits.items()
+        if len(part) != published.counts.get(split)
+    }
+    if different:
+        found = ", ".join(f"{count} {split}" for split, count in different.items())
+        wanted = ", ".join(f"{published.counts.get(split, 0):,} {split}" for split in different)
+        notes.append(
+            f"{where} has {found} images, where {wanted} are published: figures do not compare"
+        )
+    return dataclasses.replace(opened, notes=(*opened.notes, *notes))
 
 
 def _check(

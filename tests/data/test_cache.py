@@ -105,6 +105,20 @@ def test_a_broken_image_is_named_and_leaves_no_file(splits, cached, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_what_a_killed_run_left_is_cleared_away_but_not_what_another_writes(
+    splits, cached, tmp_path
+):
+    cached(splits, "disk")
+    [file] = (tmp_path / "cache").iterdir()
+    file.unlink()
+    old, new = (file.parent / f".{file.name}.{word}" for word in ("old", "new"))
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    cached(splits, "disk")
+    assert sorted(file.parent.iterdir()) == sorted([new, file])
+
+
 def test_a_full_disk_leaves_no_file(splits, cached, tmp_path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")

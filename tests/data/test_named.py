@@ -71,7 +71,7 @@ def test_each_layout_opens_with_its_own_splits(tree, name):
     held = open_dataset(name, root, validation=0.5)
     if counts[1]:
         assert (len(held.train), len(held.validation)) == counts[:2]
-        assert held.notes == ()
+        assert held.notes == ((PUBLISHED[name].note,) if PUBLISHED[name].note else ())
     else:  # one of the two images of each class
         assert sorted(held.validation.targets) == [0, 1]
         assert "2 of 4 training images held out (seed 0)" in held.notes[0]
@@ -190,6 +190,13 @@ def test_missing_and_broken_images_are_named(tree, name):
         with pytest.raises(DataError, match="images that do not exist") as caught:
             open_dataset(name, root, validation=0)
         assert str(gone) in str(caught.value)
+
+
+def test_other_counts_than_published_are_noted(tree, monkeypatch):
+    root = tree("cars")
+    monkeypatch.setattr(named, "PUBLISHED", PUBLISHED)
+    note = open_dataset("cars", root).notes[-1]
+    assert "has 4 train, 2 test images, where 8,144 train, 8,041 test are published" in note
 
 
 def test_damaged_cifar_is_not_unpickled(tree):
