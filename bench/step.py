@@ -7,7 +7,7 @@ Rows of a step (forward, losses, backward, update): each expert alone on the who
 mean; K times that mean; the generator; the glue (a step whose experts and generator give tensors
 that are there already, without an update); the experts alone on the groups that routing draws; the
 reference (a loop over experts with masks); dense (all experts on all samples, masked); sequential;
-streams (CUDA); compiled (--compile). Rows of a prediction: batch N, 1 and 64.
+streams and graphs (CUDA); compiled (--compile). Rows of a prediction: batch N, 1 and 64.
 
 Every hub is checked against the reference in float64 before anything is timed; a wrong one is never
 timed. All rows share weights, batch, precision (bfloat16 autocast on CUDA) and the channels_last
@@ -52,7 +52,7 @@ def training_rows(setting: step_rows.Setting, compiled: bool):
     for name, dense in (("reference", False), ("dense", True)):
         model = step_rows.reference_hub(setting, dense)
         hubs[name], functions[name] = model, step_rows.reference_step(setting, model)
-    for name in ["sequential", *["streams"] * (setting.device == "cuda")]:
+    for name in ["sequential", *["streams", "graphs"] * (setting.device == "cuda")]:
         add_hub(setting, name, step_rows.hub(setting, name), functions, hubs, notes)
     if compiled:
         model = step_rows.hub(setting)
@@ -129,7 +129,7 @@ def ratios(times: dict[str, timing.Times], k: int) -> dict[str, float]:
             f"generator_share{suffix}": t["generator"] / step,
             f"experts_to_k_single{suffix}": t["experts alone"] / (k * mean),
         }
-        for name in ("streams", "compiled"):
+        for name in ("streams", "graphs", "compiled"):
             if name in t:
                 found[f"{name}_to_k_single{suffix}"] = t[name] / (k * mean)
     return found

@@ -63,8 +63,9 @@ class HubPathway(nn.Module):
         min_group: an expert with fewer rows than this in a training step runs its BatchNorm layers
             on running statistics.
         executor: what runs the experts: "sequential" (one after another), "streams" (side by side
-            on CUDA streams; a ValueError at the first call on another device), or "auto" to let
-            the model choose. ``executor_report()`` says what runs, and why.
+            on CUDA streams), "graphs" (captured as CUDA graphs for training), or "auto" to let the
+            model choose. Without CUDA the first call with streams or graphs is a ValueError.
+            ``executor_report()`` says what runs, and why.
         normalization: (mean [M, channels], std [M, channels]) of the images each expert was
             pre-trained on, in units of images in [0, 1]. With it, x is images as uint8 or as floats
             in [0, 1]; without it, every expert gets x as it is.

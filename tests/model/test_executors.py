@@ -94,7 +94,8 @@ def test_the_report_says_what_runs_and_why():
     assert report.to_dict() == {
         "asked": "auto", "executor": "sequential", "steps": 1, "host_reads_per_step": 1.0,
         "reasons": ["the experts are on cpu, and other executors need CUDA"],
-        "hits": 0, "misses": 0, "captured": {}, "memory": 0, "eager": {}, "compiled": False,
+        "hits": 0, "misses": 0, "captured": {}, "memory": 0, "eager": {}, "notes": [],
+        "compiled": False,
     }  # fmt: skip
     assert "executor: sequential (asked for: auto)" in str(report)
     assert "because the experts are on cpu" in str(report)
@@ -104,13 +105,14 @@ def test_the_report_says_what_runs_and_why():
 def test_auto_stays_sequential_on_a_gpu_until_others_are_measured():
     name, [reason] = choose("auto", CUDA)
     assert name == "sequential"
-    assert "not been measured" in reason
+    assert "have not been run on a GPU yet" in reason
     assert choose("streams", CUDA)[0] == "streams"
 
 
-def test_an_executor_of_another_device_is_refused_with_a_remedy():
-    model = build("streams")
-    with pytest.raises(ValueError, match=r"'streams' needs CUDA, .*cpu; move .*\"auto\""):
+@pytest.mark.parametrize("executor", ["streams", "graphs"])
+def test_an_executor_of_another_device_is_refused_with_a_remedy(executor):
+    model = build(executor)
+    with pytest.raises(ValueError, match=rf"'{executor}' needs CUDA, .*cpu; move .*\"auto\""):
         model(batch()[0])
     with pytest.raises(ValueError, match="needs CUDA"):
         model.executor_report()

@@ -2,6 +2,7 @@
 
 - ``sequential``: one expert after another.
 - ``streams`` (CUDA): experts side by side on a few streams.
+- ``graphs`` (CUDA): the training steps of each expert as captured graphs, one a group size.
 - ``auto``: chooses, and says why (``HubPathway.executor_report()``).
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 import torch
 
 from .base import Executor
+from .graphs import GraphsExecutor
 from .report import ExecutorReport
 from .sequential import SequentialExecutor
 from .streams import StreamsExecutor
 
-EXECUTORS = ("auto", "sequential", "streams")
-_CLASSES = {"sequential": SequentialExecutor, "streams": StreamsExecutor}
+EXECUTORS = ("auto", "sequential", "streams", "graphs")
+_CLASSES = {kind.name: kind for kind in (SequentialExecutor, StreamsExecutor, GraphsExecutor)}
 
 __all__ = ["EXECUTORS", "Executor", "ExecutorReport", "choose", "make_executor", "make_report"]
 
@@ -31,8 +33,8 @@ def choose(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
     if asked == "auto":
         if device.type == "cuda":
             reason = (
-                "streams has not been measured on a GPU of this kind yet; ask for it by "
-                'executor="streams" and compare'
+                "streams and graphs have not been run on a GPU yet; ask for one by "
+                'executor="streams" or "graphs", and compare'
             )
         else:
             reason = f"the experts are on {device.type}, and other executors need CUDA"
@@ -56,5 +58,5 @@ def make_report(
     return ExecutorReport(
         asked, executor.name, reasons, c.steps, c.host_reads / c.steps if c.steps else None,
         c.hits, c.misses, {i: sorted(sizes) for i, sizes in c.captured.items()}, c.memory,
-        dict(c.eager), compiled,
+        dict(c.eager), c.notes, compiled,
     )  # fmt: skip

@@ -11,7 +11,8 @@ class Counters:
 
     steps: calls. host_reads: of the counts, by the executor. hits: groups run by a captured graph.
     misses: groups run eagerly although graphs are in use. captured: expert -> group sizes with a
-    graph. memory: bytes that the graphs hold. eager: expert -> why it is never captured.
+    graph. memory: bytes that the graphs hold. eager: expert -> why it is never captured. notes:
+    what else happened.
     """
 
     steps: int = 0
@@ -21,6 +22,7 @@ class Counters:
     captured: dict[int, list[int]] = field(default_factory=dict)
     memory: int = 0
     eager: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,11 @@ class ExecutorReport:
     captured: dict[int, list[int]]
     memory: int
     eager: dict[int, str]
+    notes: tuple[str, ...]
     compiled: bool
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self) | {"reasons": list(self.reasons)}
+        return asdict(self) | {"reasons": list(self.reasons), "notes": list(self.notes)}
 
     def __str__(self) -> str:
         asked = "" if self.asked == self.executor else f" (asked for: {self.asked})"
@@ -62,4 +65,5 @@ class ExecutorReport:
             )
         lines += [f"  experts[{i}]: sizes {sizes}" for i, sizes in self.captured.items()]
         lines += [f"  experts[{i}]: eager, {why}" for i, why in self.eager.items()]
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)

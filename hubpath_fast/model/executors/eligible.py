@@ -1,0 +1,74 @@
+"""Which sizes an expert's graph is captured at, and when a captured graph no longer fits.
+
+A graph replays fixed kernels on fixed addresses. So a group needs a graph of its own size, unless
+every row passes through the expert alone: then rows can be padded to a bucket. And what the kernels
+took for granted (addresses, modes, precision, layouts) is the graph's signature.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+# Modules whose output of a row depends on that row only, and that are nothing but their parts. An
+# expert made of anything else may mix rows in its own forward, and gets exact sizes.
+ROW_WISE = (
+    nn.Sequential, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear, nn.LayerNorm,
+    nn.GroupNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh,
+    nn.Sigmoid, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.MaxPool2d,
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
+)  # fmt: skip
+
+
+def is_row_wise(expert: nn.Module) -> bool:
+    """Whether no layer couples the rows of a batch, as far as the types of its modules tell.
+
+    BatchNorm does in training: rows padded with zeros moved its outputs by a fifth.
+    """
+    return all(type(module) in ROW_WISE for module in expert.modules())
+
+
+def bucket(count: int) -> int:
+    """The smallest bucket that holds ``count`` rows: 1, 2, 4, 8, then steps of 4 up to 32, then
+    steps of an eighth of the next lower power of two. At least 8 rows waste a ninth at most there.
+    """
+    if count <= 8:
+        return 1 << (count - 1).bit_length()
+    step = 4 if count <= 32 else 1 << (count - 1).bit_length() - 4
+    return -(-count // step) * step
+
+
+def refusal(expert: nn.Module) -> str | None:
+    """Why an expert must not be captured; None: nothing known speaks against it."""
+    hooked = [name for name, module in expert.named_modules() if _hooks(module)]
+    if hooked:
+        where = ", ".join(name or "itself" for name in hooked[:3])
+        return f"has hooks, which a replay would not call (on {where})"
+    return None
+
+
+def signature(expert: nn.Module, rows: Tensor) -> tuple:
+    """What a captured graph of this expert took for granted; another one, and it does not fit.
+
+    rows: any of its rows; their number does not count.
+    """
+    device = rows.device.type
+    tensors = itertools.chain(expert.parameters(), expert.buffers())
+    return (
+        tuple((t.data_ptr(), t.dtype, t.requires_grad) for t in tensors),
+        tuple((m.training, _hooks(m)) for m in expert.modules()),
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        rows.dtype,
+        tuple(rows.shape[1:]),
+        rows.stride()[1:],
+        rows.requires_grad,
+    )
+
+
+def _hooks(module: nn.Module) -> int:
+    return (
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        + len(module._backward_hooks) + len(module._backward_pre_hooks)
+    )  # fmt: skip
