@@ -156,27 +156,68 @@ def test_combine_and_aggregate_equal_the_masked_loop(sizes, trailing, c):
         torch.testing.assert_close(ours, truth, **CLOSE)
 
 
-@pytest.mark.parametrize("trailing", [(), (3, 2)], ids=["rows", "maps"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["by expert", "grouped_mm"])
-def test_the_grouped_products_equal_the_dense_one(monkeypatch, trailing, compiled):
-    """float32 where torch's grouped_mm is used: 1e-5 of sums of 64 products of size one."""
-    dtype = torch.float32 if compiled else torch.float64
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
-    clean, noise, eps = (t.detach().to(dtype) for t in scores(40, 16))
-    clean[:, 3] = -99.0  # an expert without rows
-    routing = HF.noisy_topk(clean.requires_grad_(), noise, 2, eps)
-    matrix = torch.randn(32, 16 * 64, dtype=dtype, generator=torch.Generator().manual_seed(2))
-    bias, results = torch.ones(32, dtype=dtype), []
-    for limit in (0, 1 << 60):
+def test_the_grouped_product_is_chosen_where_it_saves_enough():
+    def preferred(n, m, k, c):
+        return _torch_ops.prefer_grouped(torch.empty(n * k, c), torch.empty(c, m * c), k)
+
+    assert not preferred(48, 5, 2, 10)
+    assert preferred(512, 16, 2, 1000)
+    assert preferred(512, 16, 2, 1001)  # no alignment is asked for
+    assert not preferred(4096, 4, 4, 100)  # K = M: nothing to save
+    assert [preferred(n, 64, 2, 100) for n in (1, 16, 256, 4096)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("trailing", [(), (2, 3)], ids=["rows", "maps"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("sizes", [(9, 6, 2), (1, 3, 1), (5, 4, 4)], ids=str)
+def test_the_grouped_aggregate_equals_the_dense_one(monkeypatch, sizes, bias, trailing):
+    n, m, k = sizes
+    clean, noise, eps = scores(n, m)
+    clean.data[:, 1] -= 100  # an expert without rows: its block's gradient is zero
+    results = []
+    for limit in (-1, 1 << 60):
         monkeypatch.setattr(_torch_ops, "GROUPED_MIN_SAVED", limit)
-        outputs = rows_of(routing, 64, trailing).detach().to(dtype).requires_grad_()
-        inputs = (outputs, matrix.requires_grad_(), bias.requires_grad_(), clean)
-        assert _torch_ops.prefer_grouped(outputs, matrix, 2) == (limit == 0)
-        y = HF.aggregate(outputs, routing, matrix, bias)
-        results.append((y, *torch.autograd.grad(y.sin().sum(), inputs, retain_graph=True)))
-    tolerance = {"rtol": 1e-5, "atol": 1e-4} if compiled else CLOSE
+        routing = HF.noisy_topk(clean, noise, k, eps)
+        outputs = rows_of(routing, 5, trailing)
+        random = torch.Generator().manual_seed(2)
+        matrix = torch.randn(7, m * 5, dtype=torch.float64, generator=random).requires_grad_()
+        b = torch.ones(7, dtype=torch.float64, requires_grad=True) if bias else None
+        y = HF.aggregate(outputs, routing, matrix, b)
+        name = type(y.grad_fn).__name__
+        assert ("Grouped" in name or "Grouped" in str(y.grad_fn.next_functions)) == (limit < 0)
+        leaves = [outputs, clean, matrix, *([b] if bias else [])]
+        results.append((y, *torch.autograd.grad(y.sin().sum(), leaves)))
     for grouped, dense in zip(*results, strict=True):
-        torch.testing.assert_close(grouped, dense, **tolerance)
+        torch.testing.assert_close(grouped, dense, **CLOSE)
+
+
+def test_the_grouped_aggregate_computes_only_the_gradients_asked_for(monkeypatch):
+    monkeypatch.setattr(_torch_ops, "GROUPED_MIN_SAVED", -1)
+    routing = HF.noisy_topk(*(t.detach() for t in scores(6, 3)[:2]), 2)
+    outputs, matrix = rows_of(routing, 4), torch.ones(4, 12, dtype=torch.float64)
+    (found,) = torch.autograd.grad(HF.aggregate(outputs, routing, matrix, None).sum(), outputs)
+    w = routing.weights.flatten()[routing.rows]  # d y.sum() / d outputs[r, c] = w * C_OUT ones
+    torch.testing.assert_close(found, (4 * w)[:, None].expand(-1, 4), **CLOSE)
+
+
+def test_the_grouped_aggregate_compiles_without_a_break(monkeypatch):
+    """float32: 1e-4 of sums of 64 products of size one (roundoff 6e-8 times a few hundred)."""
+    monkeypatch.setattr(_torch_ops, "GROUPED_MIN_SAVED", -1)
+    routing = HF.noisy_topk(*(t.float().detach() for t in scores(40, 16)[:2]), 2)
+    plan = routing.experts, routing.rows, routing.positions, routing.offsets
+    outputs = rows_of(routing, 64).float().detach().requires_grad_()
+    matrix = torch.linspace(-1, 1, 32 * 16 * 64).view(32, -1).requires_grad_()
+
+    def function(outputs, matrix):
+        return _torch_ops.aggregate(outputs, routing.weights, *plan, matrix, None)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = []
+    for call in (function, compiled):
+        y = call(outputs, matrix)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (outputs, matrix))))
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
