@@ -157,7 +157,8 @@ def test_gradients_are_not_the_buffers_that_the_next_replay_writes(make):
         out = model(x, routing=fixed_routing(model))
         [grad] = torch.autograd.grad(out.expert_outputs.square().sum() * scale, weight)
         found.append((grad, grad.clone()))
-    assert model.executor_report().hits == 2 * M
+        del out  # experts 1 to 3 wait for a backward until then
+    assert model.executor_report().hits == 3 * M
     assert torch.equal(*found[0])
     assert not torch.equal(found[0][0], found[1][0])
 
