@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+
+from .cli_messages import messages
 
 app = typer.Typer(
     help="What can be an expert, and what it costs.", no_args_is_help=True, rich_markup_mode=None
 )
-errors = Console(stderr=True)
 
 
 @app.command("list")
@@ -24,7 +21,7 @@ def list_names(
     ] = None,
 ) -> None:
     """Names of hubs and models; without PATTERN, an overview."""
-    with _messages():
+    with messages():
         from .recipes.hub_commands import list_hub
 
         print("\n".join(list_hub(pattern)))
@@ -36,7 +33,7 @@ def show(
     batch_size: Annotated[int, typer.Option(help="rows an expert, for the memory", min=1)] = 48,
 ) -> None:
     """Size, cost, normalisation, weights and memory of a model, or of each expert of a hub."""
-    with _messages():
+    with messages():
         from .recipes.hub_commands import show as recipe
 
         entries = recipe(name)
@@ -76,13 +73,3 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-@contextlib.contextmanager
-def _messages() -> Iterator[None]:
-    """A name that is wrong ends with its message and status 2."""
-    try:
-        yield
-    except ValueError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None

@@ -19,8 +19,6 @@ errors = Console(stderr=True)
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
     """Turns what a user can mend into a message and an exit status; anything else is a bug."""
-    from .training import NonFiniteLoss
-
     try:
         yield
     except InterruptedError as error:
@@ -29,6 +27,6 @@ def messages() -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
-    except (NonFiniteLoss, OSError) as error:
+    except (FloatingPointError, OSError) as error:  # NonFiniteLoss is one of the former
         errors.print(f"[bold red]failed:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
