@@ -52,7 +52,8 @@ def atari_network(actions: int = 18, atoms: int = 51) -> nn.Module:
 
 
 PRESETS = {
-    "tiny": Preset(lambda: timm_experts(TINY, 10), 48, 2, 10, (96, 32), {96: 8, 32: 4}),
+    # Beside experts of 10 ms a width of 16, the default, is more than a tenth of a step at 32 px.
+    "tiny": Preset(lambda: timm_experts(TINY, 10), 48, 2, 10, (96, 32), {96: 8, 32: 4}, 8),
     "homogeneous": Preset(
         lambda: timm_experts(("resnet50",) * 5, 100), 48, 2, 100, (224,), {224: 8}
     ),
