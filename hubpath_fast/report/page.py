@@ -11,7 +11,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .files import png, write_whole
+from ..files import write_bytes
+from .png import png
 from .style import DPI
 from .tables import Table
 
@@ -48,10 +49,7 @@ def write_page(
     footer: str = "",
 ) -> Path:
     """Writes the page, whole or not at all; the folder is made. Returns its path."""
-    text = render_page(title, sections, subtitle, footer)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(path, text.encode())
+    return write_bytes(path, render_page(title, sections, subtitle, footer).encode())
 
 
 def render_page(

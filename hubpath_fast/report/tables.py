@@ -11,9 +11,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..files import write_bytes
 from .arrays import to_matrix, to_names
 from .curves import curves_table
-from .files import png, write_whole
+from .png import png
 
 
 @dataclass
@@ -154,8 +155,7 @@ def write_figure(
     if not name or Path(name).name != name:
         raise ValueError(f"name is {name!r}; give a file name without folder and ending")
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    paths = [write_whole(out_dir / f"{name}.png", png(figure))]
+    paths = [write_bytes(out_dir / f"{name}.png", png(figure))]
     if table is not None:
-        paths.append(write_whole(out_dir / f"{name}.csv", table.csv().encode()))
+        paths.append(write_bytes(out_dir / f"{name}.csv", table.csv().encode()))
     return paths

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hubpath_fast import report
+from hubpath_fast.files import write_bytes
 from hubpath_fast.report import Picture, Section, Table
-from hubpath_fast.report.files import write_whole
 
 NASTY = "<script>alert('&')</script> \"R&D\" {0}"
 VOID = {"meta", "img"}
@@ -217,7 +217,7 @@ def test_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(path, b"half")
+        write_bytes(path, b"half")
     assert path.read_text(encoding="utf-8") == before
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
