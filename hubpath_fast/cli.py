@@ -33,6 +33,10 @@ app.add_typer(data_app, name="data")
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 
+# Typer reads these annotations on Python 3.10 too, where it needs Optional spelt out.
+OptionalInt, OptionalFloat, OptionalStr = Optional[int], Optional[float], Optional[str]  # noqa: UP045
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for summary.json and report.html")] = Path(
@@ -41,16 +45,15 @@ def demo(
     seed: Annotated[int, typer.Option(help="of the split, the weights, the noise")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="a few epochs, under a minute")] = False,
     device: Device = "cpu",
+    single_lr: Annotated[
+        OptionalFloat, typer.Option(help="rate of the single experts; default as Hub-Pathway's")
+    ] = None,
 ) -> None:
     """The whole loop on handwritten digits: no download, no GPU, a few minutes."""
     with messages():
         from .recipes.demo import demo as run
 
-        run(out, seed, quick, device, console)
-
-
-# Typer reads these annotations on Python 3.10 too, where it needs Optional spelt out.
-OptionalInt, OptionalFloat, OptionalStr = Optional[int], Optional[float], Optional[str]  # noqa: UP045
+        run(out, seed, quick, device, single_lr, console)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,8 @@ class DemoSettings:
     epochs: passes of every method over the target's training digits. num_validation: of the 300
     target digits, how many are held out to choose the best single experts on. k: K.
     generator_stride: of the pooling before the generator. explore: lambda.
-    single, pathway: the rates of single experts and of Hub-Pathway. Each has its own best of the
-    same grid, body 5e-4 to 2e-3 and head 1e-3 to 6e-3, on validation digits of seeds 0, 1 and 2
-    (see the README): one rate for both would have favoured one of them.
+    rates: of every method, chosen for Hub-Pathway on validation digits of seeds 0, 1 and 2. single:
+    of single experts, if other than ``rates``; alone, they do better with larger ones (README).
     """
 
     pretraining: Pretraining = field(default_factory=Pretraining)
@@ -62,8 +61,8 @@ class DemoSettings:
     k: int = 2
     generator_stride: int = 2
     explore: float = 1.0
-    single: Rates = Rates(body=2e-3, head=2e-3)
-    pathway: Rates = Rates(body=5e-4, head=3e-3)
+    rates: Rates = Rates(body=5e-4, head=3e-3)
+    single: Rates | None = None
 
     def trainer_config(self, rates: Rates, num_samples: int, seed: int, device: str):
         """The trainer's settings; the number of steps is the same for every method."""
@@ -127,6 +126,7 @@ def demo(
     seed: int = 0,
     quick: bool = False,
     device: str = "cpu",
+    single_lr: float | None = None,
     console: Console | None = None,
     settings: DemoSettings | None = None,
     cache: Path | None = None,
@@ -138,6 +138,7 @@ def demo(
         seed: of the split, the weights, the noise and the order of batches.
         quick: a few epochs only, to see it work; the figures say little then.
         device: anything torch.device takes.
+        single_lr: peak rate of the single experts; default the rates of Hub-Pathway.
         settings: sizes and rates; default those of the demo, or of ``quick``.
         cache: where pre-trained experts are kept; default the user's cache folder.
 
@@ -150,6 +151,8 @@ def demo(
     began = time.perf_counter()
     console = console or Console()
     settings = settings or (QUICK if quick else DemoSettings())
+    if single_lr is not None:
+        settings = replace(settings, single=Rates(single_lr, single_lr))
     out_dir = _prepare(Path(out_dir))
     task = DigitsTask(seed, settings.num_validation)
     console.print(
@@ -196,10 +199,11 @@ class Bench:
     def singles(self, make: Callable) -> tuple[list[Row], list[float], Tensor]:
         """Every expert alone: rows, validation accuracies, probabilities [M, test images, C]."""
         seed_all(self.seed)
+        rates = self.settings.single or self.settings.rates
         rows, validation, probabilities = [], [], []
         for expert, name in zip(make(), expert_names(), strict=True):
             model = SingleModel(expert)
-            result = self._train(model, SingleObjective(), self.settings.single, f"single {name}")
+            result = self._train(model, SingleObjective(), rates, f"single {name}")
             correct = self._probabilities(model, self.task.validation).argmax(1)
             validation.append((correct == self.task.validation.targets).double().mean().item())
             probabilities.append(self._probabilities(model, self.task.test))
@@ -218,7 +222,7 @@ class Bench:
             generator_stride=settings.generator_stride,
         )
         objective = PathwayObjective(HubPathwayLoss(explore=settings.explore))
-        result = self._train(model, objective, settings.pathway, "Hub-Pathway", expert_names())
+        result = self._train(model, objective, settings.rates, "Hub-Pathway", expert_names())
         prediction = self._probabilities(model, self.task.test).argmax(1)
         weights = dense_weights(model, self.task.test, self.device)
         correct = prediction == self.task.test.targets
@@ -305,6 +309,8 @@ def summarise(result: Demo) -> dict[str, Any]:
             for row in result.rows
             if row.name.startswith("single: ")
         },
+        "rates": asdict(result.settings.rates),
+        "rates_single": asdict(result.settings.single or result.settings.rates),
         "networks": dict(zip(expert_names(), NETWORKS, strict=True)),
         "seconds": result.seconds,
         "pretrain_seconds": result.pretrain_seconds,
