@@ -57,7 +57,7 @@ class DemoSettings:
     pretraining: Pretraining = field(default_factory=Pretraining)
     epochs: int = 60
     batch_size: int = 48
-    num_validation: int = 60
+    num_validation: int = 100
     k: int = 2
     generator_stride: int = 2
     explore: float = 1.0
