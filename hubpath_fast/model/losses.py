@@ -33,8 +33,8 @@ class HubPathwayLoss(nn.Module):
         task_loss: a callable (prediction [n, C, ...], y [n, ...]) -> [n], the loss of each sample,
             used for the task and for each expert's own rows; default cross-entropy (averaged over
             the positions of a map).
-        explore: lambda, the weight of the exploration loss. The paper does not print its value; the
-            default was chosen on validation data of the embedded task.
+        explore: lambda, the weight of the exploration loss. The paper does not print its value;
+            0.5 is our choice (on validation data of the demo, 0.5 and 1 came out alike).
         label_smoothing: of the default cross-entropy, in [0, 1].
 
     When ``torch.distributed`` is initialised, pbar is the mean over all ranks' batches; the

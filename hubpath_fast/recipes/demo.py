@@ -81,7 +81,7 @@ class DemoSettings:
         )
 
 
-QUICK = DemoSettings(pretraining=Pretraining(epochs=10), epochs=20)
+QUICK = DemoSettings(pretraining=Pretraining(epochs=7), epochs=16)
 
 
 @dataclass
