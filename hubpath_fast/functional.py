@@ -253,14 +253,12 @@ def combine_with_exploit_loss(
     Arguments, results and errors are those of the two. The Triton kernels then read each row's
     output once and write its gradient once, where autograd would add up two.
     """
+    ops = _backend(backend, outputs)
+    if ops is _torch_ops:  # autograd adds up the two gradients
+        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, "torch")
+        return combine(outputs, routing, "torch"), loss
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
-    ops = _backend(backend, outputs)
-    if ops is _torch_ops:
-        loss = ops.exploit_loss(
-            outputs, routing.rows, target, routing.k, label_smoothing, ignore_index
-        )
-        return ops.combine(outputs, routing.weights, *_plan(routing)), loss
     return ops.combine_with_exploit_loss(
         outputs, routing.weights, *_plan(routing), target, label_smoothing, ignore_index
     )
@@ -280,16 +278,14 @@ def aggregate_with_exploit_loss(
 
     Arguments, results and errors are those of the two; see ``combine_with_exploit_loss``.
     """
+    ops = _backend(backend, outputs)
+    if ops is _torch_ops:  # as above; the loss sees the outputs before autocast
+        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, "torch")
+        return aggregate(outputs, routing, weight, bias, "torch"), loss
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
     cast, weight, bias = _autocast(outputs, weight, bias)
     check_matrix(weight, bias, cast, routing)
-    ops = _backend(backend, outputs)
-    if ops is _torch_ops:
-        loss = ops.exploit_loss(
-            outputs, routing.rows, target, routing.k, label_smoothing, ignore_index
-        )
-        return ops.aggregate(cast, routing.weights, *_plan(routing), weight, bias), loss
     return ops.aggregate_with_exploit_loss(
         cast,
         routing.weights,
