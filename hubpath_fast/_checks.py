@@ -34,6 +34,27 @@ def check_device(name: str, x: Tensor, routing: Routing) -> None:
         )
 
 
+def check_gather(x: Tensor, routing: Routing, scale: Tensor | None, shift: Tensor | None) -> None:
+    """What moves samples to rows takes: N samples as routed, and factors by expert and channel."""
+    if x.dim() < 1 or x.shape[0] != routing.num_samples:
+        raise ValueError(
+            f"x: expected {routing.num_samples} samples as routed, got shape {list(x.shape)}"
+        )
+    check_device("x", x, routing)
+    if not (x.is_floating_point() or x.dtype == torch.uint8):
+        raise ValueError(f"x: expected a float dtype or uint8, got {x.dtype}; convert it first")
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        if tensor is None:
+            continue
+        expected = [routing.num_experts, x.shape[1] if x.dim() > 1 else "channels"]
+        if list(tensor.shape) != expected or tensor.device != x.device:
+            raise ValueError(
+                f"{name}: expected [experts, channels] = {expected} on {x.device}, "
+                f"got {list(tensor.shape)} on {tensor.device}"
+            )
+        check_float(name, tensor)
+
+
 def check_outputs(outputs: Tensor, routing: Routing) -> None:
     num_rows = routing.num_samples * routing.k
     if outputs.dim() < 2 or outputs.shape[0] != num_rows:

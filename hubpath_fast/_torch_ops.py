@@ -87,6 +87,24 @@ def gather(
     return out.to(dtype)
 
 
+def gather_into(
+    out: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    offsets: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    last = out.dim() == 4 and not out.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    found = gather(x, rows, positions, offsets, scale, shift, out.dtype, layout)
+    expert = _expert_of_row(offsets, rows.numel())
+    begin = offsets.index_select(0, expert)
+    place = torch.arange(rows.numel(), device=x.device) - begin
+    out.index_copy_(0, place + expert * (len(out) // (offsets.numel() - 1)), found)
+
+
 def combine(
     outputs: Tensor,
     weights: Tensor,

@@ -2,6 +2,7 @@
 
     routing = noisy_topk(clean, noise, k, eps)      equations 1 and 3, and the plan to move rows
     rows    = gather(x, routing)                    [N, ...] -> [R, ...], in expert order
+    gather_into(out, x, routing)                    the same, to a fixed place for each expert
     concat  = combine(outputs, routing)             [R, C, ...] -> [N, M*C, ...], weighted
     y       = aggregate(outputs, routing, W, b)     F.linear(combine(outputs), W, b), in one go
     loss    = exploit_loss(outputs, routing, y)     equation 5
@@ -29,6 +30,7 @@ from . import _torch_ops
 from ._checks import (
     check_device,
     check_float,
+    check_gather,
     check_k,
     check_like,
     check_matrix,
@@ -120,23 +122,7 @@ def gather(
     Raises:
         ValueError: x and routing disagree on N, a wrong scale or shift, an unsupported dtype.
     """
-    if x.dim() < 1 or x.shape[0] != routing.num_samples:
-        raise ValueError(
-            f"x: expected {routing.num_samples} samples as routed, got shape {list(x.shape)}"
-        )
-    check_device("x", x, routing)
-    if not (x.is_floating_point() or x.dtype == torch.uint8):
-        raise ValueError(f"x: expected a float dtype or uint8, got {x.dtype}; convert it first")
-    for name, tensor in (("scale", scale), ("shift", shift)):
-        if tensor is None:
-            continue
-        expected = [routing.num_experts, x.shape[1] if x.dim() > 1 else "channels"]
-        if list(tensor.shape) != expected or tensor.device != x.device:
-            raise ValueError(
-                f"{name}: expected [experts, channels] = {expected} on {x.device}, "
-                f"got {list(tensor.shape)} on {tensor.device}"
-            )
-        check_float(name, tensor)
+    check_gather(x, routing, scale, shift)
     if dtype is None:
         affine = scale is not None or shift is not None
         dtype = torch.float32 if affine and not x.is_floating_point() else x.dtype
@@ -153,6 +139,49 @@ def gather(
     return ops.gather(
         x, routing.rows, routing.positions, routing.offsets, scale, shift, dtype, memory_format
     )
+
+
+def gather_into(
+    out: Tensor,
+    x: Tensor,
+    routing: Routing,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """``gather`` to fixed places: the j-th row of expert i goes to ``out[i * capacity + j]``.
+
+    So an expert's rows lie at an address that no other expert's count moves, which is known before
+    the counts are: a captured graph reads them there.
+
+    Args:
+        out: [M * capacity, ...] with capacity >= N, contiguous or channels last; its dtype and
+            layout are the rows'. Places beyond an expert's rows are left as they are.
+        x, routing, scale, shift, backend: as of ``gather``.
+
+    Not differentiable: gradients of x need ``gather``.
+
+    Raises:
+        ValueError: as ``gather``; an x that requires a gradient, a wrong shape or layout of out.
+    """
+    check_gather(x, routing, scale, shift)
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError("x: requires a gradient, which gather_into does not give; use gather")
+    m, n = routing.num_experts, routing.num_samples
+    check_device("out", out, routing)
+    if out.dim() != x.dim() or out.shape[1:] != x.shape[1:] or len(out) % m or len(out) < m * n:
+        raise ValueError(
+            f"out: expected [{m} * capacity, ...] rows of {list(x.shape[1:])} with a capacity of "
+            f"at least N={n}, got shape {list(out.shape)}"
+        )
+    if not out.is_floating_point() and out.dtype != x.dtype:
+        raise ValueError(f"out: expected a float dtype or x's own, {x.dtype}, got {out.dtype}")
+    if not out.is_contiguous(memory_format=_own_memory_format(out)):
+        raise ValueError(
+            f"out: expected a contiguous or channels-last tensor, got strides {out.stride()}"
+        )
+    ops = _backend(backend, x)
+    ops.gather_into(out, x, routing.rows, routing.positions, routing.offsets, scale, shift)
 
 
 def combine(outputs: Tensor, routing: Routing, backend: str | None = None) -> Tensor:

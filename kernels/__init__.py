@@ -7,7 +7,7 @@ from .aggregate import aggregate, prefer_grouped
 from .combine import combine
 from .exploit_loss import exploit_loss
 from .fused_loss import aggregate_with_exploit_loss, combine_with_exploit_loss
-from .gather import gather
+from .gather import gather, gather_into
 from .noisy_topk import noisy_topk
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "combine_with_exploit_loss",
     "exploit_loss",
     "gather",
+    "gather_into",
     "noisy_topk",
     "prefer_grouped",
 ]

@@ -5,11 +5,12 @@
 One launch: each sample is read once and written K times, in the result's dtype and memory layout.
 Backward sums over the K rows of a sample in a fixed order, without atomics.
 
-A sample is a number of planes, one behind the other in memory: its channels when each channel's
-elements lie together and there are many of them (scale is then one number a plane), else all of it
-at once. Changing the layout on the way takes a two-dimensional tile, turned over in shared memory;
-with the few channels of an image a tile's stores could not be 128 bits wide, so there the result is
-written in order and the loads are narrow, which L1 absorbs: K stores weigh more than one load.
+Changing the layout on the way takes a two-dimensional tile, turned over in shared memory; with the
+few channels of an image a tile's stores could not be 128 bits wide, so there the result is written
+in order and the loads are narrow, which L1 absorbs: K stores weigh more than one load.
+
+The rows can also be written to places that do not move with the other experts' counts:
+``gather_into`` gives each expert ``capacity`` rows of a given tensor, where a captured graph reads.
 
 Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C channels (dimension 1).
 Offsets are 64 bits wherever they can pass 2^31 elements.
@@ -17,7 +18,6 @@ Offsets are 64 bits wherever they can pass 2^31 elements.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -27,59 +27,29 @@ from torch import Tensor
 
 from ._common import CompileCase, cdiv, next_power_of_2, register
 from ._outputs import Launch
-
-TILE = 2048  # elements a program of 4 warps: 16 a thread, one 128-bit load of bytes
-PLANE = 128  # the least elements for which a plane of its own is worth it
-FEW_CHANNELS = 8
-
-
-@triton.jit
-def _expert_of(position, offsets_ptr, mask, M: tl.constexpr, BITS: tl.constexpr):
-    """The last expert whose rows begin at or before ``position``, found by bisection."""
-    expert = tl.zeros_like(position).to(tl.int32)
-    for bit in tl.static_range(BITS):
-        next_expert = expert + (1 << (BITS - 1 - bit))
-        inside = mask & (next_expert < M)
-        begin = tl.load(offsets_ptr + next_expert, inside, other=0)
-        expert = tl.where(inside & (begin <= position), next_expert, expert)
-    return expert
+from ._tiles import (
+    FEW_CHANNELS,
+    TILE,
+    channel_sizes,
+    compute_dtype,
+    empty,
+    expert_of,
+    format_of,
+    is_channels_last,
+    per_channel,
+    tile_of,
+    tile_walk,
+)
 
 
 @triton.jit
-def _per_channel(
-    ptr, expert, plane, channel, mask, C: tl.constexpr, BY_PLANE: tl.constexpr, FEW: tl.constexpr,
-):  # fmt: skip
-    """ptr[expert, channel], to be used with a tile [BLOCK_P, BLOCK_I]."""
-    base = ptr + expert.to(tl.int64)[:, None] * C
-    if BY_PLANE:
-        value = tl.load(base + plane[:, None], mask[:, None], other=0.0)
-    elif C <= FEW:
-        # Selecting among a few numbers is cheaper than a load for every element.
-        value = tl.load(base, mask[:, None], other=0.0)
-        for c in tl.static_range(1, C):
-            other = tl.load(base + c, mask[:, None], other=0.0)
-            value = tl.where(channel[None, :] == c, other, value)
-    else:
-        value = tl.load(base + channel[None, :], mask[:, None], other=0.0)
-    return value
-
-
-@triton.jit
-def _tile_of(
-    N, PLANES: tl.constexpr, INNER: tl.constexpr, SPATIAL: tl.constexpr, C: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
-    """What a program owns: sample and plane [BLOCK_P], element in the plane and its channel
-    [BLOCK_I], and the two masks."""
-    CHUNKS: tl.constexpr = (INNER + BLOCK_I - 1) // BLOCK_I
-    program = tl.program_id(0)
-    item = (program // CHUNKS).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    chunk = program % CHUNKS
-    if INNER >= 2**31 - BLOCK_I:
-        chunk = chunk.to(tl.int64)
-    inner = chunk * BLOCK_I + tl.arange(0, BLOCK_I)
-    sample = item // PLANES
-    return sample, item % PLANES, inner, (inner // SPATIAL) % C, sample < N, inner < INNER
+def _target_row(position, expert, offsets_ptr, mask, CAPACITY: tl.constexpr):
+    """Where row ``position`` is written: there, or in its expert's part of CAPACITY rows."""
+    row = position.to(tl.int64)
+    if CAPACITY is not None:
+        begin = tl.load(offsets_ptr + expert, mask, other=0)
+        row = expert.to(tl.int64) * CAPACITY + (row - begin)
+    return row
 
 
 @triton.jit
@@ -91,12 +61,12 @@ def _gather_kernel(
     scale_ptr,  # [M, C] or None
     shift_ptr,  # [M, C] or None
     # outputs
-    out_ptr,  # [R, PLANES, INNER]
+    out_ptr,  # [R, PLANES, INNER]; [M * CAPACITY, PLANES, INNER]
     # sizes
     N,
     PLANES: tl.constexpr, INNER: tl.constexpr, SPATIAL: tl.constexpr, C: tl.constexpr,
     M: tl.constexpr, K: tl.constexpr, BY_PLANE: tl.constexpr, TURN: tl.constexpr,
-    DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr, CAPACITY: tl.constexpr,
     # tunables
     BITS: tl.constexpr, FEW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +74,7 @@ def _gather_kernel(
 
     TURN: x is contiguous and the result channels last, as one plane of SPATIAL * C elements.
     """
-    sample, plane, inner, channel, mask_p, mask_i = _tile_of(
+    sample, plane, inner, channel, mask_p, mask_i = tile_of(
         N, PLANES, INNER, SPATIAL, C, BLOCK_P, BLOCK_I
     )
     mask = mask_p[:, None] & mask_i[None, :]
@@ -117,15 +87,17 @@ def _gather_kernel(
     for j in range(K):
         following = tl.load(positions_ptr + sample * K + j + 1, mask_p & (j + 1 < K), other=0)
         value = x
-        if scale_ptr is not None or shift_ptr is not None:
-            expert = _expert_of(position, offsets_ptr, mask_p, M, BITS)
+        expert = position
+        if scale_ptr is not None or shift_ptr is not None or CAPACITY is not None:
+            expert = expert_of(position, offsets_ptr, mask_p, M, BITS)
         if scale_ptr is not None:
-            scale = _per_channel(scale_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
+            scale = per_channel(scale_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
             value = value * scale.to(DTYPE)
         if shift_ptr is not None:
-            shift = _per_channel(shift_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
+            shift = per_channel(shift_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
             value = value + shift.to(DTYPE)
-        target = (position.to(tl.int64) * PLANES + plane)[:, None] * INNER + inner[None, :]
+        row = _target_row(position, expert, offsets_ptr, mask_p, CAPACITY)
+        target = (row * PLANES + plane)[:, None] * INNER + inner[None, :]
         tl.store(out_ptr + target, value.to(out_ptr.dtype.element_ty), mask)
         position = following
 
@@ -139,11 +111,11 @@ def _gather_turned_kernel(
     scale_ptr,  # [M, C] or None
     shift_ptr,  # [M, C] or None
     # outputs
-    out_ptr,  # [R, C, SPATIAL], addressed by OUT_C and OUT_S
+    out_ptr,  # [R, C, SPATIAL], or [M * CAPACITY, ...], addressed by OUT_C and OUT_S
     # sizes
     SPATIAL: tl.constexpr, C: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
     X_C: tl.constexpr, X_S: tl.constexpr, OUT_C: tl.constexpr, OUT_S: tl.constexpr,
-    DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr, CAPACITY: tl.constexpr,
     # tunables
     BITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -163,15 +135,16 @@ def _gather_turned_kernel(
     for j in range(K):
         position = tl.load(positions_ptr + sample * K + j)
         value = x
-        if scale_ptr is not None or shift_ptr is not None:
-            expert = _expert_of(position, offsets_ptr, position >= 0, M, BITS).to(tl.int64)
+        expert = position
+        if scale_ptr is not None or shift_ptr is not None or CAPACITY is not None:
+            expert = expert_of(position, offsets_ptr, position >= 0, M, BITS).to(tl.int64)
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + expert * C + offs_c, offs_c < C, other=0.0)
             value = value * scale.to(DTYPE)[:, None]
         if shift_ptr is not None:
             shift = tl.load(shift_ptr + expert * C + offs_c, offs_c < C, other=0.0)
             value = value + shift.to(DTYPE)[:, None]
-        base = position.to(tl.int64) * (C * SPATIAL)
+        base = _target_row(position, expert, offsets_ptr, position >= 0, CAPACITY) * (C * SPATIAL)
         target = base + offs_c[:, None] * OUT_C + offs_s[None, :] * OUT_S
         tl.store(out_ptr + target, value.to(out_ptr.dtype.element_ty), mask)
 
@@ -193,7 +166,7 @@ def _gather_backward_kernel(
     BITS: tl.constexpr, FEW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Grid as _gather_kernel. A program owns a tile of x's gradient and sums its K rows."""
-    sample, plane, inner, channel, mask_p, mask_i = _tile_of(
+    sample, plane, inner, channel, mask_p, mask_i = tile_of(
         N, PLANES, INNER, SPATIAL, C, BLOCK_P, BLOCK_I
     )
     mask = mask_p[:, None] & mask_i[None, :]
@@ -204,8 +177,8 @@ def _gather_backward_kernel(
         source = (position.to(tl.int64) * PLANES + plane)[:, None] * INNER + inner[None, :]
         grad = tl.load(grad_ptr + source, mask, other=0.0).to(DTYPE)
         if scale_ptr is not None:
-            expert = _expert_of(position, offsets_ptr, mask_p, M, BITS)
-            scale = _per_channel(scale_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
+            expert = expert_of(position, offsets_ptr, mask_p, M, BITS)
+            scale = per_channel(scale_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
             grad = grad * scale.to(DTYPE)
         total += grad
         position = following
@@ -213,63 +186,14 @@ def _gather_backward_kernel(
     tl.store(grad_x_ptr + target, total.to(grad_x_ptr.dtype.element_ty), mask)
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return last and not x.is_contiguous()
-
-
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _empty(like: Tensor, samples: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    shape, layout = (samples, *like.shape[1:]), _format(channels_last)
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
-
-
-def _sizes(shape: torch.Size) -> tuple[int, int]:
-    """(C, SPATIAL) of [N, C, ...]."""
-    return (shape[1] if len(shape) > 1 else 1), math.prod(shape[2:])
-
-
-def _compute_dtype(*dtypes: torch.dtype) -> tl.dtype:
-    return tl.float64 if torch.float64 in dtypes else tl.float32
-
-
-def _flat(x: Tensor, positions: Tensor, offsets: Tensor, affine: bool, channels_last: bool):
-    """Programs and arguments of a tile walk over x in one layout."""
-    channels, spatial = _sizes(x.shape)
-    elements = channels * spatial
-    # Planes of odd sizes would only break the alignment that whole samples may have.
-    by_plane = affine and not channels_last and spatial >= PLANE
-    by_plane = by_plane and (spatial % 16 == 0 or elements % 16 != 0)
-    planes, inner = (channels, spatial) if by_plane else (1, elements)
-    block_i = min(TILE, next_power_of_2(inner))
-    block_p = max(1, min(TILE // block_i, next_power_of_2(x.shape[0] * planes)))
-    experts = offsets.numel() - 1
-    return cdiv(x.shape[0] * planes, block_p) * cdiv(inner, block_i), {
-        "N": x.shape[0],
-        "PLANES": planes,
-        "INNER": inner,
-        "SPATIAL": 1 if channels_last else spatial,
-        "C": channels,
-        "M": experts,
-        "K": positions.shape[1],
-        "BY_PLANE": by_plane,
-        "BITS": (experts - 1).bit_length(),
-        "FEW": FEW_CHANNELS,
-        "BLOCK_P": block_p,
-        "BLOCK_I": block_i,
-    }
-
-
-def _gather_launch(x, positions, offsets, scale, shift, dtype, channels_last) -> Launch:
+def _gather_launch(x, positions, offsets, scale, shift, out, capacity=None) -> Launch:
+    channels_last, dtype = is_channels_last(out), out.dtype
     last = channels_last
-    if not x.is_contiguous(memory_format=_format(last)):
-        if _is_channels_last(x) or (last and x.is_contiguous()):
+    if not x.is_contiguous(memory_format=format_of(last)):
+        if is_channels_last(x) or (last and x.is_contiguous()):
             last = not last  # turned over on the way
         else:
-            x = x.contiguous(memory_format=_format(last))
+            x = x.contiguous(memory_format=format_of(last))
     affine = scale is not None or shift is not None
     tensors = {
         "x_ptr": x,
@@ -277,13 +201,14 @@ def _gather_launch(x, positions, offsets, scale, shift, dtype, channels_last) ->
         "offsets_ptr": offsets,
         "scale_ptr": None if scale is None else scale.contiguous(),
         "shift_ptr": None if shift is None else shift.contiguous(),
-        "out_ptr": _empty(x, positions.numel(), dtype, channels_last),
-        "DTYPE": _compute_dtype(x.dtype, dtype) if affine or dtype != x.dtype else None,
+        "out_ptr": out,
+        "DTYPE": compute_dtype(x.dtype, dtype) if affine or dtype != x.dtype else None,
+        "CAPACITY": capacity,
     }
-    channels, spatial = _sizes(x.shape)
+    channels, spatial = channel_sizes(x.shape)
     few = channels_last and channels < FEW_CHANNELS
     if last == channels_last or few:
-        programs, sizes = _flat(x, positions, offsets, affine, channels_last)
+        programs, sizes = tile_walk(x, positions, offsets, affine, channels_last)
         turn = last != channels_last
         return Launch(_gather_kernel, programs, **tensors, **sizes, TURN=turn)
     block_c = min(64, next_power_of_2(channels))
@@ -300,36 +225,54 @@ def _gather_launch(x, positions, offsets, scale, shift, dtype, channels_last) ->
 
 
 def _backward_launch(grad, positions, offsets, scale, dtype) -> Launch:
-    last = _is_channels_last(grad)
-    grad = grad.contiguous(memory_format=_format(last))
-    out = _empty(grad, positions.shape[0], dtype, last)
-    programs, sizes = _flat(out, positions, offsets, scale is not None, last)
+    last = is_channels_last(grad)
+    grad = grad.contiguous(memory_format=format_of(last))
+    out = empty(grad, positions.shape[0], dtype, last)
+    programs, sizes = tile_walk(out, positions, offsets, scale is not None, last)
     return Launch(
         _gather_backward_kernel, programs, grad_ptr=grad, positions_ptr=positions,
         offsets_ptr=offsets, scale_ptr=None if scale is None else scale.contiguous(),
-        grad_x_ptr=out, DTYPE=_compute_dtype(grad.dtype, dtype), **sizes,
+        grad_x_ptr=out, DTYPE=compute_dtype(grad.dtype, dtype), **sizes,
     )  # fmt: skip
 
 
-def _run(launch: Launch, result: str) -> Tensor:
+def _run_gather(x, positions, offsets, scale, shift, dtype, channels_last) -> Tensor:
+    out = empty(x, positions.numel(), dtype, channels_last)
+    _gather_launch(x, positions, offsets, scale, shift, out)()
+    return out
+
+
+def _run_gather_into(out, x, positions, offsets, scale, shift) -> None:
+    capacity = out.shape[0] // (offsets.numel() - 1)
+    _gather_launch(x, positions, offsets, scale, shift, out, capacity)()
+
+
+def _run_backward(*arguments) -> Tensor:
+    launch = _backward_launch(*arguments)
     launch()
-    return launch.values[result]
+    return launch.values["grad_x_ptr"]
 
 
 _forward = register(
     "gather(Tensor x, Tensor positions, Tensor offsets, Tensor? scale, Tensor? shift,"
     " ScalarType dtype, bool channels_last) -> Tensor",
-    lambda *args: _run(_gather_launch(*args), "out_ptr"),
-    lambda x, positions, offsets, scale, shift, dtype, channels_last: _empty(
+    _run_gather,
+    lambda x, positions, offsets, scale, shift, dtype, channels_last: empty(
         x, positions.numel(), dtype, channels_last
     ),
+)
+_into = register(
+    "gather_into(Tensor(a!) out, Tensor x, Tensor positions, Tensor offsets, Tensor? scale,"
+    " Tensor? shift) -> ()",
+    _run_gather_into,
+    lambda *arguments: None,
 )
 _backward = register(
     "gather_backward(Tensor grad, Tensor positions, Tensor offsets, Tensor? scale,"
     " ScalarType dtype) -> Tensor",
-    lambda *args: _run(_backward_launch(*args), "grad_x_ptr"),
-    lambda grad, positions, offsets, scale, dtype: _empty(
-        grad, positions.shape[0], dtype, _is_channels_last(grad)
+    _run_backward,
+    lambda grad, positions, offsets, scale, dtype: empty(
+        grad, positions.shape[0], dtype, is_channels_last(grad)
     ),
 )
 
@@ -368,11 +311,29 @@ def gather(
     return _Gather.apply(x, positions, offsets, scale, shift, dtype, channels_last)
 
 
+def gather_into(
+    out: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    offsets: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    """``gather`` into out [M * capacity, ...]: the j-th row of expert i at ``i * capacity + j``.
+
+    out: contiguous or channels last, at least as many rows an expert as it is given; the others are
+    left as they are. Its dtype and layout say what ``gather`` is told. Not differentiable.
+    """
+    _into(out, x, positions, offsets, scale, shift)
+
+
 def compile_cases() -> list[CompileCase]:
     """Every kernel of this file on images, rows of features and maps of features."""
     narrow = "loads are narrow by design: the result is written in order"
     bf16, fp16, fp32, uint8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
     cases = []
+    pointers = {uint8: "*u8", bf16: "*bf16", fp32: "*fp32"}
     for shape, dtype, out_dtype, x_last, last, affine in [
         ((48, 3, 224, 224), fp32, fp32, False, False, False),
         ((48, 3, 224, 224), uint8, bf16, False, False, True),
@@ -383,7 +344,7 @@ def compile_cases() -> list[CompileCase]:
         ((48, 64, 56, 56), bf16, bf16, True, False, False),
         ((4096, 1000), fp32, bf16, False, False, True),
     ]:
-        x = _empty(torch.empty(shape, device="meta"), shape[0], dtype, x_last)
+        x = empty(torch.empty(shape, device="meta"), shape[0], dtype, x_last)
         positions = torch.empty((shape[0], 2), dtype=torch.int32, device="meta")
         offsets = torch.empty((6,), dtype=torch.int32, device="meta")
         scale = torch.empty((5, shape[1]), device="meta") if affine else None
@@ -391,13 +352,16 @@ def compile_cases() -> list[CompileCase]:
         name = f"{list(shape)} {dtype} to {out_dtype}".replace("torch.", "")
         name += f"{' turned' if x_last != last else ''}{' affine' if affine else ''}"
         name += f"{' channels_last' if last else ''}"
-        launch = _gather_launch(x, positions, offsets, scale, scale, out_dtype, last)
-        launch.values["x_ptr"] = torch.empty(0, device="meta")  # Launch knows no type for bytes
-        case = launch.compile_case(f"gather {name}", not turned, narrow if turned else "")
-        pointer = {uint8: "*u8", bf16: "*bf16", fp32: "*fp32"}[dtype]
-        cases.append(replace(case, signature={**case.signature, "x_ptr": pointer}))
+        for place, rows, capacity in (("", 2 * shape[0], None), (" into", 5 * shape[0], shape[0])):
+            out = empty(x, rows, out_dtype, last)
+            launch = _gather_launch(x, positions, offsets, scale, scale, out, capacity)
+            launch.values["x_ptr"] = torch.empty(0, device="meta")  # Launch knows no type for bytes
+            note = narrow if turned else ""
+            case = launch.compile_case(f"gather{place} {name}", not turned, note)
+            signature = {**case.signature, "x_ptr": pointers[dtype]}
+            cases.append(replace(case, signature=signature))
         if dtype.is_floating_point:
-            grad = _empty(x, positions.numel(), out_dtype, last)
+            grad = empty(x, positions.numel(), out_dtype, last)
             launch = _backward_launch(grad, positions, offsets, scale, dtype)
             cases.append(launch.compile_case(f"gather backward {name}", True))
     return cases

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hubpath_fast.kernels import gather
+from hubpath_fast.kernels import gather, gather_into
 
 from hubpath_fast import reference
 
@@ -53,9 +53,12 @@ def expected_rows(x, routing, k, scale=None, shift=None):
     return rows
 
 
+def tables(routing):
+    return routing.rows, routing.positions, routing.offsets
+
+
 def run(x, routing, scale=None, shift=None, dtype=None, layout=CONTIGUOUS):
-    plan = routing.rows, routing.positions, routing.offsets
-    return gather(x, *plan, scale, shift, dtype or x.dtype, layout)
+    return gather(x, *tables(routing), scale, shift, dtype or x.dtype, layout)
 
 
 @pytest.mark.parametrize("skew", [False, True], ids=["balanced", "an-expert-with-none"])
@@ -105,6 +108,51 @@ def test_layouts_change_in_the_same_launch(shape, layouts, launches, device):
     a, b = (torch.autograd.grad(y, x, grad)[0] for y in (got, expected))
     torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
     assert len(launches) == 4
+
+
+def expected_places(out, rows, routing):
+    """``out`` with each expert's rows at the start of its part."""
+    out, capacity = out.clone(), len(out) // (routing.offsets.numel() - 1)
+    bounds = routing.offsets.tolist()
+    for expert, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        out[expert * capacity : expert * capacity + end - begin] = rows[begin:end].to(out.dtype)
+    return out
+
+
+@pytest.mark.parametrize("skew", [False, True], ids=["balanced", "an-expert-with-none"])
+@pytest.mark.parametrize("affine", [False, True], ids=["copy", "affine"])
+@pytest.mark.parametrize(("shape", "m", "k"), SHAPES)
+def test_fixed_places_take_the_same_rows_and_nothing_else_changes(
+    shape, m, k, affine, skew, launches, device
+):
+    routing = plan(shape[0], m, k, device, skew)
+    x = values(shape, torch.float32, device)
+    affine = affine and len(shape) > 1
+    scale, shift = (
+        values((m, shape[1]), torch.float32, device, seed=s) if affine else None for s in (2, 3)
+    )
+    rows = run(x, routing, scale, shift)
+    for capacity in (shape[0], shape[0] + 3):
+        out = torch.full((m * capacity, *shape[1:]), 7.0, device=device)
+        expected = expected_places(out, rows, routing)
+        gather_into(out, x, *tables(routing), scale, shift)
+        assert torch.equal(out, expected)
+    assert launches == ["_gather_kernel"] * 3
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=lambda pair: f"{pair[0]}-to-{pair[1]}"[6:])
+@pytest.mark.parametrize("shape", IMAGES)
+def test_fixed_places_in_each_layout(shape, layouts, device):
+    routing = plan(shape[0], 5, 2, device)
+    scale, shift = (values((5, shape[1]), torch.float32, device, seed=s) for s in (2, 3))
+    for dtype in (torch.uint8, torch.float32):
+        x = values(shape, dtype, device, layouts[0])
+        out = torch.full((5 * (shape[0] + 1), *shape[1:]), 7.0, device=device)
+        out = out.contiguous(memory_format=layouts[1])
+        rows = run(x, routing, scale, shift, torch.float32, layouts[1])
+        expected = expected_places(out, rows, routing)
+        gather_into(out, x, *tables(routing), scale, shift)
+        assert torch.equal(out, expected)
 
 
 def test_any_strides_are_right(device):
@@ -238,3 +286,5 @@ def test_opcheck(device):
         grad = ops.gather(*args)
         args = (grad, *tables, parts[0], torch.float32)
         torch.library.opcheck(ops.gather_backward.default, args)
+    out = torch.zeros(12, 3, 2, 2, device=device)
+    torch.library.opcheck(ops.gather_into.default, (out, x, *tables, scale, None))

@@ -240,6 +240,21 @@ def test_gather_scales_each_row_for_its_expert(dtype, memory_format):
             )
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_gather_into_gives_each_expert_a_place_of_its_own(dtype, memory_format):
+    routing = routed()
+    x = torch.arange(6 * 3 * 4).reshape(6, 3, 2, 2).to(dtype)
+    scale, shift = torch.rand(4, 3), torch.rand(4, 3)
+    rows = HF.gather(x, routing, scale, shift, memory_format=memory_format)
+    out = torch.full((4 * 8, 3, 2, 2), -1.0).contiguous(memory_format=memory_format)
+    assert HF.gather_into(out, x, routing, scale, shift) is None
+    for expert, own in enumerate(rows.split(routing.counts())):
+        part = out[expert * 8 : (expert + 1) * 8]
+        assert torch.equal(part[: len(own)], own)
+        assert (part[len(own) :] == -1).all()
+
+
 def test_gather_keeps_dtype_and_layout_and_sums_gradients():
     clean, noise, eps = scores(6, 4)
     routing = HF.noisy_topk(clean, noise, 3, eps)
@@ -327,6 +342,26 @@ BAD_CALLS = {
     "eps of another shape": (lambda: HF.noisy_topk(GOOD, GOOD, 1, GOOD[:2]), r"eps: .*\[2, 4\]"),
     "eps a word": (lambda: HF.noisy_topk(GOOD, GOOD, 1, "yes"), "eps: .*'yes'"),
     "unknown backend": (lambda: HF.noisy_topk(GOOD, GOOD, 1, backend="cuda"), "backend: .*'cuda'"),
+    "places for fewer": (
+        lambda: HF.gather_into(torch.zeros(20, 3), torch.zeros(6, 3), routed()),
+        r"out: expected \[4 \* capacity, .* at least N=6, got shape \[20, 3\]",
+    ),
+    "places of another shape": (
+        lambda: HF.gather_into(torch.zeros(24, 4), torch.zeros(6, 3), routed()),
+        r"rows of \[3\]",
+    ),
+    "places with gaps": (
+        lambda: HF.gather_into(torch.zeros(24, 6)[:, ::2], torch.zeros(6, 3), routed()),
+        r"out: expected a contiguous .* strides \(6, 2\)",
+    ),
+    "places of another dtype": (
+        lambda: HF.gather_into(torch.zeros(24, 3).int(), torch.zeros(6, 3), routed()),
+        "int32",
+    ),
+    "places and a gradient": (
+        lambda: HF.gather_into(torch.zeros(24, 3), torch.zeros(6, 3).requires_grad_(), routed()),
+        "x: requires a gradient",
+    ),
     "another batch": (lambda: HF.gather(torch.zeros(5, 3), routed()), "x: expected 6 samples"),
     "integer images": (lambda: HF.gather(torch.zeros(6, 3).int(), routed()), "x: .*int32"),
     "scale of another width": (
