@@ -127,7 +127,7 @@ def gather(
         affine = scale is not None or shift is not None
         dtype = torch.float32 if affine and not x.is_floating_point() else x.dtype
     if memory_format is None:
-        memory_format = _own_memory_format(x)
+        memory_format = own_memory_format(x)
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(
             f"memory_format: expected torch.contiguous_format or torch.channels_last, "
@@ -176,7 +176,7 @@ def gather_into(
         )
     if not out.is_floating_point() and out.dtype != x.dtype:
         raise ValueError(f"out: expected a float dtype or x's own, {x.dtype}, got {out.dtype}")
-    if not out.is_contiguous(memory_format=_own_memory_format(out)):
+    if not out.is_contiguous(memory_format=own_memory_format(out)):
         raise ValueError(
             f"out: expected a contiguous or channels-last tensor, got strides {out.stride()}"
         )
@@ -385,7 +385,8 @@ def _plan(routing: Routing) -> tuple[Tensor, ...]:
     return routing.experts, routing.rows, routing.positions, routing.offsets
 
 
-def _own_memory_format(x: Tensor) -> torch.memory_format:
+def own_memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last for images [N, C, H, W] that lie so in memory, else contiguous_format."""
     channels_last = (
         x.dim() == 4
         and not x.is_contiguous()

@@ -15,7 +15,15 @@ from .._onednn import enlarge_primitive_cache
 from ..routing import Routing
 from . import surgery
 from .aggregator import LinearAggregator
-from .executors import EXECUTORS, Executor, ExecutorReport, choose, make_executor, make_report
+from .executors import (
+    EXECUTORS,
+    Executor,
+    ExecutorReport,
+    RowSource,
+    choose,
+    make_executor,
+    make_report,
+)
 from .generator import check_scores
 
 
@@ -150,9 +158,8 @@ class HubPathway(nn.Module):
             label_smoothing: of that loss.
         """
         routing = self.route(x, eps) if routing is None else routing
-        rows = self._rows(x, routing)
-        executor = self._executor(rows.device)
-        outputs = executor(self.experts, rows, routing, self.min_group)
+        source = self._row_source(x, routing)
+        outputs = self._executor(x.device)(self.experts, source, self.min_group)
         if not self.training:
             return self._aggregate(outputs, routing)
         if target is None:
@@ -231,29 +238,27 @@ class HubPathway(nn.Module):
             self._running = make_executor(name)
         return self._running
 
-    def _rows(self, x: Tensor, routing: Routing) -> Tensor:
+    def _row_source(self, x: Tensor, routing: Routing) -> RowSource:
         layout = self._rows_format(x)
         if self.input_mean is None:
-            return HF.gather(x, routing, memory_format=layout)
+            return RowSource(x, routing, None, None, x.dtype, layout)
         full_scale = 1 if x.is_floating_point() else 255
         scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
         dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
-        return HF.gather(x, routing, scale, shift, dtype, layout)
+        return RowSource(x, routing, scale, shift, dtype, layout)
 
-    def _rows_format(self, x: Tensor) -> torch.memory_format | None:
-        """channels_last where the experts' convolutions are, else x's own (None).
+    def _rows_format(self, x: Tensor) -> torch.memory_format:
+        """channels_last where the experts' convolutions are, else x's own.
 
         The gather writes the rows anew in any case; in the experts' layout they need no copy.
         """
-        if x.dim() != 4:
-            return None
         # A 1 x 1 kernel is in both layouts at once, and says nothing.
         kernels = (p for p in self.experts.parameters() if p.dim() == 4 and p.shape[-1] > 1)
-        first = next(kernels, None)
-        if first is None or first.is_contiguous():
-            return None
-        layout = torch.channels_last
-        return layout if first.is_contiguous(memory_format=layout) else None
+        first = next(kernels, None) if x.dim() == 4 else None
+        last = torch.channels_last
+        if first is None or first.is_contiguous() or not first.is_contiguous(memory_format=last):
+            return HF.own_memory_format(x)
+        return last
 
     def add_expert(self, module: nn.Module, mean=None, std=None, score: float = 0.0) -> None:
         """Appends an expert, in place, with all that was learned kept: ``surgery.add_expert``."""

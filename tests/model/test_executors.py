@@ -128,9 +128,9 @@ def test_copies_start_with_nothing_counted():
 
 def test_groups_are_spread_over_streams_largest_first():
     groups = [Group(0, 0, 5), Group(1, 5, 20), Group(2, 25, 9), Group(3, 34, 8)]
-    lanes = assign(groups, 2)
-    assert [[g.index for g in lane] for lane in lanes] == [[1], [2, 3, 0]]
-    assert assign(groups[:1], 4) == [groups[:1]]
+    assert assign(groups, 2) == [1, 0, 1, 1]
+    assert assign(groups[:1], 4) == [0]
+    assert assign(groups, 8) == [3, 0, 1, 2]
 
 
 class Faulty(nn.Module):
@@ -163,6 +163,16 @@ def test_an_expert_that_raises_is_named_and_leaves_the_model_usable():
     with pytest.raises(RuntimeError, match="out of luck"):
         model(x)
     assert all(m.training for m in model.modules())
+
+
+def test_experts_may_write_to_their_input():
+    model, twin = build(), build()
+    for each, in_place in ((model, True), (twin, False)):
+        for i, expert in enumerate(each.experts):
+            each.experts[i] = nn.Sequential(nn.Hardtanh(0.2, 0.8, in_place), expert)
+    expected = train(twin, 2)
+    for name, value in train(model, 2).items():
+        assert torch.equal(value, expected[name]), name
 
 
 def saved_bytes(model):

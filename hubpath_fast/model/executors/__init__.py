@@ -13,13 +13,22 @@ import torch
 from .base import Executor
 from .graphs import GraphsExecutor
 from .report import ExecutorReport
+from .rows import RowSource
 from .sequential import SequentialExecutor
 from .streams import StreamsExecutor
 
 EXECUTORS = ("auto", "sequential", "streams", "graphs")
 _CLASSES = {kind.name: kind for kind in (SequentialExecutor, StreamsExecutor, GraphsExecutor)}
 
-__all__ = ["EXECUTORS", "Executor", "ExecutorReport", "choose", "make_executor", "make_report"]
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "ExecutorReport",
+    "RowSource",
+    "choose",
+    "make_executor",
+    "make_report",
+]
 
 
 def choose(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:

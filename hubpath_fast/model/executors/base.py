@@ -1,4 +1,4 @@
-"""What an executor is: it takes gathered rows [R, ...] and gives the experts' outputs [R, C, ...].
+"""What an executor is: it takes a batch and its routing and gives the experts' outputs [R, C, ...].
 
 Every expert is called once, on its own rows only. One without rows is not called: its parameters
 get no gradient and its buffers do not move. What is run for frozen parts keeps nothing for the
@@ -12,29 +12,26 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ...routing import Routing
 from .report import Counters
+from .rows import RowSource
 
 
 class Executor(ABC):
-    """``executor(experts, rows, routing, min_group)``. A copy of one starts with nothing."""
+    """``executor(experts, source, min_group)``. A copy of one starts with nothing."""
 
     name: str
 
     def __init__(self):
         self.counters = Counters()
 
-    def __call__(
-        self, experts: Sequence[nn.Module], rows: Tensor, routing: Routing, min_group: int
-    ) -> Tensor:
-        self.counters.host_reads += getattr(routing, "_counts", None) is None  # kept once read
+    def __call__(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
+        kept = getattr(source.routing, "_counts", None) is not None  # once read
+        self.counters.host_reads += not kept
         self.counters.steps += 1
-        return self.run(experts, rows, routing, min_group)
+        return self.run(experts, source, min_group)
 
     @abstractmethod
-    def run(
-        self, experts: Sequence[nn.Module], rows: Tensor, routing: Routing, min_group: int
-    ) -> Tensor:
+    def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         """Outputs [R, C, ...] in row order. ``routing.counts()`` is the only host read allowed."""
 
     def __reduce__(self):

@@ -4,84 +4,24 @@ Traps that the code below is about:
 
 - Warming up and capturing run the expert: BatchNorm's buffers and the random state are put back.
 - The gradients that a captured backward leaves lie in buffers that the next replay overwrites, and
-  autograd may take a gradient it is given as it is: they are cloned.
-- All sizes of an expert share one memory pool, and with it the memory of their activations. A
-  second forward before the backward of the first would overwrite them: ``Pool.busy`` says when the
-  caller must run eagerly, and a backward that comes too late raises.
+  autograd may take a gradient it is given as it is: they are copied.
+- All sizes of an expert share one memory pool, and with it the memory of their activations; they
+  share their input and their gradients, too. A second forward before the backward of the first
+  would overwrite all that: ``Pool.busy`` says when the caller must run eagerly, and a backward that
+  comes too late raises.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-
-class Backend(Protocol):
-    """What captures: ``CudaBackend``, or a stand-in that tests run without a GPU."""
-
-    def new_pool(self) -> object: ...
-
-    def warm_up(self, function: Callable[[], object]) -> None: ...
-
-    def capture(self, function: Callable[[], list], pool: object) -> Callable[[], None]:
-        """Records ``function`` and returns its replay, which leaves the results in the tensors that
-        the function returned."""
-
-    def memory(self) -> int:
-        """Bytes held on the device, by which a capture's cost is told."""
-
-    def budget(self) -> int:
-        """Bytes that graphs may hold together."""
-
-    def random_state(self) -> Tensor: ...
-
-    def set_random_state(self, state: Tensor) -> None: ...
-
-
-class CudaBackend:
-    WARM_UPS = 3  # libraries choose algorithms and allocate workspaces in their first runs
-    SHARE = 0.3  # of the device's memory
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._stream = torch.cuda.Stream(device)
-
-    def new_pool(self) -> object:
-        return torch.cuda.graph_pool_handle()
-
-    def warm_up(self, function: Callable[[], object]) -> None:
-        current = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for _ in range(self.WARM_UPS):
-                function()
-        current.wait_stream(self._stream)
-
-    def capture(self, function: Callable[[], list], pool: object) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (one that pins batches) may call CUDA meanwhile without spoiling this.
-        with torch.cuda.graph(
-            graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            function()
-        return graph.replay
-
-    def memory(self) -> int:
-        return torch.cuda.memory_reserved(self.device)
-
-    def budget(self) -> int:
-        return int(self.SHARE * torch.cuda.get_device_properties(self.device).total_memory)
-
-    def random_state(self) -> Tensor:
-        return torch.cuda.get_rng_state(self.device)
-
-    def set_random_state(self, state: Tensor) -> None:
-        torch.cuda.set_rng_state(state, self.device)
+from .backend import Backend
 
 
 class _Pending:
@@ -89,10 +29,12 @@ class _Pending:
 
 
 class Pool:
-    """The memory that all graphs of one expert share, and whose activations are in it."""
+    """What all graphs of one expert share: the memory of their activations, and the gradients."""
 
     def __init__(self, handle: object):
         self.handle = handle
+        self.memory = 0  # bytes
+        self.gradients: Gradients | None = None
         self.generation = 0
         self._pending: weakref.ref | None = None
 
@@ -108,31 +50,67 @@ class Pool:
         return pending
 
 
+class Gradients:
+    """Where captured backwards leave an expert's gradients: one buffer for each dtype.
+
+    So that handing them out is one copy, not one for each of hundreds of parameters.
+    """
+
+    ALIGN = 64  # elements: vectorised optimizers want their gradients aligned
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        ends: dict[torch.dtype, int] = {}
+        self._parts = []
+        for parameter in parameters:
+            dtype, begin = parameter.dtype, ends.get(parameter.dtype, 0)
+            dense = torch.empty_like(parameter, device="meta")  # strides without gaps
+            self._parts.append((dtype, dense.shape, dense.stride(), begin))
+            ends[dtype] = begin + math.ceil(dense.numel() / self.ALIGN) * self.ALIGN
+        device = parameters[0].device
+        self._buffers = {d: torch.zeros(end, dtype=d, device=device) for d, end in ends.items()}
+        self._views = self._views_of(self._buffers)
+
+    def _views_of(self, buffers: dict[torch.dtype, Tensor]) -> list[Tensor]:
+        return [buffers[d].as_strided(shape, stride, at) for d, shape, stride, at in self._parts]
+
+    def write(self, found: Sequence[Tensor | None]) -> None:
+        """Takes the gradients of the parameters, in their order; None leaves a place as it is."""
+        pairs = [(view, g) for view, g in zip(self._views, found, strict=True) if g is not None]
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+
+    def fresh(self) -> list[Tensor]:
+        """A copy of them, for each parameter: views of new buffers."""
+        return self._views_of({dtype: flat.clone() for dtype, flat in self._buffers.items()})
+
+
 class CapturedExpert:
     """Graphs of ``expert`` at one size. Call it with at most that many rows, while not ``busy``.
 
     Made without gradients, or of an expert without any, it is the forward alone.
+
+    rows: some that it is warmed up with. inputs: [size, ...], which it reads from then on; rows
+    that it is called with are copied there, if they are not there already.
+    draws: whether the expert draws random numbers.
     """
 
-    def __init__(self, expert: nn.Module, rows: Tensor, size: int, pool: Pool, backend: Backend):
-        self.pool, self.size = pool, size
-        # Tensors made in inference mode could not be written outside of it.
+    def __init__(
+        self, expert: nn.Module, rows: Tensor, inputs: Tensor, pool: Pool, backend: Backend
+    ):
+        self.pool, self.size = pool, len(inputs)
         enabled = torch.is_grad_enabled()
         with (
-            torch.inference_mode(False),
+            torch.inference_mode(False),  # its tensors are written outside of it, too
             torch.set_grad_enabled(enabled),
-            _untouched(expert, backend),
+            _untouched([*expert.buffers(), inputs.data], backend),
             _own_casts(rows.device.type),
         ):
             before = backend.memory()
-            self._capture(expert, rows, backend)
-            self.memory = max(0, backend.memory() - before)
+            self._capture(expert, rows, inputs, backend)
+            pool.memory += max(0, backend.memory() - before)
 
-    def _capture(self, expert: nn.Module, rows: Tensor, backend: Backend) -> None:
-        shape = (self.size, *rows.shape[1:])
-        self._input = torch.empty_strided(
-            shape, (rows.stride(0), *rows.stride()[1:]), dtype=rows.dtype, device=rows.device
-        )
+    def _capture(self, expert: nn.Module, rows: Tensor, inputs: Tensor, backend: Backend) -> None:
+        self._input = inputs.data  # detach() would count others' writes to their places as its own
         self._fill(rows.detach())
         self._input.requires_grad_(rows.requires_grad)
         self.parameters = [p for p in expert.parameters() if p.requires_grad]
@@ -144,15 +122,19 @@ class CapturedExpert:
                 raise TypeError(f"gives a {type(output).__name__}, not a tensor")
             return output
 
-        def gradients(output: Tensor, d_output: Tensor) -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad(output, leaves, d_output, allow_unused=True)
+        def gradients(output: Tensor, d_output: Tensor) -> list[Tensor | None]:
+            # A backward pass is run outside of autocast, whatever its forward pass was.
+            with torch.autocast(output.device.type, enabled=False):
+                return list(torch.autograd.grad(output, leaves, d_output, allow_unused=True))
 
         def warm() -> None:
             output = run()
             if output.requires_grad:
                 gradients(output, torch.zeros_like(output))
 
+        state = backend.random_state()
         backend.warm_up(warm)
+        self.draws = not torch.equal(state, backend.random_state())
         kept: dict[str, Tensor] = {}
 
         def forward() -> list[Tensor]:
@@ -162,18 +144,26 @@ class CapturedExpert:
         self._forward = backend.capture(forward, self.pool.handle)
         output = kept["output"]
         self._output = output.detach()
-        self._backward, self._grads = None, ()
+        self._backward = None
         if not output.requires_grad:
             return
+        if self.pool.gradients is None and self.parameters:
+            self.pool.gradients = Gradients(self.parameters)
+        self._gradients = self.pool.gradients
         self._d_output = torch.zeros_like(self._output)
-        found: list[Tensor | None] = []
+        self._d_input: list[Tensor] = []
 
-        def backward() -> list[Tensor | None]:
-            found[:] = gradients(kept["output"], self._d_output)
-            return list(found)
+        def backward() -> list[Tensor]:
+            found = gradients(kept["output"], self._d_output)
+            # These are kept: an expert's rows seldom require a gradient. The rest is freed.
+            self._d_input = [g for g in found[: rows.requires_grad] if g is not None]
+            own = found[rows.requires_grad :]
+            self._given = [g is not None for g in own]
+            if own:
+                self._gradients.write(own)
+            return self._d_input
 
         self._backward = backend.capture(backward, self.pool.handle)
-        self._grads = tuple(found)
         kept.clear()  # the activations' memory goes back to the pool, for the other sizes
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -183,15 +173,15 @@ class CapturedExpert:
         return _Replay.apply(self, rows, *self.parameters)
 
     def _replay_forward(self, rows: Tensor) -> None:
-        with torch.no_grad():
-            self._fill(rows)
+        self._fill(rows)
         self._forward()
 
     def _fill(self, rows: Tensor) -> None:
         """The rows, then the first of them again: what is finite for a row is so for its copy."""
         with torch.no_grad():
             static = self._input.detach()
-            static[: len(rows)].copy_(rows)
+            if rows.data_ptr() != static.data_ptr():
+                static[: len(rows)].copy_(rows)
             if len(rows) < self.size:
                 static[len(rows) :].copy_(rows[:1].expand(self.size - len(rows), *rows.shape[1:]))
 
@@ -219,24 +209,23 @@ class _Replay(torch.autograd.Function):
         captured._d_output[ctx.count :].zero_()  # padded rows give no gradient
         captured._backward()
         ctx.pending = None
-        grads = [None if grad is None else grad.clone() for grad in captured._grads]
-        if captured._input.requires_grad:
-            d_rows = grads.pop(0)
-            return None, d_rows if d_rows is None else d_rows[: ctx.count], *grads
-        return None, None, *grads
+        d_rows = captured._d_input[0][: ctx.count].clone() if captured._d_input else None
+        fresh = captured._gradients.fresh() if captured.parameters else []
+        given = zip(fresh, captured._given, strict=True)
+        return None, d_rows, *(grad if there else None for grad, there in given)
 
 
 @contextlib.contextmanager
-def _untouched(expert: nn.Module, backend: Backend) -> Iterator[None]:
-    """Buffers and random state are afterwards as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in expert.buffers()]
+def _untouched(tensors: list[Tensor], backend: Backend) -> Iterator[None]:
+    """Buffers, inputs (rows may lie there already) and random state are afterwards as they were."""
+    kept = [(tensor, tensor.clone()) for tensor in tensors]
     state = backend.random_state()
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for tensor, value in kept:
+                tensor.copy_(value)
         backend.set_random_state(state)
 
 

@@ -7,11 +7,11 @@ took for granted (addresses, modes, precision, layouts) is the graph's signature
 
 from __future__ import annotations
 
-import itertools
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .rows import RowSource
 
 # Modules whose output of a row depends on that row only, and that are nothing but their parts. An
 # expert made of anything else may mix rows in its own forward, and gets exact sizes.
@@ -21,6 +21,9 @@ ROW_WISE = (
     nn.Sigmoid, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.MaxPool2d,
     nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
 )  # fmt: skip
+
+
+PLAIN = {bool, int, float, str}  # settings of a module: its mode, rates and the like
 
 
 def may_pad(expert: nn.Module) -> bool:
@@ -62,22 +65,32 @@ def refusal(expert: nn.Module) -> str | None:
     return None
 
 
-def signature(expert: nn.Module, rows: Tensor) -> tuple:
+def signature(expert: nn.Module, source: RowSource) -> tuple:
     """What a captured graph of this expert took for granted; another one, and it does not fit.
 
-    rows: any of its rows; their number does not count.
+    source: gives it rows; their number does not count.
     """
-    device = rows.device.type
-    tensors = itertools.chain(expert.parameters(), expert.buffers())
-    return (
-        tuple((t.data_ptr(), t.dtype, t.requires_grad) for t in tensors),
-        tuple((m.training, _hooks(m)) for m in expert.modules()),
+    device = source.x.device.type
+    found: list[object] = [
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        rows.dtype,
-        tuple(rows.shape[1:]),
-        rows.stride()[1:],
-        rows.requires_grad,
-    )
+        source.row_kind(),
+        source.requires_grad,
+    ]
+    # One walk by hand: it is taken at every step, and modules() and parameters() cost it twice.
+    pending, met = [expert], set()
+    while pending:
+        module = pending.pop()
+        if id(module) in met:
+            continue
+        met.add(id(module))
+        found += (id(module), _hooks(module))
+        found += [value for value in vars(module).values() if type(value) in PLAIN]
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    found += (tensor.data_ptr(), tensor.dtype, tensor.requires_grad)
+        pending += filter(None, module._modules.values())
+    return tuple(found)
 
 
 def _hooks(module: nn.Module) -> int:

@@ -2,34 +2,78 @@
 
 A graph is captured for an expert at a size once that pair was seen a few times: in training with
 gradients forward and backward, in predictions (evaluation mode without gradients) the forward
-alone. Groups below ``min_group`` in training and everything else run eagerly. The least recently
-used graph is dropped when all together outgrow the memory budget. An expert that cannot be captured
-runs eagerly from then on, and the report says why.
+alone. Groups below ``min_group`` in training and everything else run eagerly. An expert that cannot
+be captured runs eagerly from then on, and the report says why.
+
+Experts run side by side on a few lanes (streams), each always on its own. Their rows are written
+straight to where their graphs read them, unless such a place would be too large, still holds what a
+backward pass needs, or the input itself requires a gradient.
+
+Memory is freed by the expert: all its sizes share it. When all together outgrow the budget, the
+expert that was used least recently loses its graphs, and must be seen twice as often to get some
+again.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...routing import Routing
+from .backend import Backend, CudaBackend
 from .base import Executor
-from .capture import Backend, CapturedExpert, CudaBackend, Pool
+from .capture import CapturedExpert, Pool
 from .eligible import bucket, may_pad, refusal, signature
 from .groups import Group, call_expert, groups_of, join
+from .rows import Places, RowSource
 
 MIN_SEEN = 3  # a capture costs several eager runs; rare sizes never earn it back
+PLACES_SHARE = 0.25  # of the budget, that the places of all rows may take
 
 
 class Use(NamedTuple):
-    """What graphs share a memory pool and a signature: one expert's, in training or predictions."""
+    """One expert, in training or in predictions."""
 
     index: int
     training: bool
+
+
+@dataclass
+class Record:
+    """What is known of an expert in one use, as long as its signature holds."""
+
+    signature: tuple
+    may_pad: bool
+    needed: int  # times that a size must be seen
+    seen: Counter[int] = field(default_factory=Counter)  # by size
+    graphs: dict[int, CapturedExpert] = field(default_factory=dict)  # by size
+    pool: Pool | None = None
+    eager: str | None = None  # why it is never captured
+
+    @property
+    def busy(self) -> bool:
+        return self.pool is not None and self.pool.busy
+
+    def drop(self) -> None:
+        """Frees the graphs; a backward that is under way keeps its own until it is done."""
+        self.graphs.clear()
+        self.seen.clear()
+        self.pool = None
+
+
+class Step(NamedTuple):
+    """One call of the executor. placed: whether ``rows`` are the places that graphs read."""
+
+    experts: Sequence[nn.Module]
+    source: RowSource
+    rows: Tensor
+    placed: bool
+    training: bool
+    min_group: int
 
 
 class GraphsExecutor(Executor):
@@ -45,123 +89,157 @@ class GraphsExecutor(Executor):
         super().__init__()
         self._make_backend, self._budget = backend, budget
         self._backend: Backend | None = None
-        self._graphs: OrderedDict[tuple[Use, int], CapturedExpert] = OrderedDict()  # by size
-        self._signatures: dict[Use, tuple] = {}
-        self._pools: dict[Use, Pool] = {}
-        self._seen: Counter[tuple[Use, int]] = Counter()
-        self._eager: dict[Use, str] = {}
+        self._records: OrderedDict[Use, Record] = OrderedDict()  # least recently replayed first
+        self._places: dict[bool, Places] = {}  # for training, for predictions
+        self._draws = False  # whether a captured expert draws random numbers
         self._given_up = False
 
-    def run(
-        self, experts: Sequence[nn.Module], rows: Tensor, routing: Routing, min_group: int
-    ) -> Tensor:
+    def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         if self._backend is None:
-            self._backend = self._make_backend(rows.device)
+            self._backend = self._make_backend(source.x.device)
             self._budget = self._backend.budget() if self._budget is None else self._budget
-        groups = groups_of(routing)
-        outputs = [self._run_group(experts, group, rows, min_group) for group in groups]
+        # What needs no counts comes before they are read, while the device is busy.
+        training = torch.is_grad_enabled()
+        records = [self._record(e, Use(i, training), source) for i, e in enumerate(experts)]
+        places = self._written(source, training)
+        rows = source.rows() if places is None else places.rows
+        step = Step(experts, source, rows, places is not None, training, min_group)
+        groups = groups_of(source.routing)
+        if places is not None:
+            groups = [group._replace(start=group.index * places.capacity) for group in groups]
+        lanes = {0, *(group.index % self._backend.num_lanes for group in groups)}
+        with self._backend.forked(lanes, rows):
+            outputs = [self._run_group(step, group, records[group.index]) for group in groups]
         return join(experts, groups, outputs)
 
-    def _run_group(
-        self, experts: Sequence[nn.Module], group: Group, rows: Tensor, min_group: int
-    ) -> Tensor:
-        expert = experts[group.index]
-        own = rows[group.start : group.start + group.count]
-        use = _use(expert, group, min_group)
-        captured = None if use is None else self._captured(expert, own, use)
-        if captured is None or captured.pool.busy:
+    def _written(self, source: RowSource, training: bool) -> Places | None:
+        """The places that graphs read, with the rows of this batch; None where they must not be
+        written."""
+        places = self._places.get(training)
+        if places is None or source.requires_grad or not places.hold(source):
+            return None
+        # Activations that a backward pass still needs include the rows.
+        if any(record.busy for use, record in self._records.items() if use.training == training):
+            return None
+        places.write(source)
+        return places
+
+    def _run_group(self, step: Step, group: Group, record: Record | None) -> Tensor:
+        own = step.rows[group.start : group.start + group.count]
+        captured = None
+        if record is not None and (not step.training or group.count >= step.min_group):
+            captured = self._captured(step, group, own, record)
+        # Torch keeps one random state for all graphs on the device: two that draw must not overlap.
+        lane = 0 if self._draws else group.index % self._backend.num_lanes
+        with self._backend.lane(lane):
+            if captured is not None and not captured.pool.busy:
+                self.counters.hits += 1
+                return captured(own)
             self.counters.misses += 1
-            return call_expert(experts, group, rows, min_group)
-        self.counters.hits += 1
-        return captured(own)
+            if step.placed and step.training:  # autograd keeps them; their place is written again
+                return call_expert(
+                    step.experts, group._replace(start=0), own.clone(), step.min_group
+                )
+            return call_expert(step.experts, group, step.rows, step.min_group)
 
-    def _captured(self, expert: nn.Module, own: Tensor, use: Use) -> CapturedExpert | None:
-        found = signature(expert, own)
-        if self._signatures.get(use) != found:  # another expert, storage, mode or precision
-            self._forget(use)
-            self._signatures[use] = found
-        if use in self._eager:
+    def _record(self, expert: nn.Module, use: Use, source: RowSource) -> Record | None:
+        """None for what is never captured: modes that are neither training nor prediction."""
+        if not expert.training if use.training else any(m.training for m in expert.modules()):
             return None
-        key = (use, bucket(len(own)) if may_pad(expert) else len(own))
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return self._graphs[key]
-        self._seen[key] += 1
-        pool = self._pools.get(use)
-        if self._given_up or self._seen[key] < MIN_SEEN or (pool is not None and pool.busy):
-            return None
-        return self._capture(expert, own, key)
+        found = signature(expert, source)
+        record = self._records.get(use)
+        if record is None or record.signature != found:  # also another expert, storage, precision
+            record = self._records[use] = Record(found, may_pad(expert), MIN_SEEN)
+            self._count()
+        return record
 
-    def _capture(
-        self, expert: nn.Module, own: Tensor, key: tuple[Use, int]
+    def _captured(
+        self, step: Step, group: Group, own: Tensor, record: Record
     ) -> CapturedExpert | None:
-        use, size = key
-        reason = refusal(expert)
-        if reason is not None:
-            self._run_eagerly(use, reason)
+        if record.eager is not None:
             return None
-        try:
-            if use not in self._pools:
-                self._pools[use] = Pool(self._backend.new_pool())
-            captured = CapturedExpert(expert, own, size, self._pools[use], self._backend)
-        except Exception as error:  # whatever an expert does that a capture does not allow
-            if _out_of_memory(error):
-                self.drop_all()
-                self._given_up = True
-                self.counters.notes = ("out of memory while capturing: all graphs were dropped",)
-                return None
+        use, size = Use(group.index, step.training), group.count
+        size = bucket(size) if record.may_pad else size
+        if size in record.graphs:
+            self._records.move_to_end(use)
+            return record.graphs[size]
+        record.seen[size] += 1
+        if self._given_up or record.seen[size] < record.needed or record.busy:
+            return None
+        expert = step.experts[group.index]
+        record.eager = refusal(expert)
+        if record.eager is None:
+            try:
+                self._capture(step, use, own, size)
+            except Exception as error:  # whatever an expert does that a capture does not allow
+                self._failed(record, error)
+        self._count()
+        return record.graphs.get(size)
+
+    def _capture(self, step: Step, use: Use, own: Tensor, size: int) -> None:
+        record, backend = self._records[use], self._backend
+        places = self._places_for(step)
+        if places is None:
+            shape = (size, *own.shape[1:])
+            inputs = torch.empty_strided(shape, own.stride(), dtype=own.dtype, device=own.device)
+        else:
+            inputs = places.of(use.index, size)
+        if record.pool is None:
+            record.pool = Pool(backend.new_pool())
+        lane = use.index % backend.num_lanes
+        with backend.forked([lane], own), backend.lane(lane):
+            captured = CapturedExpert(step.experts[use.index], own, inputs, record.pool, backend)
+        record.graphs[size] = captured
+        self._draws |= captured.draws
+        self._records.move_to_end(use)
+        while self._held() > self._budget:
+            older = [r for u, r in self._records.items() if r.graphs and u != use]
+            if not older:
+                return
+            older[0].drop()
+            older[0].needed *= 2
+
+    def _places_for(self, step: Step) -> Places | None:
+        """Where graphs read the rows of such batches; None where that would take too much."""
+        source, training = step.source, step.training
+        places = self._places.get(training)
+        if places is not None and places.hold(source):
+            return places
+        capacity = bucket(source.routing.num_samples)
+        if Places.nbytes(source, capacity) > PLACES_SHARE * self._budget:
+            return None
+        for use, record in self._records.items():
+            if use.training == training:
+                record.graphs.clear()  # they read elsewhere; captured anew when they are next seen
+        self._places[training] = source.places(capacity)
+        return self._places[training]
+
+    def _failed(self, record: Record, error: Exception) -> None:
+        if not _out_of_memory(error):
             first = (str(error).strip().splitlines() or [""])[0]
-            self._run_eagerly(use, f"cannot be captured: {type(error).__name__}: {first}")
-            return None
-        self._graphs[key] = captured
-        while len(self._graphs) > 1 and self._held() > self._budget:
-            self._graphs.popitem(last=False)
-        self._count()
-        return captured
-
-    def drop_all(self) -> None:
-        """Frees every graph; a backward that is under way keeps its own until it is done."""
-        self._remove(list(self._graphs))
-        self._pools.clear()
-
-    def _forget(self, use: Use) -> None:
-        """What was learned of an expert that has changed since."""
-        self._pools.pop(use, None)
-        self._eager.pop(use, None)
-        for key in [key for key in self._seen if key[0] == use]:
-            del self._seen[key]
-        self._remove([key for key in self._graphs if key[0] == use])
-
-    def _run_eagerly(self, use: Use, reason: str) -> None:
-        self._eager[use] = reason
-        self._remove([key for key in self._graphs if key[0] == use])
-
-    def _remove(self, keys: list[tuple[Use, int]]) -> None:
-        for key in keys:
-            del self._graphs[key]
-        self._count()
+            record.drop()
+            record.eager = f"cannot be captured: {type(error).__name__}: {first}"
+            return
+        for each in self._records.values():
+            each.drop()
+        self._places.clear()
+        self._given_up = True
+        self.counters.notes = ("out of memory while capturing: all graphs were dropped",)
 
     def _held(self) -> int:
-        return sum(captured.memory for captured in self._graphs.values())
+        pools = (record.pool for record in self._records.values() if record.pool is not None)
+        places = sum(places.rows.nbytes for places in self._places.values())
+        return places + sum(pool.memory for pool in pools)
 
     def _count(self) -> None:
         c = self.counters
         c.memory = self._held()
-        c.eager = {use.index: reason for use, reason in self._eager.items()}
+        c.eager = {use.index: r.eager for use, r in self._records.items() if r.eager is not None}
         for training, sizes in ((True, c.captured), (False, c.captured_predictions)):
             sizes.clear()
-            for use, size in sorted(self._graphs):
-                if use.training == training:
-                    sizes.setdefault(use.index, []).append(size)
-
-
-def _use(expert: nn.Module, group: Group, min_group: int) -> Use | None:
-    """What a group is run for now; None for what is never captured."""
-    if torch.is_grad_enabled():
-        captures = expert.training and group.count >= min_group
-        return Use(group.index, True) if captures else None
-    captures = not any(module.training for module in expert.modules())
-    return Use(group.index, False) if captures else None
+            for use, record in sorted(self._records.items(), key=lambda item: item[0]):
+                if use.training == training and record.graphs:
+                    sizes[use.index] = sorted(record.graphs)
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -43,6 +43,8 @@ def call_expert(experts: Sequence[nn.Module], group: Group, rows: Tensor, min_gr
     """
     expert = experts[group.index]
     own = rows[group.start : group.start + group.count]
+    if not own.requires_grad:
+        own = own.data  # with a version of its own: an expert may write to its input
     try:
         with running_statistics(expert, expert.training and group.count < min_group):
             return expert(own)

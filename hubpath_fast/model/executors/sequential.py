@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ...routing import Routing
 from .base import Executor
 from .groups import call_expert, groups_of, join
+from .rows import RowSource
 
 
 class SequentialExecutor(Executor):
     name = "sequential"
 
-    def run(
-        self, experts: Sequence[nn.Module], rows: Tensor, routing: Routing, min_group: int
-    ) -> Tensor:
-        groups = groups_of(routing)
+    def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
+        rows = source.rows()
+        groups = groups_of(source.routing)
         outputs = [call_expert(experts, group, rows, min_group) for group in groups]
         return join(experts, groups, outputs)

@@ -1,0 +1,24 @@
+"""Models whose experts run as stand-ins of captured graphs."""
+
+import pytest
+from graphs_cases import FakeBackend
+from test_executors import M, build
+from torch import nn
+
+from hubpath_fast.model import pathway
+from hubpath_fast.model.executors.graphs import GraphsExecutor
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """make(expert) -> a model whose experts run as fake graphs."""
+    monkeypatch.setattr(pathway, "choose", lambda asked, device: ("graphs", ()))
+
+    def build_with_graphs(expert=None, budget=None):
+        model = build()
+        if expert is not None:
+            model.experts = nn.ModuleList(expert() for _ in range(M))
+        model._running = GraphsExecutor(FakeBackend, budget)
+        return model
+
+    return build_with_graphs
