@@ -5,11 +5,11 @@
                          [--growth [--plots DIR]]
 
 Rows of a step (forward, losses, backward, update): each expert alone on the whole batch and their
-mean; K times that mean; the generator; the glue (a step whose experts and generator give tensors
-that are there already, without an update); the experts alone on the groups that routing draws; the
-reference (a loop over experts with masks); dense (all experts on all samples, masked); sequential;
-streams and graphs (CUDA); without channels_last, and in bfloat16 autocast (CPU); compiled
-(--compile). Rows of a prediction: batch N, 1 and 64.
+mean; K times that mean; each alone as a captured graph (CUDA); the generator; the glue (a step
+whose experts and generator give tensors that are there already, without an update); the experts
+alone on the groups that routing draws; the reference (a loop over experts with masks); dense (all
+experts on all samples, masked); sequential; streams and graphs (CUDA); without channels_last, and
+in bfloat16 autocast (CPU); compiled (--compile). Rows of a prediction: batch N, 1 and 64.
 
 Every hub is checked against the reference in float64 before anything is timed; a wrong one is never
 timed. All rows share weights, batch and, but where their name says otherwise, precision (bfloat16
@@ -31,6 +31,7 @@ from pathlib import Path
 
 import torch
 
+import hubpath_fast as hp
 from hubpath_fast._onednn import enlarge_primitive_cache
 
 from . import records, step_rows, timing
@@ -40,6 +41,7 @@ from .step_models import PRESETS, Preset
 
 WARM_STEPS = 40  # of a hub: most group sizes have been met by then, and their primitives prepared
 WARM_SECONDS = 30  # at most, whatever has been met
+GRAPH_WARM, GRAPH_WARM_SECONDS = 5, 90  # times as many steps: a size is captured at its third sight
 GRAPH_WARM_UPS = 4  # predictions: the third of a size is captured
 REFERENCES = ("reference", "dense")
 
@@ -50,6 +52,9 @@ def training_rows(setting: step_rows.Setting, compiled: bool):
         f"single {i} ({type(expert).__name__})": step_rows.single_step(setting, i)
         for i, expert in enumerate(setting.experts)
     }
+    if setting.device == "cuda":
+        for i in range(len(setting.experts)):
+            functions[f"captured single {i}"] = step_rows.captured_single_step(setting, i)
     functions["generator"] = step_rows.generator_step(setting)
     functions["glue"] = step_rows.glue_step(setting)
     functions["experts alone"] = step_rows.experts_step(setting, step_rows.hub(setting))
@@ -98,9 +103,11 @@ def measure(
     # the rest out of the cache: each is warmed and timed by itself.
     apart = {name: functions.pop(name) for name in step_rows.VARIANTS if name in functions}
     # Of the rest one row for all: the primitives are the process's. Graphs capture their own sizes.
-    for name in ("sequential" if "sequential" in functions else "reference", "graphs"):
-        if name in functions:
-            warm_up(functions[name], args.warm)
+    warm_up(functions.get("sequential", functions["reference"]), args.warm)
+    if "graphs" in functions:
+        warm_up(functions["graphs"], GRAPH_WARM * args.warm, GRAPH_WARM_SECONDS)
+        # Counted again: before, its steps were eager.
+        counted["graphs"] |= count_replays(functions["graphs"], hubs["graphs"], args.device)
     times = timing.interleaved(
         functions, args.device, args.seconds, args.rounds, sample_seconds=0.0
     )
@@ -121,12 +128,22 @@ def measure(
     return found
 
 
-def warm_up(function: Callable, steps: int) -> None:
+def warm_up(function: Callable, steps: int, seconds: float = WARM_SECONDS) -> None:
     start = time.perf_counter()
     for _ in range(steps):
         function()
-        if time.perf_counter() - start > WARM_SECONDS:
+        if time.perf_counter() - start > seconds:
             return
+
+
+def count_replays(function: Callable, model: hp.HubPathway, device: str) -> dict:
+    """Launches and peak memory of a hub with captured graphs: what these hold is allocated before
+    a step, and counts."""
+    peak, held = peak_memory(function, device), model.executor_report().memory
+    return {
+        "launches": launches(function, device),
+        "peak_memory": None if peak is None else peak + held,
+    }
 
 
 def count(function: Callable, model, device: str, n: int) -> dict:
@@ -164,6 +181,12 @@ def ratios(times: dict[str, timing.Times], k: int) -> dict[str, float]:
         for name in ("streams", "graphs", "compiled"):
             if name in t:
                 found[f"{name}_to_k_single{suffix}"] = t[name] / (k * mean)
+                found[f"dense_to_{name}{suffix}"] = t["dense"] / t[name]
+                found[f"reference_to_{name}{suffix}"] = t["reference"] / t[name]
+        captured = [value for name, value in t.items() if name.startswith("captured single ")]
+        if captured and "graphs" in t:
+            ratio = t["graphs"] / (k * statistics.mean(captured))
+            found[f"graphs_to_k_captured_single{suffix}"] = ratio
         for name in step_rows.VARIANTS:
             if name in t:
                 found[f"{name.split()[1]}_to_sequential{suffix}"] = t[name] / step

@@ -111,6 +111,24 @@ def single_step(setting: Setting, index: int) -> Callable[[], None]:
     return updated(model, forward_backward)
 
 
+def captured_single_step(setting: Setting, index: int) -> Callable[[], None]:
+    """The same with torch's own captured graphs (CUDA)."""
+
+    def autocast() -> torch.autocast:  # casts of weights belong into the graph
+        return torch.autocast(setting.device, torch.bfloat16, setting.amp, cache_enabled=False)
+
+    module = copy.deepcopy(setting.experts[index])
+    with autocast():
+        model = torch.cuda.make_graphed_callables(module, (setting.x.clone(),))
+
+    def forward_backward() -> None:
+        with autocast():
+            loss = F.cross_entropy(model(setting.x), setting.y)
+        loss.backward()
+
+    return updated(module, forward_backward)
+
+
 def generator_step(setting: Setting) -> Callable[[], None]:
     model = copy.deepcopy(setting.generator)
 

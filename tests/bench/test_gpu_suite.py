@@ -43,7 +43,7 @@ def fake(out, statuses):
 
 def test_every_section_runs_and_the_table_says_how_it_ended(tmp_path):
     found = gpu_suite.run_all(tmp_path, runner=fake(tmp_path, {"tests": 1, "ops": 124}))
-    assert list(found) == ["glue", "tests", "step", "roof", "atari", "ops", "compiled"]
+    assert list(found) == ["glue", "tests", "step", "atari", "roof", "ops", "compiled"]
     text = gpu_suite.table(tmp_path, found, {"device": "a GPU", "commit": "abc"})
     assert "device=a GPU commit=abc" in text
     assert "failed with status 1: see tests.log" in text

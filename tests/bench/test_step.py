@@ -1,6 +1,8 @@
 """bench.step: what it counts, checks, refuses and writes."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +87,53 @@ def test_reads_of_the_host_are_counted():
     assert step_counts.host_reads(lambda: x + 1) == 0
     assert step_counts.host_reads(lambda: (x.sum().item(), x.tolist(), bool(x.any()))) == 3
     assert step_counts.host_reads(lambda: (x[x > 1], x.nonzero())) == 2
+
+
+def test_ratios_are_of_medians_and_of_the_fastest():
+    seconds = {
+        "single 0 (A)": 1.0, "single 1 (B)": 3.0, "captured single 0": 0.5,
+        "captured single 1": 1.5, "generator": 0.4, "glue": 0.2, "experts alone": 3.0,
+        "reference": 12.0, "dense": 16.0, "sequential": 8.0, "graphs": 2.0,
+    }  # fmt: skip
+    times = {name: SimpleNamespace(p50=s, best=s / 2) for name, s in seconds.items()}
+    found = step.ratios(times, 2)
+    assert {name: found[name] for name in found if not name.endswith("_best")} == {
+        "single_mean_seconds": 2.0, "k_single_seconds": 4.0, "ratio_to_k_single": 2.0,
+        "ratio_to_dense": 2.0, "ratio_to_reference": 1.5, "glue_share": 0.025,
+        "generator_share": 0.05, "experts_to_k_single": 0.75, "graphs_to_k_single": 0.5,
+        "dense_to_graphs": 8.0, "reference_to_graphs": 6.0, "graphs_to_k_captured_single": 1.0,
+    }  # fmt: skip
+    assert found["k_single_seconds_best"] == 2.0
+    assert found["graphs_to_k_captured_single_best"] == 1.0
+
+
+def test_graphs_count_what_they_hold(monkeypatch):
+    model = hp.HubPathway(
+        [nn.Linear(2, 2)], step_models.Scores(torch.zeros(1, 1), torch.zeros(1, 1)), k=1
+    )
+    model(torch.zeros(1, 2))
+    model._running.counters.memory = 100
+    monkeypatch.setattr(step, "peak_memory", lambda function, device: 10)
+    assert step.count_replays(lambda: None, model, "cpu") == {"launches": None, "peak_memory": 110}
+
+
+def test_a_launch_is_what_the_host_asks_for(monkeypatch):
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [SimpleNamespace(name=n, device_type=d) for n, d in (
+        ("cudaLaunchKernel", cpu), ("cuLaunchKernelEx", cpu), ("cudaGraphLaunch", cpu),
+        ("cudaStreamSynchronize", cpu), ("gemm", cuda), ("relu", cuda), ("norm", cuda),
+        ("relu", cuda), ("Memset (Device)", cuda),
+    )]  # fmt: skip
+
+    @contextlib.contextmanager
+    def profile(activities):
+        yield SimpleNamespace(events=lambda: events)
+
+    monkeypatch.setattr(torch.profiler, "profile", profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert step_counts.launches(lambda: None, "cuda") == 3
+    del events[:3]
+    assert step_counts.launches(lambda: None, "cuda") == 4
 
 
 def test_balanced_scores_give_every_expert_its_share():
