@@ -73,11 +73,12 @@ def row_wise_expert(outputs=C):
     )
 
 
-def fixed_routing(model, n=24, counts=None):
+def fixed_routing(model, n=24, counts=None, device="cpu"):
     """A routing that gives every expert the same n*K/M rows, or the rows of ``counts`` (K = 1)."""
     counts = counts or [n // M] * M
     chosen = torch.repeat_interleave(torch.arange(M), torch.tensor(counts))
-    clean = torch.zeros(len(chosen), M).scatter(1, chosen[:, None], 9.0).requires_grad_()
+    clean = torch.zeros(len(chosen), M).scatter(1, chosen[:, None], 9.0)
+    clean = clean.to(device).requires_grad_()
     return hp.functional.noisy_topk(clean, torch.zeros_like(clean), 1)
 
 

@@ -37,14 +37,19 @@ def batch(n=24, seed=0, device="cpu"):
     return x.to(device), torch.randint(C, (n,), generator=random).to(device)
 
 
-def train(model, steps, device="cpu"):
-    """Parameters and buffers after some steps of SGD with momentum, from a fixed random state."""
+def train(model, steps, device="cpu", amp=False):
+    """Parameters and buffers after some steps of SGD with momentum, from a fixed random state.
+
+    amp: forward in bfloat16 autocast.
+    """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     torch.manual_seed(1)
     for step in range(steps):
         x, y = batch(seed=step, device=device)
         optimizer.zero_grad()
-        hp.HubPathwayLoss()(model(x, target=y), y).total.backward()
+        with torch.autocast(device, torch.bfloat16, enabled=amp):
+            loss = hp.HubPathwayLoss()(model(x, target=y), y).total
+        loss.backward()
         optimizer.step()
     return model.state_dict()
 
@@ -235,7 +240,8 @@ def test_compiled_experts_give_the_same_training():
 
 @pytest.mark.gpu
 def test_streams_give_the_same_training_to_the_bit():
-    states = [train(build(executor, "cuda"), 20, "cuda") for executor in ("sequential", "streams")]
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        states = [train(build(name, "cuda"), 20, "cuda") for name in ("sequential", "streams")]
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs_cases import row_wise_expert
+from graphs_cases import fixed_routing, row_wise_expert
 from test_executors import M, batch, build, train
 from torch import nn
 
@@ -14,14 +14,13 @@ pytestmark = pytest.mark.gpu
 
 def gpu_states(executor, amp=False):
     model = build(executor, "cuda").to(memory_format=torch.channels_last)
-    with torch.autocast("cuda", torch.bfloat16, enabled=amp):
-        return train(model, 20, "cuda"), model
+    return train(model, 20, "cuda", amp), model
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
 def test_graphs_give_the_same_training_on_a_gpu(amp):
     (expected, _), (found, model) = (gpu_states(name, amp) for name in ("sequential", "graphs"))
-    assert model.executor_report().hits > 20, str(model.executor_report())
+    assert model.executor_report().hits > 5, str(model.executor_report())
     for name, value in expected.items():
         # Another choice of convolution algorithm for a capture may reorder sums.
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -45,11 +44,7 @@ def test_dropout_draws_anew_in_each_replay_on_a_gpu():
     model, (x, y) = build("graphs", "cuda"), batch(device="cuda")
     outputs = []
     for _ in range(MIN_SEEN + 3):
-        clean = torch.zeros(24, M, device="cuda").scatter(
-            1, (torch.arange(24, device="cuda") % M)[:, None], 9.0
-        )
-        routing = hp.functional.noisy_topk(clean, torch.zeros_like(clean), 1)
-        out = model(x, routing=routing)
+        out = model(x, routing=fixed_routing(model, device="cuda"))
         hp.HubPathwayLoss()(out, y).total.backward()
         outputs.append(out.expert_outputs.detach().clone())
     assert model.executor_report().hits == 4 * M
@@ -73,3 +68,53 @@ def test_a_host_read_in_an_expert_is_reported_on_a_gpu():
     report = model.executor_report()
     assert "cannot be captured" in report.eager[1]
     assert report.hits > 0
+    torch.rand(2, device="cuda")  # the random generator is as usable as before
+
+
+def test_experts_side_by_side_train_like_one_after_another():
+    def states(executor):
+        model = build(executor, "cuda")
+        model.experts = nn.ModuleList(row_wise_expert() for _ in range(M)).cuda()
+        return train(model, 30, "cuda"), model
+
+    torch.manual_seed(2)
+    expected, _ = states("sequential")
+    torch.manual_seed(2)
+    found, model = states("graphs")
+    assert model.executor_report().hits > 30, str(model.executor_report())
+    assert not model._running._draws  # so they are on lanes of their own
+    for name, value in expected.items():
+        # Padded batches are summed in another order.
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_forwards_before_a_backward_are_right_on_a_gpu():
+    model, (x, y) = build("graphs", "cuda"), batch(device="cuda")
+    for expert in model.experts:
+        expert[3].p = 0.0  # Dropout
+    criterion = hp.HubPathwayLoss()
+    for _ in range(MIN_SEEN + 1):
+        criterion(model(x, routing=fixed_routing(model, device="cuda")), y).total.backward()
+    assert model.executor_report().hits == 2 * M
+    found = []
+    for executor in ("graphs", "sequential"):
+        model.executor = executor
+        model.zero_grad(set_to_none=True)
+        outs = [model(part, routing=fixed_routing(model, device="cuda")) for part in (x, x.flip(0))]
+        sum(criterion(out, y).total for out in outs).backward()
+        found.append([p.grad.clone() for p in model.experts.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # float32, other algorithms
+
+
+def test_more_sizes_of_an_expert_hold_hardly_more_memory():
+    model = build("graphs", "cuda")
+    criterion, held = hp.HubPathwayLoss(), []
+    for counts in ([9, 5, 5, 5], [6, 6, 6, 6], [7, 7, 5, 5], [8, 8, 4, 4]):
+        x, y = batch(device="cuda")
+        for _ in range(MIN_SEEN):
+            routing = fixed_routing(model, counts=counts, device="cuda")
+            criterion(model(x, routing=routing), y).total.backward()
+        held.append(model.executor_report().memory)
+    assert sum(map(len, model.executor_report().captured.values())) == 14
+    assert held[-1] <= 1.5 * held[0]
