@@ -1,5 +1,6 @@
 """The logic of captured graphs, without a GPU: a stand-in backend that replays by running again."""
 
+import copy
 import gc
 
 import pytest
@@ -288,13 +289,11 @@ def test_a_parameter_that_is_not_used_gets_no_gradient(make, monkeypatch):
     assert_same(found, grads(model))
 
 
-def test_small_groups_and_what_is_neither_training_nor_prediction_run_eagerly(make):
+def test_small_groups_and_training_mode_without_gradients_run_eagerly(make):
     model, (x, y) = make(), batch()
     settled(model, x, y)
     hits = model.executor_report().hits
     for _ in range(MIN_SEEN + 1):
-        model.eval()(x, routing=fixed_routing(model))  # with gradients
-        model.train()
         with torch.no_grad():
             model(x, routing=fixed_routing(model))  # with batch statistics
     assert model.executor_report().hits == hits
@@ -302,6 +301,30 @@ def test_small_groups_and_what_is_neither_training_nor_prediction_run_eagerly(ma
     model.min_group = 7
     backward(model, x, y, fixed_routing(model))
     assert model.executor_report().hits == hits
+
+
+def test_experts_in_evaluation_mode_are_trained_by_graphs_of_their_own(make, monkeypatch):
+    model, (x, y) = make(), batch()
+    settled(model, x, y)
+    hits = model.executor_report().hits
+    model.experts.eval()  # BatchNorm keeps its statistics, and rows can be padded
+    settled(model, x, y, MIN_SEEN + 1)
+    assert model.executor_report().hits == hits + 2 * M
+    assert model.executor_report().captured == {i: [6, 8] for i in range(M)}
+    backward(model, x, y, fixed_routing(model))
+    found, state = grads(model), copy.deepcopy(model.state_dict())
+    model.experts.train()
+    backward(model, x, y, fixed_routing(model))
+    assert model.executor_report().hits == hits + 4 * M  # those of training mode are still there
+    monkeypatch.undo()
+    model._running = None
+    model.load_state_dict(state)
+    model.zero_grad(set_to_none=True)
+    model.experts.eval()
+    backward(model, x, y, fixed_routing(model))
+    for name, value in grads(model).items():
+        if value is not None:  # float32, padded batches are summed in another order
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_frozen_experts_have_no_captured_backward(make):

@@ -1,9 +1,9 @@
 """Experts as captured CUDA graphs: a replay is one launch where an expert has hundreds.
 
-A graph is captured for an expert at a size once that pair was seen a few times: in training with
-gradients forward and backward, in predictions (evaluation mode without gradients) the forward
-alone. Groups below ``min_group`` in training and everything else run eagerly. An expert that cannot
-be captured runs eagerly from then on, and the report says why.
+A graph is captured for an expert at a size once that pair was seen a few times: with gradients
+forward and backward, in predictions (evaluation mode without gradients) the forward alone. Training
+mode without gradients, and in training groups below ``min_group``, run eagerly. An expert that
+cannot be captured runs eagerly from then on, and the report says why.
 
 Experts run side by side on a few lanes (streams), each always on its own. Their rows are written
 straight to where their graphs read them, unless such a place would be too large, still holds what a
@@ -36,9 +36,10 @@ PLACES_SHARE = 0.25  # of the budget, that the places of all rows may take
 
 
 class Use(NamedTuple):
-    """One expert, in training or in predictions."""
+    """One expert, with gradients or without, in training mode or in evaluation mode."""
 
     index: int
+    gradients: bool
     training: bool
 
 
@@ -69,10 +70,11 @@ class Step(NamedTuple):
     """One call of the executor. placed: whether ``rows`` are the places that graphs read."""
 
     experts: Sequence[nn.Module]
+    uses: list[Use | None]
     source: RowSource
     rows: Tensor
     placed: bool
-    training: bool
+    gradients: bool
     min_group: int
 
 
@@ -90,7 +92,7 @@ class GraphsExecutor(Executor):
         self._make_backend, self._budget = backend, budget
         self._backend: Backend | None = None
         self._records: OrderedDict[Use, Record] = OrderedDict()  # least recently replayed first
-        self._places: dict[bool, Places] = {}  # for training, for predictions
+        self._places: dict[bool, Places] = {}  # with gradients, and without
         self._draws = False  # whether a captured expert draws random numbers
         self._given_up = False
 
@@ -99,36 +101,38 @@ class GraphsExecutor(Executor):
             self._backend = self._make_backend(source.x.device)
             self._budget = self._backend.budget() if self._budget is None else self._budget
         # What needs no counts comes before they are read, while the device is busy.
-        training = torch.is_grad_enabled()
-        records = [self._record(e, Use(i, training), source) for i, e in enumerate(experts)]
-        places = self._written(source, training)
+        gradients = torch.is_grad_enabled()
+        uses = [_use(i, expert, gradients) for i, expert in enumerate(experts)]
+        for use in filter(None, uses):
+            self._meet(use, experts[use.index], source)
+        places = self._written(source, gradients)
         rows = source.rows() if places is None else places.rows
-        step = Step(experts, source, rows, places is not None, training, min_group)
+        step = Step(experts, uses, source, rows, places is not None, gradients, min_group)
         groups = groups_of(source.routing)
         if places is not None:
             groups = [group._replace(start=group.index * places.capacity) for group in groups]
         lanes = {0, *(group.index % self._backend.num_lanes for group in groups)}
         with self._backend.forked(lanes, rows):
-            outputs = [self._run_group(step, group, records[group.index]) for group in groups]
+            outputs = [self._run_group(step, group) for group in groups]
         return join(experts, groups, outputs)
 
-    def _written(self, source: RowSource, training: bool) -> Places | None:
+    def _written(self, source: RowSource, gradients: bool) -> Places | None:
         """The places that graphs read, with the rows of this batch; None where they must not be
         written."""
-        places = self._places.get(training)
+        places = self._places.get(gradients)
         if places is None or source.requires_grad or not places.hold(source):
             return None
         # Activations that a backward pass still needs include the rows.
-        if any(record.busy for use, record in self._records.items() if use.training == training):
+        if any(record.busy for use, record in self._records.items() if use.gradients == gradients):
             return None
         places.write(source)
         return places
 
-    def _run_group(self, step: Step, group: Group, record: Record | None) -> Tensor:
+    def _run_group(self, step: Step, group: Group) -> Tensor:
         own = step.rows[group.start : group.start + group.count]
-        captured = None
-        if record is not None and (not step.training or group.count >= step.min_group):
-            captured = self._captured(step, group, own, record)
+        use, captured = step.uses[group.index], None
+        if use is not None and (not use.training or group.count >= step.min_group):
+            captured = self._captured(step, use, own)
         # Torch keeps one random state for all graphs on the device: two that draw must not overlap.
         lane = 0 if self._draws else group.index % self._backend.num_lanes
         with self._backend.lane(lane):
@@ -136,38 +140,32 @@ class GraphsExecutor(Executor):
                 self.counters.hits += 1
                 return captured(own)
             self.counters.misses += 1
-            if step.placed and step.training:  # autograd keeps them; their place is written again
+            if step.placed and step.gradients:  # autograd keeps them; their place is written again
                 return call_expert(
                     step.experts, group._replace(start=0), own.clone(), step.min_group
                 )
             return call_expert(step.experts, group, step.rows, step.min_group)
 
-    def _record(self, expert: nn.Module, use: Use, source: RowSource) -> Record | None:
-        """None for what is never captured: modes that are neither training nor prediction."""
-        if not expert.training if use.training else any(m.training for m in expert.modules()):
-            return None
+    def _meet(self, use: Use, expert: nn.Module, source: RowSource) -> None:
+        """Starts a record of the expert; anew, if what its graphs took for granted has changed."""
         found = signature(expert, source)
         record = self._records.get(use)
-        if record is None or record.signature != found:  # also another expert, storage, precision
-            record = self._records[use] = Record(found, may_pad(expert), MIN_SEEN)
+        if record is None or record.signature != found:
+            self._records[use] = Record(found, may_pad(expert), MIN_SEEN)
             self._count()
-        return record
 
-    def _captured(
-        self, step: Step, group: Group, own: Tensor, record: Record
-    ) -> CapturedExpert | None:
+    def _captured(self, step: Step, use: Use, own: Tensor) -> CapturedExpert | None:
+        record = self._records[use]
         if record.eager is not None:
             return None
-        use, size = Use(group.index, step.training), group.count
-        size = bucket(size) if record.may_pad else size
+        size = bucket(len(own)) if record.may_pad else len(own)
         if size in record.graphs:
             self._records.move_to_end(use)
             return record.graphs[size]
         record.seen[size] += 1
         if self._given_up or record.seen[size] < record.needed or record.busy:
             return None
-        expert = step.experts[group.index]
-        record.eager = refusal(expert)
+        record.eager = refusal(step.experts[use.index])
         if record.eager is None:
             try:
                 self._capture(step, use, own, size)
@@ -201,18 +199,18 @@ class GraphsExecutor(Executor):
 
     def _places_for(self, step: Step) -> Places | None:
         """Where graphs read the rows of such batches; None where that would take too much."""
-        source, training = step.source, step.training
-        places = self._places.get(training)
+        source, gradients = step.source, step.gradients
+        places = self._places.get(gradients)
         if places is not None and places.hold(source):
             return places
         capacity = bucket(source.routing.num_samples)
         if Places.nbytes(source, capacity) > PLACES_SHARE * self._budget:
             return None
         for use, record in self._records.items():
-            if use.training == training:
+            if use.gradients == gradients:
                 record.graphs.clear()  # they read elsewhere; captured anew when they are next seen
-        self._places[training] = source.places(capacity)
-        return self._places[training]
+        self._places[gradients] = source.places(capacity)
+        return self._places[gradients]
 
     def _failed(self, record: Record, error: Exception) -> None:
         if not _out_of_memory(error):
@@ -235,11 +233,19 @@ class GraphsExecutor(Executor):
         c = self.counters
         c.memory = self._held()
         c.eager = {use.index: r.eager for use, r in self._records.items() if r.eager is not None}
-        for training, sizes in ((True, c.captured), (False, c.captured_predictions)):
+        for gradients, sizes in ((True, c.captured), (False, c.captured_predictions)):
             sizes.clear()
-            for use, record in sorted(self._records.items(), key=lambda item: item[0]):
-                if use.training == training and record.graphs:
-                    sizes[use.index] = sorted(record.graphs)
+            for use in sorted(self._records):
+                found = self._records[use].graphs
+                if use.gradients == gradients and found:
+                    sizes[use.index] = sorted({*sizes.get(use.index, []), *found})
+
+
+def _use(index: int, expert: nn.Module, gradients: bool) -> Use | None:
+    """What an expert is run for now; None for what is never captured."""
+    if gradients:
+        return Use(index, True, expert.training)
+    return None if any(m.training for m in expert.modules()) else Use(index, False, False)
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -11,7 +11,7 @@ class Counters:
 
     steps: calls. host_reads: of the counts, by the executor. hits: groups run by a captured graph.
     misses: groups run eagerly although graphs are in use. captured: expert -> group sizes with a
-    graph for training; captured_predictions: the same for predictions. memory: bytes that the
+    graph for forward and backward; captured_predictions: for predictions. memory: bytes that the
     graphs hold. eager: expert -> why it is never captured. notes: what else happened.
     """
 
