@@ -161,9 +161,23 @@ def test_an_expert_with_hooks_is_not_captured(make):
     model, (x, y) = make(), batch()
     calls = []
     model.experts[1][2].register_forward_hook(lambda *_: calls.append(1))
+    model.experts[2][0].weight.register_hook(lambda gradient: calls.append(2))
     settled(model, x, y, 5)
-    assert len(calls) == 5
-    assert model.executor_report().eager == {1: "has hooks, which a replay would not call (on 2)"}
+    assert sorted(calls) == [1] * 5 + [2] * 5
+    assert model.executor_report().eager == {
+        1: "has hooks, which a replay would not call (on 2)",
+        2: "has hooks on its parameters, which a replay would call a second time",
+    }
+
+
+def test_a_hook_on_a_parameter_ends_the_use_of_graphs(make):
+    model, (x, y) = make(), batch()
+    settled(model, x, y)
+    calls, hits = [], model.executor_report().hits
+    model.experts[2][0].weight.register_hook(calls.append)
+    for _ in range(3):
+        backward(model, x, y, fixed_routing(model))
+    assert (len(calls), model.executor_report().hits) == (3, hits + 3 * (M - 1))
 
 
 def test_an_expert_that_raises_while_captured_raises_its_own_error(make):

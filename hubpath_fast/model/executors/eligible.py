@@ -58,10 +58,12 @@ def bucket(count: int) -> int:
 
 def refusal(expert: nn.Module) -> str | None:
     """Why an expert must not be captured; None: nothing known speaks against it."""
-    hooked = [name for name, module in expert.named_modules() if _hooks(module)]
+    hooked = [name for name, module in expert.named_modules() if hooks(module)]
     if hooked:
         where = ", ".join(name or "itself" for name in hooked[:3])
         return f"has hooks, which a replay would not call (on {where})"
+    if any(parameter._backward_hooks for parameter in expert.parameters()):
+        return "has hooks on its parameters, which a replay would call a second time"
     return None
 
 
@@ -83,18 +85,20 @@ def signature(expert: nn.Module, source: RowSource) -> tuple:
         if id(module) in met:
             continue
         met.add(id(module))
-        found += (id(module), _hooks(module))
+        found += (id(module), hooks(module))
         found += [value for value in vars(module).values() if type(value) in PLAIN]
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
                 if tensor is not None:
                     found += (tensor.data_ptr(), tensor.dtype, tensor.requires_grad)
+                    found.append(bool(tensor._backward_hooks))
         pending += filter(None, module._modules.values())
     return tuple(found)
 
 
-def _hooks(module: nn.Module) -> int:
-    return (
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        + len(module._backward_hooks) + len(module._backward_pre_hooks)
+def hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks
+        or module._backward_hooks or module._backward_pre_hooks
     )  # fmt: skip
