@@ -11,10 +11,10 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     # Triton reads this when a kernel is defined, so it must be set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Spinning threads of workers, and of what they start, slow each other about twentyfold.
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+# Spinning threads of workers, and of what they start, slow each other about twentyfold. And the
+# executor that a model chooses by itself depends on their number.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):

@@ -71,10 +71,10 @@ class HubPathway(nn.Module):
             experts' last layers.
         min_group: an expert with fewer rows than this in a training step runs its BatchNorm layers
             on running statistics.
-        executor: what runs the experts: "sequential" (one after another), "streams" (side by side
-            on CUDA streams), "graphs" (captured as CUDA graphs), or "auto" to let the
-            model choose. Without CUDA the first call with streams or graphs is a ValueError.
-            ``executor_report()`` says what runs, and why.
+        executor: what runs the experts: "sequential" (one after another), "threads" (side by side
+            on a CPU's threads), "streams" (side by side on CUDA streams), "graphs" (captured as
+            CUDA graphs), or "auto" to let the model choose. On another device than an executor's
+            the first call is a ValueError. ``executor_report()`` says what runs, and why.
         normalization: (mean [M, channels], std [M, channels]) of the images each expert was
             pre-trained on, in units of images in [0, 1]. With it, x is images as uint8 or as floats
             in [0, 1]; without it, every expert gets x as it is.
@@ -211,7 +211,7 @@ class HubPathway(nn.Module):
         Before the first call: what would run where the model's parameters are now.
         """
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        _, reasons = choose(self.executor, device)
+        _, reasons = choose(self.executor, device, len(self.experts))
         return make_report(self.executor, self._executor(device), reasons, self._compiled)
 
     def compile_experts(self, **options) -> HubPathway:
@@ -233,7 +233,7 @@ class HubPathway(nn.Module):
         return super().__getstate__() | {"_compiled": False}  # modules drop their compiled calls
 
     def _executor(self, device: torch.device) -> Executor:
-        name, _ = choose(self.executor, device)
+        name, _ = choose(self.executor, device, len(self.experts))
         if self._running is None or self._running.name != name:
             self._running = make_executor(name)
         return self._running

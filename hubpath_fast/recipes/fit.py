@@ -253,7 +253,9 @@ def open_run(run: str | Path, device: str = "cpu") -> Run:
     folder = next((run / n for n in ("best", "last") if find_checkpoint(run / n)), None)
     if folder is None:
         raise ValueError(f"{run} has no checkpoint yet; finish the run with --resume first")
-    here = config if device.startswith("cuda") else dataclasses.replace(config, executor="auto")
+    there = torch.device(config.trainer.device).type
+    executor = config.executor if torch.device(device).type == there else "auto"
+    here = dataclasses.replace(config, executor=executor)
     model = build_model(here, len(record["classes"]), record["image_size"], pretrained=False)
     load_weights(model, folder)
     model.to(device).eval()
@@ -289,7 +291,7 @@ def _cached(
 def _speed(config: FitConfig) -> str:
     """What decides how fast a step is: the executor and why it is that one, and the rest."""
     device = torch.device(config.trainer.device)
-    executor, reasons = choose(config.executor, device)
+    executor, reasons = choose(config.executor, device, len(config.hub))
     workers = default_workers() if config.workers is None else config.workers
     settings = [
         f"executor {executor} ({'; '.join(reasons)})",

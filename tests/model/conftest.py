@@ -12,7 +12,7 @@ from hubpath_fast.model.executors.graphs import GraphsExecutor
 @pytest.fixture
 def make(monkeypatch):
     """make(expert) -> a model whose experts run as fake graphs."""
-    monkeypatch.setattr(pathway, "choose", lambda asked, device: ("graphs", ()))
+    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: ("graphs", ()))
 
     def build_with_graphs(expert=None, budget=None):
         model = build()

@@ -114,7 +114,7 @@ def test_what_waits_for_the_device_is_found_before_a_capture(calls):
 
 
 def test_streams_train_like_sequential(calls, monkeypatch):
-    monkeypatch.setattr(pathway, "choose", lambda asked, device: (asked, ()))
+    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: (asked, ()))
     expected = train(build("sequential"), 5)
     model = build("streams")
     for name, value in train(model, 5).items():

@@ -54,7 +54,7 @@ def test_fit_says_what_it_does_and_leaves_a_run(run):
     assert "10 classes, 60 train, 60 validation, 60 test images at 32 px" in output
     assert "K = 2 of 3" in output
     assert (
-        "speed executor sequential (the experts are on cpu, and other executors need CUDA), "
+        "speed executor sequential (the experts are on cpu, and torch has one thread), "
         "amp none, channels_last on, augment host, 0 workers\n"
     ) in output
     result = json.loads((out / "result.json").read_text())

@@ -1,6 +1,7 @@
 """Executors: what runs each expert on its rows.
 
 - ``sequential``: one expert after another.
+- ``threads`` (CPU): experts side by side on two threads, in training steps.
 - ``streams`` (CUDA): experts side by side on a few streams.
 - ``graphs`` (CUDA): each expert as captured graphs, one a group size, in training and predictions.
 - ``auto``: chooses, and says why (``HubPathway.executor_report()``).
@@ -16,9 +17,13 @@ from .report import ExecutorReport
 from .rows import RowSource
 from .sequential import SequentialExecutor
 from .streams import StreamsExecutor
+from .threads import LANES, ThreadsExecutor
 
-EXECUTORS = ("auto", "sequential", "streams", "graphs")
-_CLASSES = {kind.name: kind for kind in (SequentialExecutor, StreamsExecutor, GraphsExecutor)}
+EXECUTORS = ("auto", "sequential", "threads", "streams", "graphs")
+ENOUGH = 4  # experts, for two threads: with fewer, one often waits for the other's last
+_NEEDS = {"threads": "cpu", "streams": "cuda", "graphs": "cuda"}  # the device
+_KINDS = (SequentialExecutor, ThreadsExecutor, StreamsExecutor, GraphsExecutor)
+_CLASSES = {kind.name: kind for kind in _KINDS}
 
 __all__ = [
     "EXECUTORS",
@@ -31,29 +36,46 @@ __all__ = [
 ]
 
 
-def choose(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
-    """(executor, reasons) for experts on ``device``.
+def choose(asked: str, device: torch.device, num_experts: int) -> tuple[str, tuple[str, ...]]:
+    """(executor, reasons) for so many experts on ``device``.
 
     Raises:
-        ValueError: an executor that needs CUDA, for another device.
+        ValueError: an executor that needs another device.
     """
-    if asked == "sequential":
-        return asked, ("it was asked for",)
     if asked == "auto":
-        if device.type == "cuda":
-            reason = (
-                "streams and graphs have not been run on a GPU yet; ask for one by "
-                'executor="streams" or "graphs", and compare'
-            )
-        else:
-            reason = f"the experts are on {device.type}, and other executors need CUDA"
-        return "sequential", (reason,)
-    if device.type != "cuda":
+        return _automatic(device, num_experts)
+    needed = _NEEDS.get(asked, device.type)
+    if device.type != needed:
+        place = "a CPU" if needed == "cpu" else "CUDA"
         raise ValueError(
-            f"executor={asked!r} needs CUDA, but the input is on {device}; move the model and its "
-            'input to a GPU, or use executor="auto"'
+            f"executor={asked!r} needs {place}, but the input is on {device}; move the model and "
+            'its input there, or use executor="auto"'
         )
     return asked, ("it was asked for",)
+
+
+def _automatic(device: torch.device, num_experts: int) -> tuple[str, tuple[str, ...]]:
+    if device.type == "cuda":
+        reason = (
+            "streams and graphs have not been run on a GPU yet; ask for one by "
+            'executor="streams" or "graphs", and compare'
+        )
+        return "sequential", (reason,)
+    if device.type != "cpu":
+        return "sequential", (f"the experts are on {device.type}, and others need a CPU or CUDA",)
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return "sequential", ("the experts are on cpu, and torch has one thread",)
+    if threads != LANES:
+        reason = (
+            f"torch has {threads} threads, and experts side by side were measured with {LANES} "
+            'only; ask for them by executor="threads", and compare'
+        )
+        return "sequential", (reason,)
+    if num_experts < ENOUGH:
+        reason = f"two threads gain by {ENOUGH} experts or more, and the hub has {num_experts}"
+        return "sequential", (reason,)
+    return "threads", (f"torch has {threads} threads, and experts gain more from one each",)
 
 
 def make_executor(name: str) -> Executor:
