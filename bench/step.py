@@ -8,8 +8,9 @@ Rows of a step (forward, losses, backward, update): each expert alone on the who
 mean; K times that mean; each alone as a captured graph (CUDA); the generator; the glue (a step
 whose experts and generator give tensors that are there already, without an update); the experts
 alone on the groups that routing draws; the reference (a loop over experts with masks); dense (all
-experts on all samples, masked); sequential; streams and graphs (CUDA); without channels_last, and
-in bfloat16 autocast (CPU); compiled (--compile). Rows of a prediction: batch N, 1 and 64.
+experts on all samples, masked); sequential; threads (CPU); streams and graphs (CUDA); without
+channels_last, and in bfloat16 autocast (CPU); compiled (--compile). Rows of a prediction: batch N,
+1 and 64.
 
 Every hub is checked against the reference in float64 before anything is timed; a wrong one is never
 timed. All rows share weights, batch and, but where their name says otherwise, precision (bfloat16
@@ -33,6 +34,7 @@ import torch
 
 import hubpath_fast as hp
 from hubpath_fast._onednn import enlarge_primitive_cache
+from hubpath_fast.model.executors import choose
 
 from . import records, step_rows, timing
 from .counting import peak_memory
@@ -78,7 +80,7 @@ def training_rows(setting: step_rows.Setting, compiled: bool):
 
 
 def executors(setting: step_rows.Setting) -> list[str]:
-    return ["sequential", *["streams", "graphs"] * (setting.device == "cuda")]
+    return ["sequential", *(["streams", "graphs"] if setting.device == "cuda" else ["threads"])]
 
 
 def add_hub(setting, name, model, functions, hubs, notes) -> None:
@@ -103,7 +105,9 @@ def measure(
     # the rest out of the cache: each is warmed and timed by itself.
     apart = {name: functions.pop(name) for name in step_rows.VARIANTS if name in functions}
     # Of the rest one row for all: the primitives are the process's. Graphs capture their own sizes.
-    warm_up(functions.get("sequential", functions["reference"]), args.warm)
+    # Experts on one thread each have primitives of their own.
+    for name in ("sequential", "threads"):
+        warm_up(functions.get(name, functions["reference"]), args.warm)
     if "graphs" in functions:
         warm_up(functions["graphs"], GRAPH_WARM * args.warm, GRAPH_WARM_SECONDS)
         # Counted again: before, its steps were eager.
@@ -122,7 +126,8 @@ def measure(
         for name, t in times.items()
     ]  # fmt: skip
     rows += [{"row": name, "mode": "train", "px": px, "note": note} for name, note in notes.items()]
-    found = {"px": px, **ratios(times, preset.k), "rows": rows}
+    executor, _ = choose("auto", torch.device(args.device), len(setting.experts))
+    found = {"px": px, "executor": executor, **ratios(times, preset.k, executor), "rows": rows}
     save(found)
     rows += prediction_rows(setting, px, args)
     return found
@@ -159,15 +164,18 @@ def count(function: Callable, model, device: str, n: int) -> dict:
     return found
 
 
-def ratios(times: dict[str, timing.Times], k: int) -> dict[str, float]:
-    """What the goals are about. Medians; ``..._best``: of the fastest rounds instead."""
+def ratios(times: dict[str, timing.Times], k: int, executor: str) -> dict[str, float]:
+    """What the goals are about. Medians; ``..._best``: of the fastest rounds instead.
+
+    executor: whose row is the step, the one that ``auto`` chooses.
+    """
     found = {}
     for suffix, which in (("", "p50"), ("_best", "best")):
         t = {name: getattr(value, which) for name, value in times.items()}
         mean = statistics.mean(value for name, value in t.items() if name.startswith("single "))
-        step = t.get("sequential")
-        if step is None:
+        if executor not in t or "sequential" not in t:
             continue
+        step = t[executor]
         found |= {
             f"single_mean_seconds{suffix}": mean,
             f"k_single_seconds{suffix}": k * mean,
@@ -178,7 +186,7 @@ def ratios(times: dict[str, timing.Times], k: int) -> dict[str, float]:
             f"generator_share{suffix}": t["generator"] / step,
             f"experts_to_k_single{suffix}": t["experts alone"] / (k * mean),
         }
-        for name in ("streams", "graphs", "compiled"):
+        for name in ("sequential", "threads", "streams", "graphs", "compiled"):
             if name in t:
                 found[f"{name}_to_k_single{suffix}"] = t[name] / (k * mean)
                 found[f"dense_to_{name}{suffix}"] = t["dense"] / t[name]
@@ -189,7 +197,7 @@ def ratios(times: dict[str, timing.Times], k: int) -> dict[str, float]:
             found[f"graphs_to_k_captured_single{suffix}"] = ratio
         for name in step_rows.VARIANTS:
             if name in t:
-                found[f"{name.split()[1]}_to_sequential{suffix}"] = t[name] / step
+                found[f"{name.split()[1]}_to_sequential{suffix}"] = t[name] / t["sequential"]
     return found
 
 
@@ -245,8 +253,9 @@ def table(found: dict) -> str:
             )),
         ]  # fmt: skip
         lines.append(" ".join(cells))
+    lines += [f"{'executor of the step':28} {found['executor']}"]
     lines += [f"{name:28} {value:8.4f}" for name, value in found.items() if name not in
-              ("px", "rows")]  # fmt: skip
+              ("px", "rows", "executor")]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -96,14 +96,18 @@ def test_ratios_are_of_medians_and_of_the_fastest():
         "reference": 12.0, "dense": 16.0, "sequential": 8.0, "graphs": 2.0,
     }  # fmt: skip
     times = {name: SimpleNamespace(p50=s, best=s / 2) for name, s in seconds.items()}
-    found = step.ratios(times, 2)
+    found = step.ratios(times, 2, "sequential")
     assert {name: found[name] for name in found if not name.endswith("_best")} == {
         "single_mean_seconds": 2.0, "k_single_seconds": 4.0, "ratio_to_k_single": 2.0,
         "ratio_to_dense": 2.0, "ratio_to_reference": 1.5, "glue_share": 0.025,
-        "generator_share": 0.05, "experts_to_k_single": 0.75, "graphs_to_k_single": 0.5,
+        "generator_share": 0.05, "experts_to_k_single": 0.75, "sequential_to_k_single": 2.0,
+        "dense_to_sequential": 2.0, "reference_to_sequential": 1.5, "graphs_to_k_single": 0.5,
         "dense_to_graphs": 8.0, "reference_to_graphs": 6.0, "graphs_to_k_captured_single": 1.0,
     }  # fmt: skip
     assert found["k_single_seconds_best"] == 2.0
+    chosen = step.ratios(times, 2, "graphs")
+    assert (chosen["ratio_to_k_single"], chosen["ratio_to_dense"]) == (0.5, 8.0)
+    assert "ratio_to_k_single" not in step.ratios(times, 2, "threads")  # it was wrong: no time
     assert found["graphs_to_k_captured_single_best"] == 1.0
 
 
