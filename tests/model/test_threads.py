@@ -8,7 +8,10 @@ import copy
 import gc
 import multiprocessing
 import os
+import signal
 import threading
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -260,6 +263,35 @@ def test_threads_are_divided_and_the_callers_number_stays():
     assert late == [4]
     torch.set_num_threads(1)
     assert not workers.fit
+
+
+def test_an_interrupted_run_ends_what_it_began_and_begins_nothing_more():
+    workers, ended = Workers(2), []
+
+    def task():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run([task, lambda: time.sleep(0.1), ended.clear], [0, 1, 2])
+    assert ended == [True]
+    assert workers.run([lambda: 1, lambda: 2], [1, 0]) == [1, 2]
+
+
+def test_of_several_errors_the_first_tasks_is_raised_and_nothing_more_begins():
+    workers, late = Workers(2), []
+    barrier = threading.Barrier(2)
+
+    def fail(error):
+        barrier.wait()
+        raise error
+
+    tasks = [partial(fail, KeyError("a")), partial(fail, ValueError("b")), lambda: late.append(1)]
+    with pytest.raises(KeyError):
+        workers.run(tasks, [1, 0, 2])
+    assert not late
+    assert workers.run([lambda: 1], [0]) == [1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
