@@ -312,19 +312,18 @@ def test_a_forked_process_has_threads_of_its_own():
 
 
 def test_threads_end_with_the_model():
-    model = without_dropout().eval()
-    gc.collect()  # those of other tests
-    before = threading.active_count()
-    model(batch()[0])
-    assert threading.active_count() == before + 2
+    model = without_dropout()
+    before = set(threading.enumerate())
+    step(model)
+    own = set(threading.enumerate()) - before
+    assert len(own) == 2
     twin = copy.deepcopy(model)
     assert twin.executor_report().steps == 0
     del model
     gc.collect()
-    for thread in threading.enumerate():
-        if thread.name.startswith("hubpath-expert"):
-            thread.join(timeout=10)
-    assert threading.active_count() <= before
+    for thread in own:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_auto_takes_threads_where_they_were_measured():

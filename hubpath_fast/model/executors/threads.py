@@ -6,10 +6,11 @@ expert records a graph that starts at its parameters, and one function stands fo
 graph of the loss. When that asks for their gradients, every expert's own graph is run, again side
 by side.
 
-An expert runs on the same number of threads wherever and whenever it runs, so that results repeat
-to the bit. Predictions, which gain nothing here, rows that require a gradient, and a caller's state
-that other threads would not see (``workers.obstacle``) make all experts run one after another on
-the caller's thread. So do single experts for which ``beside`` gives a reason.
+How many threads an expert runs on follows from the experts and the routing, never from time, so
+that results repeat to the bit. All experts run one after another on the caller's thread in
+predictions, which gain nothing here, where rows require a gradient, where one expert has more than
+its share of the rows, and in a state of the caller that other threads would not see
+(``workers.obstacle``). Single experts do for which ``beside`` gives a reason.
 """
 
 from __future__ import annotations

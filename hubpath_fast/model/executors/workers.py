@@ -46,7 +46,7 @@ class Workers:
         All that were begun have ended when it returns or raises. After an exception no more begin;
         of several it raises the first task's.
         """
-        # One future a thread, and no wait() on them: those would cost as much as small tasks.
+        # One future a thread, and a queue to wait on: wait() costs as much as a small task.
         pending, ended = deque(order), SimpleQueue()
         results: list[T | None] = [None] * len(tasks)
         raised: dict[int, BaseException] = {}
@@ -62,17 +62,13 @@ class Workers:
                         pending.clear()
             ended.put(None)
 
-        threads = min(self._count, len(tasks))
-        for _ in range(threads):
-            self._pool.submit(work)
+        futures = [self._pool.submit(work) for _ in range(min(self._count, len(tasks)))]
         try:
-            for _ in range(threads):
+            for _ in futures:
                 ended.get()
-                threads -= 1
         except BaseException:  # Ctrl-C
             pending.clear()
-            for _ in range(threads):
-                ended.get()
+            wait(futures)
             raise
         if raised:
             raise raised[min(raised)]
