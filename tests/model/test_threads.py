@@ -14,6 +14,7 @@ import time
 from functools import partial
 
 import pytest
+import test_pathway
 import torch
 from graphs_cases import backward, fixed_routing
 from test_executors import Faulty, M, batch, build, conv_expert, train
@@ -80,6 +81,37 @@ def test_training_is_that_of_one_after_another_to_the_bit(amp):
     states = [train(without_dropout(name), 20, amp=amp) for name in ("sequential", "threads")]
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
+
+
+def test_values_and_gradients_are_those_of_the_reference_in_float64(monkeypatch):
+    ran, run = [], Workers.run
+    monkeypatch.setattr(Workers, "run", lambda *args: ran.append(len(args[1])) or run(*args))
+    ours, truth, x, y, eps = test_pathway.build(
+        24, M, 2, torch.zeros(24, M), expert=test_pathway.conv_expert, executor="threads"
+    )
+    test_pathway.assert_equal_step(ours, truth, x, y, eps)
+    assert ran == [M, M]  # forward and backward
+
+
+def test_a_tensor_that_is_no_parameter_of_the_expert_gets_its_gradient():
+    class Scaled(nn.Module):
+        def __init__(self, body, scale):
+            super().__init__()
+            self.body, self.others = body, [scale]  # a list: not registered
+
+        def forward(self, x):
+            return self.body(x) * self.others[0]
+
+    found = []
+    for executor in ("sequential", "threads"):
+        model, scale = without_dropout(executor), torch.tensor(2.0, requires_grad=True)
+        model.experts[1] = Scaled(model.experts[1], scale)
+        for seed in range(3):
+            step(model, seed).backward()
+        found.append([scale.grad, *(p.grad for p in model.experts.parameters())])
+    assert found[0][0] != 0
+    for expected, gradient in zip(*found, strict=True):
+        assert torch.equal(gradient, expected)
 
 
 def test_forward_and_backward_run_on_other_threads():
@@ -273,8 +305,13 @@ def test_an_interrupted_run_ends_what_it_began_and_begins_nothing_more():
         time.sleep(0.2)
         ended.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        workers.run([task, lambda: time.sleep(0.1), ended.clear], [0, 1, 2])
+    gc.collect()
+    gc.disable()  # Python drops an interrupt that arrives while a collected object says goodbye
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            workers.run([task, lambda: time.sleep(0.1), ended.clear], [0, 1, 2])
+    finally:
+        gc.enable()
     assert ended == [True]
     assert workers.run([lambda: 1, lambda: 2], [1, 0]) == [1, 2]
 

@@ -18,7 +18,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,7 @@ class ThreadsExecutor(SequentialExecutor):
         self._workers: Workers | None = None
         self._inspect = Inspector()
         self._seconds: dict[int, float] = {}  # by expert, of a row in its last forward
+        self._enclosed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
         self._drawn = False  # random numbers, by experts that do not look like it
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
@@ -69,7 +72,7 @@ class ThreadsExecutor(SequentialExecutor):
                 Part(group, output, found[group.index].parameters)
                 for group, output in zip(beside, own, strict=True)
             ]
-            outputs |= self._bridged(parts)
+            outputs |= self._bridged(experts, parts)
         return join(experts, groups, [outputs[group.index] for group in groups])
 
     def _obstacle(self, source: RowSource) -> str | None:
@@ -98,12 +101,19 @@ class ThreadsExecutor(SequentialExecutor):
         costs = [self._seconds.get(group.index, 1.0) * group.count for group in groups]
         return self._workers.run(tasks, sorted(range(len(tasks)), key=lambda i: -costs[i]))
 
-    def _bridged(self, parts: list[Part]) -> dict[int, Tensor]:
+    def _bridged(self, experts: Sequence[nn.Module], parts: list[Part]) -> dict[int, Tensor]:
         """The outputs by expert, as parts of the caller's graph."""
-        recorded = [p for p in parts if isinstance(p.output, Tensor) and p.output.requires_grad]
+        recorded = []
+        for part in parts:
+            if isinstance(part.output, Tensor) and part.output.requires_grad:
+                expert = experts[part.group.index]
+                if expert not in self._enclosed:  # a walk of its whole graph: once
+                    self._enclosed[expert] = is_enclosed(part)
+                if self._enclosed[expert]:  # else its graph is left in the caller's, as it is
+                    recorded.append(part)
         outputs = {part.group.index: part.output for part in parts}
         if recorded:
-            leaves = [parameter for part in recorded for parameter in part.parameters]
+            leaves = chain.from_iterable(part.parameters for part in recorded)
             bridged = _Bridge.apply(self._run, recorded, *leaves)
             outputs |= {p.group.index: o for p, o in zip(recorded, bridged, strict=True)}
         return outputs
@@ -115,6 +125,20 @@ class Part(NamedTuple):
     group: Group
     output: Tensor
     parameters: list[nn.Parameter]
+
+
+def is_enclosed(part: Part) -> bool:
+    """Whether its graph ends at the expert's own parameters, and at no other tensor."""
+    own, met, pending = {id(p) for p in part.parameters}, set(), [part.output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in met:
+            continue
+        met.add(node)
+        if hasattr(node, "variable") and id(node.variable) not in own:
+            return False
+        pending += [before for before, _ in node.next_functions]
+    return True
 
 
 class _Bridge(torch.autograd.Function):
@@ -139,6 +163,7 @@ class _Bridge(torch.autograd.Function):
 
         used = [i for i, d_output in enumerate(d_outputs) if d_output is not None]
         tasks = [partial(gradients, ctx.parts[i], d_outputs[i]) for i in used]
-        found = dict(zip(used, ctx.run(tasks, [ctx.parts[i].group for i in used]), strict=True))
-        nothing = {i: (None,) * len(part.parameters) for i, part in enumerate(ctx.parts)}
-        return None, None, *(g for i in nothing for g in found.get(i, nothing[i]))
+        found = [(None,) * len(part.parameters) for part in ctx.parts]
+        for i, own in zip(used, ctx.run(tasks, [ctx.parts[i].group for i in used]), strict=True):
+            found[i] = own
+        return None, None, *chain.from_iterable(found)
