@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_of_a_run(run, tmp_path):
     right = sum(int(counts[i][i]) for i in range(10))
     result = json.loads((run / "result.json").read_text())
     assert right / result["test_images"] == pytest.approx(result["test_accuracy"])
+
+
+@pytest.mark.parametrize(("trained_on", "executor"), [("cpu", "threads"), ("cuda", "auto")])
+def test_a_run_keeps_its_executor_on_devices_of_its_kind(run, tmp_path, trained_on, executor):
+    copied = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((copied / "fit.json").read_text())
+    record["config"]["executor"] = "threads"
+    record["config"]["trainer"]["device"] = trained_on
+    (copied / "fit.json").write_text(json.dumps(record))
+    assert open_run(copied, "cpu").model.executor == executor
 
 
 def test_classes_alone_are_each_experts_own(run):
