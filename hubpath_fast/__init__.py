@@ -10,6 +10,7 @@ named models, ``HF`` the operations underneath, ``hp.reference`` the method in a
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import functional, reference
@@ -27,6 +28,12 @@ from .routing import Routing
 
 if TYPE_CHECKING:
     from .hub import create_model
+
+# An installation has the kernels as ``hubpath_fast/kernels``. A checkout that was never installed
+# has them at its top, and must run too: a machine with a GPU is not always one to install on.
+_HERE = Path(__file__).resolve().parent
+if not (_HERE / "kernels").is_dir() and (_HERE.parent / "kernels" / "noisy_topk.py").is_file():
+    __path__.append(str(_HERE.parent))
 
 __version__ = "0.1.0"
 __all__ = [

@@ -35,3 +35,10 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 def write_json(path: str | Path, values: Any) -> Path:
     """``write_bytes`` of indented JSON."""
     return write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def user_cache_folder() -> Path:
+    """The user's cache folder for this package; it may not exist yet."""
+    import platformdirs  # here: most uses never ask, and benchmark machines may not have it
+
+    return Path(platformdirs.user_cache_dir("hubpath_fast"))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import platformdirs
 
+from ..files import user_cache_folder
 from .decode import load_image
 from .images import default_workers
 from .layouts import DataError
@@ -80,7 +80,7 @@ def cache_splits(
 
 
 def default_folder() -> Path:
-    return Path(platformdirs.user_cache_dir("hubpath_fast")) / "images"
+    return user_cache_folder() / "images"
 
 
 def cache_bytes(num_images: int, side: int) -> int:

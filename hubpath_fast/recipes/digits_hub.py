@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import platformdirs
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from ..baselines import SingleModel
 from ..data import RENDERINGS, DigitsTask, TensorStream
-from ..files import write_bytes, write_json
+from ..files import user_cache_folder, write_bytes, write_json
 from ..hub import Expert, build_experts, load_body
 from ..training import SingleObjective, Trainer, TrainerConfig
 from ..training.random_state import seed_all
@@ -78,7 +77,7 @@ def pretrained_experts(
     Raises:
         InterruptedError: a signal stopped the pre-training; what was finished is kept.
     """
-    cache = Path(platformdirs.user_cache_dir("hubpath_fast")) if cache is None else Path(cache)
+    cache = user_cache_folder() if cache is None else Path(cache)
     networks = [network.removeprefix("timm/") for network in networks]
     renderings = [list(RENDERINGS)[i % len(RENDERINGS)] for i in range(len(networks))]
     descend = len(networks) > 1 and len(set(networks)) == 1
