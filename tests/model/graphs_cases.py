@@ -1,6 +1,7 @@
 """What the tests of captured graphs share: a stand-in for CUDA's, experts, fixed routings."""
 
 import contextlib
+from collections import Counter
 
 import torch
 from test_executors import C, M
@@ -14,9 +15,11 @@ class FakeBackend:
     """Replays a function by running it again, into the tensors of its first run."""
 
     num_lanes = 3
+    one_random_state = True
 
     def __init__(self, device):
-        self.held, self.captures, self.fail = 0, 0, None
+        self.captures, self.fail = 0, None
+        self.held = Counter()  # bytes of each pool
         self.lanes, self.log = [], []  # forked now; the lane of each call
 
     @contextlib.contextmanager
@@ -42,7 +45,7 @@ class FakeBackend:
         if self.fail is not None:
             raise self.fail
         self.captures += 1
-        self.held += 100
+        self.held[pool] += 100
         first = function()
 
         def replay():
@@ -54,8 +57,14 @@ class FakeBackend:
 
         return replay
 
-    def memory(self):
-        return self.held
+    def undisturbed(self):
+        return contextlib.nullcontext()
+
+    def borrow(self, tensor):
+        return tensor
+
+    def memory(self, pool):
+        return self.held[pool]
 
     def budget(self):
         return 10**6  # places for the rows of ``batch()`` take 73,728 of them

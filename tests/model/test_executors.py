@@ -133,9 +133,11 @@ def test_copies_start_with_nothing_counted():
 
 def test_groups_are_spread_over_streams_largest_first():
     groups = [Group(0, 0, 5), Group(1, 5, 20), Group(2, 25, 9), Group(3, 34, 8)]
-    assert assign(groups, 2) == [1, 0, 1, 1]
-    assert assign(groups[:1], 4) == [0]
-    assert assign(groups, 8) == [3, 0, 1, 2]
+    alone = [0, 1, 2, 3]
+    assert assign(groups, 2, alone) == [1, 0, 1, 1]
+    assert assign(groups[:1], 4, alone) == [0]
+    assert assign(groups, 8, alone) == [3, 0, 1, 2]
+    assert assign(groups, 8, [0, 1, 0, 0]) == [0, 1, 0, 0]  # 22 rows together, before the 20
 
 
 class Faulty(nn.Module):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from collections import Counter
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ from graphs_cases import (
     row_wise_expert,
     settled,
 )
-from test_executors import Faulty, M, batch, build, conv_expert, train
+from test_executors import C, Faulty, M, batch, build, conv_expert, train
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hubpath_fast as hp
-from hubpath_fast.model.executors.capture import CapturedExpert, Gradients, Pool
+from hubpath_fast.model.executors import make_executor
+from hubpath_fast.model.executors.backend import BrokenCaptureError
+from hubpath_fast.model.executors.capture import CapturedExpert, Pool
 from hubpath_fast.model.executors.graphs import MIN_SEEN
 
 
@@ -147,14 +151,94 @@ def test_an_expert_that_cannot_be_captured_runs_eagerly_and_is_named(make):
     executor._backend.fail = RuntimeError("operation not permitted\nwhen stream is capturing")
     settled(model, x, y)
     report = model.executor_report()
+    assert (report.captured, report.eager) == ({}, {})
+    failure = "a capture failed (RuntimeError: operation not permitted); it is tried once more"
+    assert f"experts[3]: {failure}" in report.notes
+    settled(model, x, y, 2 * MIN_SEEN)
+    report = model.executor_report()
     assert report.captured == {}
     assert report.eager == dict.fromkeys(
         range(M), "cannot be captured: RuntimeError: operation not permitted"
     )
     assert "experts[3]: eager, cannot be captured" in str(report)
+    assert not any("once more" in note for note in report.notes)
     executor._backend.fail = None
     settled(model, x, y)
     assert model.executor_report().hits == 0
+
+
+def test_an_expert_whose_capture_failed_once_is_captured_when_it_was_seen_again(make):
+    model, (x, y) = make(), batch()
+    settled(model, x, y, MIN_SEEN - 1)
+    model._running._backend.fail = RuntimeError("another thread called CUDA")
+    settled(model, x, y, 1)
+    model._running._backend.fail = None
+    settled(model, x, y, 2 * MIN_SEEN - 1)
+    assert model.executor_report().captured == {}
+    settled(model, x, y, 1)
+    report = model.executor_report()
+    assert report.captured == {i: [6] for i in range(M)}
+    assert report.eager == {}
+
+
+def test_what_cannot_be_cleaned_up_ends_the_training(make):
+    model, (x, y) = make(), batch()
+    settled(model, x, y, MIN_SEEN - 1)
+    model._running._backend.fail = BrokenCaptureError("start again from the last checkpoint")
+    with pytest.raises(BrokenCaptureError, match="last checkpoint"):
+        settled(model, x, y, 1)
+
+
+def test_an_expert_that_uses_a_foreign_tensor_is_not_captured_since_that_would_get_no_gradient(
+    make,
+):
+    outside = torch.ones(3, requires_grad=True)
+
+    class Foreign(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * outside.sum()
+
+    model, (x, y) = make(lambda: Foreign(*row_wise_expert())), batch()
+    settled(model, x, y, 4 * MIN_SEEN)
+    report = model.executor_report()
+    assert report.captured == {}
+    assert "uses a tensor [3] that requires a gradient" in report.eager[0]
+    outside.grad = None
+    backward(model, x, y, fixed_routing(model))
+    assert outside.grad.isfinite().all()
+
+
+def test_a_recurrent_expert_is_captured_though_its_layers_keep_lists_of_their_weights(make):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.GRU(8, 5, batch_first=True), nn.Linear(5, C)
+
+        def forward(self, x):
+            return self.head(self.layer(x.flatten(1, 2))[0][:, -1])
+
+    model, (x, y) = make(Recurrent), batch()
+    settled(model, x, y, MIN_SEEN + 1)
+    assert model.executor_report().hits == 2 * M
+    backward(model, x, y, fixed_routing(model))
+    found = grads(model)
+    model.zero_grad(set_to_none=True)
+    model._running = make_executor("sequential")
+    model._running.name = "graphs"  # as the fixture makes the model choose
+    backward(model, x, y, fixed_routing(model))
+    assert_same(found, grads(model))
+
+
+def test_the_first_capture_of_an_expert_is_of_its_largest_size_so_far(make):
+    model, (x, y) = make(), batch()
+    for counts in ([9, 5, 5, 5], [6] * M, [6] * M, [6] * M):
+        backward(model, x, y, fixed_routing(model, counts=counts))
+    assert model.executor_report().captured == {0: [6, 9], 1: [6], 2: [6], 3: [6]}
+    sizes = [captured.size for captured in model._running._records[(0, True, True)].graphs.values()]
+    assert sizes == [9, 6]
+    for _ in range(MIN_SEEN):  # a size that comes later is captured alone
+        backward(model, x, y, fixed_routing(model, counts=[7, 6, 6, 5]))
+    assert model.executor_report().captured[0] == [6, 7, 9]
 
 
 def test_an_expert_with_hooks_is_not_captured(make):
@@ -198,9 +282,7 @@ def test_out_of_memory_drops_the_graphs_and_training_goes_on(make):
     settled(model, x, y)
     places = M * 24 * 3 * 8 * 8 * 4  # of 24 rows of float32 for each expert
     assert model.executor_report().memory == 200 * M + places
-    error = RuntimeError("capture was broken off")
-    error.__context__ = torch.OutOfMemoryError("CUDA out of memory")
-    model._running._backend.fail = error
+    model._running._backend.fail = torch.OutOfMemoryError("CUDA out of memory")
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model, counts=[3, 7, 7, 7]))
     report = model.executor_report()
@@ -229,23 +311,69 @@ def test_over_budget_the_least_recently_used_expert_loses_its_graphs(make):
     assert model.executor_report().memory == 600
 
 
+class Assorted(nn.Module):
+    """Parameters of several layouts and dtypes; one is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last))
+        self.wide = nn.Parameter(torch.rand(4, dtype=torch.float64))
+        self.scalar = nn.Parameter(torch.rand(()))
+        self.turned = nn.Parameter(torch.rand(7, 4).t())
+        self.spare = nn.Parameter(torch.rand(2))
+
+    def forward(self, x):
+        pooled = nn.functional.conv2d(x, self.kernel).mean((2, 3)) * self.wide.float()
+        return pooled @ self.turned * self.scalar
+
+
 def test_handed_out_gradients_have_their_parameters_layout_and_memory_of_their_own():
-    parameters = [
-        torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last),
-        torch.rand(5, dtype=torch.float64),
-        torch.rand(()),
-        torch.rand(7, 2).t(),
-    ]
-    gradients = Gradients(parameters)
-    gradients.write([p * 2 for p in parameters])
-    first = gradients.fresh()
-    gradients.write([None, *(p * 3 for p in parameters[1:])])
-    second = gradients.fresh()
-    for p, a, b in zip(parameters, first, second, strict=True):
-        assert (a.dtype, a.shape, a.stride()) == (p.dtype, p.shape, p.stride())
-        assert a.storage_offset() % Gradients.ALIGN == 0
-        assert torch.equal(a, p * 2)
-        assert torch.equal(b, p * (2 if p is parameters[0] else 3))
+    expert, (x, _) = Assorted(), batch()
+    captured = CapturedExpert(expert, x[:6], x[:6].clone(), Pool(None), FakeBackend(None))
+    found = []
+    for rows in (x[:6], x[6:12]):
+        d_output = torch.rand(6, 7)
+        given = torch.autograd.grad(
+            captured(rows), expert.parameters(), d_output, allow_unused=True
+        )
+        right = torch.autograd.grad(expert(rows), expert.parameters(), d_output, allow_unused=True)
+        found.append((given, right))
+    for given, right in found:  # after the second: it may not have touched the first
+        for name, parameter, a, b in zip(
+            dict(expert.named_parameters()), expert.parameters(), given, right, strict=True
+        ):
+            assert (a is None) == (b is None) == (name == "spare")
+            if a is not None:
+                same = parameter.dtype, parameter.shape, parameter.stride()
+                assert (a.dtype, a.shape, a.stride()) == same, name
+                assert torch.equal(a, b), name
+
+
+def test_a_gradient_is_copied_once(make):
+    model, (x, y) = make(), batch()
+    settled(model, x, y)
+    loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model)), y).total
+    with Copies() as copies:
+        loss.backward()
+    weight = model.experts[0][0].weight
+    # The stand-in's replay copies into its static results, once; what is handed out is the other.
+    assert copies.of[weight.shape] == 2 * M
+
+
+class Copies(TorchDispatchMode):
+    """of: shape -> how many tensors of that shape were written by a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten._foreach_copy_):
+            written = args[0] if isinstance(args[0], list) else [args[0]]
+            self.of.update(tensor.shape for tensor in written)
+        if func.overloadpacket == torch.ops.aten.clone:
+            self.of[args[0].shape] += 1
+        return func(*args, **(kwargs or {}))
 
 
 AUTOCAST_SEEN: list[bool] = []

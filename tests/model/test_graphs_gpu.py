@@ -7,6 +7,7 @@ from test_executors import M, batch, build, train
 from torch import nn
 
 import hubpath_fast as hp
+from hubpath_fast.model.executors.backend import CudaBackend
 from hubpath_fast.model.executors.graphs import MIN_SEEN
 
 pytestmark = pytest.mark.gpu
@@ -71,6 +72,56 @@ def test_a_host_read_in_an_expert_is_reported_on_a_gpu():
     torch.rand(2, device="cuda")  # the random generator is as usable as before
 
 
+def test_a_failed_capture_leaves_the_generator_and_the_allocator_usable_on_a_gpu():
+    device = torch.device("cuda", torch.cuda.current_device())
+    backend, pool = CudaBackend(device), torch.cuda.graph_pool_handle()
+    x = torch.rand(4, device=device)
+
+    def captured(function):
+        with backend.forked([1], x), backend.lane(1):
+            return backend.capture(function, pool)
+
+    results = []
+    captured(lambda: results.append(x * 2))
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            captured(lambda: [x.sum().item()])  # a host read, which breaks a capture off
+        torch.rand(2, device=device)  # raises where the generator is still capturing
+    replay = captured(lambda: results.append(x + torch.rand(4, device=device)))
+    draws = []
+    for _ in range(2):
+        with backend.forked([1], x), backend.lane(1):
+            replay()
+        draws.append(results[-1].clone())
+    assert not torch.equal(*draws)
+    # What was marked as read on a second stream is given back once that is done.
+    block, side = torch.empty(1 << 20, dtype=torch.uint8, device=device), torch.cuda.Stream()
+    address = block.data_ptr()
+    block.record_stream(side)
+    del block
+    torch.cuda.synchronize()
+    assert torch.empty(1 << 20, dtype=torch.uint8, device=device).data_ptr() == address
+
+
+def test_borrowed_memory_is_the_same_memory_and_does_not_own_it_on_a_gpu():
+    backend = CudaBackend(torch.device("cuda", torch.cuda.current_device()))
+    for shape, dtype in (
+        ((3, 4, 2, 2), torch.float32),
+        ((5,), torch.bfloat16),
+        ((), torch.float64),
+    ):
+        owned = torch.rand(shape, device="cuda").to(dtype)
+        if owned.dim() == 4:
+            owned = owned.to(memory_format=torch.channels_last)
+        borrowed = backend.borrow(owned)
+        assert (borrowed.data_ptr(), borrowed.stride()) == (owned.data_ptr(), owned.stride())
+        owned.fill_(3)
+        assert torch.equal(borrowed, owned)
+        held = torch.cuda.memory_allocated()
+        del owned
+        assert torch.cuda.memory_allocated() < held
+
+
 def test_experts_side_by_side_train_like_one_after_another():
     def states(executor):
         model = build(executor, "cuda")
@@ -82,7 +133,8 @@ def test_experts_side_by_side_train_like_one_after_another():
     torch.manual_seed(2)
     found, model = states("graphs")
     assert model.executor_report().hits > 30, str(model.executor_report())
-    assert not model._running._draws  # so they are on lanes of their own
+    lanes = {use.index: r.lane for use, r in model._running._records.items() if use.gradients}
+    assert lanes == {i: i for i in range(M)}
     for name, value in expected.items():
         # Padded batches are summed in another order.
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)

@@ -1,68 +1,29 @@
-"""What lanes and captures ask of CUDA, in which order: its calls are recorded, none is made."""
-
-import contextlib
+"""What lanes ask of CUDA, in which order: its calls are recorded, none is made."""
 
 import pytest
 import torch
-from test_executors import batch, build, train
+from fake_cuda import FakeCuda
+from graphs_cases import fixed_routing
+from test_executors import batch, build, conv_expert, train
+from torch import nn
 
 from hubpath_fast.model import pathway
-from hubpath_fast.model.executors.backend import CudaBackend
+from hubpath_fast.model.executors import streams
 from hubpath_fast.model.executors.lanes import Lanes
+from hubpath_fast.model.executors.sharing import Sharing
 from hubpath_fast.model.executors.streams import NUM_STREAMS, StreamsExecutor
 
 DEVICE = torch.device("cuda", 0)
 
 
-class FakeStream:
-    def __init__(self, name, log):
-        self.name, self.log = name, log
-
-    def wait_stream(self, other):
-        self.log.append((self.name, "waits for", other.name))
+@pytest.fixture
+def cuda(monkeypatch):
+    return FakeCuda(monkeypatch)
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """The log of calls. Streams are called 0, 1, ... and the caller's "caller"."""
-    log, made = [], []
-    now = [FakeStream("caller", log)]
-
-    def stream(device=None):
-        made.append(FakeStream(len(made), log))
-        return made[-1]
-
-    @contextlib.contextmanager
-    def current(stream):
-        now.append(stream)
-        try:
-            yield
-        finally:
-            now.pop()
-
-    @contextlib.contextmanager
-    def graph(graph, pool, stream, capture_error_mode):
-        log.append(("capture", pool, stream.name, capture_error_mode))
-        yield
-
-    class Graph:
-        def replay(self):
-            log.append("replay")
-
-    def mode(value):
-        log.append(("sync debug", value))
-
-    monkeypatch.setattr(torch.cuda, "Stream", stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: now[-1])
-    monkeypatch.setattr(torch.cuda, "stream", current)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode)
-    monkeypatch.setattr(
-        torch.Tensor, "record_stream", lambda _, stream: log.append((stream.name, "reads"))
-    )
-    return log
+def calls(cuda):
+    return cuda.log
 
 
 def test_lanes_fork_mark_what_they_read_and_join(calls):
@@ -90,29 +51,6 @@ def test_lanes_are_joined_after_an_exception(calls):
     assert torch.cuda.current_stream().name == "caller"
 
 
-def test_a_capture_is_on_the_current_lane(calls):
-    backend = CudaBackend(DEVICE)
-    with backend.forked([5], torch.zeros(1)), backend.lane(5):
-        replay = backend.capture(lambda: calls.append("work"), "pool")
-    assert calls[2:4] == [("capture", "pool", 5, "thread_local"), "work"]
-    replay()
-    assert calls[-1] == "replay"
-
-
-def test_what_waits_for_the_device_is_found_before_a_capture(calls):
-    backend = CudaBackend(DEVICE)
-    backend.warm_up(lambda: calls.append("run"))
-    assert calls == ["run", "run", ("sync debug", "error"), "run", ("sync debug", 1)]
-
-    def waits():
-        if ("sync debug", "error") in calls[5:]:
-            raise RuntimeError("called a synchronizing CUDA operation")
-
-    with pytest.raises(RuntimeError, match="synchronizing"):
-        backend.warm_up(waits)
-    assert calls[-1] == ("sync debug", 1)
-
-
 def test_streams_train_like_sequential(calls, monkeypatch):
     monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: (asked, ()))
     expected = train(build("sequential"), 5)
@@ -126,3 +64,36 @@ def test_streams_train_like_sequential(calls, monkeypatch):
     model.eval()(batch()[0])
     assert calls[0] == (0, "waits for", "caller")
     assert calls[-1][:2] == ("caller", "waits for")
+
+
+def test_experts_that_share_a_module_go_on_one_stream(calls, monkeypatch):
+    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: (asked, ()))
+    model = build("streams")
+    model.experts[2][0] = model.experts[0][0]
+    used, call = {}, streams.call_expert
+
+    def spy(experts, group, rows, min_group):
+        used[group.index] = torch.cuda.current_stream().name
+        return call(experts, group, rows, min_group)
+
+    monkeypatch.setattr(streams, "call_expert", spy)
+    model(batch()[0], routing=fixed_routing(model))
+    assert used[0] == used[2]
+    assert len({used[0], used[1], used[3]}) == 3
+    model.experts[2][0] = conv_expert()[0]  # it no longer does
+    model(batch()[0], routing=fixed_routing(model))
+    assert len(set(used.values())) == 4
+
+
+def test_sharing_finds_modules_parameters_and_buffers_and_what_is_tied_through_others():
+    experts = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(6)]
+    experts[1][0].weight = experts[0][0].weight
+    experts[3][1].running_mean = experts[2][1].running_mean
+    sharing = Sharing()
+    assert sharing(experts) == [0, 0, 2, 2, 4, 5]
+    assert sharing(experts) == [0, 0, 2, 2, 4, 5]
+    experts[5][1], experts[5][0] = experts[1][1], experts[3][0]
+    assert sharing(experts) == [0, 0, 0, 0, 4, 0]
+    experts[5] = nn.Linear(2, 2)
+    assert sharing(experts) == [0, 0, 2, 2, 4, 5]
+    assert sharing(experts[2:]) == [0, 0, 2, 3]

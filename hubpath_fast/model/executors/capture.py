@@ -3,24 +3,28 @@
 Traps that the code below is about:
 
 - Warming up and capturing run the expert: BatchNorm's buffers and the random state are put back.
-- The gradients that a captured backward leaves lie in buffers that the next replay overwrites, and
-  autograd may take a gradient it is given as it is: they are copied.
-- All sizes of an expert share one memory pool, and with it the memory of their activations; they
-  share their input and their gradients, too. A second forward before the backward of the first
-  would overwrite all that: ``Pool.busy`` says when the caller must run eagerly, and a backward that
-  comes too late raises.
+- A captured backward must not reach the live parameters: the node that accumulates a parameter's
+  gradient may be alive on another stream (DistributedDataParallel keeps it, and so does a loss that
+  the training loop keeps), and to wait for that stream would end the capture. The expert is
+  captured with stand-ins for its parameters, on the same memory.
+- The gradients that a captured backward leaves are overwritten by the next replay, and autograd may
+  take a gradient it is given as it is: they are copied, once.
+- All sizes of an expert share one memory pool, and with it the memory of their activations and
+  gradients; they share their input, too. A second forward before the backward of the first would
+  overwrite all that: ``Pool.busy`` says when the caller must run eagerly, and a backward that comes
+  too late raises.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from .autograd_graph import leaves_of
 from .backend import Backend
 
 
@@ -29,12 +33,11 @@ class _Pending:
 
 
 class Pool:
-    """What all graphs of one expert share: the memory of their activations, and the gradients."""
+    """What all graphs of one expert share: the memory of their activations and gradients."""
 
     def __init__(self, handle: object):
         self.handle = handle
         self.memory = 0  # bytes
-        self.gradients: Gradients | None = None
         self.generation = 0
         self._pending: weakref.ref | None = None
 
@@ -48,40 +51,6 @@ class Pool:
         pending = _Pending()
         self._pending = weakref.ref(pending)
         return pending
-
-
-class Gradients:
-    """Where captured backwards leave an expert's gradients: one buffer for each dtype.
-
-    So that handing them out is one copy, not one for each of hundreds of parameters.
-    """
-
-    ALIGN = 64  # elements: vectorised optimizers want their gradients aligned
-
-    def __init__(self, parameters: Sequence[Tensor]):
-        ends: dict[torch.dtype, int] = {}
-        self._parts = []
-        for parameter in parameters:
-            dtype, begin = parameter.dtype, ends.get(parameter.dtype, 0)
-            dense = torch.empty_like(parameter, device="meta")  # strides without gaps
-            self._parts.append((dtype, dense.shape, dense.stride(), begin))
-            ends[dtype] = begin + math.ceil(dense.numel() / self.ALIGN) * self.ALIGN
-        device = parameters[0].device
-        self._buffers = {d: torch.zeros(end, dtype=d, device=device) for d, end in ends.items()}
-        self._views = self._views_of(self._buffers)
-
-    def _views_of(self, buffers: dict[torch.dtype, Tensor]) -> list[Tensor]:
-        return [buffers[d].as_strided(shape, stride, at) for d, shape, stride, at in self._parts]
-
-    def write(self, found: Sequence[Tensor | None]) -> None:
-        """Takes the gradients of the parameters, in their order; None leaves a place as it is."""
-        pairs = [(view, g) for view, g in zip(self._views, found, strict=True) if g is not None]
-        if pairs:
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
-
-    def fresh(self) -> list[Tensor]:
-        """A copy of them, for each parameter: views of new buffers."""
-        return self._views_of({dtype: flat.clone() for dtype, flat in self._buffers.items()})
 
 
 class CapturedExpert:
@@ -102,34 +71,39 @@ class CapturedExpert:
         with (
             torch.inference_mode(False),  # its tensors are written outside of it, too
             torch.set_grad_enabled(enabled),
+            backend.undisturbed(),
             _untouched([*expert.buffers(), inputs.data], backend),
             _own_casts(rows.device.type),
         ):
-            before = backend.memory()
             self._capture(expert, rows, inputs, backend)
-            pool.memory += max(0, backend.memory() - before)
+        pool.memory = backend.memory(pool.handle)
 
     def _capture(self, expert: nn.Module, rows: Tensor, inputs: Tensor, backend: Backend) -> None:
         self._input = inputs.data  # detach() would count others' writes to their places as its own
         self._fill(rows.detach())
         self._input.requires_grad_(rows.requires_grad)
         self.parameters = [p for p in expert.parameters() if p.requires_grad]
-        leaves = [self._input] * rows.requires_grad + self.parameters
+        aliases = [nn.Parameter(p.detach()) for p in self.parameters]
+        stand_ins = dict(zip(self.parameters, aliases, strict=True))
+        leaves = [self._input] * rows.requires_grad + aliases
 
         def run() -> Tensor:
-            output = expert(self._input)
+            with _replaced(expert, stand_ins):
+                output = expert(self._input)
             if not isinstance(output, Tensor):
                 raise TypeError(f"gives a {type(output).__name__}, not a tensor")
             return output
 
         def gradients(output: Tensor, d_output: Tensor) -> list[Tensor | None]:
-            # A backward pass is run outside of autocast, whatever its forward pass was.
-            with torch.autocast(output.device.type, enabled=False):
+            # A backward pass is run outside of autocast, whatever its forward pass was. It may call
+            # the expert again: checkpoints do.
+            with _replaced(expert, stand_ins), torch.autocast(output.device.type, enabled=False):
                 return list(torch.autograd.grad(output, leaves, d_output, allow_unused=True))
 
         def warm() -> None:
             output = run()
             if output.requires_grad:
+                _check_leaves(output, leaves)
                 gradients(output, torch.zeros_like(output))
 
         state = backend.random_state()
@@ -147,24 +121,20 @@ class CapturedExpert:
         self._backward = None
         if not output.requires_grad:
             return
-        if self.pool.gradients is None and self.parameters:
-            self.pool.gradients = Gradients(self.parameters)
-        self._gradients = self.pool.gradients
         self._d_output = torch.zeros_like(self._output)
-        self._d_input: list[Tensor] = []
+        found: list[Tensor | None] = []
 
-        def backward() -> list[Tensor]:
-            found = gradients(kept["output"], self._d_output)
-            # These are kept: an expert's rows seldom require a gradient. The rest is freed.
-            self._d_input = [g for g in found[: rows.requires_grad] if g is not None]
-            own = found[rows.requires_grad :]
-            self._given = [g is not None for g in own]
-            if own:
-                self._gradients.write(own)
-            return self._d_input
+        def backward() -> list[Tensor | None]:
+            found[:] = gradients(kept["output"], self._d_output)
+            return list(found)
 
         self._backward = backend.capture(backward, self.pool.handle)
-        kept.clear()  # the activations' memory goes back to the pool, for the other sizes
+        # The memory of activations and gradients goes back to the pool, for the other sizes. The
+        # gradients are read right after a replay, before another one can overwrite them.
+        self._gradients = [None if g is None else backend.borrow(g) for g in found]
+        self._leaves = [self._input] * rows.requires_grad + self.parameters
+        kept.clear()
+        found.clear()
 
     def __call__(self, rows: Tensor) -> Tensor:
         if self._backward is None:
@@ -175,6 +145,22 @@ class CapturedExpert:
     def _replay_forward(self, rows: Tensor) -> None:
         self._fill(rows)
         self._forward()
+
+    def _replay_backward(self, d_output: Tensor) -> list[Tensor | None]:
+        """The gradients of the rows, if they require one, and of the parameters: copies."""
+        self._d_output[: len(d_output)].copy_(d_output)
+        self._d_output[len(d_output) :].zero_()  # padded rows give no gradient
+        self._backward()
+        copies = [
+            None if gradient is None else torch.empty_like(leaf)
+            for gradient, leaf in zip(self._gradients, self._leaves, strict=True)
+        ]
+        if any(copy is not None for copy in copies):
+            torch._foreach_copy_(
+                [copy for copy in copies if copy is not None],
+                [gradient for gradient in self._gradients if gradient is not None],
+            )
+        return copies
 
     def _fill(self, rows: Tensor) -> None:
         """The rows, then the first of them again: what is finite for a row is so for its copy."""
@@ -189,7 +175,7 @@ class CapturedExpert:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, captured: CapturedExpert, rows: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.captured, ctx.count = captured, len(rows)
+        ctx.captured, ctx.count, ctx.wants_rows = captured, len(rows), rows.requires_grad
         ctx.pending = captured.pool.claim()
         ctx.generation = captured.pool.generation
         captured._replay_forward(rows)
@@ -205,14 +191,38 @@ class _Replay(torch.autograd.Function):
                 "a second backward through the same forward of a captured expert: its activations "
                 'are gone; use executor="sequential" for such training'
             )
-        captured._d_output[: ctx.count].copy_(d_output)
-        captured._d_output[ctx.count :].zero_()  # padded rows give no gradient
-        captured._backward()
+        found = captured._replay_backward(d_output)
         ctx.pending = None
-        d_rows = captured._d_input[0][: ctx.count].clone() if captured._d_input else None
-        fresh = captured._gradients.fresh() if captured.parameters else []
-        given = zip(fresh, captured._given, strict=True)
-        return None, d_rows, *(grad if there else None for grad, there in given)
+        d_rows = found.pop(0) if ctx.wants_rows else None
+        return None, None if d_rows is None else d_rows[: ctx.count], *found
+
+
+@contextlib.contextmanager
+def _replaced(expert: nn.Module, stand_ins: dict[nn.Parameter, nn.Parameter]) -> Iterator[None]:
+    """Within, the expert's modules hold the stand-ins of its parameters."""
+    places = [
+        (module, name, parameter)
+        for module in expert.modules()
+        for name, parameter in module._parameters.items()
+        if parameter in stand_ins
+    ]
+    try:
+        for module, name, parameter in places:
+            setattr(module, name, stand_ins[parameter])  # not its dict: recurrent layers keep lists
+        yield
+    finally:
+        for module, name, parameter in places:
+            setattr(module, name, parameter)
+
+
+def _check_leaves(output: Tensor, leaves: list[Tensor]) -> None:
+    own = {id(leaf) for leaf in leaves}
+    for leaf in leaves_of(output):
+        if id(leaf) not in own:
+            raise TypeError(
+                f"uses a tensor {list(leaf.shape)} that requires a gradient and is not one of its "
+                "parameters"
+            )
 
 
 @contextlib.contextmanager

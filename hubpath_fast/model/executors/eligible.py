@@ -1,17 +1,13 @@
-"""Which sizes an expert's graph is captured at, and when a captured graph no longer fits.
+"""Which experts may be captured as graphs, and at which sizes.
 
 A graph replays fixed kernels on fixed addresses. So a group needs a graph of its own size, unless
-every row passes through the expert alone: then rows can be padded to a bucket. And what the kernels
-took for granted (addresses, modes, precision, layouts) is the graph's signature.
+every row passes through the expert alone: then rows can be padded to a bucket.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from .rows import RowSource
 
 # Modules whose output of a row depends on that row only, and that are nothing but their parts. An
 # expert made of anything else may mix rows in its own forward, and gets exact sizes.
@@ -21,9 +17,6 @@ ROW_WISE = (
     nn.Sigmoid, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.MaxPool2d,
     nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
 )  # fmt: skip
-
-
-PLAIN = {bool, int, float, str}  # settings of a module: its mode, rates and the like
 
 
 def may_pad(expert: nn.Module) -> bool:
@@ -65,35 +58,6 @@ def refusal(expert: nn.Module) -> str | None:
     if any(parameter._backward_hooks for parameter in expert.parameters()):
         return "has hooks on its parameters, which a replay would call a second time"
     return None
-
-
-def signature(expert: nn.Module, source: RowSource) -> tuple:
-    """What a captured graph of this expert took for granted; another one, and it does not fit.
-
-    source: gives it rows; their number does not count.
-    """
-    device = source.x.device.type
-    found: list[object] = [
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        source.row_kind(),
-        source.requires_grad,
-    ]
-    # One walk by hand: it is taken at every step, and modules() and parameters() cost it twice.
-    pending, met = [expert], set()
-    while pending:
-        module = pending.pop()
-        if id(module) in met:
-            continue
-        met.add(id(module))
-        found += (id(module), hooks(module))
-        found += [value for value in vars(module).values() if type(value) in PLAIN]
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    found += (tensor.data_ptr(), tensor.dtype, tensor.requires_grad)
-                    found.append(bool(tensor._backward_hooks))
-        pending += filter(None, module._modules.values())
-    return tuple(found)
 
 
 def hooks(module: nn.Module) -> bool:

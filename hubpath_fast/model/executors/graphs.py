@@ -2,36 +2,43 @@
 
 A graph is captured for an expert at a size once that pair was seen a few times: with gradients
 forward and backward, in predictions (evaluation mode without gradients) the forward alone. Training
-mode without gradients, and in training groups below ``min_group``, run eagerly. An expert that
-cannot be captured runs eagerly from then on, and the report says why.
+mode without gradients, and in training groups below ``min_group``, run eagerly. An expert whose
+captures failed twice runs eagerly from then on, and the report says why.
 
-Experts run side by side on a few lanes (streams), each always on its own. Their rows are written
-straight to where their graphs read them, unless such a place would be too large, still holds what a
-backward pass needs, or the input itself requires a gradient.
+Experts run concurrently on a few lanes (streams), each always on the one that its graphs were
+captured on. Experts that share modules share a lane. Torch before 2.14 has one random state for all
+graphs, which every replay writes: there all experts share a lane if one of them draws.
 
-Memory is freed by the expert: all its sizes share it. When all together outgrow the budget, the
-expert that was used least recently loses its graphs, and must be seen twice as often to get some
-again.
+Rows are written straight to where graphs read them, unless such a place would be too large, still
+holds what a backward pass needs, or the input itself requires a gradient.
+
+Memory is freed by the expert: all its sizes share it. An expert's first capture is of the largest
+size it has had so far, since memory that is too small for the next size is no use to it. When all
+together outgrow the budget, the expert that was used least recently loses its graphs, and must be
+seen twice as often to get some again.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .backend import Backend, CudaBackend
+from .backend import Backend, BrokenCaptureError, CudaBackend
 from .base import Executor
 from .capture import CapturedExpert, Pool
-from .eligible import bucket, may_pad, refusal, signature
+from .eligible import bucket, may_pad, refusal
 from .groups import Group, call_expert, groups_of, join
 from .rows import Places, RowSource
+from .sharing import Sharing
+from .signature import Signature
 
 MIN_SEEN = 3  # a capture costs several eager runs; rare sizes never earn it back
+MAX_FAILURES = 2  # captures of an expert: the first may have had a cause outside of it
 PLACES_SHARE = 0.25  # of the budget, that the places of all rows may take
 
 
@@ -47,12 +54,15 @@ class Use(NamedTuple):
 class Record:
     """What is known of an expert in one use, as long as its signature holds."""
 
-    signature: tuple
+    signature: Signature
     may_pad: bool
-    needed: int  # times that a size must be seen
+    needed: int = MIN_SEEN  # times that a size must be seen
     seen: Counter[int] = field(default_factory=Counter)  # by size
     graphs: dict[int, CapturedExpert] = field(default_factory=dict)  # by size
+    lane: int | None = None  # that they were captured on
     pool: Pool | None = None
+    draws: bool = False  # random numbers, as far as was seen
+    failures: list[str] = field(default_factory=list)  # of captures
     eager: str | None = None  # why it is never captured
 
     @property
@@ -71,6 +81,7 @@ class Step(NamedTuple):
 
     experts: Sequence[nn.Module]
     uses: list[Use | None]
+    lanes: list[int]  # of the experts
     source: RowSource
     rows: Tensor
     placed: bool
@@ -93,7 +104,7 @@ class GraphsExecutor(Executor):
         self._backend: Backend | None = None
         self._records: OrderedDict[Use, Record] = OrderedDict()  # least recently replayed first
         self._places: dict[bool, Places] = {}  # with gradients, and without
-        self._draws = False  # whether a captured expert draws random numbers
+        self._sharing = Sharing()
         self._given_up = False
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
@@ -107,14 +118,30 @@ class GraphsExecutor(Executor):
             self._meet(use, experts[use.index], source)
         places = self._written(source, gradients)
         rows = source.rows() if places is None else places.rows
-        step = Step(experts, uses, source, rows, places is not None, gradients, min_group)
+        lanes = self._lanes(experts, gradients)
+        step = Step(experts, uses, lanes, source, rows, places is not None, gradients, min_group)
         groups = groups_of(source.routing)
         if places is not None:
             groups = [group._replace(start=group.index * places.capacity) for group in groups]
-        lanes = {0, *(group.index % self._backend.num_lanes for group in groups)}
-        with self._backend.forked(lanes, rows):
+        with self._backend.forked({lanes[group.index] for group in groups}, rows):
             outputs = [self._run_group(step, group) for group in groups]
         return join(experts, groups, outputs)
+
+    def _lanes(self, experts: Sequence[nn.Module], gradients: bool) -> list[int]:
+        first = self._sharing(experts)
+        drawing = self._drawing(gradients)
+        if drawing and self._backend.one_random_state:
+            return [0] * len(experts)
+        together = {first[index] for index in drawing if index < len(experts)}
+        return [0 if f in together else f % self._backend.num_lanes for f in first]
+
+    def _drawing(self, gradients: bool) -> set[int]:
+        """The experts whose graphs draw random numbers, or would."""
+        return {
+            use.index
+            for use, record in self._records.items()
+            if use.gradients == gradients and record.draws and record.eager is None
+        }
 
     def _written(self, source: RowSource, gradients: bool) -> Places | None:
         """The places that graphs read, with the rows of this batch; None where they must not be
@@ -133,31 +160,40 @@ class GraphsExecutor(Executor):
         use, captured = step.uses[group.index], None
         if use is not None and (not use.training or group.count >= step.min_group):
             captured = self._captured(step, use, own)
-        # Torch keeps one random state for all graphs on the device: two that draw must not overlap.
-        lane = 0 if self._draws else group.index % self._backend.num_lanes
-        with self._backend.lane(lane):
+        with self._backend.lane(step.lanes[group.index]):
             if captured is not None and not captured.pool.busy:
                 self.counters.hits += 1
                 return captured(own)
             self.counters.misses += 1
-            if step.placed and step.gradients:  # autograd keeps them; their place is written again
-                return call_expert(
-                    step.experts, group._replace(start=0), own.clone(), step.min_group
-                )
-            return call_expert(step.experts, group, step.rows, step.min_group)
+            record = None if use is None else self._records[use]
+            if record is None or record.draws or record.graphs:
+                return self._eager(step, group, own)
+            before = self._backend.random_state()
+            output = self._eager(step, group, own)
+            record.draws = not torch.equal(before, self._backend.random_state())
+            if record.draws:
+                self._count()
+            return output
+
+    def _eager(self, step: Step, group: Group, own: Tensor) -> Tensor:
+        if step.placed and step.gradients:  # autograd keeps them; their place is written again
+            return call_expert(step.experts, group._replace(start=0), own.clone(), step.min_group)
+        return call_expert(step.experts, group, step.rows, step.min_group)
 
     def _meet(self, use: Use, expert: nn.Module, source: RowSource) -> None:
         """Starts a record of the expert; anew, if what its graphs took for granted has changed."""
-        found = signature(expert, source)
         record = self._records.get(use)
-        if record is None or record.signature != found:
-            self._records[use] = Record(found, may_pad(expert), MIN_SEEN)
+        if record is None or not record.signature.holds(expert, source):
+            self._records[use] = Record(Signature(expert, source), may_pad(expert))
             self._count()
 
     def _captured(self, step: Step, use: Use, own: Tensor) -> CapturedExpert | None:
-        record = self._records[use]
+        record, lane = self._records[use], step.lanes[use.index]
         if record.eager is not None:
             return None
+        if record.graphs and record.lane != lane:  # they replay where they were captured
+            record.drop()
+        record.lane = lane
         size = bucket(len(own)) if record.may_pad else len(own)
         if size in record.graphs:
             self._records.move_to_end(use)
@@ -167,8 +203,12 @@ class GraphsExecutor(Executor):
             return None
         record.eager = refusal(step.experts[use.index])
         if record.eager is None:
+            sizes = {size} if record.graphs else {size, max(record.seen)}
             try:
-                self._capture(step, use, own, size)
+                for each in sorted(sizes, reverse=True):
+                    self._capture(step, use, own, each)
+            except BrokenCaptureError:
+                raise
             except Exception as error:  # whatever an expert does that a capture does not allow
                 self._failed(record, error)
         self._count()
@@ -184,11 +224,14 @@ class GraphsExecutor(Executor):
             inputs = places.of(use.index, size)
         if record.pool is None:
             record.pool = Pool(backend.new_pool())
-        lane = use.index % backend.num_lanes
+        lane = step.lanes[use.index]
         with backend.forked([lane], own), backend.lane(lane):
             captured = CapturedExpert(step.experts[use.index], own, inputs, record.pool, backend)
+        if captured.draws and not record.draws:
+            record.draws = True  # seen only now: it may belong on another lane
+            record.drop()
+            return
         record.graphs[size] = captured
-        self._draws |= captured.draws
         self._records.move_to_end(use)
         while self._held() > self._budget:
             older = [r for u, r in self._records.items() if r.graphs and u != use]
@@ -213,16 +256,18 @@ class GraphsExecutor(Executor):
         return self._places[gradients]
 
     def _failed(self, record: Record, error: Exception) -> None:
-        if not _out_of_memory(error):
-            first = (str(error).strip().splitlines() or [""])[0]
-            record.drop()
-            record.eager = f"cannot be captured: {type(error).__name__}: {first}"
+        if isinstance(error, torch.OutOfMemoryError):
+            for each in self._records.values():
+                each.drop()
+            self._places.clear()
+            self._given_up = True
             return
-        for each in self._records.values():
-            each.drop()
-        self._places.clear()
-        self._given_up = True
-        self.counters.notes = ("out of memory while capturing: all graphs were dropped",)
+        first = (str(error).strip().splitlines() or [""])[0]
+        record.drop()
+        record.failures.append(f"{type(error).__name__}: {first}")
+        record.needed *= 2
+        if len(record.failures) == MAX_FAILURES:
+            record.eager = f"cannot be captured: {record.failures[-1]}"
 
     def _held(self) -> int:
         pools = (record.pool for record in self._records.values() if record.pool is not None)
@@ -231,7 +276,7 @@ class GraphsExecutor(Executor):
 
     def _count(self) -> None:
         c = self.counters
-        c.memory = self._held()
+        c.memory, c.notes = self._held(), tuple(self._notes())
         c.eager = {use.index: r.eager for use, r in self._records.items() if r.eager is not None}
         for gradients, sizes in ((True, c.captured), (False, c.captured_predictions)):
             sizes.clear()
@@ -240,16 +285,22 @@ class GraphsExecutor(Executor):
                 if use.gradients == gradients and found:
                     sizes[use.index] = sorted({*sizes.get(use.index, []), *found})
 
+    def _notes(self) -> Iterator[str]:
+        if self._given_up:
+            yield "out of memory while capturing: all graphs were dropped"
+        if self._backend.one_random_state and (drawing := self._drawing(True)):
+            yield (
+                f"all experts share a lane, since experts {sorted(drawing)} draw random numbers: "
+                "torch before 2.14 has one random state for all graphs"
+            )
+        for use, record in self._records.items():
+            if record.failures and record.eager is None:
+                failure = record.failures[-1]
+                yield f"experts[{use.index}]: a capture failed ({failure}); it is tried once more"
+
 
 def _use(index: int, expert: nn.Module, gradients: bool) -> Use | None:
     """What an expert is run for now; None for what is never captured."""
     if gradients:
         return Use(index, True, expert.training)
     return None if any(m.training for m in expert.modules()) else Use(index, False, False)
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether it is, or came while handling one: a capture that is broken off raises once more."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .autograd_graph import leaves_of
 from .beside import Inspector
 from .groups import Group, call_expert, groups_of, join
 from .rows import RowSource
@@ -129,16 +130,8 @@ class Part(NamedTuple):
 
 def is_enclosed(part: Part) -> bool:
     """Whether its graph ends at the expert's own parameters, and at no other tensor."""
-    own, met, pending = {id(p) for p in part.parameters}, set(), [part.output.grad_fn]
-    while pending:
-        node = pending.pop()
-        if node is None or node in met:
-            continue
-        met.add(node)
-        if hasattr(node, "variable") and id(node.variable) not in own:
-            return False
-        pending += [before for before, _ in node.next_functions]
-    return True
+    own = {id(parameter) for parameter in part.parameters}
+    return all(id(leaf) in own for leaf in leaves_of(part.output))
 
 
 class _Bridge(torch.autograd.Function):

@@ -1,0 +1,31 @@
+"""Whether modules still hold the very same submodules, parameters and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import is_
+
+from torch import nn
+
+
+class Members:
+    """What some modules hold, remembered. Asked at every step: a few passes that run in C."""
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        self._all = [
+            members
+            for module in modules
+            for members in (module._modules, module._parameters, module._buffers)
+        ]
+        self._filled = list(filter(None, self._all))  # most layers have none of some kind
+        self._lengths = list(map(len, self._all))
+        self._objects = list(self._held())  # kept, so that no other can take their identities
+
+    def same(self) -> bool:
+        return self._lengths == list(map(len, self._all)) and all(
+            map(is_, self._objects, self._held())
+        )
+
+    def _held(self) -> Iterator[object]:
+        return chain.from_iterable(map(dict.values, self._filled))

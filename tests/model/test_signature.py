@@ -1,0 +1,129 @@
+"""When a captured graph still fits its expert."""
+
+import pytest
+import torch
+from test_executors import batch, conv_expert
+from torch import nn
+
+import hubpath_fast as hp
+from hubpath_fast.model.executors import signature as module
+from hubpath_fast.model.executors.rows import RowSource
+from hubpath_fast.model.executors.signature import Signature
+
+
+def source(dtype=torch.float32, requires_grad=False):
+    x, _ = batch()
+    routing = hp.functional.noisy_topk(torch.zeros(24, 4), torch.zeros(24, 4), 1)
+    x.requires_grad_(requires_grad)
+    return RowSource(x, routing, None, None, dtype, torch.contiguous_format)
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """How often an expert was compared by value."""
+    found, values = [], module._values
+
+    def counted(expert):
+        found.append(expert)
+        return values(expert)
+
+    monkeypatch.setattr(module, "_values", counted)
+    return found
+
+
+def test_nothing_is_compared_by_value_while_nothing_changes(walks):
+    expert, rows = conv_expert(), source()
+    taken = Signature(expert, rows)
+    optimizer = torch.optim.SGD(expert.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        expert(rows.x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert taken.holds(expert, rows)
+    assert len(walks) == 1
+
+
+def test_equal_values_in_new_objects_hold_and_are_remembered(walks):
+    expert, rows = conv_expert(), source()
+    taken = Signature(expert, rows)
+    expert[3].p = float(str(expert[3].p))
+    assert taken.holds(expert, rows)
+    assert taken.holds(expert, rows)
+    assert len(walks) == 2
+
+
+class Remembers(nn.Module):
+    """Keeps what a step left, as some layers do for looking at it later."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 3), torch.zeros(1)
+
+    def forward(self, x):
+        self.seen = self.layer(x)
+        return self.seen
+
+
+def test_what_a_layer_keeps_of_a_step_changes_nothing(walks):
+    expert, rows = Remembers(), source()
+    taken = Signature(expert, rows)
+    for _ in range(3):
+        expert(torch.rand(2, 3))
+        assert taken.holds(expert, rows)
+    assert len(walks) == 1
+
+
+def replace_weight(expert):
+    expert[0].weight = nn.Parameter(expert[0].weight.detach().clone())
+
+
+def hidden_replacement(expert):
+    """Past ``__setattr__``, as some tools do."""
+    expert[0]._parameters["weight"] = nn.Parameter(expert[0].weight.detach().clone())
+
+
+def rename_setting(expert):
+    del expert[3].p
+    expert[3].rate = 0.25
+
+
+CHANGES = {
+    "storage": lambda e: setattr(e[0].weight, "data", e[0].weight.data.clone()),
+    "parameter": replace_weight,
+    "hidden": hidden_replacement,
+    "buffer": lambda e: setattr(e[1], "running_mean", torch.zeros(4)),
+    "buffer gone": lambda e: setattr(e[1], "running_mean", None),
+    "frozen": lambda e: e[0].bias.requires_grad_(False),
+    "mode": lambda e: e[1].eval(),
+    "rate": lambda e: setattr(e[3], "p", 0.5),
+    "tuple": lambda e: setattr(e[0], "stride", (2, 2)),
+    "other type": lambda e: setattr(e[0], "stride", 2),
+    "none": lambda e: setattr(e[1], "momentum", None),
+    "function": lambda e: setattr(e[2], "act", torch.relu),
+    "new setting": lambda e: setattr(e[2], "slope", 0.1),
+    "renamed setting": rename_setting,
+    "layer": lambda e: e.__setitem__(2, nn.Tanh()),
+    "more layers": lambda e: e.append(nn.Identity()),
+    "hook": lambda e: e[2].register_forward_hook(lambda *_: None),
+    "hook of a parameter": lambda e: e[0].weight.register_hook(lambda gradient: None),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_expert_no_longer_fits(name):
+    expert, rows = conv_expert(), source()
+    taken = Signature(expert, rows)
+    assert taken.holds(expert, rows)
+    CHANGES[name](expert)
+    assert not taken.holds(expert, rows)
+
+
+def test_another_expert_precision_or_kind_of_rows_does_not_fit():
+    expert, rows = conv_expert(), source()
+    taken = Signature(expert, rows)
+    assert not taken.holds(conv_expert(), rows)
+    assert not taken.holds(expert, source(torch.bfloat16))
+    assert not taken.holds(expert, source(requires_grad=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not taken.holds(expert, rows)
+    assert taken.holds(expert, rows)
