@@ -19,6 +19,7 @@ from .executors import (
     EXECUTORS,
     Executor,
     ExecutorReport,
+    RowPrecision,
     RowSource,
     choose,
     make_executor,
@@ -129,6 +130,7 @@ class HubPathway(nn.Module):
         self.register_buffer("input_mean", mean)
         self.register_buffer("input_std", std)
         self._running: Executor | None = None  # made at the first call, for the input's device
+        self._precision = RowPrecision()
         self._compiled = False
 
     @property
@@ -239,13 +241,15 @@ class HubPathway(nn.Module):
         return self._running
 
     def _row_source(self, x: Tensor, routing: Routing) -> RowSource:
-        layout = self._rows_format(x)
         if self.input_mean is None:
-            return RowSource(x, routing, None, None, x.dtype, layout)
-        full_scale = 1 if x.is_floating_point() else 255
-        scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
-        dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
-        return RowSource(x, routing, scale, shift, dtype, layout)
+            scale, shift, dtype = None, None, x.dtype
+        else:
+            full_scale = 1 if x.is_floating_point() else 255
+            scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
+            dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
+        dtype = self._precision.rows_dtype(self.experts, x, dtype)
+        layout = self._rows_format(x)
+        return RowSource(x, routing, scale, shift, dtype, layout, self._precision)
 
     def _rows_format(self, x: Tensor) -> torch.memory_format:
         """channels_last where the experts' convolutions are, else x's own.

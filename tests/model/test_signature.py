@@ -7,6 +7,7 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast.model.executors import signature as module
+from hubpath_fast.model.executors.precision import RowPrecision
 from hubpath_fast.model.executors.rows import RowSource
 from hubpath_fast.model.executors.signature import Signature
 
@@ -15,7 +16,7 @@ def source(dtype=torch.float32, requires_grad=False):
     x, _ = batch()
     routing = hp.functional.noisy_topk(torch.zeros(24, 4), torch.zeros(24, 4), 1)
     x.requires_grad_(requires_grad)
-    return RowSource(x, routing, None, None, dtype, torch.contiguous_format)
+    return RowSource(x, routing, None, None, dtype, torch.contiguous_format, RowPrecision())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import torch
 
 from .base import Executor
 from .graphs import GraphsExecutor
+from .precision import RowPrecision
 from .report import ExecutorReport
 from .rows import RowSource
 from .sequential import SequentialExecutor
@@ -29,6 +30,7 @@ __all__ = [
     "EXECUTORS",
     "Executor",
     "ExecutorReport",
+    "RowPrecision",
     "RowSource",
     "choose",
     "make_executor",

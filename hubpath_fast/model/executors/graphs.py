@@ -176,9 +176,10 @@ class GraphsExecutor(Executor):
             return output
 
     def _eager(self, step: Step, group: Group, own: Tensor) -> Tensor:
+        rows = step.rows
         if step.placed and step.gradients:  # autograd keeps them; their place is written again
-            return call_expert(step.experts, group._replace(start=0), own.clone(), step.min_group)
-        return call_expert(step.experts, group, step.rows, step.min_group)
+            group, rows = group._replace(start=0), own.clone()
+        return call_expert(step.experts, group, rows, step.min_group, step.source.precision)
 
     def _meet(self, use: Use, expert: nn.Module, source: RowSource) -> None:
         """Starts a record of the expert; anew, if what its graphs took for granted has changed."""

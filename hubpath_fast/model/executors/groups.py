@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...routing import Routing
+from .precision import RowPrecision
 
 
 class Group(NamedTuple):
@@ -35,7 +36,13 @@ def expert_name(experts: Sequence[nn.Module], index: int) -> str:
     return f"experts[{index}] ({type(experts[index]).__name__})"
 
 
-def call_expert(experts: Sequence[nn.Module], group: Group, rows: Tensor, min_group: int) -> Tensor:
+def call_expert(
+    experts: Sequence[nn.Module],
+    group: Group,
+    rows: Tensor,
+    min_group: int,
+    precision: RowPrecision,
+) -> Tensor:
     """The expert's output for its rows of ``rows`` [R, ...].
 
     An exception carries a note that names the expert (from Python 3.11 on, which has notes); its
@@ -46,7 +53,10 @@ def call_expert(experts: Sequence[nn.Module], group: Group, rows: Tensor, min_gr
     if not own.requires_grad:
         own = own.data  # with a version of its own: an expert may write to its input
     try:
-        with running_statistics(expert, expert.training and group.count < min_group):
+        with (
+            running_statistics(expert, expert.training and group.count < min_group),
+            precision.watch(expert, own),
+        ):
             return expert(own)
     except Exception as error:
         if hasattr(error, "add_note"):

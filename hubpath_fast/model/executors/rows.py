@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import functional as HF
 from ...routing import Routing
+from .precision import RowPrecision
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class RowSource:
     """Samples x [N, ...] that become rows, each normalised for its expert.
 
     routing, scale and shift are those of ``functional.gather``; dtype and memory_format are of the
-    rows.
+    rows. precision: watches what experts do with their rows.
     """
 
     x: Tensor
@@ -26,6 +27,7 @@ class RowSource:
     shift: Tensor | None
     dtype: torch.dtype
     memory_format: torch.memory_format
+    precision: RowPrecision
 
     @property
     def requires_grad(self) -> bool:

@@ -17,5 +17,7 @@ class SequentialExecutor(Executor):
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         rows = source.rows()
         groups = groups_of(source.routing)
-        outputs = [call_expert(experts, group, rows, min_group) for group in groups]
+        outputs = [
+            call_expert(experts, group, rows, min_group, source.precision) for group in groups
+        ]
         return join(experts, groups, outputs)

@@ -51,5 +51,5 @@ class StreamsExecutor(Executor):
             # In the experts' order, so that each draws the random numbers it draws sequentially.
             for group, lane in zip(groups, assigned, strict=True):
                 with lanes.lane(lane):
-                    outputs.append(call_expert(experts, group, rows, min_group))
+                    outputs.append(call_expert(experts, group, rows, min_group, source.precision))
         return join(experts, groups, outputs)

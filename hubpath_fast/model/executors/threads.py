@@ -60,12 +60,12 @@ class ThreadsExecutor(SequentialExecutor):
         notes = [f"experts[{i}] runs alone: it {f.alone}" for i, f in enumerate(found) if f.alone]
         self.counters.notes = tuple(notes) if why is None else (f"one after another: {why}",)
         outputs = {
-            group.index: call_expert(experts, group, rows, min_group)
+            group.index: call_expert(experts, group, rows, min_group, source.precision)
             for group in groups
             if group not in beside
         }
         if beside:
-            call = partial(self._call, experts, rows, min_group, caller_autocast())
+            call = partial(self._call, experts, rows, min_group, source, caller_autocast())
             before = torch.get_rng_state()
             own = self._run([partial(call, group) for group in beside], beside)
             self._drawn = not torch.equal(before, torch.get_rng_state())
@@ -86,12 +86,13 @@ class ThreadsExecutor(SequentialExecutor):
         experts: Sequence[nn.Module],
         rows: Tensor,
         min_group: int,
+        source: RowSource,
         autocast: Callable,
         group: Group,
     ) -> Tensor:
         start = time.perf_counter()
         with autocast():
-            output = call_expert(experts, group, rows, min_group)
+            output = call_expert(experts, group, rows, min_group, source.precision)
         self._seconds[group.index] = (time.perf_counter() - start) / group.count
         return output
 

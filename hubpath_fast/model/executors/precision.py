@@ -1,0 +1,96 @@
+"""Rows in autocast's precision, where every expert would cast them to it first of all.
+
+Under autocast a network that begins with a convolution or a linear layer casts its float32 input.
+Rows that are gathered in that precision have the same bits, since each is rounded once from float32
+either way; they are half the bytes, and the experts' casts fall away. A network that does something
+else first (resizes its input, normalises it) would see other values. Which it is is not guessed: in
+an expert's first call every operation on its rows is watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class RowPrecision:
+    """What is known of experts: whether all that they do with their rows is to cast them."""
+
+    def __init__(self):
+        # Of each expert: by training mode and precision.
+        self._only_casts: WeakKeyDictionary[nn.Module, dict[tuple, bool]] = WeakKeyDictionary()
+
+    def __deepcopy__(self, memo) -> RowPrecision:
+        return RowPrecision()
+
+    def __reduce__(self):
+        return RowPrecision, ()
+
+    def rows_dtype(self, experts: Sequence[nn.Module], x: Tensor, dtype: torch.dtype):
+        """The dtype to gather rows of ``x`` in, which the experts would get as ``dtype``."""
+        target = _autocast_dtype(x.device.type)
+        if (
+            target is None
+            or dtype != torch.float32
+            or (x.requires_grad and torch.is_grad_enabled())
+        ):
+            return dtype
+        known = self._only_casts
+        if all(known.get(e, {}).get((e.training, target), False) for e in experts):
+            return target
+        return dtype
+
+    @contextlib.contextmanager
+    def watch(self, expert: nn.Module, rows: Tensor) -> Iterator[None]:
+        """Around a call of ``expert`` on ``rows``: looks at what it does with them, once."""
+        target = _autocast_dtype(rows.device.type)
+        known = self._only_casts.setdefault(expert, {})
+        key = expert.training, target
+        if target is None or rows.dtype != torch.float32 or key in known:
+            yield
+        elif expert._compiled_call_impl is not None:  # what a compiler made of it cannot be watched
+            known[key] = False
+            yield
+        else:
+            watch = _Watch(rows, target)
+            with watch:
+                yield
+            known[key] = watch.casts and not watch.others
+
+
+class _Watch(TorchDispatchMode):
+    """casts: whether the rows were cast to ``target``; others: what else was done with them."""
+
+    def __init__(self, rows: Tensor, target: torch.dtype):
+        super().__init__()
+        self._memory, self._target = rows.untyped_storage().data_ptr(), target
+        self.casts, self.others = False, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not func.is_view and any(map(self._reads, tree_leaves((args, kwargs)))):
+            if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == self._target:
+                self.casts = True
+            else:
+                self.others = True
+        return func(*args, **kwargs)
+
+    def _reads(self, value: object) -> bool:
+        return (
+            isinstance(value, Tensor)
+            and value.layout == torch.strided
+            and value.untyped_storage().data_ptr() == self._memory
+        )
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast computes in on this kind of device; None: it is off."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
