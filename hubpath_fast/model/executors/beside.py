@@ -6,12 +6,14 @@ to all threads: what they hold would depend on who comes first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
 from .eligible import hooks
+from .sharing import Sharing
 
 
 class Found(NamedTuple):
@@ -26,20 +28,18 @@ class Inspector:
 
     def __init__(self):
         self._rates: dict[type, list[str]] = {}  # of a class: where it keeps how much it drops
+        self._sharing = Sharing()
 
     def __call__(self, experts: Sequence[nn.Module]) -> list[Found]:
-        owners: dict[int, int] = {}
         found: list[Found] = []
-        shared: set[int] = set()
+        first = self._sharing(experts)
+        together = Counter(first)
         for index, expert in enumerate(experts):
             parameters: list[nn.Parameter] = []
             alone = None if expert._compiled_call_impl is None else "is compiled"
             pending = [expert]
             while pending:  # by hand: modules() and parameters() cost it twice
                 module = pending.pop()
-                owner = owners.setdefault(id(module), index)
-                if owner != index:
-                    shared |= {owner, index}
                 kind = type(module)
                 rates = self._rates.get(kind)
                 if rates is None:
@@ -54,9 +54,9 @@ class Inspector:
                         if parameter._backward_hooks:
                             alone = "has hooks on its parameters"
                 pending += [child for child in module._modules.values() if child is not None]
+            if together[first[index]] > 1:
+                alone = "shares modules with another expert"
             found.append(Found(parameters, alone))
-        for index in shared:
-            found[index] = found[index]._replace(alone="shares modules with another expert")
         return found
 
 
