@@ -27,13 +27,16 @@ class FakeCuda:
     """Streams are called 0, 1, ... and the caller's "caller". log: what was called, in order.
 
     generator_captures: whether torch's generator takes a capture to be under way, in which case a
-    draw raises. recording: the pools that the allocator takes to be recorded. uses: of pools.
-    broken: whether the next capture is broken off by CUDA; every: all that follow, too.
+    draw raises. recording: the pools that the allocator takes to be recorded; pinned: those that
+    the allocator of pinned memory does, which cannot be told otherwise. uses: of pools.
+    broken: whether the next capture is broken off by CUDA; every: all that follow, too. dangling:
+    whether a graph was freed that an allocator still asks.
     """
 
     def __init__(self, monkeypatch):
-        self.log, self.recording, self.uses = [], set(), Counter()
+        self.log, self.recording, self.pinned, self.uses = [], set(), {}, Counter()
         self.generator_captures, self.broken, self.every = False, False, False
+        self.dangling = False
         self.capturing_on = None
         self._streams, self._now = 0, [FakeStream("caller", self.log)]
         cuda = {
@@ -77,7 +80,8 @@ class FakeCuda:
             raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
 
     def is_clean(self):
-        return not self.generator_captures and not self.recording and self.capturing_on is None
+        clean = not self.generator_captures and not self.recording and not self.dangling
+        return clean and self.capturing_on is None
 
     def made_here(self, output):
         """The nodes that accumulate gradients of ``output``'s leaves were made on this stream,
@@ -125,7 +129,10 @@ class FakeGraph:
         cuda, self.pool = self.cuda, pool if pool is not None else object()
         cuda.log.append(("capture", cuda.stream, capture_error_mode))
         cuda.generator_captures = True
+        if self.pool in cuda.pinned:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         cuda.recording.add(self.pool)
+        cuda.pinned[self.pool] = id(self)
         cuda.uses[self.pool] += 1
         cuda.capturing_on = cuda.stream
 
@@ -139,6 +146,7 @@ class FakeGraph:
                 "CUDA error: operation failed due to a previous error during capture"
             )
         cuda.recording.remove(self.pool)
+        del cuda.pinned[self.pool]
         cuda.generator_captures, self.ended = False, True
 
     def reset(self):
@@ -148,6 +156,8 @@ class FakeGraph:
 
     def __del__(self):
         self.reset()
+        if self.cuda.pinned.get(self.pool) == id(self):
+            self.cuda.dangling = True
 
     def replay(self):
         self.cuda.log.append(("replay", self.cuda.stream))

@@ -94,7 +94,8 @@ def test_a_failed_capture_leaves_generator_and_pools_as_they_were(cuda, fault):
     assert cuda.uses["pool"] == uses
     assert cuda.stream == "caller"
     cuda.draw()
-    captured(backend, lambda: None)
+    captured(backend, lambda: None, pool="another")
+    gc.collect()
     assert cuda.is_clean()
 
 

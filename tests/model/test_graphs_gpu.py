@@ -74,10 +74,10 @@ def test_a_host_read_in_an_expert_is_reported_on_a_gpu():
 
 def test_a_failed_capture_leaves_the_generator_and_the_allocator_usable_on_a_gpu():
     device = torch.device("cuda", torch.cuda.current_device())
-    backend, pool = CudaBackend(device), torch.cuda.graph_pool_handle()
-    x = torch.rand(4, device=device)
+    backend, x = CudaBackend(device), torch.rand(4, device=device)
 
     def captured(function):
+        pool = backend.new_pool()
         with backend.forked([1], x), backend.lane(1):
             return backend.capture(function, pool)
 

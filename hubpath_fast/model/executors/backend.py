@@ -35,7 +35,8 @@ class Backend(Protocol):
 
     def capture(self, function: Callable[[], list], pool: object) -> Callable[[], None]:
         """Records ``function`` on the current lane and returns its replay, which leaves the results
-        in the tensors that the function returned. After an exception everything is as before."""
+        in the tensors that the function returned. After an exception everything is as before, but
+        that the pool must not be captured into again."""
 
     def borrow(self, tensor: Tensor) -> Tensor:
         """The same memory, without keeping it from the pool it belongs to."""
@@ -49,6 +50,11 @@ class Backend(Protocol):
     def random_state(self) -> Tensor: ...
 
     def set_random_state(self, state: Tensor) -> None: ...
+
+
+# Up to 2.11 the allocator of pinned memory goes on to ask a graph whose capture failed whether it
+# is capturing, and nothing can tell it to stop: such graphs are never freed.
+_FAILED: list[torch.cuda.CUDAGraph] = []
 
 
 class BrokenCaptureError(RuntimeError):
@@ -131,6 +137,7 @@ class CudaBackend:
         would wait for its end, for ever, and the next random number raise. Later versions end what
         they began themselves, some in ``reset``; then there is nothing left to end here.
         """
+        _FAILED.append(graph)
         graph.reset()
         with contextlib.suppress(RuntimeError):  # "not currently recording": nothing to end
             torch._C._cuda_endAllocateToPool(self.device.index, pool)
