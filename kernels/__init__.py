@@ -3,6 +3,13 @@
 Arguments are validated by ``hubpath_fast.functional``; nothing here checks them again.
 """
 
+import triton
+
+if triton.knobs.runtime.interpret:
+    from . import _interpreter
+
+    _interpreter.mend()
+
 from .aggregate import aggregate, prefer_grouped
 from .combine import combine
 from .exploit_loss import exploit_loss
