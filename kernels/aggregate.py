@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._aggregate_backward import (
@@ -270,6 +271,7 @@ class _Aggregate(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_y):
         needed = ctx.needs_input_grad
         return *gradients(d_y, ctx.saved_tensors, ctx.dtype, needed), None, None, None, None

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ._common import CompileCase, cdiv, next_power_of_2, register
 from ._outputs import (
@@ -272,6 +273,7 @@ class _Combine(torch.autograd.Function):
         return combine_forward(outputs, weights, experts, positions, num_experts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_concat):
         d_outputs, d_weights = combine_backward(
             d_concat, *ctx.saved_tensors, ctx.num_experts, None, None, None, 0.0, 0

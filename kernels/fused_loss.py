@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ._outputs import settle
 from .aggregate import (
@@ -39,6 +40,7 @@ class _CombineWithLoss(torch.autograd.Function):
         return concat, partials.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_concat, d_loss):
         *combined, logsumexp, target = ctx.saved_tensors
         d_outputs, d_weights = combine_backward(
@@ -66,6 +68,7 @@ class _AggregateWithLoss(torch.autograd.Function):
         return y, loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_y, d_loss):
         *saved, logsumexp, target = ctx.saved_tensors
         loss = (d_loss, logsumexp, target, *ctx.smoothing)

@@ -24,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ._common import CompileCase, cdiv, next_power_of_2, register
 from ._outputs import Launch
@@ -285,7 +286,7 @@ class _Gather(torch.autograd.Function):
         return _forward(x, positions, offsets, scale, shift, dtype, channels_last)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         return _backward(grad, *ctx.saved_tensors, ctx.dtype), None, None, None, None, None, None
 
