@@ -6,9 +6,9 @@
 Rows lie in expert order, so the products W_i outputs[r] are one grouped matrix product: a tile of
 rows belongs to one expert and reads that expert's block of the matrix only. The concatenation's
 zeros are never multiplied: K/M of its work and none of its memory. A second launch adds each
-sample's K products in order. Backward, with g[r] = W_i^T d_y[n]:
+sample's K products in order; nothing of them is kept. Backward, with g[r] = W_i^T d_y[n]:
 
-    d_outputs[r] = w[n, j] * g[r]                 d_w[n, j] = <d_y[n], W_i outputs[r]>
+    d_outputs[r] = w[n, j] * g[r]                 d_w[n, j] = <g[r], outputs[r]>
     d_W_i = sum over rows of i of w[n, j] * d_y[n] outputs[r]^T        d_bias = sum_n d_y[n]
 
 Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C outputs, C_OUT outputs
@@ -24,12 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ._aggregate_backward import (
-    backward_matrix,
-    backward_rows,
-    plan_matrix,
-    plan_rows,
-)
+from ._aggregate_backward import aggregate_backward
+from ._aggregate_matrix import plan_backward_matrix
+from ._aggregate_rows import plan_backward_rows
 from ._common import CompileCase, cdiv, next_power_of_2, register
 from ._grouped import find_tile, operand, product_constants, tiles_for
 from ._outputs import (
@@ -157,11 +154,12 @@ def _sum_rows(
 
 
 def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
-    """y, the products and the sum of ``partials``; ``dtype`` is that of the products and of y."""
+    """y and the sum of ``partials``; ``dtype`` is that of what is multiplied, and of y."""
     num_experts, (n, k) = offsets.numel() - 1, weights.shape
     num_rows, channels = outputs.shape[:2]
     c_out, trailing = matrix.shape[0], trailing_size(outputs)
-    y, products, loss = _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials)
+    y, loss = _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials)
+    products = empty(outputs, num_rows, c_out, accumulator(dtype))
     minor = channels_minor(outputs)
     items = num_rows * trailing
     tile = tiles_for(num_experts, cdiv(items, num_experts), c_out, channels, dtype)
@@ -210,22 +208,20 @@ def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
         BLOCK_L=block_l,
         BLOCK_P=1024,
     )
-    return (y, products, loss), multiply, add
+    return (y, loss), multiply, add
 
 
 def _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
-    num_rows, c_out, compute = outputs.shape[0], matrix.shape[0], accumulator(dtype)
     return (
-        empty(outputs, weights.shape[0], c_out, dtype),
-        empty(outputs, num_rows, c_out, compute),
-        outputs.new_empty((), dtype=compute),
+        empty(outputs, weights.shape[0], matrix.shape[0], dtype),
+        outputs.new_empty((), dtype=accumulator(dtype)),
     )
 
 
 aggregate_forward = register(
     "aggregate_forward(Tensor outputs, Tensor weights, Tensor positions, Tensor offsets,"
     " Tensor matrix, Tensor? bias, ScalarType dtype, Tensor? partials)"
-    " -> (Tensor y, Tensor products, Tensor loss)",
+    " -> (Tensor y, Tensor loss)",
     launching(_plan),
     _fake,
 )
@@ -242,31 +238,24 @@ def product_dtype(outputs: Tensor) -> torch.dtype:
 def gradients(d_y, saved, dtype, needed, loss=(None, None, None, 0.0, 0)):
     """The gradients of outputs, weights, matrix and bias, those that are ``needed``.
 
-    ``saved`` is what the forward kept: (outputs, weights, matrix, bias, rows, offsets, products);
+    ``saved`` is what the forward kept: (outputs, weights, matrix, bias, rows, offsets);
     ``loss`` is (d_loss, logsumexp, target, label_smoothing, ignore_index) of the exploit loss.
     """
-    outputs, weights, matrix, bias, rows, offsets, products = saved
-    d_outputs = d_weights = d_matrix = d_bias = None
-    if needed[0] or needed[1]:
-        d_outputs, d_weights = backward_rows(
-            d_y, products, outputs, weights, rows, offsets, matrix, dtype, *loss
-        )
-    if needed[2] or needed[3]:
-        bias_dtype = bias.dtype if needed[3] else None
-        d_matrix, d_bias = backward_matrix(
-            d_y, outputs, weights, rows, offsets, matrix, dtype, bias_dtype
-        )
-    return d_outputs, d_weights, d_matrix, d_bias if needed[3] else None
+    outputs, weights, matrix, bias, rows, offsets = saved
+    for_rows, for_matrix = needed[0] or needed[1], needed[2] or needed[3]
+    found = aggregate_backward(
+        d_y, outputs, weights, rows, offsets, matrix, dtype,
+        bias.dtype if needed[3] else None, for_rows, for_matrix, *loss,
+    )  # fmt: skip
+    return tuple(gradient if need else None for gradient, need in zip(found, needed, strict=False))
 
 
 class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, outputs, weights, matrix, bias, rows, positions, offsets, dtype):
         outputs, weights, matrix = settle(outputs), weights.contiguous(), matrix.contiguous()
-        y, products, _ = aggregate_forward(
-            outputs, weights, positions, offsets, matrix, bias, dtype, None
-        )
-        ctx.save_for_backward(outputs, weights, matrix, bias, rows, offsets, products)
+        y, _ = aggregate_forward(outputs, weights, positions, offsets, matrix, bias, dtype, None)
+        ctx.save_for_backward(outputs, weights, matrix, bias, rows, offsets)
         ctx.dtype = dtype
         return y
 
@@ -304,11 +293,11 @@ def prefer_grouped(
     # second once. Three products: of the result, the concatenation's gradient, the matrix's.
     concat = samples * experts * channels * itemsize
     dense = 5 * concat + 6 * samples * experts * channels * c_out / balance
-    # Float32 products written once and read twice (sums forward, weights backward); rows read
-    # thrice and written once; on average half a tile of 16 to 64 rows is padding.
+    # Float32 products written and read once; rows read thrice and written once; on average half a
+    # tile of 16 to 64 rows is padding.
     tile = min(max(rows // experts, 16), 64)
     padded = rows + experts * tile // 2
-    grouped = 3 * rows * c_out * 4 + 4 * rows * channels * itemsize
+    grouped = 2 * rows * c_out * 4 + 4 * rows * channels * itemsize
     grouped += _GROUPED_COST * 6 * padded * channels * c_out / balance
     return grouped < dense
 
@@ -382,16 +371,17 @@ def compile_cases() -> list[CompileCase]:
         rows, offsets = (torch.empty(s, dtype=torch.int32, device="meta") for s in (n * k, m + 1))
         matrix = torch.empty((c, m * c), dtype=dtype, device="meta")
         partials, target = outputs.float().flatten(), weights.long()
-        (y, products, loss), multiply, add = _plan(
+        (y, loss), multiply, add = _plan(
             outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, partials
         )
         wide = c % 4 == 0
         cases.append(multiply.compile_case(f"aggregate products {size}", wide=wide))
         cases.append(add.compile_case(f"aggregate sum {size}", wide=wide))
-        arguments = (y, products, outputs, weights, rows, offsets, matrix, dtype)
-        for name, extra in (("", (None, None, None)), (" with loss", (loss, products, target))):
-            _, launch = plan_rows(*arguments, *extra, 0.1, -100)
+        arguments = (y, outputs, weights, rows, offsets, matrix, dtype)
+        for name, extra in (("", (None, None, None)), (" with loss", (loss, partials, target))):
+            (_, dots), launch = plan_backward_rows(*arguments, *extra, 0.1, -100)
             cases.append(launch.compile_case(f"aggregate backward rows{name} {size}", wide=wide))
-        _, launch = plan_matrix(y, outputs, weights, rows, offsets, matrix, dtype, dtype)
+        dots = dots if dots.numel() > weights.numel() else None
+        _, launch = plan_backward_matrix(*arguments, dtype, dots)
         cases.append(launch.compile_case(f"aggregate backward matrix {size}", wide=wide))
     return cases

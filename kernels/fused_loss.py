@@ -58,12 +58,10 @@ class _AggregateWithLoss(torch.autograd.Function):
         partials, logsumexp = exploit_loss_forward(
             outputs, rows, target, weights.shape[1], *smoothing
         )
-        y, products, loss = aggregate_forward(
+        y, loss = aggregate_forward(
             outputs, weights, positions, offsets, matrix, bias, dtype, partials
         )
-        ctx.save_for_backward(
-            outputs, weights, matrix, bias, rows, offsets, products, logsumexp, target
-        )
+        ctx.save_for_backward(outputs, weights, matrix, bias, rows, offsets, logsumexp, target)
         ctx.dtype, ctx.smoothing = dtype, smoothing
         return y, loss
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hubpath_fast.kernels import aggregate_with_exploit_loss, prefer_grouped
-from hubpath_fast.kernels._aggregate_backward import backward_matrix, backward_rows
+from hubpath_fast.kernels._aggregate_backward import aggregate_backward
 from hubpath_fast.kernels._grouped import precision
 from hubpath_fast.kernels.aggregate import aggregate, aggregate_forward
 from output_cases import (
@@ -138,6 +138,39 @@ def test_gradients_that_nobody_asked_for_are_not_made(frozen, device):
         assert_within(tensors[i].grad, exact[i].grad, 1e-14, NAMES[i])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [SMALL, SMALL_MAPS, SMALL_LAST, replace(SMALL, why="C=130: several tiles", c=130)],
+    ids=lambda case: case.why,
+)
+def test_with_a_frozen_matrix_and_bias(case, device):
+    """Then there is no launch for the matrix, which otherwise sums the weights' gradient."""
+    inputs = make(case, torch.float64, device)
+    outputs, weights = leaves(inputs.outputs, inputs.weights)
+    y = grouped((outputs, weights, inputs.matrix, inputs.bias), inputs)
+    gradients = torch.autograd.grad(y, (outputs, weights), inputs.d_y)
+    exact = double(*sources(inputs))
+    wanted = torch.autograd.grad(aggregate_reference(*exact, inputs), exact[:2], inputs.d_y)
+    for name, gradient, right in zip(NAMES, gradients, wanted, strict=False):
+        assert_within(gradient, right, 1e-13, name)
+
+
+def test_the_forward_keeps_nothing_but_its_inputs(device):
+    """Neither the products [R, C_OUT] nor anything else of the size of the outputs."""
+    inputs = make(SMALL, torch.float32, device)
+    tensors, kept = leaves(*sources(inputs)), []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        grouped(tensors, inputs)
+    given = {tensor.data_ptr() for tensor in (*tensors, *inputs.routing)}
+    assert len(kept) == 6
+    assert {tensor.data_ptr() for tensor in kept} <= given
+
+
 @pytest.mark.parametrize("case", [SMALL, SMALL_MAPS, SMALL_LAST], ids=lambda case: case.why)
 def test_the_dense_form_is_the_same_function(case, device):
     inputs = make(case, torch.float64, device)
@@ -198,10 +231,15 @@ def test_opcheck(case, device):
     partials = torch.ones(3, device=device)
     arguments = (outputs, weights, inputs.positions, inputs.offsets, matrix, bias, torch.float32)
     torch.library.opcheck(aggregate_forward, (*arguments, partials))
-    _, products, _ = aggregate_forward(*arguments, None)
     plan = (outputs, weights, inputs.rows, inputs.offsets, matrix, torch.float32)
-    torch.library.opcheck(backward_rows, (inputs.d_y, products, *plan, None, None, None, 0.0, 0))
-    torch.library.opcheck(backward_matrix, (inputs.d_y, *plan, torch.float32))
+    loss = (None, None, None, 0.0, 0)
+    for bias_dtype, for_rows, for_matrix in (
+        (torch.float32, True, True),
+        (None, True, False),
+        (None, False, True),
+    ):
+        wanted = (bias_dtype, for_rows, for_matrix)
+        torch.library.opcheck(aggregate_backward, (inputs.d_y, *plan, *wanted, *loss))
 
 
 @fused_cases

@@ -1,0 +1,252 @@
+"""Backward of aggregate towards the matrix: d_matrix, d_bias, and the sums that make d_weights.
+
+    d_W_i = sum over rows of i of w[n, j] * d_y[n] outputs[r]^T        d_bias = sum_n d_y[n]
+
+No atomics: each element belongs to one program, which sums in a fixed order. d_weights comes along
+because the launch before left it in parts (_aggregate_rows.py), too few numbers for a launch.
+
+Shapes as in aggregate.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ._common import cdiv
+from ._grouped import (
+    item_slot,
+    operand,
+    product_constants,
+    sample_offsets,
+    splits_for,
+    tiles_for,
+)
+from ._outputs import (
+    Launch,
+    accumulator,
+    blocks,
+    channels_minor,
+    item_offsets,
+    trailing_size,
+)
+
+
+@triton.jit
+def _bias_share(
+    d_bias_ptr,  # [C_OUT] of this share, written
+    d_y_ptr,
+    co,
+    split,
+    num_sample_items,
+    trailing,
+    C_OUT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    MINOR: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+):
+    """The sum of d_y over a share of the samples' items, for the channels ``co``."""
+    share = tl.cdiv(num_sample_items, SPLITS * BLOCK_T) * BLOCK_T
+    begin = split.to(tl.int64) * share
+    end = tl.minimum(num_sample_items, begin + share)
+    total = tl.zeros([BLOCK_CO, BLOCK_T], dtype=COMPUTE)
+    for start in range(begin, end, BLOCK_T):
+        item = start + tl.arange(0, BLOCK_T)
+        _, _, base = item_offsets(item, trailing, C_OUT, MINOR)
+        offs_y = base[None, :] + co[:, None] * (1 if MINOR else trailing)
+        mask = (co < C_OUT)[:, None] & (item < end)[None, :]
+        total += tl.load(d_y_ptr + offs_y, mask=mask, other=0.0).to(COMPUTE)
+    tl.store(d_bias_ptr + co, tl.sum(total, axis=1), mask=co < C_OUT)
+
+
+@triton.jit
+def _sum_dots(
+    d_weights_ptr,  # [N, K], written
+    dots_ptr,  # [TILES, N, K, S]
+    block,
+    num_rows,
+    trailing,
+    TILES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """d_weights of BLOCK_R slots: their dots, tile by tile."""
+    slot = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask_r = slot < num_rows
+    total = tl.zeros([BLOCK_R, BLOCK_S], dtype=COMPUTE)
+    for tile in range(TILES):
+        first = (slot + num_rows.to(tl.int64) * tile) * trailing
+        for start in range(0, trailing, BLOCK_S):
+            s = start + tl.arange(0, BLOCK_S)
+            mask = mask_r[:, None] & (s < trailing)[None, :]
+            total += tl.load(dots_ptr + first[:, None] + s[None, :], mask=mask, other=0.0)
+    tl.store(d_weights_ptr + slot, tl.sum(total, axis=1), mask=mask_r)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _backward_matrix(
+    d_matrix_ptr,  # [SPLITS, C_OUT, M, C], written
+    d_bias_ptr,  # [SPLITS, C_OUT], written, or None
+    d_weights_ptr,  # [N, K], written, or None
+    dots_ptr,  # [TILES, N, K, S], or None as d_weights
+    d_y_ptr,  # [N, C_OUT, S] or [N, S, C_OUT]
+    outputs_ptr,  # [R, C, S] or [R, S, C]
+    weights_ptr,  # [N, K]
+    rows_ptr,  # [R]
+    offsets_ptr,  # [M + 1]
+    num_sample_items,  # N * S
+    num_rows,
+    trailing,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    C_OUT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILES: tl.constexpr,
+    MINOR: tl.constexpr,
+    EVEN: tl.constexpr,  # S is a multiple of 16
+    DOT: tl.constexpr,
+    UPCAST: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Grid: SPLITS x experts x tiles of [C_OUT, C], then blocks of slots if there are dots. A
+    program of the first kind walks over its share of an expert's items and writes its tile, zeros
+    for an expert without rows; those of expert 0's first tiles of C add up the bias's gradient too.
+    The second kind sums d_weights."""
+    tiled_c: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    tiled_co: tl.constexpr = (C_OUT + BLOCK_CO - 1) // BLOCK_CO
+    pid = tl.program_id(0)
+    programs: tl.constexpr = SPLITS * M * tiled_c * tiled_co
+    if pid < programs:
+        c_tile = pid % tiled_c
+        c = c_tile * BLOCK_C + tl.arange(0, BLOCK_C)
+        co = (pid // tiled_c) % tiled_co * BLOCK_CO + tl.arange(0, BLOCK_CO)
+        expert = pid // (tiled_c * tiled_co) % M
+        split = pid // (tiled_c * tiled_co * M)
+        step = 1 if MINOR else trailing
+
+        begin = tl.load(offsets_ptr + expert).to(tl.int64) * trailing
+        end = tl.load(offsets_ptr + expert + 1).to(tl.int64) * trailing
+        share = tl.cdiv(end - begin, SPLITS * BLOCK_T) * BLOCK_T
+        begin += split * share
+        end = tl.minimum(end, begin + share)
+        d_w = tl.zeros([BLOCK_CO, BLOCK_C], dtype=COMPUTE)
+        for start in range(begin, end, BLOCK_T):
+            item = start + tl.arange(0, BLOCK_T)
+            mask_t = item < end
+            row, s, base = item_offsets(item, trailing, C, MINOR)
+            slot = item_slot(rows_ptr, row, mask_t, EVEN)
+            weight = tl.load(weights_ptr + slot, mask=mask_t, other=0.0).to(COMPUTE)
+            base_y = sample_offsets(slot // K, s, trailing, C_OUT, MINOR)
+            mask_y, mask_x = (
+                (co < C_OUT)[:, None] & mask_t[None, :],
+                mask_t[:, None] & (c < C)[None, :],
+            )
+            d_y = tl.load(d_y_ptr + base_y[None, :] + co[:, None] * step, mask=mask_y, other=0.0)
+            x = tl.load(outputs_ptr + base[:, None] + c[None, :] * step, mask=mask_x, other=0.0)
+            d_w = tl.dot(
+                operand(d_y.to(COMPUTE) * weight[None, :], DOT, UPCAST),
+                operand(x, DOT, UPCAST),
+                d_w,
+                input_precision=PRECISION,
+                out_dtype=COMPUTE,
+            )
+        line = (split * C_OUT + co).to(tl.int64)
+        offs_w = line[:, None] * (M * C) + (expert * C + c)[None, :]
+        tl.store(d_matrix_ptr + offs_w, d_w, mask=(co < C_OUT)[:, None] & (c < C)[None, :])
+
+        if d_bias_ptr is not None and (expert == 0 and c_tile == 0):
+            _bias_share(
+                d_bias_ptr + split * C_OUT,
+                d_y_ptr,
+                co,
+                split,
+                num_sample_items,
+                trailing,
+                C_OUT,
+                SPLITS,
+                MINOR,
+                COMPUTE,
+                BLOCK_T,
+                BLOCK_CO,
+            )
+    elif dots_ptr is not None:
+        _sum_dots(
+            d_weights_ptr,
+            dots_ptr,
+            pid - programs,
+            num_rows,
+            trailing,
+            TILES,
+            COMPUTE,
+            BLOCK_R,
+            BLOCK_S,
+        )
+
+
+def plan_backward_matrix(d_y, outputs, weights, rows, offsets, matrix, dtype, bias_dtype, dots):
+    """Shares of d_matrix [SPLITS, C_OUT, M*C] and of d_bias [SPLITS, C_OUT], and d_weights.
+
+    ``bias_dtype`` None: no d_bias. ``dots`` as ``plan_backward_rows`` leaves them; None: no
+    d_weights.
+    """
+    num_experts, k = offsets.numel() - 1, weights.shape[1]
+    num_rows, channels = outputs.shape[:2]
+    c_out, trailing = matrix.shape[0], trailing_size(outputs)
+    items = num_rows * trailing
+    tile = tiles_for(num_experts, c_out, channels, cdiv(items, num_experts), dtype)
+    programs = num_experts * cdiv(c_out, tile.high) * cdiv(channels, tile.wide)
+    splits = splits_for(programs, items, num_experts)
+    shares = accumulator(dtype)  # rounded to the gradient's dtype once, after they are added up
+    d_matrix, d_bias = (
+        None if final is None else matrix.new_empty(size, dtype=final if splits == 1 else shares)
+        for size, final in (
+            ((splits, *matrix.shape), matrix.dtype),
+            ((splits, c_out), bias_dtype),
+        )
+    )
+    d_weights, tiles = None, 0
+    if dots is not None:
+        d_weights, tiles = torch.empty_like(weights), len(dots)
+    block_r, block_s = blocks(num_rows, trailing)
+    launch = Launch(
+        _backward_matrix,
+        programs * splits + (cdiv(num_rows, block_r) if tiles else 0),
+        d_matrix_ptr=d_matrix,
+        d_bias_ptr=d_bias,
+        d_weights_ptr=d_weights,
+        dots_ptr=dots,
+        d_y_ptr=d_y,
+        outputs_ptr=outputs,
+        weights_ptr=weights,
+        rows_ptr=rows,
+        offsets_ptr=offsets,
+        num_sample_items=items // k,
+        num_rows=num_rows,
+        trailing=trailing,
+        M=num_experts,
+        K=k,
+        C=channels,
+        C_OUT=c_out,
+        SPLITS=splits,
+        TILES=tiles,
+        MINOR=channels_minor(outputs),
+        EVEN=trailing % 16 == 0,
+        **product_constants(dtype),
+        BLOCK_T=tile.deep,
+        BLOCK_CO=tile.high,
+        BLOCK_C=tile.wide,
+        BLOCK_R=block_r,
+        BLOCK_S=block_s,
+    )
+    return (d_matrix, d_bias, d_weights), launch
