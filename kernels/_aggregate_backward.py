@@ -39,18 +39,18 @@ def _backward(
         if dots.numel() == weights.numel():
             d_weights, dots = dots.view_as(weights), None
         elif not for_matrix:
-            d_weights = dots.sum((0, 3)).to(weights.dtype)
+            d_weights = dots.sum((2, 3)).to(weights.dtype)
     if for_matrix:
         found, launch = plan_backward_matrix(*shared, bias_dtype, dots)
         launch()
-        d_matrix = _sum_shares(found[0], matrix.dtype)
-        d_bias = d_bias if bias_dtype is None else _sum_shares(found[1], bias_dtype)
+        d_matrix = _whole(*found[0])
+        d_bias = d_bias if bias_dtype is None else _whole(*found[1])
         d_weights = d_weights if dots is None else found[2]
     return d_outputs, d_weights, d_matrix, d_bias
 
 
-def _sum_shares(shares: Tensor, dtype: torch.dtype) -> Tensor:
-    return shares[0] if len(shares) == 1 else shares.sum(0).to(dtype)
+def _whole(gradient: Tensor, shares: Tensor) -> Tensor:
+    return gradient if len(shares) == 0 else shares.sum(0).to(gradient.dtype)
 
 
 def _fake(

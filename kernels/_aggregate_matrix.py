@@ -34,24 +34,33 @@ from ._outputs import (
 
 
 @triton.jit
-def _bias_share(
-    d_bias_ptr,  # [C_OUT] of this share, written
+def _store_share(final_ptr, shares_ptr, begin, offsets, value, mask, splits):
+    """The whole sum to ``final_ptr``, rounded once, or one of several shares behind ``begin``."""
+    if splits == 1:
+        tl.store(final_ptr + offsets, value, mask=mask)
+    else:
+        tl.store(shares_ptr + begin + offsets, value, mask=mask)
+
+
+@triton.jit
+def _bias_sum(
     d_y_ptr,
     co,
     split,
-    num_sample_items,
+    splits,
+    num_samples,
     trailing,
     C_OUT: tl.constexpr,
-    SPLITS: tl.constexpr,
     MINOR: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_CO: tl.constexpr,
 ):
     """The sum of d_y over a share of the samples' items, for the channels ``co``."""
-    share = tl.cdiv(num_sample_items, SPLITS * BLOCK_T) * BLOCK_T
-    begin = split.to(tl.int64) * share
-    end = tl.minimum(num_sample_items, begin + share)
+    num_items = num_samples.to(tl.int64) * trailing
+    share = tl.cdiv(num_items, splits * BLOCK_T) * BLOCK_T
+    begin = split * share
+    end = tl.minimum(num_items, begin + share)
     total = tl.zeros([BLOCK_CO, BLOCK_T], dtype=COMPUTE)
     for start in range(begin, end, BLOCK_T):
         item = start + tl.arange(0, BLOCK_T)
@@ -59,54 +68,54 @@ def _bias_share(
         offs_y = base[None, :] + co[:, None] * (1 if MINOR else trailing)
         mask = (co < C_OUT)[:, None] & (item < end)[None, :]
         total += tl.load(d_y_ptr + offs_y, mask=mask, other=0.0).to(COMPUTE)
-    tl.store(d_bias_ptr + co, tl.sum(total, axis=1), mask=co < C_OUT)
+    return tl.sum(total, axis=1)
 
 
 @triton.jit
 def _sum_dots(
     d_weights_ptr,  # [N, K], written
-    dots_ptr,  # [TILES, N, K, S]
+    dots_ptr,  # [N, K, L]
     block,
     num_rows,
-    trailing,
-    TILES: tl.constexpr,
+    num_dots,  # L
     COMPUTE: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    BLOCK_L: tl.constexpr,
 ):
-    """d_weights of BLOCK_R slots: their dots, tile by tile."""
+    """d_weights of BLOCK_R slots."""
     slot = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_r = slot < num_rows
-    total = tl.zeros([BLOCK_R, BLOCK_S], dtype=COMPUTE)
-    for tile in range(TILES):
-        first = (slot + num_rows.to(tl.int64) * tile) * trailing
-        for start in range(0, trailing, BLOCK_S):
-            s = start + tl.arange(0, BLOCK_S)
-            mask = mask_r[:, None] & (s < trailing)[None, :]
-            total += tl.load(dots_ptr + first[:, None] + s[None, :], mask=mask, other=0.0)
+    total = tl.zeros([BLOCK_R, BLOCK_L], dtype=COMPUTE)
+    for start in range(0, num_dots, BLOCK_L):
+        offs_l = start + tl.arange(0, BLOCK_L)
+        mask = mask_r[:, None] & (offs_l < num_dots)[None, :]
+        offsets = slot[:, None] * num_dots + offs_l[None, :]
+        total += tl.load(dots_ptr + offsets, mask=mask, other=0.0)
     tl.store(d_weights_ptr + slot, tl.sum(total, axis=1), mask=mask_r)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_samples", "num_rows", "num_dots", "splits"])
 def _backward_matrix(
-    d_matrix_ptr,  # [SPLITS, C_OUT, M, C], written
-    d_bias_ptr,  # [SPLITS, C_OUT], written, or None
+    d_matrix_ptr,  # [C_OUT, M, C], written if splits is 1
+    d_bias_ptr,  # [C_OUT], as d_matrix, or None
+    matrix_shares_ptr,  # [splits, C_OUT, M, C], written if splits is more
+    bias_shares_ptr,  # [splits, C_OUT], as matrix_shares, or None
     d_weights_ptr,  # [N, K], written, or None
-    dots_ptr,  # [TILES, N, K, S], or None as d_weights
+    dots_ptr,  # [N, K, L], or None as d_weights
     d_y_ptr,  # [N, C_OUT, S] or [N, S, C_OUT]
     outputs_ptr,  # [R, C, S] or [R, S, C]
     weights_ptr,  # [N, K]
     rows_ptr,  # [R]
     offsets_ptr,  # [M + 1]
-    num_sample_items,  # N * S
+    num_samples,
     num_rows,
+    num_dots,  # L
+    splits,
     trailing,
     M: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     C_OUT: tl.constexpr,
-    SPLITS: tl.constexpr,
-    TILES: tl.constexpr,
     MINOR: tl.constexpr,
     EVEN: tl.constexpr,  # S is a multiple of 16
     DOT: tl.constexpr,
@@ -117,16 +126,16 @@ def _backward_matrix(
     BLOCK_CO: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    BLOCK_L: tl.constexpr,
 ):
-    """Grid: SPLITS x experts x tiles of [C_OUT, C], then blocks of slots if there are dots. A
+    """Grid: splits x experts x tiles of [C_OUT, C], then blocks of slots if there are dots. A
     program of the first kind walks over its share of an expert's items and writes its tile, zeros
     for an expert without rows; those of expert 0's first tiles of C add up the bias's gradient too.
     The second kind sums d_weights."""
     tiled_c: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     tiled_co: tl.constexpr = (C_OUT + BLOCK_CO - 1) // BLOCK_CO
     pid = tl.program_id(0)
-    programs: tl.constexpr = SPLITS * M * tiled_c * tiled_co
+    programs = splits * (M * tiled_c * tiled_co)
     if pid < programs:
         c_tile = pid % tiled_c
         c = c_tile * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -137,7 +146,7 @@ def _backward_matrix(
 
         begin = tl.load(offsets_ptr + expert).to(tl.int64) * trailing
         end = tl.load(offsets_ptr + expert + 1).to(tl.int64) * trailing
-        share = tl.cdiv(end - begin, SPLITS * BLOCK_T) * BLOCK_T
+        share = tl.cdiv(end - begin, splits * BLOCK_T) * BLOCK_T
         begin += split * share
         end = tl.minimum(end, begin + share)
         d_w = tl.zeros([BLOCK_CO, BLOCK_C], dtype=COMPUTE)
@@ -161,69 +170,57 @@ def _backward_matrix(
                 input_precision=PRECISION,
                 out_dtype=COMPUTE,
             )
-        line = (split * C_OUT + co).to(tl.int64)
-        offs_w = line[:, None] * (M * C) + (expert * C + c)[None, :]
-        tl.store(d_matrix_ptr + offs_w, d_w, mask=(co < C_OUT)[:, None] & (c < C)[None, :])
-
+        mask_co = co < C_OUT
+        offs_w = co.to(tl.int64)[:, None] * (M * C) + (expert * C + c)[None, :]
+        mask = mask_co[:, None] & (c < C)[None, :]
+        begin = split.to(tl.int64) * (C_OUT * M * C)
+        _store_share(d_matrix_ptr, matrix_shares_ptr, begin, offs_w, d_w, mask, splits)
         if d_bias_ptr is not None and (expert == 0 and c_tile == 0):
-            _bias_share(
-                d_bias_ptr + split * C_OUT,
-                d_y_ptr,
-                co,
-                split,
-                num_sample_items,
-                trailing,
-                C_OUT,
-                SPLITS,
-                MINOR,
-                COMPUTE,
-                BLOCK_T,
-                BLOCK_CO,
-            )
+            d_b = _bias_sum(
+                d_y_ptr, co, split, splits, num_samples, trailing, C_OUT, MINOR, COMPUTE,
+                BLOCK_T, BLOCK_CO,
+            )  # fmt: skip
+            _store_share(d_bias_ptr, bias_shares_ptr, split * C_OUT, co, d_b, mask_co, splits)
     elif dots_ptr is not None:
         _sum_dots(
-            d_weights_ptr,
-            dots_ptr,
-            pid - programs,
-            num_rows,
-            trailing,
-            TILES,
-            COMPUTE,
-            BLOCK_R,
-            BLOCK_S,
+            d_weights_ptr, dots_ptr, pid - programs, num_rows, num_dots, COMPUTE, BLOCK_R, BLOCK_L
         )
 
 
 def plan_backward_matrix(d_y, outputs, weights, rows, offsets, matrix, dtype, bias_dtype, dots):
-    """Shares of d_matrix [SPLITS, C_OUT, M*C] and of d_bias [SPLITS, C_OUT], and d_weights.
+    """((d_matrix, shares of it), (d_bias, shares), d_weights) and the launch.
 
-    ``bias_dtype`` None: no d_bias. ``dots`` as ``plan_backward_rows`` leaves them; None: no
-    d_weights.
+    Few experts with many rows each are cut into several shares [splits, ...], which remain to be
+    added up; of a gradient and its shares the one that is not written is empty. ``bias_dtype``
+    None: no d_bias. ``dots`` as ``plan_backward_rows`` leaves them; None: no d_weights.
     """
     num_experts, k = offsets.numel() - 1, weights.shape[1]
     num_rows, channels = outputs.shape[:2]
     c_out, trailing = matrix.shape[0], trailing_size(outputs)
     items = num_rows * trailing
-    tile = tiles_for(num_experts, c_out, channels, cdiv(items, num_experts), dtype)
+    tile = tiles_for(num_experts, c_out, channels, None, dtype)
     programs = num_experts * cdiv(c_out, tile.high) * cdiv(channels, tile.wide)
     splits = splits_for(programs, items, num_experts)
-    shares = accumulator(dtype)  # rounded to the gradient's dtype once, after they are added up
-    d_matrix, d_bias = (
-        None if final is None else matrix.new_empty(size, dtype=final if splits == 1 else shares)
-        for size, final in (
-            ((splits, *matrix.shape), matrix.dtype),
-            ((splits, c_out), bias_dtype),
-        )
-    )
-    d_weights, tiles = None, 0
-    if dots is not None:
-        d_weights, tiles = torch.empty_like(weights), len(dots)
-    block_r, block_s = blocks(num_rows, trailing)
+
+    def gradient(shape, final):
+        """One whole, or shares that are rounded to its dtype once, after they are added up."""
+        if final is None:
+            return None, None
+        whole = matrix.new_empty(shape if splits == 1 else 0, dtype=final)
+        size = 0 if splits == 1 else (splits, *shape)
+        return whole, matrix.new_empty(size, dtype=accumulator(dtype))
+
+    d_matrix, d_bias = gradient(matrix.shape, matrix.dtype), gradient((c_out,), bias_dtype)
+    d_weights = None if dots is None else torch.empty_like(weights)
+    # Fits any number of dots: tiles of the rows' launch are no narrower than 32 channels.
+    block_r, block_l = blocks(cdiv(channels, 32) * trailing)
     launch = Launch(
         _backward_matrix,
-        programs * splits + (cdiv(num_rows, block_r) if tiles else 0),
-        d_matrix_ptr=d_matrix,
-        d_bias_ptr=d_bias,
+        programs * splits + (0 if dots is None else cdiv(num_rows, block_r)),
+        d_matrix_ptr=d_matrix[0],
+        d_bias_ptr=d_bias[0],
+        matrix_shares_ptr=d_matrix[1],
+        bias_shares_ptr=d_bias[1],
         d_weights_ptr=d_weights,
         dots_ptr=dots,
         d_y_ptr=d_y,
@@ -231,15 +228,15 @@ def plan_backward_matrix(d_y, outputs, weights, rows, offsets, matrix, dtype, bi
         weights_ptr=weights,
         rows_ptr=rows,
         offsets_ptr=offsets,
-        num_sample_items=items // k,
+        num_samples=num_rows // k,
         num_rows=num_rows,
+        num_dots=0 if dots is None else dots[0, 0].numel(),
+        splits=splits,
         trailing=trailing,
         M=num_experts,
         K=k,
         C=channels,
         C_OUT=c_out,
-        SPLITS=splits,
-        TILES=tiles,
         MINOR=channels_minor(outputs),
         EVEN=trailing % 16 == 0,
         **product_constants(dtype),
@@ -247,6 +244,6 @@ def plan_backward_matrix(d_y, outputs, weights, rows, offsets, matrix, dtype, bi
         BLOCK_CO=tile.high,
         BLOCK_C=tile.wide,
         BLOCK_R=block_r,
-        BLOCK_S=block_s,
+        BLOCK_L=block_l,
     )
     return (d_matrix, d_bias, d_weights), launch

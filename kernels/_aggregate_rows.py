@@ -20,6 +20,7 @@ from ._grouped import (
     item_slot,
     operand,
     product_constants,
+    row_tiles,
     sample_offsets,
     tiles_for,
 )
@@ -33,10 +34,10 @@ from ._outputs import (
 from .exploit_loss import loss_gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "divisor"])
 def _backward_rows(
     d_outputs_ptr,  # [R, C, S] or [R, S, C], written
-    dots_ptr,  # [tiles of C, N, K, S], written
+    dots_ptr,  # [N, K, tiles of C, S], written
     d_y_ptr,  # [N, C_OUT, S] or [N, S, C_OUT]
     outputs_ptr,  # [R, C, S] or [R, S, C]
     weights_ptr,  # [N, K]
@@ -46,7 +47,6 @@ def _backward_rows(
     d_loss_ptr,  # [], or None without the loss, as the two below
     logsumexp_ptr,  # [R, S]
     target_ptr,  # [N, S]
-    num_items,  # T
     tiles,
     trailing,
     divisor,  # N * S
@@ -101,7 +101,7 @@ def _backward_rows(
         mask = mask_t[:, None] & (c < C)[None, :]
         offs_x = base[:, None] + c[None, :] * step
         x = tl.load(outputs_ptr + offs_x, mask=mask, other=0.0).to(COMPUTE)
-        offs_dot = c_tile.to(tl.int64) * num_items + slot * trailing + s
+        offs_dot = (slot * ((C + BLOCK_C - 1) // BLOCK_C) + c_tile) * trailing + s
         tl.store(dots_ptr + offs_dot, tl.sum(g * x, axis=1), mask=mask_t)
 
         weight = tl.load(weights_ptr + slot, mask=mask_t, other=0.0).to(COMPUTE)
@@ -129,7 +129,7 @@ def plan_backward_rows(
     label_smoothing,
     ignore_index,
 ):
-    """d_outputs, and the dots [tiles of C, N, K, S] whose sum over all but N and K is d_weights.
+    """d_outputs, and the dots [N, K, tiles of C, S] whose sum over the last two is d_weights.
 
     A single dot a row is d_weights already, and has its dtype. ``dtype`` is the products', d_loss
     None for no exploit loss.
@@ -138,10 +138,11 @@ def plan_backward_rows(
     num_rows, channels = outputs.shape[:2]
     c_out, trailing = matrix.shape[0], trailing_size(outputs)
     items = num_rows * trailing
-    tile = tiles_for(num_experts, cdiv(items, num_experts), channels, c_out, dtype)
+    products = num_experts * row_tiles(items, num_experts)
+    tile = tiles_for(products, None, channels, c_out, dtype)
     tiles, tiles_c = items // tile.high + num_experts, cdiv(channels, tile.wide)
     dots_dtype = weights.dtype if tiles_c * trailing == 1 else accumulator(dtype)
-    dots = weights.new_empty((tiles_c, n, k, trailing), dtype=dots_dtype)
+    dots = weights.new_empty((n, k, tiles_c, trailing), dtype=dots_dtype)
     d_outputs = torch.empty_like(outputs)
     launch = Launch(
         _backward_rows,
@@ -157,7 +158,6 @@ def plan_backward_rows(
         d_loss_ptr=d_loss,
         logsumexp_ptr=logsumexp,
         target_ptr=target,
-        num_items=items,
         tiles=tiles,
         trailing=trailing,
         divisor=num_rows // k * trailing,

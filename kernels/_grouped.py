@@ -16,6 +16,8 @@ from ._common import cdiv, next_power_of_2
 from ._outputs import INTERPRETED, TRITON_DTYPE, accumulator
 
 _PROGRAMS = 256  # keeps the GPUs of today busy (up to 148 multiprocessors): cut finer below this
+_MANY_ROWS = 512  # per expert: from here on it is safe to count on _MANY_TILES tiles of them
+_MANY_TILES = 8
 
 
 @triton.jit
@@ -68,20 +70,33 @@ class Tiles(NamedTuple):
     deep: int  # along the dimension that is summed over
 
 
-def tiles_for(experts: int, high: int, wide: int, deep: int, dtype: torch.dtype) -> Tiles:
-    """Tiles of ``experts`` products [high, deep] x [deep, wide], high and deep on average.
+def row_tiles(items: int, experts: int) -> int:
+    """How many row tiles an expert has at least, in two classes only.
 
-    A tile is as high as an expert's share of rows, so that few lanes idle, and up to 128 wide for
-    half precision (tensor cores), 64 for float32, whose products are plain multiply-adds and fill
-    the registers sooner; narrower where that leaves too few programs.
+    A kernel is compiled for its tiles, and these follow from here: finer classes would compile
+    anew for the last, smaller batch of an epoch.
+    """
+    return _MANY_TILES if items >= experts * _MANY_ROWS else 1
+
+
+def tiles_for(
+    products: int, high: int | None, wide: int, deep: int | None, dtype: torch.dtype
+) -> Tiles:
+    """Tiles of ``products`` products [high, deep] x [deep, wide].
+
+    None stands for rows, whose number varies from batch to batch: the tile is as if they were
+    many, and ``products`` counts their tiles. A tile is up to 128 wide for half precision (tensor
+    cores), 64 for float32, whose products are plain multiply-adds and fill the registers sooner;
+    narrower where that leaves too few programs.
     """
     half = dtype.itemsize == 2
-    block_high = min(max(next_power_of_2(high), 16), 64 if half else 32)
-    widest = 128 if half else 64
-    while widest > 32 and experts * cdiv(high, block_high) * cdiv(wide, widest) < _PROGRAMS:
+    highest, widest, deepest = (64, 128, 64) if half else (32, 64, 16)
+    block_high = highest if high is None else min(max(next_power_of_2(high), 16), highest)
+    stacked = 1 if high is None else cdiv(high, block_high)
+    while widest > 32 and products * stacked * cdiv(wide, widest) < _PROGRAMS:
         widest //= 2
     block_wide = min(max(next_power_of_2(wide), 16), widest)
-    block_deep = min(max(next_power_of_2(deep), 16), 64 if half else 16)
+    block_deep = deepest if deep is None else min(max(next_power_of_2(deep), 16), deepest)
     return Tiles(block_high, block_wide, block_deep)
 
 

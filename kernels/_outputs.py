@@ -68,14 +68,15 @@ class Launch:
     def compile_case(self, name: str, wide: bool = False, note: str = "") -> CompileCase:
         """The same launch for the compiler only, specialised as Triton's launcher would."""
         signature, constexprs, aligned = {}, {}, []
+        varying = self.kernel.do_not_specialize
         for key, value in self.values.items():
             if isinstance(value, Tensor):
                 signature[key] = _POINTER[value.dtype]
-            elif key.isupper() or value == 1 or value is None:
+            elif key.isupper() or value is None or (value == 1 and key not in varying):
                 constexprs[key] = value
             else:
                 signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0:
+                if value % 16 == 0 and key not in varying:
                     aligned.append(key)
         return CompileCase(
             name,
@@ -139,10 +140,13 @@ def units(size: int) -> tuple[int, int]:
     return size // vec, vec
 
 
-def blocks(rows: int, length: int, elements: int = 1024) -> tuple[int, int]:
-    """(rows, elements) of one program's tile of a [rows, length] matrix, powers of two."""
+def blocks(length: int, elements: int = 1024) -> tuple[int, int]:
+    """(rows, elements) of one program's tile of a matrix of rows of ``length``, powers of two.
+
+    The number of rows has no say: it varies from batch to batch, and tiles are compiled in.
+    """
     block_l = min(next_power_of_2(length), elements)
-    return min(max(elements // block_l, 1), next_power_of_2(rows)), block_l
+    return elements // block_l, block_l
 
 
 def launching(plan: Callable[..., tuple]) -> Callable:

@@ -28,7 +28,7 @@ from ._aggregate_backward import aggregate_backward
 from ._aggregate_matrix import plan_backward_matrix
 from ._aggregate_rows import plan_backward_rows
 from ._common import CompileCase, cdiv, next_power_of_2, register
-from ._grouped import find_tile, operand, product_constants, tiles_for
+from ._grouped import find_tile, operand, product_constants, row_tiles, tiles_for
 from ._outputs import (
     TRITON_DTYPE,
     Launch,
@@ -44,6 +44,7 @@ from ._outputs import (
     units,
 )
 from .combine import combine
+from .exploit_loss import PARTIALS
 
 # Operations that cost as much as moving one byte, (float32, half precision): H100 and H200
 # without tf32 67 Tflop/s, with bfloat16 tensor cores at a realistic half of 990, over 3.35 TB/s.
@@ -52,7 +53,7 @@ _BALANCE = (20, 150)
 _GROUPED_COST = 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _products(
     products_ptr,  # [R, C_OUT, S], or [R, S, C_OUT] if MINOR, written
     outputs_ptr,  # [R, C, S] or [R, S, C]
@@ -103,7 +104,7 @@ def _products(
         tl.store(products_ptr + offs_z, product, mask=mask_t & mask_co)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_samples", "partial_units"])
 def _sum_rows(
     y_ptr,  # [N, L], L = C_OUT * S, written
     loss_ptr,  # [], written, or None
@@ -111,11 +112,11 @@ def _sum_rows(
     weights_ptr,  # [N, K]
     positions_ptr,  # [N, K]
     bias_ptr,  # [C_OUT] or None
-    partials_ptr,  # [num_partials] or None
+    partials_ptr,  # [partial_units * PARTIALS] or None
     num_samples,
     length_units,
     trailing,
-    num_partials,
+    partial_units,
     K: tl.constexpr,
     C_OUT: tl.constexpr,
     VEC: tl.constexpr,
@@ -123,6 +124,7 @@ def _sum_rows(
     COMPUTE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    PARTIALS: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     """Grid: tiles of [N, L]. A program adds its samples' K weighted products, j ascending. The
@@ -147,6 +149,7 @@ def _sum_rows(
 
     if partials_ptr is not None and pid == 0:
         total = tl.zeros([BLOCK_P], dtype=COMPUTE)
+        num_partials = partial_units * PARTIALS
         for start in range(0, num_partials, BLOCK_P):
             offs_p = start + tl.arange(0, BLOCK_P)
             total += tl.load(partials_ptr + offs_p, mask=offs_p < num_partials, other=0.0)
@@ -162,7 +165,8 @@ def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
     products = empty(outputs, num_rows, c_out, accumulator(dtype))
     minor = channels_minor(outputs)
     items = num_rows * trailing
-    tile = tiles_for(num_experts, cdiv(items, num_experts), c_out, channels, dtype)
+    count = num_experts * row_tiles(items, num_experts)
+    tile = tiles_for(count, None, c_out, channels, dtype)
     tiles = items // tile.high + num_experts
     multiply = Launch(
         _products,
@@ -184,7 +188,7 @@ def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
         BLOCK_C=tile.deep,
     )
     length_units, vec = units(c_out * trailing)
-    block_n, block_l = blocks(n, c_out * trailing)
+    block_n, block_l = blocks(c_out * trailing)
     add = Launch(
         _sum_rows,
         cdiv(n, block_n) * cdiv(c_out * trailing, block_l),
@@ -198,7 +202,7 @@ def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
         num_samples=n,
         length_units=length_units,
         trailing=trailing,
-        num_partials=0 if partials is None else partials.numel(),
+        partial_units=0 if partials is None else partials.numel() // PARTIALS,
         K=k,
         C_OUT=c_out,
         VEC=vec,
@@ -206,6 +210,7 @@ def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
         COMPUTE=TRITON_DTYPE[accumulator(dtype)],
         BLOCK_N=block_n,
         BLOCK_L=block_l,
+        PARTIALS=PARTIALS,
         BLOCK_P=1024,
     )
     return (y, loss), multiply, add

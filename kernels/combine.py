@@ -38,7 +38,7 @@ _MAX_LOOKUP = 2048  # (pair, slot) comparisons of one program: keeps K = M = 102
 _MAX_SLOTS = 32  # of one backward program: 64 spilled a register on sm_80 at C = 10
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_runs"])
 def _combine_forward(
     concat_ptr,  # [N, outer, M, inner], written
     outputs_ptr,  # [R, outer, inner]
@@ -84,7 +84,7 @@ def _combine_forward(
     tl.store(target, weight[:, None] * x, mask=mask_p[:, None] & mask_l)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "divisor"])
 def _combine_backward(
     d_outputs_ptr,  # [R, outer, inner], written
     d_weights_ptr,  # [N, K], written
@@ -170,7 +170,7 @@ def _plan_forward(outputs, weights, experts, positions, num_experts) -> tuple[Te
     num_runs = n * outer * num_experts
     inner_units, vec = units(inner)
     block_k = next_power_of_2(k)
-    block_p, block_l = blocks(num_runs, inner)
+    block_p, block_l = blocks(inner)
     block_p = min(block_p, max(_MAX_LOOKUP // block_k, 1))
     return concat, Launch(
         _combine_forward,
@@ -212,7 +212,7 @@ def _plan_backward(
     outer, inner = _runs(outputs)
     inner_units, vec = units(inner)
     trailing = trailing_size(outputs)
-    block_r, block_l = blocks(n * k, outer * inner)
+    block_r, block_l = blocks(outer * inner)
     block_r = min(block_r, _MAX_SLOTS)
     return (d_outputs, d_weights), Launch(
         _combine_backward,

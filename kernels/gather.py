@@ -44,16 +44,16 @@ from ._tiles import (
 
 
 @triton.jit
-def _target_row(position, expert, offsets_ptr, mask, CAPACITY: tl.constexpr):
-    """Where row ``position`` is written: there, or in its expert's part of CAPACITY rows."""
-    row = position.to(tl.int64)
-    if CAPACITY is not None:
+def _target_row(position, expert, offsets_ptr, mask, capacity):
+    """Where row ``position`` is written: there, or in its expert's part of ``capacity`` rows."""
+    row = position
+    if capacity is not None:
         begin = tl.load(offsets_ptr + expert, mask, other=0)
-        row = expert.to(tl.int64) * CAPACITY + (row - begin)
-    return row
+        row = expert.to(tl.int32) * capacity + (position - begin)
+    return row.to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "capacity"])
 def _gather_kernel(
     # inputs
     x_ptr,  # [N, PLANES, INNER]; [N, C, SPATIAL] if TURN
@@ -62,12 +62,13 @@ def _gather_kernel(
     scale_ptr,  # [M, C] or None
     shift_ptr,  # [M, C] or None
     # outputs
-    out_ptr,  # [R, PLANES, INNER]; [M * CAPACITY, PLANES, INNER]
+    out_ptr,  # [R, PLANES, INNER]; [M * capacity, PLANES, INNER]
     # sizes
     N,
+    capacity,  # or None
     PLANES: tl.constexpr, INNER: tl.constexpr, SPATIAL: tl.constexpr, C: tl.constexpr,
     M: tl.constexpr, K: tl.constexpr, BY_PLANE: tl.constexpr, TURN: tl.constexpr,
-    DTYPE: tl.constexpr, CAPACITY: tl.constexpr,
+    DTYPE: tl.constexpr,
     # tunables
     BITS: tl.constexpr, FEW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -89,7 +90,7 @@ def _gather_kernel(
         following = tl.load(positions_ptr + sample * K + j + 1, mask_p & (j + 1 < K), other=0)
         value = x
         expert = position
-        if scale_ptr is not None or shift_ptr is not None or CAPACITY is not None:
+        if scale_ptr is not None or shift_ptr is not None or capacity is not None:
             expert = expert_of(position, offsets_ptr, mask_p, M, BITS)
         if scale_ptr is not None:
             scale = per_channel(scale_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
@@ -97,13 +98,13 @@ def _gather_kernel(
         if shift_ptr is not None:
             shift = per_channel(shift_ptr, expert, plane, channel, mask_p, C, BY_PLANE, FEW)
             value = value + shift.to(DTYPE)
-        row = _target_row(position, expert, offsets_ptr, mask_p, CAPACITY)
+        row = _target_row(position, expert, offsets_ptr, mask_p, capacity)
         target = (row * PLANES + plane)[:, None] * INNER + inner[None, :]
         tl.store(out_ptr + target, value.to(out_ptr.dtype.element_ty), mask)
         position = following
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def _gather_turned_kernel(
     # inputs
     x_ptr,  # [N, C, SPATIAL], addressed by X_C and X_S
@@ -112,11 +113,12 @@ def _gather_turned_kernel(
     scale_ptr,  # [M, C] or None
     shift_ptr,  # [M, C] or None
     # outputs
-    out_ptr,  # [R, C, SPATIAL], or [M * CAPACITY, ...], addressed by OUT_C and OUT_S
+    out_ptr,  # [R, C, SPATIAL], or [M * capacity, ...], addressed by OUT_C and OUT_S
     # sizes
+    capacity,  # or None
     SPATIAL: tl.constexpr, C: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
     X_C: tl.constexpr, X_S: tl.constexpr, OUT_C: tl.constexpr, OUT_S: tl.constexpr,
-    DTYPE: tl.constexpr, CAPACITY: tl.constexpr,
+    DTYPE: tl.constexpr,
     # tunables
     BITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +139,7 @@ def _gather_turned_kernel(
         position = tl.load(positions_ptr + sample * K + j)
         value = x
         expert = position
-        if scale_ptr is not None or shift_ptr is not None or CAPACITY is not None:
+        if scale_ptr is not None or shift_ptr is not None or capacity is not None:
             expert = expert_of(position, offsets_ptr, position >= 0, M, BITS).to(tl.int64)
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + expert * C + offs_c, offs_c < C, other=0.0)
@@ -145,12 +147,12 @@ def _gather_turned_kernel(
         if shift_ptr is not None:
             shift = tl.load(shift_ptr + expert * C + offs_c, offs_c < C, other=0.0)
             value = value + shift.to(DTYPE)[:, None]
-        base = _target_row(position, expert, offsets_ptr, position >= 0, CAPACITY) * (C * SPATIAL)
+        base = _target_row(position, expert, offsets_ptr, position >= 0, capacity) * (C * SPATIAL)
         target = base + offs_c[:, None] * OUT_C + offs_s[None, :] * OUT_S
         tl.store(out_ptr + target, value.to(out_ptr.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _gather_backward_kernel(
     # inputs
     grad_ptr,  # [R, PLANES, INNER]
@@ -204,7 +206,7 @@ def _gather_launch(x, positions, offsets, scale, shift, out, capacity=None) -> L
         "shift_ptr": None if shift is None else shift.contiguous(),
         "out_ptr": out,
         "DTYPE": compute_dtype(x.dtype, dtype) if affine or dtype != x.dtype else None,
-        "CAPACITY": capacity,
+        "capacity": capacity,
     }
     channels, spatial = channel_sizes(x.shape)
     few = channels_last and channels < FEW_CHANNELS

@@ -228,7 +228,7 @@ def test_repeats_are_bit_equal(device):
 def test_opcheck(case, device):
     inputs = make(case, torch.float32, device)
     outputs, weights, matrix, bias = sources(inputs)
-    partials = torch.ones(3, device=device)
+    partials = torch.ones(16, device=device)
     arguments = (outputs, weights, inputs.positions, inputs.offsets, matrix, bias, torch.float32)
     torch.library.opcheck(aggregate_forward, (*arguments, partials))
     plan = (outputs, weights, inputs.rows, inputs.offsets, matrix, torch.float32)

@@ -1,0 +1,165 @@
+"""Another batch size, or another split of the rows over the experts, compiles nothing again.
+
+A kernel that is compiled anew stops training for about a second; with an epoch's last batch, or an
+evaluation's, that used to be four to eight kernels. The limit for a whole step is two; what is left
+of it is the router's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hubpath_fast.kernels import (
+    aggregate,
+    aggregate_with_exploit_loss,
+    combine,
+    combine_with_exploit_loss,
+    exploit_loss,
+    gather,
+    gather_into,
+    noisy_topk,
+)
+from hubpath_fast.kernels._aggregate_matrix import plan_backward_matrix
+from hubpath_fast.kernels._aggregate_rows import plan_backward_rows
+from hubpath_fast.kernels.aggregate import _plan as plan_forward
+from output_cases import Case, leaves, make
+from specialisation import Key, recorded, specialisation
+
+M, K = 5, 2
+FIRST, OTHERS = 48, (47, 32, 24, 17, 64)
+
+
+def route(case: Case, dtype: torch.dtype, device) -> None:
+    clean, noise = (torch.randn(case.n, case.m, device=device) for _ in range(2))
+    if case.scores == "one":
+        clean[:, : case.k] += 100
+    elif case.scores == "gaps":
+        clean[:, 1::2] -= 100
+    clean.requires_grad_()
+    noise.requires_grad_()
+    weights, mean, *_ = noisy_topk(clean, noise, "draw", case.k, False)
+    torch.autograd.grad(weights.sum() + mean.square().sum(), (clean, noise))
+
+
+def gather_images(case: Case, dtype: torch.dtype, device) -> None:
+    """Images as bytes and as floats, to rows in each layout and to the places of a captured graph;
+    features with a gradient."""
+    i = make(case, torch.float32, device)
+    plan = (i.rows, i.positions, i.offsets)
+    scale = torch.rand(case.m, 3, device=device)
+    images = torch.randint(256, (case.n, 3, 6, 6), dtype=torch.uint8, device=device)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        gather(images, *plan, scale, scale, dtype, layout)
+        out = torch.empty(case.m * case.n, 3, 6, 6, dtype=dtype, device=device)
+        gather_into(out.contiguous(memory_format=layout), images, *plan, scale, scale)
+    for shape in ((64,), (10,), (16, 12, 12)):
+        x = torch.randn(case.n, *shape, device=device).requires_grad_()
+        last = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+        rows = gather(x, *plan, None, None, dtype, last)
+        torch.autograd.grad(rows.sum(), x)
+
+
+def join(case: Case, dtype: torch.dtype, device) -> None:
+    """Everything that takes the experts' outputs, forward and backward."""
+    i = make(case, dtype, device)
+    outputs, weights, matrix, bias = leaves(i.outputs, i.weights, i.matrix, i.bias)
+    joined = (outputs, weights, *i.routing)
+    target = i.target
+    for results in (
+        aggregate_with_exploit_loss(*joined, matrix, bias, target, 0.1, grouped=True),
+        combine_with_exploit_loss(*joined, target, 0.1),
+        (aggregate(*joined, matrix, bias, grouped=True),),
+        (combine(*joined),),
+        (exploit_loss(outputs, i.rows, target, case.k),),
+    ):
+        sum(result.float().sum() for result in results).backward()
+
+
+@cache
+def kernels_of(step: Callable[..., None], case: Case, dtype: torch.dtype, device) -> set[Key]:
+    with recorded() as keys:
+        step(case, dtype, device)
+    assert keys
+    return keys
+
+
+PARTS = {
+    "router": (route, 2),
+    "gather": (gather_images, 0),
+    "outputs": (join, 0),
+}
+
+
+@pytest.mark.parametrize("n", OTHERS)
+@pytest.mark.parametrize("part", PARTS)
+def test_another_batch_size(part, n, device):
+    function, limit = PARTS[part]
+    case = Case("", m=M, k=K)
+    first, other = (
+        kernels_of(function, replace(case, n=size), torch.float32, device) for size in (FIRST, n)
+    )
+    assert len(other - first) <= limit, sorted(other - first)
+
+
+@pytest.mark.parametrize("n", [47, 17])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("bfloat16", c=100, c_out=100),
+        Case("maps", c=5, trailing=(4, 4)),
+        Case("maps in channels last", c=5, trailing=(4, 4), channels_last=True),
+        Case("one sample an expert", m=19, k=3),
+    ],
+    ids=lambda case: case.why,
+)
+def test_another_batch_size_of_other_outputs(case, n, device):
+    first, other = (
+        kernels_of(join, replace(case, n=size), torch.bfloat16, device) for size in (FIRST, n)
+    )
+    assert not other - first
+
+
+@pytest.mark.parametrize("scores", ["one", "gaps"])
+@pytest.mark.parametrize("part", PARTS)
+def test_another_routing(part, scores, device):
+    """All rows to K experts, or none to every other one."""
+    function, _ = PARTS[part]
+    case = Case("", n=FIRST, m=M, k=K)
+    first, other = (
+        kernels_of(function, replace(case, scores=s), torch.float32, device)
+        for s in ("random", scores)
+    )
+    assert not other - first
+
+
+def aggregate_keys(n: int, m: int, c: int, dtype: torch.dtype) -> set[Key]:
+    """The keys of aggregate's launches at sizes that would take the interpreter minutes."""
+    outputs = torch.empty((n * K, c), dtype=dtype, device="meta")
+    weights = torch.empty((n, K), device="meta")
+    rows, offsets = (torch.empty(s, dtype=torch.int32, device="meta") for s in (n * K, m + 1))
+    matrix = torch.empty((c, m * c), dtype=dtype, device="meta")
+    (y, loss), *launches = plan_forward(
+        outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, torch.empty(16, device="meta")
+    )
+    shared = (y, outputs, weights, rows, offsets, matrix, dtype)
+    logsumexp, target = torch.empty(n * K, device="meta"), rows.long()
+    (_, dots), backward = plan_backward_rows(*shared, loss, logsumexp, target, 0.0, -100)
+    dots = dots if dots.numel() > weights.numel() else None
+    launches += [backward, plan_backward_matrix(*shared, dtype, dots)[1]]
+    return {specialisation(x.kernel, **x.values, **x.options) for x in launches}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("m", "c"), [(5, 10), (5, 100), (5, 1000), (64, 1000), (2, 20000)])
+def test_however_different_the_batch(m, c, dtype):
+    """Few experts with many outputs have two sets of tiles, for few rows and for many; the others
+    one. Shares of the matrix's gradient, which come with many rows, are no kernel of their own."""
+    seen, most = aggregate_keys(FIRST, m, c, dtype), 2 if m < 64 and c >= 1000 else 0
+    assert len(seen) == 4
+    new = [len(aggregate_keys(n, m, c, dtype) - seen) for n in (1, 17, 512, 4096, 65536, 2**20)]
+    assert max(new) <= most, new
+    assert new[:2] == [0, 0]
