@@ -298,8 +298,8 @@ def prefer_grouped(
     # second once. Three products: of the result, the concatenation's gradient, the matrix's.
     concat = samples * experts * channels * itemsize
     dense = 5 * concat + 6 * samples * experts * channels * c_out / balance
-    # Float32 products written and read once; rows read thrice and written once; on average half a
-    # tile of 16 to 64 rows is padding.
+    # Float32 products written and read once; rows read thrice and written once; padding taken as
+    # half a tile that is as high as an expert's share of the rows.
     tile = min(max(rows // experts, 16), 64)
     padded = rows + experts * tile // 2
     grouped = 2 * rows * c_out * 4 + 4 * rows * channels * itemsize

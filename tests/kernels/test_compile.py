@@ -27,6 +27,8 @@ CASES = [
     "combine backward with loss N=4096 M=64 K=2 C=1000",
     "aggregate products N=48 M=5 K=2 C=32 64x64 bfloat16",
     "aggregate backward rows with loss N=48 M=5 K=2 C=100",
+    "aggregate backward rows with loss N=4096 M=64 K=2 C=1000  bfloat16",  # the largest tile
+    "aggregate backward matrix N=48 M=5 K=2 C=32 64x64 bfloat16",
     "exploit loss forward R=8192 C=1000",
 ]
 
