@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._aggregate_matrix import plan_backward_matrix
-from ._aggregate_rows import plan_backward_rows
+from ._aggregate_rows import has_dots, plan_backward_rows
 from ._common import register
 from ._outputs import dense, is_channels_last
 
@@ -36,7 +36,7 @@ def _backward(
     if for_rows:
         (d_outputs, dots), launch = plan_backward_rows(*shared, *loss)
         launch()
-        if dots.numel() == weights.numel():
+        if not has_dots(outputs):
             d_weights, dots = dots.view_as(weights), None
         elif not for_matrix:
             d_weights = dots.sum((2, 3)).to(weights.dtype)

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from ._common import cdiv
 from ._grouped import (
+    NARROWEST,
     item_slot,
     operand,
     product_constants,
@@ -212,8 +213,8 @@ def plan_backward_matrix(d_y, outputs, weights, rows, offsets, matrix, dtype, bi
 
     d_matrix, d_bias = gradient(matrix.shape, matrix.dtype), gradient((c_out,), bias_dtype)
     d_weights = None if dots is None else torch.empty_like(weights)
-    # Fits any number of dots: tiles of the rows' launch are no narrower than 32 channels.
-    block_r, block_l = blocks(cdiv(channels, 32) * trailing)
+    # Fits the dots of any tiles.
+    block_r, block_l = blocks(cdiv(channels, NARROWEST) * trailing)
     launch = Launch(
         _backward_matrix,
         programs * splits + (0 if dots is None else cdiv(num_rows, block_r)),

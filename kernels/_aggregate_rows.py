@@ -16,6 +16,7 @@ import triton.language as tl
 
 from ._common import cdiv, next_power_of_2
 from ._grouped import (
+    NARROWEST,
     find_tile,
     item_slot,
     operand,
@@ -115,6 +116,11 @@ def _backward_rows(
         tl.store(d_outputs_ptr + offs_x, d_x, mask=mask)
 
 
+def has_dots(outputs: torch.Tensor) -> bool:
+    """Whether d_weights is a sum of dots, or one dot each whatever the tiles are."""
+    return outputs.shape[1] > NARROWEST or trailing_size(outputs) > 1
+
+
 def plan_backward_rows(
     d_y,
     outputs,
@@ -131,7 +137,7 @@ def plan_backward_rows(
 ):
     """d_outputs, and the dots [N, K, tiles of C, S] whose sum over the last two is d_weights.
 
-    A single dot a row is d_weights already, and has its dtype. ``dtype`` is the products', d_loss
+    Unless ``has_dots``, they are d_weights itself, of its dtype. ``dtype`` is the products', d_loss
     None for no exploit loss.
     """
     num_experts, (n, k) = offsets.numel() - 1, weights.shape
@@ -141,7 +147,7 @@ def plan_backward_rows(
     products = num_experts * row_tiles(items, num_experts)
     tile = tiles_for(products, None, channels, c_out, dtype)
     tiles, tiles_c = items // tile.high + num_experts, cdiv(channels, tile.wide)
-    dots_dtype = weights.dtype if tiles_c * trailing == 1 else accumulator(dtype)
+    dots_dtype = accumulator(dtype) if has_dots(outputs) else weights.dtype
     dots = weights.new_empty((n, k, tiles_c, trailing), dtype=dots_dtype)
     d_outputs = torch.empty_like(outputs)
     launch = Launch(

@@ -18,6 +18,7 @@ from ._outputs import INTERPRETED, TRITON_DTYPE, accumulator
 _PROGRAMS = 256  # keeps the GPUs of today busy (up to 148 multiprocessors): cut finer below this
 _MANY_ROWS = 512  # per expert: from here on it is safe to count on _MANY_TILES tiles of them
 _MANY_TILES = 8
+NARROWEST = 32  # no tile of more channels is narrower
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def tiles_for(
     highest, widest, deepest = (64, 128, 64) if half else (32, 64, 16)
     block_high = highest if high is None else min(max(next_power_of_2(high), 16), highest)
     stacked = 1 if high is None else cdiv(high, block_high)
-    while widest > 32 and products * stacked * cdiv(wide, widest) < _PROGRAMS:
+    while widest > NARROWEST and products * stacked * cdiv(wide, widest) < _PROGRAMS:
         widest //= 2
     block_wide = min(max(next_power_of_2(wide), 16), widest)
     block_deep = deepest if deep is None else min(max(next_power_of_2(deep), 16), deepest)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ._aggregate_backward import aggregate_backward
 from ._aggregate_matrix import plan_backward_matrix
-from ._aggregate_rows import plan_backward_rows
+from ._aggregate_rows import has_dots, plan_backward_rows
 from ._common import CompileCase, cdiv, next_power_of_2, register
 from ._grouped import find_tile, operand, product_constants, row_tiles, tiles_for
 from ._outputs import (
@@ -386,7 +386,7 @@ def compile_cases() -> list[CompileCase]:
         for name, extra in (("", (None, None, None)), (" with loss", (loss, partials, target))):
             (_, dots), launch = plan_backward_rows(*arguments, *extra, 0.1, -100)
             cases.append(launch.compile_case(f"aggregate backward rows{name} {size}", wide=wide))
-        dots = dots if dots.numel() > weights.numel() else None
+        dots = dots if has_dots(outputs) else None
         _, launch = plan_backward_matrix(*arguments, dtype, dots)
         cases.append(launch.compile_case(f"aggregate backward matrix {size}", wide=wide))
     return cases
