@@ -41,7 +41,7 @@ from hubpath_fast.data.transforms import resized_side
 from hubpath_fast.hub import create_model
 from hubpath_fast.model import HubPathwayLoss
 
-from . import records
+from . import jsonl, records
 
 CLASSES, IMAGES = 4, 256  # of the data set that is written where none is given
 WIDTH, HEIGHT = 500, 375
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     print_rows(rows, consumes)
     if args.out is not None:
         shared = {**records.environment(args.device), "hub": args.hub, **vars(setting)}
-        records.write(args.out, [{**shared, **row} for row in rows])
+        jsonl.write(args.out, [{**shared, **row} for row in rows])
     return rows
 
 

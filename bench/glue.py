@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from hubpath_fast import functional as HF
 from hubpath_fast import reference
 
-from . import records, timing
-from .operations import scores
+from . import jsonl, records, timing
+from .operations import relative_error, scores
+from .precision import full_float32
 
 SIZES = [(48, 5, 2, 10), (48, 5, 2, 100), (512, 16, 2, 1000), (1024, 64, 2, 1000)]  # N, M, K, C
 FEATURES = 64
@@ -151,11 +152,7 @@ def _step(forward, glue: Glue):
 
 def worst_error(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
     """The largest ||found - truth|| / ||truth|| of the loss and the gradients; NaN is infinite."""
-    worst = 0.0
-    for ours, right in zip(found, truth, strict=True):
-        error = ((ours.double() - right).norm() / right.norm().clamp_min(1e-30)).item()
-        worst = max(worst, error if error == error else float("inf"))
-    return worst
+    return max(relative_error(*pair) for pair in zip(found, truth, strict=True))
 
 
 # Sums of at most 64,000 float32 terms, relative to their norm, stay well below; a wrong weight or
@@ -175,7 +172,8 @@ def measure(size: tuple[int, int, int, int], device: str, seconds: float, compil
     errors, notes = {}, {}
     for name in list(steps):
         try:
-            errors[name] = worst_error(steps[name](), truth)
+            with full_float32():
+                errors[name] = worst_error(steps[name](), truth)
         except Exception as error:
             notes[name] = f"does not run: {type(error).__name__}: {str(error).splitlines()[0]}"
             del steps[name]
@@ -244,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = measure(SIZES[i], args.device, args.seconds, args.compile)
         show(rows)
         if args.out:
-            records.write(args.out, rows)
+            jsonl.write(args.out, rows)
 
 
 if __name__ == "__main__":

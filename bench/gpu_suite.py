@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from . import records
+from . import jsonl, records
 
 TOTAL_SECONDS = 530  # under nine minutes, with the table
 # How names of bench.step's ratios end.
@@ -110,7 +110,7 @@ def table(out: Path, statuses: dict[str, dict], environment: dict) -> str:
     lines += ["", tests_line(out / "tests.xml"), ""]
     for name in ("glue", "ops"):
         path = out / f"{name}.jsonl"
-        rows = records.read(path) if path.exists() else []
+        rows = jsonl.read(path) if path.exists() else []
         notes = [row for row in rows if "note" in row]
         timed = [row for row in rows if "note" not in row and row["direction"] == "both"]
         lines += [row_line(row) for row in timed]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from . import operations, records, timing
+from . import jsonl, operations, records, timing
 from .counting import moved_bytes, peak_memory
 from .operations import NAMES, Operation, Size
 
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             show(rows)
             if args.out:
-                records.write(args.out, rows)
+                jsonl.write(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from . import records, step_growth
+from . import jsonl, step_growth
 
 # Okabe-Ito: told apart without colour vision too.
 COLOURS = {
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
         written = step_growth.draw(found["growth"], folder, args.file.stem)
         print("\n".join(map(str, written)))
         return written
-    rows, written = records.read(args.file), []
+    rows, written = jsonl.read(args.file), []
     folder.mkdir(parents=True, exist_ok=True)
     for benchmark in ("glue", "ops"):
         drawn = figure(rows, benchmark)

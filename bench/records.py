@@ -1,11 +1,11 @@
-"""Rows of results: JSON lines that say where, when and of what commit they were measured."""
+"""Where, when and of what commit something was measured: what every row of results carries."""
 
 from __future__ import annotations
 
 import datetime
 import functools
 import importlib.metadata
-import json
+import os
 import platform
 import re
 import subprocess
@@ -45,40 +45,33 @@ def device_name(device: str) -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
-def slug(device: str) -> str:
-    """The device's name as part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+def slug(name: str) -> str:
+    """A device's name as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+@functools.cache
 def commit() -> str:
-    """The commit's short hash, with a plus sign where the working tree differs from it."""
+    """The commit's short hash, with a plus sign where the working tree differs from it.
+
+    Where git does not know it (a copy without ``.git``), the variable HUBPATH_COMMIT says it.
+    """
     try:
         found = _run("git", "rev-parse", "--short=12", "HEAD")
         changed = _run(
             "git", "status", "--porcelain", "--", "hubpath_fast", "kernels", "bench/*.py"
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("HUBPATH_COMMIT", "unknown")
     return found + ("+" if changed else "")
 
 
+@functools.cache
 def driver() -> str:
     try:
         return _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return "unknown"
-
-
-def write(path: Path, rows: list[dict], append: bool = True) -> None:
-    """Add rows to a file of JSON lines, at once, so that a stopped run leaves what it measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a" if append else "w") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def _version(name: str) -> str | None:

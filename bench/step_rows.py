@@ -18,6 +18,7 @@ import hubpath_fast as hp
 from hubpath_fast import reference
 from hubpath_fast.training.optimizer import start_momentum
 
+from .precision import full_float32
 from .step_models import DenseHubPathway, Given, Preset, Scores
 
 EXPLORE = 0.5
@@ -217,6 +218,11 @@ def check(setting: Setting, model: hp.HubPathway, compiled: bool = False) -> str
 
     compiled: the copy's experts are compiled first.
     """
+    with full_float32():
+        return _difference(setting, model, compiled)
+
+
+def _difference(setting: Setting, model: hp.HubPathway, compiled: bool) -> str | None:
     model = copy.deepcopy(model).train()
     if compiled:
         model.compile_experts()

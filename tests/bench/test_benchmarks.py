@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from bench import glue, operations, ops, plot, records
+from bench import glue, jsonl, operations, ops, plot
 from bench.operations import NAMES, Size
 
 SMALL = Size(11, 4, 2, 6)
@@ -54,6 +55,49 @@ def test_a_wrong_row_is_noted_and_never_timed(monkeypatch):
     assert {row["direction"] for row in rows if row["row"] == "reference"} == set(ops.DIRECTIONS)
 
 
+def test_no_kept_forward_has_the_leaves_of_a_captured_backward(monkeypatch):
+    """Where one is alive on the default stream, a capture on another would have to wait for it."""
+    met = []  # (the leaves of a forward, its result as long as somebody keeps it)
+    operation = operations.make("combine", SMALL, "cpu")
+    ours = operation.ours
+
+    def recorded(backend, *leaves):
+        results = ours("torch", *leaves)
+        met.append((leaves, weakref.ref(results[0])))
+        return results
+
+    def capture(prepare):
+        kept = {id(leaf) for leaves, result in met if result() is not None for leaf in leaves}
+        del met[:]
+        prepare()()
+        captured = {id(leaf) for leaves, _ in met for leaf in leaves}
+        assert captured
+        assert not kept & captured
+        return None
+
+    monkeypatch.setattr(ops.timing, "capture", capture)
+    monkeypatch.setattr(ops.timing, "replayed", lambda graphs, seconds: {})
+    monkeypatch.setattr(ops, "peak_memory", lambda function, device: None)
+    monkeypatch.setattr(ops.timing, "interleaved", lambda functions, *_: {})
+    arguments = (0.0, {"copy_bandwidth": 1e9})
+    recording = replace(operation, ours=recorded)
+    assert ops._direction(recording, "backward", {"torch": 0.0}, "cuda", *arguments) == []
+
+
+def test_operations_are_checked_without_tf32(tf32):
+    flags, operation = [], operations.make("aggregate", SMALL, "cpu")
+    expected = operations.truth(operation)
+
+    def looks(backend, *leaves):
+        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return operation.ours(backend, *leaves)
+
+    assert operations.error(replace(operation, ours=looks), "torch", expected) < 2e-6
+    assert flags == [(False, False)]
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
 def test_a_size_too_large_to_check_is_noted(monkeypatch):
     monkeypatch.setattr(ops, "memory_at_hand", lambda device: 100)
     (row,) = ops.measure("combine", SMALL, "cpu", 0.0, False, roof=1e9)
@@ -84,7 +128,7 @@ def test_the_command_writes_rows_that_can_be_drawn(tmp_path, capsys, monkeypatch
     ops.main(["--device", "cpu", "--seconds", "0", "--only", "gather", "--only", "combine",
               "--out", str(path)])  # fmt: skip
     glue.main(["--device", "cpu", "--seconds", "0", "--out", str(path)])
-    rows = records.read(path)
+    rows = jsonl.read(path)
     assert len(rows) == 2 * 2 * 3 * 2 + 2
     timed = [row for row in rows if row["benchmark"] == "ops"]
     for row in timed:

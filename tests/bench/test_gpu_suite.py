@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench import gpu_suite, records, step
+from bench import gpu_suite, jsonl, step
 from bench.gpu_suite import Section
 
 TIMED = {"direction": "both", "N": 48, "M": 5, "K": 2, "C": 100, "mode": "graph", "p50": 2e-5,
@@ -18,7 +18,7 @@ def fake(out, statuses):
     def runner(section: Section, limit: float, log) -> int:
         log.write_text(section.name)
         if section.name == "glue":
-            records.write(out / "glue.jsonl", [{"benchmark": "glue", **TIMED}])
+            jsonl.write(out / "glue.jsonl", [{"benchmark": "glue", **TIMED}])
         if section.name == "tests":
             (out / "tests.xml").write_text(
                 '<testsuites><testsuite tests="9" failures="1" errors="0" skipped="2"/>'
@@ -27,7 +27,7 @@ def fake(out, statuses):
         if section.name == "roof":
             rows = [{"operation": "gather", "routing": "balanced", "share_of_copy": 0.87, **TIMED}]
             note = {"operation": "combine", "row": "torch", "note": "wrong: not timed"}
-            records.write(out / "ops.jsonl", [*rows, note])
+            jsonl.write(out / "ops.jsonl", [*rows, note])
         if section.name == "step":  # what bench.step writes before its predictions
             rows = [
                 {"row": "graphs", "mode": "train", "N": 48, "p50": 0.0315},

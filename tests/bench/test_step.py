@@ -75,6 +75,23 @@ def test_a_wrong_hub_is_never_timed(monkeypatch, tmp_path, capsys):
     assert "not timed: prediction: relative error 1.0e-02" in note
 
 
+def test_a_hub_is_checked_without_tf32_and_flags_are_restored(tf32):
+    setting, flags = step_rows.make(PRESET, 16, "cpu"), []
+
+    class Looks(nn.Flatten):
+        def forward(self, x):
+            found = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+            flags.append(found)
+            return super().forward(x)
+
+    for expert in setting.experts:
+        expert[3] = Looks()
+    assert step_rows.check(setting, step_rows.hub(setting)) is None
+    assert set(flags) == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
 def test_dense_predicts_as_the_reference_does():
     setting = step_rows.make(PRESET, 16, "cpu")
     nn.init.normal_(setting.generator.clean.weight)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import pytest
 import torch
 
-from bench import counting, records, timing
+from bench import counting, jsonl, records, timing
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +63,32 @@ def test_bytes_are_counted_by_operator():
     assert counting.moved_bytes(lambda: torch.ones(1).expand(100) + x) == 4 + 4 + 800
 
 
-def test_rows_carry_where_and_when(tmp_path):
+def test_rows_carry_where_and_when():
     found = records.environment("cpu")
     assert {"device", "torch", "triton", "python", "threads", "commit", "date"} <= found.keys()
     assert found["threads"] == torch.get_num_threads()
+
+
+def test_lines_are_added_and_torn_ones_are_passed_over(tmp_path):
     path = tmp_path / "a" / "rows.jsonl"
-    records.write(path, [{"a": 1}])
-    records.write(path, [{"a": 2.5, "b": None}])
-    assert records.read(path) == [{"a": 1}, {"a": 2.5, "b": None}]
+    assert jsonl.read(path) == []
+    jsonl.write(path, [{"a": 1}])
+    with path.open("a") as file:
+        file.write('{"a": 1.5, "b": "to')  # who wrote it was killed
+    assert jsonl.read(path) == [{"a": 1}]
+    jsonl.write(path, [{"a": 2.5, "b": None}])
+    assert jsonl.read(path) == [{"a": 1}, {"a": 2.5, "b": None}]
+
+
+def test_the_commit_is_gits_or_the_environments(monkeypatch):
+    def no_git(*command):
+        raise subprocess.CalledProcessError(128, command)
+
+    monkeypatch.setattr(records, "_run", no_git)
+    for value in ("abc123", None):
+        records.commit.cache_clear()
+        monkeypatch.setenv("HUBPATH_COMMIT", value) if value else monkeypatch.delenv(
+            "HUBPATH_COMMIT"
+        )
+        assert records.commit() == (value or "unknown")
+    records.commit.cache_clear()
