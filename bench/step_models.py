@@ -86,6 +86,26 @@ class DenseHubPathway(ReferenceHubPathway):
         return ReferenceOutput(prediction, rows, routing)
 
 
+def recorded_noise(n: int, m: int, k: int, count: int, seed: int = 0) -> list[Tensor]:
+    """Noise [N, M] for some steps, the same in every run: at equal scores it alone routes.
+
+    A sample whose K-th and next largest are close is drawn again, so that rounding, or weights that
+    moved a little, give no expert another number of rows.
+    """
+    random = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        noise = torch.randn(n, m, generator=random)
+        while k < m:
+            largest = noise.topk(k + 1, dim=1).values
+            close = largest[:, k - 1] - largest[:, k] < 0.05
+            if not close.any():
+                break
+            noise[close] = torch.randn(n, m, generator=random)[close]
+        found.append(noise)
+    return found
+
+
 class Given(nn.Module):
     """An expert of no cost: gives the first rows of outputs [N, C] that require a gradient."""
 

@@ -1,0 +1,159 @@
+"""What ``bench.gpu_check`` runs of every kernel: operations and sizes.
+
+Beside the operations that are timed (``operations``) these are the others that a step may take:
+images that are normalised while they are gathered, rows at fixed places, and the exploit loss with
+the combination or the aggregation in one node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hubpath_fast import functional as HF
+
+from . import operations
+from .operations import Inputs, Operation, Size, concat_loop, rows_loss
+
+PAPER, ODD = (48, 5, 2, 100), (37, 7, 3, 53)  # N, M, K, C
+TALL, WIDE = (65536, 16, 2, 100), (4096, 64, 2, 1000)  # many samples; a large hub of many outputs
+SIDES = {PAPER: (224, 224), ODD: (37, 41), (256, 5, 2, 100): (224, 224)}  # of images
+
+# The name in a line -> (what makes it, its sizes: the paper's, a ragged one, a large one).
+CASES = {
+    "route": ("noisy_topk", [Size(*PAPER), Size(*ODD), Size(262144, 64, 2, 10)]),
+    "gather": ("gather", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(*TALL)]),
+    "images": ("images", [Size(*side, dtype="bfloat16") for side in SIDES]),
+    "into": ("into", [Size(*PAPER, dtype="bfloat16"), Size(*ODD), Size(*TALL)]),
+    "combine": ("combine", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(*TALL)]),
+    "aggregate": ("aggregate", [
+        Size(*PAPER), Size(*PAPER, dtype="bfloat16"), Size(*ODD), Size(*ODD, dtype="float16"),
+        Size(*WIDE, dtype="bfloat16"), Size(512, 16, 2, 1000),
+    ]),
+    "loss": ("exploit_loss", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(65536, 5, 2, 1000)]),
+    "combine+loss": ("combine_loss", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(*TALL)]),
+    "aggregate+loss": ("aggregate_loss", [
+        Size(*PAPER), Size(*PAPER, dtype="bfloat16"), Size(*ODD), Size(*WIDE, dtype="bfloat16"),
+    ]),
+}  # fmt: skip
+
+
+def make(kind: str, size: Size, device: str, seed: int | None = 0) -> Operation:
+    """An operation of this file or of ``operations``; seed as there."""
+    if kind in _MAKERS:
+        return _MAKERS[kind](size, Inputs(size, device, seed))
+    return operations.make(kind, size, device, seed)
+
+
+def label(name: str, size: Size) -> str:
+    """``route 48,5,2``: how lines call a case."""
+    numbers = size[:3] if name in ("route", "images") else size[:4]
+    text = f"{name} {','.join(map(str, numbers))}"
+    kind = {"float32": "", "bfloat16": " bf16", "float16": " fp16"}[size.dtype]
+    return text + (kind if name != "images" else "")
+
+
+def _bytes_of(size: Size, inputs: Inputs) -> Tensor:
+    """Images [N, 3, height, width] as bytes, channels last."""
+    shape = (size.n, 3, *SIDES.get(tuple(size[:4]), (9, 11)))
+    if not inputs.values:
+        x = torch.empty(shape, dtype=torch.uint8, device=inputs.device)
+    else:
+        x = torch.randint(
+            256, shape, generator=inputs.random, dtype=torch.uint8, device=inputs.device
+        )
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _images(size: Size, inputs: Inputs) -> Operation:
+    """Bytes to normalised rows of the size's dtype, as the experts take them."""
+    x, routing = _bytes_of(size, inputs), inputs.routing()
+    scale, shift = inputs.normal(size.m, 3) / 64, inputs.normal(size.m, 3)
+    last = torch.channels_last
+
+    def loop():
+        slots = routing.rows.long()
+        expert = routing.experts.flatten()[slots]
+        factor, term = (t.double()[expert, :, None, None] for t in (scale, shift))
+        return (x[slots // routing.k].double() * factor + term,)
+
+    return Operation(
+        "images", size, (), [], ("rows",), [], loop,
+        lambda backend: (
+            HF.gather(x, routing, scale, shift, inputs.dtype, last, backend=backend),
+        ),
+    )  # fmt: skip
+
+
+def _into(size: Size, inputs: Inputs) -> Operation:
+    """Rows at fixed places, among places that must stay as they are."""
+    n, m, _, c = size[:4]
+    x, routing = inputs.normal(n, c).to(inputs.dtype), inputs.routing()
+    capacity, untouched = n + 3, 7.0
+
+    def loop():
+        out = torch.full((m * capacity, c), untouched, dtype=torch.float64, device=x.device)
+        start = 0
+        for i, count in enumerate(routing.counts()):
+            slots = routing.rows[start : start + count].long()
+            out[i * capacity : i * capacity + count] = x[slots // routing.k].double()
+            start += count
+        return (out,)
+
+    def ours(backend):
+        out = torch.full((m * capacity, c), untouched, dtype=inputs.dtype, device=x.device)
+        HF.gather_into(out, x, routing, backend=backend)
+        return (out,)
+
+    return Operation("into", size, (), [], ("places",), [], loop, ours)
+
+
+def _combine_loss(size: Size, inputs: Inputs) -> Operation:
+    n, m, k, c = size[:4]
+    routing, target = inputs.routing(), inputs.target()
+    leaves = [inputs.leaf(n * k, c), routing.weights.detach().requires_grad_()]
+
+    def loop(outputs, weights):
+        return concat_loop(outputs, weights, routing), rows_loss(outputs, routing, target)
+
+    def ours(backend, outputs, weights):
+        own = replace(routing, weights=weights)
+        return HF.combine_with_exploit_loss(outputs, own, target, backend=backend)
+
+    upstream = [inputs.upstream(n, m * c), torch.ones((), device=inputs.device)]
+    names = ("concat", "loss")
+    return Operation(
+        "combine_loss", size, ("outputs", "weights"), leaves, names, upstream, loop, ours
+    )
+
+
+def _aggregate_loss(size: Size, inputs: Inputs) -> Operation:
+    n, m, k, c = size[:4]
+    routing, target = inputs.routing(), inputs.target()
+    weights = routing.weights.detach().requires_grad_()
+    linear = [inputs.leaf(c, m * c, scale=c**-0.5), inputs.leaf(c)]
+
+    def loop(outputs, weights, matrix, bias):
+        concat = concat_loop(outputs, weights, routing)
+        return F.linear(concat, matrix, bias), rows_loss(outputs, routing, target)
+
+    def ours(backend, outputs, weights, matrix, bias):
+        own = replace(routing, weights=weights)
+        return HF.aggregate_with_exploit_loss(outputs, own, matrix, bias, target, backend=backend)
+
+    return Operation(
+        "aggregate_loss", size, ("outputs", "weights", "matrix", "bias"),
+        [inputs.leaf(n * k, c), weights, *linear], ("y", "loss"),
+        [inputs.upstream(n, c), torch.ones((), device=inputs.device)], loop, ours,
+    )  # fmt: skip
+
+
+_MAKERS = {
+    "images": _images,
+    "into": _into,
+    "combine_loss": _combine_loss,
+    "aggregate_loss": _aggregate_loss,
+}

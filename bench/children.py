@@ -1,0 +1,227 @@
+"""Groups of checks or measurements within a number of seconds, each in a process of its own.
+
+A group that crashes, hangs or loses the device's context costs itself only: its lines are on disk
+as they come (``jsonl``), and it is killed with all its children when its time is over. Processes
+are forked from one that has imported everything and never touches the device, since importing
+torch takes seconds, and CUDA does not survive a fork.
+
+A group may take twice what it is planned to, as long as half of what is planned for all that come
+after it is left. The plan is for a number of seconds; other totals scale it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from . import jsonl
+
+LEAST = 2.0  # seconds: a group with less time is not begun
+
+
+class Write(Protocol):
+    """write(name, ok=True, **values): one result of a group, on disk when it returns."""
+
+    def __call__(self, name: str, ok: bool = True, **values: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """run(write, seconds): what the process does, told how long it may take at most. It may replace
+    the process by another command. needed: without it, no later group is begun."""
+
+    name: str
+    seconds: float
+    run: Callable[[Write, float], None]
+    about: str = ""
+    needed: bool = False
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a part ("check" or "speed") leaves what it finds, and its processes what they print."""
+
+    folder: Path
+    part: str
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / f"{self.part}.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.part}.log"
+
+    def write(self, group: str, name: str, ok: bool, **values: object) -> None:
+        row = {"part": self.part, "group": group, "name": name, "ok": ok, **values}
+        now = datetime.datetime.now(datetime.timezone.utc)
+        jsonl.write(self.rows, [{**row, "date": now.isoformat(timespec="milliseconds")}])
+
+
+Runner = Callable[[Group, float, Files, Callable[[], dict]], str]
+
+
+def limit_of(groups: Sequence[Group], index: int, left: float, scale: float) -> float:
+    """Seconds that a group may take of those that are left."""
+    later = sum(group.seconds for group in groups[index + 1 :])
+    return min(left, max(2 * groups[index].seconds * scale, 0), left - 0.5 * later * scale)
+
+
+def run_groups(
+    groups: Sequence[Group],
+    seconds: float,
+    files: Files,
+    stamp: Callable[[], dict],
+    runner: Runner | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    start: float | None = None,
+) -> dict[str, str]:
+    """Runs the groups in turn: how each ended ("ok", or why not), which is written, too.
+
+    stamp: called in the process of a group, what is to stand in each of its lines. start: when
+    the seconds began, by the clock; None: now.
+    """
+    runner = runner or run_child
+    start = clock() if start is None else start
+    scale = seconds / sum(group.seconds for group in groups)
+    ended: dict[str, str] = {}
+    for index, group in enumerate(groups):
+        begin = clock()
+        limit = limit_of(groups, index, seconds - (begin - start), scale)
+        missing = [name for name in ended if needed_by_all(groups, name) and ended[name] != "ok"]
+        if missing:
+            ended[group.name] = f"skipped: {missing[0]} did not end well"
+        elif limit < LEAST:
+            ended[group.name] = "skipped: no time left"
+        else:
+            ended[group.name] = runner(group, limit, files, stamp)
+        took = clock() - begin
+        status = ended[group.name]
+        files.write(group.name, "group", status == "ok", status=status, seconds=round(took, 2))
+        print(f"[{clock() - start:5.1f} s] {group.name}: {status}, {took:.1f} s", flush=True)
+    return ended
+
+
+def needed_by_all(groups: Sequence[Group], name: str) -> bool:
+    return any(group.needed for group in groups if group.name == name)
+
+
+def run_child(group: Group, limit: float, files: Files, stamp: Callable[[], dict]) -> str:
+    """Runs a group in a forked process of its own session, for at most ``limit`` seconds."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    deadline = time.monotonic() + limit
+    pid = os.fork()
+    if pid == 0:
+        _be_group(group, limit, files, stamp)
+    try:
+        while True:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                if code < 0:
+                    return f"killed by {signal.Signals(-code).name}"
+                return "ok" if code == 0 else f"failed with status {code}"
+            if time.monotonic() > deadline:
+                return f"killed after {limit:.0f} s"
+            time.sleep(0.01)
+    finally:
+        # The session: the process, and what it may have left behind.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _be_group(group: Group, limit: float, files: Files, stamp: Callable[[], dict]) -> None:
+    """The forked process: never returns."""
+    status = 1
+    try:
+        os.setsid()
+        log = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
+        print(f"=== {group.name}, at most {limit:.0f} s", flush=True)
+        found: dict = {}
+
+        def write(name: str, ok: bool = True, **values: object) -> None:
+            if not found:
+                found.update(stamp())
+            files.write(group.name, name, ok, **values, **found)
+            print(say({"name": name, "ok": ok, **values}), flush=True)
+
+        group.run(write, limit)
+        status = 0
+    except BaseException as error:  # it must not get to what the parent does next
+        traceback.print_exc()
+        with contextlib.suppress(BaseException):
+            files.write(group.name, "error", False, note=first_line(error))
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        os._exit(status)
+
+
+def first_line(error: BaseException) -> str:
+    """The error in a line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+def say(row: dict) -> str:
+    """A row in a line: ``route 48,5,2 ok 3e-7``, or what is wrong."""
+    if "text" in row:
+        detail = row["text"]
+    elif "note" in row:
+        detail = row["note"]
+    else:
+        detail = f"{row['error']:.0e}" if isinstance(row.get("error"), float) else ""
+    return f"{row['name']} {'ok' if row['ok'] else 'FAILED'} {detail}".rstrip()
+
+
+def table(rows: Sequence[dict], ended: dict[str, str], characters: int) -> str:
+    """Of a run: failures first, then how groups ended, then results as far as there is room."""
+    results = [row for row in rows if row["name"] != "group"]
+    failed = [row for row in results if not row["ok"]]
+    passed = [row for row in results if row["ok"]]
+    head = [f"{len(failed)} failed, {len(passed)} ok"]
+    head += [f"{row['group']}: {say(row)}"[:300] for row in failed]
+    head += [f"{name}: {status}" for name, status in ended.items() if status != "ok"]
+    quiet = [row for row in passed if not row.get("quiet")]
+    return _within([*head, "", *(f"{row['group']}: {say(row)}" for row in quiet)], characters)
+
+
+def _within(text: Sequence[str], characters: int) -> str:
+    """The first lines, as many as fit, and how many do not."""
+    kept, left = [], characters - 40
+    for index, line in enumerate(text):
+        left -= len(line) + 1
+        if left < 0:
+            return "\n".join([*kept, f"... and {len(text) - index} more lines in the file"])
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def plan(groups: Sequence[Group], seconds: float) -> str:
+    """What would be run, and for how long at most."""
+    scale, left, text = seconds / sum(group.seconds for group in groups), seconds, []
+    for index, group in enumerate(groups):
+        limit = limit_of(groups, index, left, scale)
+        text.append(
+            f"{group.name:16} planned {group.seconds * scale:4.0f} s, at most {limit:4.0f} s  "
+            f"{group.about}".rstrip()
+        )
+        left -= group.seconds * scale
+    return "\n".join(text)

@@ -1,0 +1,198 @@
+"""Compiles the kernels that checks and measurements will launch, on all cores, without a GPU.
+
+    python -m bench.precompile [--arch 90] [--cache DIR] [--workers N]
+
+Kernels lie afterwards in Triton's cache folder (``TRITON_CACHE_DIR``, or --cache), where any
+process of the same Triton and Python finds them, also on another machine that the folder was
+copied to. Operations are called on CPU tensors, forward and backward, with Triton's launch replaced
+by its compilation: a kernel is compiled for exactly the arguments that a GPU would be given, and
+nothing is computed. Triton before 3.7 also compiles a launcher in C for every signature, which
+needs the CUDA driver's library: those are made where it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from hubpath_fast import functional as HF
+
+from . import check_operations, glue, operations, ops
+from .check_kernels import cases_of
+from .children import first_line
+from .operations import Inputs, Size
+
+Job = tuple[str, Callable[[], object]]
+
+
+def jobs() -> list[Job]:
+    """(what it is, a call that launches its kernels) for all that both parts need."""
+    found: list[Job] = []
+
+    def add(kind: str, size: Size) -> None:
+        def call() -> None:
+            operations.found(check_operations.make(kind, size, "cpu", seed=None), "triton")
+
+        found.append((f"{kind} {size}", call))
+
+    for _, kind, size in cases_of(check_operations.CASES, check_operations.CASES):
+        add(kind, size)
+    for name, sizes in ops.ROOF.items():
+        for size in sizes:
+            add(name, size)
+    for size in glue.SIZES:
+        for name in ("noisy_topk", "aggregate_loss"):
+            add(name, Size(*size))
+        found.append((f"glue inputs {size}", lambda size=size: _vectors(size)))
+    for source in (torch.float32, torch.bfloat16):
+        for target in (torch.float32, torch.bfloat16):
+            text = f"images {source} to {target}"
+            found.append((text, lambda pair=(source, target): _step_images(*pair)))
+    return found
+
+
+def _vectors(size: tuple[int, int, int, int]) -> None:
+    """What the glue gathers, and the routing of a step, which draws its noise."""
+    inputs = Inputs(Size(*size), "cpu", None)
+    clean, noise, _ = inputs.scores()
+    leaves = [clean.requires_grad_(), noise.requires_grad_()]
+    for eps in ("draw", None):
+        found = HF.noisy_topk(*leaves, size[2], eps, backend="triton")
+        upstream = [torch.empty_like(t) for t in (found.weights, found.mean)]
+        results = [found.weights, found.mean]
+        torch.autograd.grad(results, leaves, upstream, allow_unused=True)
+    HF.gather(inputs.normal(size[0], glue.FEATURES), inputs.routing(), backend="triton")
+
+
+def _step_images(source: torch.dtype, target: torch.dtype) -> None:
+    """The images of the paper's step, to rows and to fixed places."""
+    n, m, k = 48, 5, 2
+    routing = Inputs(Size(n, m, k, 100), "cpu", None).routing()
+    last = torch.channels_last
+    x = torch.empty((n, 3, 224, 224), dtype=source).contiguous(memory_format=last)
+    HF.gather(x, routing, dtype=target, memory_format=last, backend="triton")
+    out = torch.empty((m * n, 3, 224, 224), dtype=target).contiguous(memory_format=last)
+    HF.gather_into(out, x, routing, backend="triton")
+
+
+class _NoDevice:
+    """What Triton asks a driver for when it compiles."""
+
+    def __init__(self, arch: int):
+        from triton.backends.compiler import GPUTarget
+
+        self._target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self):
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device=None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def launches_compile(arch: int) -> Iterator[list[str]]:
+    """Within, a launch compiles its kernel and does not run it: the names of those launched.
+
+    Raises RuntimeError where the kernels are interpreted.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set: nothing would be compiled; unset it")
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from hubpath_fast import kernels
+
+    run, pick, names, met = JITFunction.run, HF._backend, [], []
+    before = driver._active
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        if kernel not in met:
+            met.append(kernel)
+            _compile_launcher(kernel)
+        names.append(self.fn.__name__)
+        return kernel
+
+    driver.set_active(_NoDevice(arch))
+    JITFunction.run = compile_only
+    # The public operations refuse Triton for CPU tensors, rightly: nothing could run there.
+    HF._backend = lambda name, x: kernels if name == "triton" else pick(name, x)
+    try:
+        yield names
+    finally:
+        JITFunction.run, HF._backend, driver._active = run, pick, before
+
+
+def _compile_launcher(kernel) -> None:
+    """The kernel's launcher in C, where this Triton has one and the driver's library is there."""
+    with contextlib.suppress(Exception):  # then whoever launches first compiles it
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        CudaLauncher(kernel.src, kernel.metadata)
+
+
+def compile_jobs(chosen: list[Job], arch: int) -> list[str]:
+    """Runs jobs in this process: what went wrong."""
+    problems = []
+    torch.set_num_threads(1)
+    with launches_compile(arch):
+        for text, call in chosen:
+            try:
+                call()
+            except Exception as error:
+                problems.append(f"{text}: {first_line(error)}")
+                print(problems[-1], flush=True)
+    return problems
+
+
+def compile_all(arch: int, workers: int) -> int:
+    """All jobs, by forked processes: how many of these met a problem (which they print)."""
+    all_jobs, pids = jobs(), []
+    for index in range(workers):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = 1 if compile_jobs(all_jobs[index::workers], arch) else 0
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        pids.append(pid)
+    return sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in pids)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench.precompile", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", type=int, default=90, help="80, 90, 100; default 90")
+    parser.add_argument("--cache", type=Path, help="Triton's cache folder; default its own")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes; default: cores")
+    args = parser.parse_args(argv)
+    if args.cache is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(args.cache.resolve())
+    start = time.monotonic()
+    failed = compile_all(args.arch, args.workers)
+    seconds = time.monotonic() - start
+    print(f"{len(jobs())} jobs by {args.workers} workers in {seconds:.0f} s, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

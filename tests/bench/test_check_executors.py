@@ -1,0 +1,133 @@
+"""The executors' checks on a CPU, with a stand-in for what captures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hubpath_fast as hp
+from bench import check_executors, step_models
+from hubpath_fast.model import pathway
+from hubpath_fast.model.executors.graphs import GraphsExecutor
+
+sys.path.append(str(Path(__file__).parents[1] / "model"))
+from graphs_cases import FakeBackend
+
+
+class Backend(FakeBackend):
+    """Says whether it captures, as CUDA does."""
+
+    capturing = False
+
+    def capture(self, function, pool):
+        Backend.capturing = True
+        try:
+            return super().capture(function, pool)
+        finally:
+            Backend.capturing = False
+
+
+def refuses(x):
+    if Backend.capturing:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """Makes hubs as ``check_executors.make_hub`` does, but graphs are stand-ins on the CPU."""
+    choose = pathway.choose
+
+    def chosen(asked, device, num_experts):
+        return ("graphs", ()) if asked == "graphs" else choose(asked, device, num_experts)
+
+    def made(experts, executor):
+        model = check_executors.make_hub(experts, executor)
+        if executor == "graphs":
+            model._running = GraphsExecutor(Backend)
+        return model
+
+    monkeypatch.setattr(pathway, "choose", chosen)
+    return made
+
+
+@pytest.fixture
+def rows():
+    return []
+
+
+@pytest.fixture
+def write(rows):
+    return lambda name, ok=True, **values: rows.append({"name": name, "ok": ok, **values})
+
+
+def test_executors_that_agree_are_ok(write, rows, make):
+    check_executors.agreement(write, ["graphs", "threads"], "cpu", make, steps=8)
+    assert [row["name"] for row in rows] == [
+        f"{executor} {network} {precision}"
+        for network in ("BatchNorm", "LayerNorm")
+        for precision in ("float32", "bf16")
+        for executor in ("graphs", "threads")
+    ]
+    assert [row for row in rows if not row["ok"]] == []
+
+
+def test_a_wrong_executor_is_named(write, rows, make, monkeypatch):
+    join = hp.model.executors.graphs.join
+    monkeypatch.setattr(hp.model.executors.graphs, "join", lambda *args: join(*args) * 1.3)
+    check_executors.agreement(write, ["graphs"], "cpu", make, steps=8)
+    assert not any(row["ok"] for row in rows)
+    assert rows[0]["note"].startswith("step 0: prediction differ by ")
+
+
+def test_graphs_that_replay_nothing_are_no_success(write, rows, make):
+    check_executors.agreement(write, ["graphs"], "cpu", make, steps=1)
+    assert [row["note"] for row in rows] == ["no graph was replayed: nothing was captured"] * 4
+
+
+def test_an_error_is_a_line_and_the_others_go_on(write, rows, make):
+    check_executors.agreement(write, ["streams", "threads"], "cpu", make, steps=1)
+    assert [row["ok"] for row in rows] == [False, True] * 4
+    assert "executor='streams' needs CUDA" in rows[0]["note"]
+
+
+def test_dropout_is_checked_by_what_it_leaves(write, rows, make, monkeypatch):
+    check_executors.dropout(write, ["sequential", "graphs"], "cpu", make, steps=8)
+    assert [(row["name"], row["ok"]) for row in rows] == [
+        ("sequential dropout", True), ("graphs dropout", True),
+    ]  # fmt: skip
+    del rows[:]
+    keep = torch.arange(256) % 2 * 2.0
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * keep)
+    check_executors.dropout(write, ["sequential"], "cpu", make, steps=2)
+    [row] = rows
+    assert row["note"] == "step 1, not so: other ones than before"
+
+
+def test_after_failed_captures_all_is_as_before(write, rows, make):
+    arguments = (write, "cpu", make, 8, refuses, lambda: Backend.capturing)
+    check_executors.capture_failures(*arguments)
+    assert [row["name"] for row in rows] == ["after a failed capture", "draws", "a good capture"]
+    assert [row for row in rows if not row["ok"]] == []
+
+
+def test_draws_that_are_broken_by_a_failed_capture_are_seen(write, rows, make, monkeypatch):
+    monkeypatch.setattr(check_executors.torch, "rand", lambda *size, device: torch.zeros(size))
+    assert check_executors._draws("cpu") == {"torch draws anew": False, "routing draws anew": True}
+
+
+def test_recorded_noise_routes_the_same_way_each_time():
+    first, again = (step_models.recorded_noise(48, 5, 2, 3) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+    zeros, counts = torch.zeros(48, 5), []
+    for noise in first:
+        routings = [
+            hp.functional.noisy_topk(zeros, zeros, 2, n)
+            for n in (noise, noise + 0.02 * torch.sin(torch.arange(5.0)))
+        ]  # a little noise more changes nothing
+        assert torch.equal(routings[0].experts.sort()[0], routings[1].experts.sort()[0])
+        counts.append(routings[0].counts())
+    assert len({tuple(c) for c in counts}) == 3
+    assert step_models.recorded_noise(4, 2, 2, 1)[0].shape == (4, 2)  # K = M: nothing to be close
