@@ -192,9 +192,13 @@ class Breaks(nn.Module):
         return self.body(x)
 
 
+def read_on_host(x: Tensor) -> float:
+    return x.sum().item()
+
+
 def capture_failures(
     write: Write, device: str, make: MakeHub = make_hub, steps: int = 12,
-    read: Callable[[Tensor], object] = lambda x: x.sum().item(),
+    read: Callable[[Tensor], object] = read_on_host,
     capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing,
 ) -> None:  # fmt: skip
     """After captures that failed: training goes on, draws draw, memory comes back, others capture.

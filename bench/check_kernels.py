@@ -17,7 +17,7 @@ from hubpath_fast import Routing, reference
 from hubpath_fast import functional as HF
 
 from . import glue, operations, timing
-from .check_operations import label, make
+from .check_operations import CASES, label, make
 from .children import Write, first_line
 from .operations import TOLERANCE, Inputs, Size
 from .precision import full_float32
@@ -254,3 +254,15 @@ def record_graph(function: Callable[[], list[Tensor]]) -> Callable[[], list[Tens
 
 def cases_of(table: dict[str, tuple[str, list[Size]]], names: Iterable[str]) -> list[Case]:
     return [(name, table[name][0], size) for name in names for size in table[name][1]]
+
+
+def main(device: str = "cuda", backend: str = "triton") -> None:
+    """Every kernel once, at a ragged size that is small: what a memory checker is run over."""
+    for kind, sizes in CASES.values():
+        small = Size(13, 5, 2, 37, dtype=sizes[-1].dtype if kind == "images" else "float32")
+        operations.found(make(kind, small, device), backend)
+    timing.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

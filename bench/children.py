@@ -11,8 +11,10 @@ after it is left. The plan is for a number of seconds; other totals scale it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
+import faulthandler
 import os
 import signal
 import sys
@@ -23,13 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from . import jsonl
+from . import jsonl, records
 
+CHARACTERS = 6_800  # of standard output, of which a short tail may be all that is kept
 LEAST = 2.0  # seconds: a group with less time is not begun
 
 
 class Write(Protocol):
-    """write(name, ok=True, **values): one result of a group, on disk when it returns."""
+    """write(name, ok=True, **values): one result, on disk when it returns. A line says ``text`` or
+    ``note`` (why it is not ok) or ``error``; with ``quiet`` it is left out of the table."""
 
     def __call__(self, name: str, ok: bool = True, **values: object) -> None: ...
 
@@ -37,11 +41,11 @@ class Write(Protocol):
 @dataclass(frozen=True)
 class Group:
     """run(write, seconds): what the process does, told how long it may take at most. It may replace
-    the process by another command. needed: without it, no later group is begun."""
+    the process by another command. needed: unless it ends well, no later group is begun."""
 
     name: str
     seconds: float
-    run: Callable[[Write, float], None]
+    run: Callable[[Writer, float], None]
     about: str = ""
     needed: bool = False
 
@@ -65,6 +69,24 @@ class Files:
         row = {"part": self.part, "group": group, "name": name, "ok": ok, **values}
         now = datetime.datetime.now(datetime.timezone.utc)
         jsonl.write(self.rows, [{**row, "date": now.isoformat(timespec="milliseconds")}])
+
+
+class Writer:
+    """What a group writes its results by. stamp: called at the first, for what stands in all."""
+
+    def __init__(self, files: Files, group: str, stamp: Callable[[], dict]):
+        self.files, self.group, self._stamp = files, group, stamp
+        self._stamped: dict | None = None
+
+    @property
+    def stamp(self) -> dict:
+        if self._stamped is None:
+            self._stamped = self._stamp()
+        return self._stamped
+
+    def __call__(self, name: str, ok: bool = True, **values: object) -> None:
+        self.files.write(self.group, name, ok, **values, **self.stamp)
+        print(say({"name": name, "ok": ok, **values}), flush=True)
 
 
 Runner = Callable[[Group, float, Files, Callable[[], dict]], str]
@@ -97,10 +119,7 @@ def run_groups(
     for index, group in enumerate(groups):
         begin = clock()
         limit = limit_of(groups, index, seconds - (begin - start), scale)
-        missing = [name for name in ended if needed_by_all(groups, name) and ended[name] != "ok"]
-        if missing:
-            ended[group.name] = f"skipped: {missing[0]} did not end well"
-        elif limit < LEAST:
+        if limit < LEAST:
             ended[group.name] = "skipped: no time left"
         else:
             ended[group.name] = runner(group, limit, files, stamp)
@@ -108,11 +127,9 @@ def run_groups(
         status = ended[group.name]
         files.write(group.name, "group", status == "ok", status=status, seconds=round(took, 2))
         print(f"[{clock() - start:5.1f} s] {group.name}: {status}, {took:.1f} s", flush=True)
+        if group.needed and status != "ok":
+            break
     return ended
-
-
-def needed_by_all(groups: Sequence[Group], name: str) -> bool:
-    return any(group.needed for group in groups if group.name == name)
 
 
 def run_child(group: Group, limit: float, files: Files, stamp: Callable[[], dict]) -> str:
@@ -152,18 +169,13 @@ def _be_group(group: Group, limit: float, files: Files, stamp: Callable[[], dict
         log = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        faulthandler.enable(2)  # where it crashed stands in the log
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
         print(f"=== {group.name}, at most {limit:.0f} s", flush=True)
-        found: dict = {}
-
-        def write(name: str, ok: bool = True, **values: object) -> None:
-            if not found:
-                found.update(stamp())
-            files.write(group.name, name, ok, **values, **found)
-            print(say({"name": name, "ok": ok, **values}), flush=True)
-
-        group.run(write, limit)
+        group.run(Writer(files, group.name, stamp), limit)
         status = 0
+    except SystemExit as asked:
+        status = asked.code if isinstance(asked.code, int) else 1
     except BaseException as error:  # it must not get to what the parent does next
         traceback.print_exc()
         with contextlib.suppress(BaseException):
@@ -225,3 +237,56 @@ def plan(groups: Sequence[Group], seconds: float) -> str:
         )
         left -= group.seconds * scale
     return "\n".join(text)
+
+
+NO_GPU = 2  # exit status of a group, and of a command, that finds no GPU
+
+
+def arguments(name: str, about: str, seconds: float) -> argparse.ArgumentParser:
+    """The options that both parts have."""
+    parser = argparse.ArgumentParser(prog=name, description=about)
+    parser.add_argument("--seconds", type=float, default=seconds, help="for all of it")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for results")
+    parser.add_argument("--cache", type=Path, help="Triton's cache folder, as precompile filled it")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run")
+    return parser
+
+
+def begun(argv: list[str] | None) -> float:
+    """When a command began, by the monotonic clock. Its process did, unless it was called with
+    arguments: imports, seconds long, are part of its time."""
+    now = time.monotonic()
+    if argv is not None:
+        return now
+    try:
+        ticks = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, IndexError, ValueError):
+        return now
+    return now - max(0.0, uptime - int(ticks) / os.sysconf("SC_CLK_TCK"))
+
+
+def command(
+    args: argparse.Namespace,
+    part: str,
+    groups: Sequence[Group],
+    stamp: Callable[[], dict],
+    start: float,
+    runner: Runner | None = None,
+) -> int:
+    """What both parts do with their groups: the exit status. start: when, by the clock."""
+    if args.dry_run:
+        print(plan(groups, args.seconds))
+        return 0
+    if args.cache is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(args.cache.resolve())
+    records.commit(), records.driver()  # asked once; the forked processes know them
+    files = Files(args.out.resolve(), part)
+    before = len(jsonl.read(files.rows))
+    ended = run_groups(groups, args.seconds, files, stamp, runner, start=start)
+    rows = jsonl.read(files.rows)[before:]
+    print(table(rows, ended, CHARACTERS - 60 * len(groups)), flush=True)
+    if f"failed with status {NO_GPU}" in ended.values():
+        print("no GPU: torch.cuda.is_available() is False")
+        return NO_GPU
+    return 0 if all(row["ok"] for row in rows) else 1

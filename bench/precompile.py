@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -34,13 +35,13 @@ Job = tuple[str, Callable[[], object]]
 
 def jobs() -> list[Job]:
     """(what it is, a call that launches its kernels) for all that both parts need."""
-    found: list[Job] = []
+    found: dict[str, Callable[[], object]] = {}
 
     def add(kind: str, size: Size) -> None:
         def call() -> None:
             operations.found(check_operations.make(kind, size, "cpu", seed=None), "triton")
 
-        found.append((f"{kind} {size}", call))
+        found[f"{kind} {size}"] = call
 
     for _, kind, size in cases_of(check_operations.CASES, check_operations.CASES):
         add(kind, size)
@@ -50,12 +51,10 @@ def jobs() -> list[Job]:
     for size in glue.SIZES:
         for name in ("noisy_topk", "aggregate_loss"):
             add(name, Size(*size))
-        found.append((f"glue inputs {size}", lambda size=size: _vectors(size)))
-    for source in (torch.float32, torch.bfloat16):
-        for target in (torch.float32, torch.bfloat16):
-            text = f"images {source} to {target}"
-            found.append((text, lambda pair=(source, target): _step_images(*pair)))
-    return found
+        found[f"glue inputs {size}"] = lambda size=size: _vectors(size)
+    for pair in itertools.product((torch.float32, torch.bfloat16), repeat=2):
+        found["images {} to {}".format(*pair)] = lambda pair=pair: _step_images(*pair)
+    return list(found.items())
 
 
 def _vectors(size: tuple[int, int, int, int]) -> None:

@@ -35,22 +35,28 @@ def refuses(x):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-@pytest.fixture
-def make(monkeypatch):
-    """Makes hubs as ``check_executors.make_hub`` does, but graphs are stand-ins on the CPU."""
+def make_hub(experts, executor):
+    """As ``check_executors.make_hub``, but graphs are stand-ins."""
+    model = check_executors.make_hub(experts, executor)
+    if executor == "graphs":
+        model._running = GraphsExecutor(Backend)
+    return model
+
+
+def chosen_for_cpu(monkeypatch):
+    """Lets a model on a CPU run graphs, if it is asked to."""
     choose = pathway.choose
 
     def chosen(asked, device, num_experts):
         return ("graphs", ()) if asked == "graphs" else choose(asked, device, num_experts)
 
-    def made(experts, executor):
-        model = check_executors.make_hub(experts, executor)
-        if executor == "graphs":
-            model._running = GraphsExecutor(Backend)
-        return model
-
     monkeypatch.setattr(pathway, "choose", chosen)
-    return made
+
+
+@pytest.fixture
+def make(monkeypatch):
+    chosen_for_cpu(monkeypatch)
+    return make_hub
 
 
 @pytest.fixture

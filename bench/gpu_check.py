@@ -1,0 +1,203 @@
+"""Everything that can be wrong on a GPU, in a little over two minutes; no times.
+
+    python -m bench.gpu_check [--seconds 140] [--out DIR] [--cache DIR] [--dry-run]
+
+Groups run one after another, the ones of most worth first, each in a process of its own with a
+time limit (``children``): kernels are compiled on all cores, each kernel is compared with float64
+at the paper's size, a ragged one and a large one, repeated, captured and replayed; executors are
+compared on small networks; captures fail on purpose; then come the GPU tests, and the memory
+checker. DIR gets ``check.jsonl``, a line a result as it comes, and ``check.log``, what the groups
+print. Standard output ends with a table, failures first. Exit status: 0 if all went well, 1 if
+something failed or was skipped, 2 if there is no GPU. In a copy without .git, the variable
+HUBPATH_COMMIT names the commit.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import check_executors, check_kernels, children, jsonl, precompile, pytest_lines, records
+from .check_operations import CASES
+from .children import NO_GPU, Group, Writer
+from .records import ROOT
+
+SANITIZERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+KERNELS = {
+    "router": ("route",),
+    "gather": ("gather", "images", "into"),
+    "aggregate": ("aggregate", "aggregate+loss"),
+    "combine": ("combine", "loss", "combine+loss"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What checks run on: a GPU. Tests take a CPU, small cases, and stand-ins for graphs."""
+
+    device: str = "cuda"
+    cases: tuple[check_kernels.Case, ...] = tuple(check_kernels.cases_of(CASES, CASES))
+    glues: tuple[tuple[int, int, int, int], ...] = ((48, 5, 2, 100), (512, 16, 2, 1000))
+    repeats: int = 200
+    waits_forbidden: Callable = check_kernels.waits_are_errors
+    record: Callable = check_kernels.record_graph
+    executors: tuple[str, ...] = ("graphs", "streams")
+    make_hub: check_executors.MakeHub = check_executors.make_hub
+    read: Callable = check_executors.read_on_host
+    capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing
+
+    def named(self, names: tuple[str, ...]) -> list[check_kernels.Case]:
+        return [case for case in self.cases if case[0] in names]
+
+
+def groups(place: Place) -> list[Group]:
+    """In order of worth."""
+
+    def group(name: str, seconds: float, body: Callable, about: str, **options) -> Group:
+        return Group(name, seconds, functools.partial(body, place), about, **options)
+
+    kernels = [
+        group(name, seconds, functools.partial(values, names), f"float64: {', '.join(names)}")
+        for (name, names), seconds in zip(KERNELS.items(), (6, 6, 8, 7), strict=True)
+    ]
+    return [
+        group("machine", 6, machine, "the GPU, versions, compilers", needed=True),
+        group("compile", 16, compile_kernels, "all kernels, on all cores"),
+        *kernels,
+        group("glue", 10, glue, f"{place.repeats} repeats, host waits, capture and replay"),
+        group("executors", 16, executors, f"{' and '.join(place.executors)} against sequential"),
+        group("captures", 8, captures, "captures that fail, and what comes after"),
+        group("tests", 42, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
+        group("memory", 16, memory, "compute-sanitizer on small cases, where it is installed"),
+    ]
+
+
+def machine(place: Place, write: Writer, seconds: float) -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit(NO_GPU)
+    properties = torch.cuda.get_device_properties(0)
+    arch, memory = properties.major * 10 + properties.minor, properties.total_memory
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    compilers = {"gcc": shutil.which("gcc") is not None, "Python.h": header.exists()}
+    found = [f"{name} {'found' if there else 'MISSING'}" for name, there in compilers.items()]
+    text = f"{properties.name}, sm_{arch}, {memory >> 30} GiB, {os.cpu_count()} cores, "
+    write("machine", arch=arch, memory=memory, text=text + ", ".join(found))
+
+
+def compile_kernels(place: Place, write: Writer, seconds: float) -> None:
+    """Forks its workers, so it leaves CUDA alone until they are done."""
+    arch = next(row["arch"] for row in reversed(jsonl.read(write.files.rows)) if "arch" in row)
+    start, workers = time.monotonic(), precompile.cores()
+    failed = precompile.compile_all(arch, workers)
+    text = f"sm_{arch}, {workers} workers, {time.monotonic() - start:.1f} s"
+    write("kernels", ok=failed == 0, text=text + " (see the log)" * bool(failed))
+
+
+def values(names: tuple[str, ...], place: Place, write: Writer, seconds: float) -> None:
+    cases = place.named(names)
+    check_kernels.values(write, cases, place.device, "triton")
+    sizes = [size for name, _, size in cases if name == "route"]
+    check_kernels.drawn_noise(write, sizes, place.device, "triton")
+
+
+def glue(place: Place, write: Writer, seconds: float) -> None:
+    # The paper's size and the ragged one of each; the large ones would take most of the time.
+    cases = [case for case in place.cases if case[2].n <= 48]
+    arguments = (write, cases, place.glues[0], place.device, "triton")
+    check_kernels.no_waits(*arguments, place.waits_forbidden)
+    check_kernels.replays(write, place.glues, place.device, "triton", place.record)
+    check_kernels.repeats(*arguments, place.repeats)
+
+
+def executors(place: Place, write: Writer, seconds: float) -> None:
+    check_executors.agreement(write, place.executors, place.device, place.make_hub)
+    names = ["sequential", *place.executors]
+    check_executors.dropout(write, names, place.device, place.make_hub)
+
+
+def captures(place: Place, write: Writer, seconds: float) -> None:
+    check = check_executors.capture_failures
+    check(write, place.device, place.make_hub, read=place.read, capturing=place.capturing)
+
+
+def gpu_tests() -> list[Path]:
+    """The test files that want a GPU, by name: collecting all tests takes half a minute."""
+    files = sorted((ROOT / "tests").glob("*/test_*.py"))
+    return [path for path in files if "mark.gpu" in path.read_text()]
+
+
+def tests(place: Place, write: Writer, seconds: float) -> None:
+    """Becomes pytest, whose plugin ``bench.pytest_lines`` writes a line for each test."""
+    pytest_lines.prepare(write)
+    os.chdir(ROOT)
+    # In parallel: most of the time is compiling. Each takes half a gigabyte of the GPU.
+    workers = str(min(8, precompile.cores()))
+    os.execv(sys.executable, [
+        sys.executable, "-m", "pytest", "-q", "-n", workers, "-m", "gpu", "-p", "no:cacheprovider",
+        "--continue-on-collection-errors", "-p", "bench.pytest_lines", *map(str, gpu_tests()),
+    ])  # fmt: skip
+
+
+def memory(place: Place, write: Writer, seconds: float) -> None:
+    """compute-sanitizer over ``bench.check_kernels``: bounds, then races."""
+    folders = os.pathsep.join([os.environ.get("PATH", ""), *SANITIZERS])
+    tool = shutil.which("compute-sanitizer", path=folders)
+    if tool is None:
+        write("compute-sanitizer", text="not installed: nothing was checked")
+        return
+    # Each tensor by itself: within the allocator's large blocks nothing is out of bounds.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    end = time.monotonic() + seconds - 1
+    for kind in ("memcheck", "racecheck"):
+        command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable, "-m"]
+        try:
+            done = subprocess.run(
+                [*command, "bench.check_kernels"], cwd=ROOT, env=environment,
+                timeout=max(0.1, end - time.monotonic()), capture_output=True, text=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            write(kind, ok=False, note="out of time")
+            return
+        print(done.stdout, done.stderr, flush=True)
+        write(kind, **sanitized(done.returncode, done.stdout + done.stderr))
+
+
+def sanitized(status: int, output: str) -> dict:
+    """What compute-sanitizer's output says, as values of a line."""
+    said = [line.strip("= ") for line in output.splitlines() if line.startswith("=====")]
+    summary = next((line for line in reversed(said) if "SUMMARY" in line), "no summary")
+    if status == 0:
+        return {"text": summary}
+    first = next((line for line in said if "SUMMARY" not in line and "SANITIZER" not in line), "")
+    return {"ok": False, "note": f"status {status}: {summary}; first: {first}"[:300]}
+
+
+def stamp(place: Place) -> dict:
+    return records.environment(place.device)
+
+
+def main(
+    argv: list[str] | None = None,
+    place: Place | None = None,
+    runner: children.Runner | None = None,
+) -> int:
+    start = children.begun(argv)
+    place = place or Place()
+    parser = children.arguments("bench.gpu_check", __doc__.split("\n")[0], seconds=140)
+    args = parser.parse_args(argv)
+    stamped = functools.partial(stamp, place)
+    return children.command(args, "check", groups(place), stamped, start, runner)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

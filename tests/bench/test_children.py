@@ -1,0 +1,179 @@
+"""Groups in processes of their own: limits, deaths, and what is on disk after them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import children, jsonl
+from bench.children import Files, Group
+from bench.records import ROOT
+
+
+def stamp():
+    return {"device": "a device"}
+
+
+def writes(write, seconds):
+    write("one", error=3e-7)
+    write("two", ok=False, note="x[0] got 1 expected 2")
+    print("printed")
+
+
+def hangs(write, seconds):
+    write("before")
+    subprocess.run(
+        [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+    )
+
+
+def dies(write, seconds):
+    write("before")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def raises(write, seconds):
+    raise ValueError("a wrong argument\nand more")
+
+
+def run(tmp_path, groups, seconds=30.0, **options):
+    files = Files(tmp_path, "check")
+    ended = children.run_groups(groups, seconds, files, stamp, **options)
+    return ended, jsonl.read(files.rows), files
+
+
+def test_a_group_that_dies_costs_itself_only(tmp_path, capfd):
+    groups = [Group(body.__name__, 5, body) for body in (dies, raises, writes)]
+    ended, rows, files = run(tmp_path, groups)
+    assert ended == {
+        "dies": "killed by SIGSEGV", "raises": "failed with status 1", "writes": "ok",
+    }  # fmt: skip
+    assert [(row["group"], row["name"], row["ok"]) for row in rows] == [
+        ("dies", "before", True), ("dies", "group", False),
+        ("raises", "error", False), ("raises", "group", False),
+        ("writes", "one", True), ("writes", "two", False), ("writes", "group", True),
+    ]  # fmt: skip
+    assert rows[2]["note"] == "ValueError: a wrong argument"
+    assert rows[4]["device"] == "a device"
+    log = files.log.read_text()
+    assert "Fatal Python error: Segmentation fault" in log
+    assert "and more" in log  # the whole traceback
+    assert "printed" in log
+    assert "printed" not in capfd.readouterr().out
+    text = children.table(rows, ended, 10_000)
+    assert text.splitlines()[:4] == [
+        "2 failed, 2 ok", "raises: error FAILED ValueError: a wrong argument",
+        "writes: two FAILED x[0] got 1 expected 2", "dies: killed by SIGSEGV",
+    ]  # fmt: skip
+    assert text.endswith("dies: before ok\nwrites: one ok 3e-07")
+
+
+def test_a_group_that_hangs_is_killed_with_its_children(tmp_path):
+    files, start = Files(tmp_path, "check"), time.monotonic()
+    assert children.run_child(Group("hangs", 1, hangs), 1.0, files, stamp) == "killed after 1 s"
+    assert time.monotonic() - start < 10
+    assert [row["name"] for row in jsonl.read(files.rows)] == ["before"]
+    grandchild = int(files.log.read_text().splitlines()[-1])
+    deadline = time.monotonic() + 5
+    while not gone(grandchild):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_limits_keep_half_of_what_later_groups_are_planned_for():
+    groups = [Group("a", 10, writes), Group("b", 20, writes), Group("c", 30, writes)]
+    assert children.limit_of(groups, 0, left=60, scale=1) == 20  # twice its own
+    assert children.limit_of(groups, 1, left=40, scale=1) == 25  # 15 are kept for c
+    assert children.limit_of(groups, 2, left=5, scale=1) == 5
+    # However long each takes, all together keep to the seconds.
+    left = 60.0
+    for index in range(3):
+        left -= children.limit_of(groups, index, left, 1)
+    assert left == pytest.approx(0)
+
+
+def test_no_group_is_begun_without_time_and_none_after_one_that_is_needed(tmp_path):
+    def slow(group, limit, files, stamp):
+        now[0] += limit
+        return "killed"
+
+    now = [0.0]
+    groups = [Group("a", 5, writes), Group("b", 5, writes)]
+    ended, rows, _ = run(tmp_path / "slow", groups, 3.0, runner=slow, clock=lambda: now[0])
+    assert ended == {"a": "killed", "b": "skipped: no time left"}
+    assert now[0] <= 3.0
+    assert rows[1]["status"] == "skipped: no time left"
+    groups = [Group("a", 5, raises, needed=True), Group("b", 5, writes)]
+    assert run(tmp_path / "needed", groups)[0] == {"a": "failed with status 1"}
+
+
+def test_the_table_keeps_to_its_characters():
+    rows = [
+        {"group": "g", "name": f"check {i}", "ok": i != 150, "error": 1e-7, "note": "x" * 400}
+        for i in range(200)
+    ]
+    text = children.table(rows, {"g": "ok"}, 2000)
+    assert 1500 < len(text) <= 2000
+    assert text.splitlines()[1].startswith("g: check 150 FAILED xxx")
+    assert text.splitlines()[-1].endswith("more lines in the file")
+
+
+SCRIPT = """
+import sys, pathlib
+from bench import children
+def fast(write, seconds):
+    for i in range(100_000):
+        write(f"row {i}", value="x" * (i % 97))
+groups = [children.Group("fast", 30, fast)]
+files = children.Files(pathlib.Path(sys.argv[1]), "check")
+print("begun", flush=True)
+children.run_groups(groups, 60, files, dict)
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_a_random_second_what_is_on_disk_is_read_back_whole(tmp_path, seed):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, stdout=subprocess.PIPE,
+        start_new_session=True, cwd=ROOT,
+    )  # fmt: skip
+    process.stdout.readline()
+    time.sleep(0.05 + random.Random(seed).random())
+    group = [int(line) for line in children_of(process.pid)]
+    for pid in (*group, process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    files = Files(tmp_path, "check")
+    with files.rows.open("ab") as file:
+        file.write(b'{"part": "check", "name": "to')  # at the worst moment of all
+    rows = jsonl.read(files.rows)
+    assert [row["name"] for row in rows] == [f"row {i}" for i in range(len(rows))]
+    assert all(row["value"] == "x" * (i % 97) for i, row in enumerate(rows))
+    files.write("later", "one more", True)
+    assert jsonl.read(files.rows)[: len(rows)] == rows
+    assert jsonl.read(files.rows)[-1]["name"] == "one more"
+
+
+def children_of(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_command_began_with_its_process():
+    now = time.monotonic()
+    assert now - 3600 * 24 < children.begun(None) < now
+    assert children.begun([]) >= now

@@ -1,0 +1,246 @@
+"""bench.gpu_check without a GPU: the bodies of its groups on a CPU, small, with stand-ins."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_check_executors import Backend, chosen_for_cpu, make_hub, refuses
+from test_check_kernels import TINY_GLUE, small_cases
+
+from bench import check_kernels, gpu_check, jsonl, precompile, pytest_lines
+from bench.children import Files, Writer
+from bench.records import ROOT
+
+
+@pytest.fixture
+def place(monkeypatch):
+    chosen_for_cpu(monkeypatch)
+    return gpu_check.Place(
+        device="cpu", cases=tuple(small_cases()), glues=(TINY_GLUE,), repeats=1,
+        waits_forbidden=contextlib.nullcontext, record=lambda function: function,
+        executors=("graphs", "threads"), make_hub=make_hub, read=refuses,
+        capturing=lambda: Backend.capturing,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path):
+    """Runs a group's body in this process, not a child, and says how it ended."""
+
+    def runner(group, limit, files, stamp):
+        if group.name in ("machine", "compile", "tests", "memory"):
+            return "ok"
+        group.run(Writer(files, group.name, stamp), limit)
+        return "ok"
+
+    return runner
+
+
+def test_every_group_that_needs_no_gpu_runs_on_a_cpu(place, here, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--seconds", "100"]
+    assert gpu_check.main(arguments, place, here) == 0, capsys.readouterr().out
+    rows = jsonl.read(tmp_path / "check.jsonl")
+    counts = {}
+    for row in rows:
+        counts[row["group"]] = counts.get(row["group"], 0) + 1
+    # Values of a case each and the group's own line; noise drawn in the kernel; 9 + the glue.
+    assert counts == {
+        "machine": 1, "compile": 1, "router": 3, "gather": 4, "aggregate": 3, "combine": 4,
+        "glue": 10 + 1 + 10 + 1, "executors": 8 + 3 + 1, "captures": 3 + 1, "tests": 1,
+        "memory": 1,
+    }  # fmt: skip
+    names = [row["name"] for row in rows]
+    assert "route 9,4,2" in names
+    assert "graphs BatchNorm bf16" in names
+    assert "repeat glue 9,4,2,5" in names
+    assert all(row["device"] for row in rows if row["name"] != "group")
+    text = capsys.readouterr().out
+    assert "router: route 9,4,2 ok " in text
+    assert len(text) < 7000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["check.jsonl"]
+
+
+def test_a_dry_run_lists_groups_within_the_seconds(capsys):
+    assert gpu_check.main(["--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    for word in ("machine", "float64: route", "graphs and streams", "test_gpu_router", "sanitizer"):
+        assert word in listed
+    planned = [float(line.split("planned")[1].split()[0]) for line in listed.splitlines()]
+    assert sum(planned) == pytest.approx(140, abs=len(planned) / 2)  # rounded to seconds
+
+
+def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().out.endswith("no GPU: torch.cuda.is_available() is False\n")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    return Writer(Files(tmp_path, "check"), "group", lambda: {"device": "d"})
+
+
+def rows_of(writer):
+    return jsonl.read(writer.files.rows)
+
+
+def test_the_machine_is_told_and_kernels_are_compiled_for_it(writer, monkeypatch):
+    found = SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+    gpu_check.machine(gpu_check.Place(), writer, 1.0)
+    asked = []
+    monkeypatch.setattr(
+        precompile, "compile_all", lambda arch, workers: asked.append((arch, workers)) or 1
+    )
+    gpu_check.compile_kernels(gpu_check.Place(), writer, 1.0)
+    assert asked == [(90, precompile.cores())]
+    machine, kernels = rows_of(writer)
+    assert machine["arch"] == 90
+    assert machine["text"].startswith("A GPU, sm_90, 80 GiB, ")
+    assert not kernels["ok"]
+    assert kernels["text"].endswith("(see the log)")
+
+
+def test_a_worker_that_fails_to_compile_is_counted(monkeypatch, capfd):
+    def broken():
+        raise ValueError("no such kernel")
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(precompile, "launches_compile", lambda arch: contextlib.nullcontext())
+    monkeypatch.setattr(
+        precompile, "jobs", lambda: [("good", int), ("bad", broken), ("good", int)]
+    )  # fmt: skip
+    assert precompile.compile_all(90, 3) == 1
+    assert "bad: ValueError: no such kernel" in capfd.readouterr().out
+
+
+COMPILE = """
+from bench import precompile
+chosen = [job for job in precompile.jobs() if job[0] in (
+    "noisy_topk N=48 M=5 K=2 C=100 balanced", "images torch.float32 to torch.bfloat16")]
+assert len(chosen) == 2
+with precompile.launches_compile(90) as names:
+    for _, call in chosen:
+        call()
+print(" ".join(names))
+"""
+
+
+def test_what_is_compiled_without_a_gpu_is_what_would_be_launched(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    launched = done.stdout.split()
+    assert "_route_kernel" in launched
+    assert "_route_backward_kernel" in launched
+    compiled = {path.stem for path in tmp_path.rglob("*.cubin")}
+    assert compiled == set(launched)
+
+
+def test_nothing_is_compiled_under_the_interpreter():
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    with pytest.raises(RuntimeError, match="nothing would be compiled"):
+        precompile.compile_jobs([], 90)
+
+
+def test_every_kernel_runs_once_for_the_memory_checker(device, monkeypatch):
+    found = []
+    call = check_kernels.operations.found
+    monkeypatch.setattr(
+        check_kernels.operations, "found",
+        lambda operation, row: found.append(operation.name) or call(operation, row),
+    )  # fmt: skip
+    check_kernels.main(device.type, "triton")
+    assert found == [kind for kind, _ in gpu_check.CASES.values()]
+
+
+SANITIZER = """#!/bin/sh
+echo "========= COMPUTE-SANITIZER"
+case "$2" in
+memcheck) echo "========= ERROR SUMMARY: 0 errors";;
+*) echo "========= Error: Race reported between Write access at 0x10"
+   echo "========= RACECHECK SUMMARY: 1 hazard displayed"; exit 9;;
+esac
+"""
+
+
+def test_the_memory_checkers_words_are_told(writer, tmp_path, monkeypatch):
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text(SANITIZER)
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    gpu_check.memory(gpu_check.Place(), writer, 20.0)
+    tool.write_text("#!/bin/sh\nexec sleep 30")
+    gpu_check.memory(gpu_check.Place(), writer, 1.5)
+    monkeypatch.setenv("PATH", "")
+    gpu_check.memory(gpu_check.Place(), writer, 20.0)
+    said = [(row["name"], row["ok"], row.get("text", row.get("note"))) for row in rows_of(writer)]
+    assert said == [
+        ("memcheck", True, "ERROR SUMMARY: 0 errors"),
+        ("racecheck", False, "status 9: RACECHECK SUMMARY: 1 hazard displayed; "
+         "first: Error: Race reported between Write access at 0x10"),
+        ("memcheck", False, "out of time"),
+        ("compute-sanitizer", True, "not installed: nothing was checked"),
+    ]  # fmt: skip
+
+
+def test_the_tests_of_a_gpu_are_named_by_file(writer, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu_check.os, "execv", lambda path, command: asked.append(command))
+    monkeypatch.setattr(gpu_check.os, "chdir", lambda path: None)
+    for name in (pytest_lines.VARIABLE, "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # so that they are put back
+    gpu_check.tests(gpu_check.Place(), writer, 1.0)
+    files = [word for word in asked[0] if word.endswith(".py")]
+    names = {os.path.basename(name) for name in files}
+    assert {"test_gpu_outputs.py", "test_gpu_router.py", "test_graphs_gpu.py"} <= names
+    assert all(os.path.isabs(name) and os.path.exists(name) for name in files)
+    assert pytest_lines.writer().stamp == {"device": "d"}
+
+
+TESTS = """
+import os, pytest
+def test_passes(): pass
+def test_fails(): assert 1 + 1 == 3
+@pytest.mark.skip(reason="needs more memory")
+def test_is_skipped(): pass
+@pytest.fixture
+def broken(): raise RuntimeError("no context")
+def test_has_no_fixture(broken): pass
+def test_kills_its_process(): os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_each_test_is_a_line_even_where_pytest_dies(writer, tmp_path, monkeypatch, workers):
+    for name in (pytest_lines.VARIABLE, "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    pytest_lines.prepare(writer)
+    file, bad = tmp_path / "test_some.py", tmp_path / "test_bad.py"
+    file.write_text(TESTS)
+    bad.write_text("import a_module_that_is_not_there")
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", workers, "-p", "bench.pytest_lines", "-p",
+         "no:cacheprovider", "--continue-on-collection-errors", f"--rootdir={tmp_path}", str(bad),
+         str(file)],
+        capture_output=True, cwd=tmp_path,
+    )  # fmt: skip
+    rows = {row["name"].removeprefix("test_some.py::"): row for row in rows_of(writer)}
+    assert rows["test_passes"]["ok"]
+    assert rows["test_fails"]["note"] == "assert (1 + 1) == 3"
+    assert rows["test_is_skipped"]["text"] == "skipped: Skipped: needs more memory"
+    assert rows["test_has_no_fixture"]["note"] == "RuntimeError: no context"
+    assert "a_module_that_is_not_there" in rows["collect test_bad.py"]["note"]
+    assert {row["device"] for row in rows.values()} == {"d"}

@@ -1,0 +1,28 @@
+"""Timing by captured graphs, on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import operations, timing
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("name", operations.NAMES)
+def test_a_kept_forward_is_differentiated_in_a_graph_beside_an_eager_one(name):
+    operation = operations.make(name, operations.Size(48, 5, 2, 100), "cuda")
+    eager = operations.function(operation, "triton", "backward")
+    graph = timing.capture(lambda: operations.function(operation, "triton", "backward"))
+    assert timing.replayed({"backward": graph}, seconds=0, min_rounds=1)["backward"].p50 > 0
+    eager()
+
+
+def test_graphs_replay_what_was_captured():
+    x, y = torch.zeros(8, device="cuda"), torch.ones(8, device="cuda")
+    graph = timing.capture(lambda: lambda: x.add_(y))
+    before = x.clone()
+    found = timing.replayed({"add": graph}, seconds=0, min_rounds=3)
+    assert torch.equal(x, before + 4)  # one replay to warm up, three timed
+    assert 0 < found["add"].p50 < 1e-2
