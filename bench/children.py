@@ -6,7 +6,7 @@ are forked from one that has imported everything and never touches the device, s
 torch takes seconds, and CUDA does not survive a fork.
 
 A group may take twice what it is planned to, as long as half of what is planned for all that come
-after it is left. The plan is for a number of seconds; other totals scale it.
+after it is left. With fewer seconds than are planned for all, each is planned for its share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,8 +40,8 @@ class Write(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """run(write, seconds): what the process does, told how long it may take at most. It may replace
-    the process by another command. needed: unless it ends well, no later group is begun."""
+    """run(write, seconds): what the process does, told how long it is planned to take. It may
+    become another command. needed: unless it ends well, no later group is begun."""
 
     name: str
     seconds: float
@@ -85,11 +85,15 @@ class Writer:
         return self._stamped
 
     def __call__(self, name: str, ok: bool = True, **values: object) -> None:
-        self.files.write(self.group, name, ok, **values, **self.stamp)
+        self.files.write(self.group, name, ok, **(values | self.stamp))
         print(say({"name": name, "ok": ok, **values}), flush=True)
 
 
 Runner = Callable[[Group, float, Files, Callable[[], dict]], str]
+
+
+def scale_of(groups: Sequence[Group], seconds: float) -> float:
+    return min(1.0, seconds / sum(group.seconds for group in groups))
 
 
 def limit_of(groups: Sequence[Group], index: int, left: float, scale: float) -> float:
@@ -114,7 +118,7 @@ def run_groups(
     """
     runner = runner or run_child
     start = clock() if start is None else start
-    scale = seconds / sum(group.seconds for group in groups)
+    scale = scale_of(groups, seconds)
     ended: dict[str, str] = {}
     for index, group in enumerate(groups):
         begin = clock()
@@ -122,7 +126,8 @@ def run_groups(
         if limit < LEAST:
             ended[group.name] = "skipped: no time left"
         else:
-            ended[group.name] = runner(group, limit, files, stamp)
+            scaled = replace(group, seconds=min(limit, group.seconds * scale))
+            ended[group.name] = runner(scaled, limit, files, stamp)
         took = clock() - begin
         status = ended[group.name]
         files.write(group.name, "group", status == "ok", status=status, seconds=round(took, 2))
@@ -172,7 +177,7 @@ def _be_group(group: Group, limit: float, files: Files, stamp: Callable[[], dict
         faulthandler.enable(2)  # where it crashed stands in the log
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
         print(f"=== {group.name}, at most {limit:.0f} s", flush=True)
-        group.run(Writer(files, group.name, stamp), limit)
+        group.run(Writer(files, group.name, stamp), group.seconds)
         status = 0
     except SystemExit as asked:
         status = asked.code if isinstance(asked.code, int) else 1
@@ -228,7 +233,7 @@ def _within(text: Sequence[str], characters: int) -> str:
 
 def plan(groups: Sequence[Group], seconds: float) -> str:
     """What would be run, and for how long at most."""
-    scale, left, text = seconds / sum(group.seconds for group in groups), seconds, []
+    scale, left, text = scale_of(groups, seconds), seconds, []
     for index, group in enumerate(groups):
         limit = limit_of(groups, index, left, scale)
         text.append(

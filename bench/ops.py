@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,8 +76,22 @@ def memory_at_hand(device: str) -> int:
     return 4 << 30
 
 
-def measure(name, size, device, seconds, compiled, roof) -> list[dict]:
-    """The rows of one operation at one size. ``roof``: the measured copy bandwidth, bytes/s."""
+def measure(
+    name: str,
+    size: Size,
+    device: str,
+    seconds: float,
+    compiled: bool,
+    roof: float,
+    rows: Sequence[str] | None = None,
+    directions: Sequence[str] = DIRECTIONS,
+) -> list[dict]:
+    """The rows of one operation at one size. ``roof``: the measured copy bandwidth, bytes/s.
+
+    rows: which to measure; None: all of the device.
+    """
+    if rows is None:
+        rows = ["reference", "torch", *["triton"] * (device == "cuda"), *["compiled"] * compiled]
     common = {
         "benchmark": "ops", "operation": name, **dict(zip("NMKC", size[:4], strict=True)),
         "routing": size.routing, "dtype": size.dtype, "copy_bandwidth": roof,
@@ -87,7 +102,7 @@ def measure(name, size, device, seconds, compiled, roof) -> list[dict]:
     operation = operations.make(name, size, device)
     expected = operations.truth(operation)
     errors, notes = {}, {}
-    for row in ["reference", "torch", *["triton"] * (device == "cuda"), *["compiled"] * compiled]:
+    for row in rows:
         try:
             found = operations.error(operation, row, expected)
         except Exception as error:  # a row that cannot run is reported, the others go on
@@ -98,14 +113,14 @@ def measure(name, size, device, seconds, compiled, roof) -> list[dict]:
         else:
             errors[row] = found
     del expected
-    rows = [{**common, "row": row, "note": note} for row, note in notes.items()]
-    for direction in DIRECTIONS:
+    measured = [{**common, "row": row, "note": note} for row, note in notes.items()]
+    for direction in directions:
         try:
-            rows += _direction(operation, direction, errors, device, seconds, common)
+            measured += _direction(operation, direction, errors, device, seconds, common)
         except RuntimeError as error:  # out of memory, a capture that failed
             note = f"{direction}: {type(error).__name__}: {str(error).splitlines()[0]}"
-            rows.append({**common, "row": "all", "note": note})
-    return rows
+            measured.append({**common, "row": "all", "note": note})
+    return measured
 
 
 def _direction(operation: Operation, direction, errors, device, seconds, common) -> list[dict]:

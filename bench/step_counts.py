@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -50,22 +51,62 @@ def host_reads(function: Callable[[], object]) -> int:
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 
 
-def launches(function: Callable[[], object], device: str) -> int | None:
-    """Launches of one call on a GPU, a captured graph being one; None elsewhere.
+@dataclass(frozen=True)
+class DeviceTime:
+    """What a GPU does in one call. busy: seconds in which it runs anything at all; added: seconds
+    of all that it runs, more where kernels overlap. launches: asked for by the host, a captured
+    graph being one. dearest: (name, seconds, times) of the five kernels that take longest."""
 
-    Where the profiler names no calls of the runtime, the kernels themselves are counted.
+    busy: float
+    added: float
+    launches: float
+    dearest: tuple[tuple[str, float, float], ...]
+
+
+def device_time(function: Callable[[], object], device: str, calls: int = 1) -> DeviceTime | None:
+    """The means of so many calls, by torch's profiler; None off the GPU.
+
+    Where the profiler names no calls of the runtime, the kernels themselves are the launches.
     """
     if device != "cuda":
         return None
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
-        function()
+        for _ in range(calls):
+            function()
         torch.cuda.synchronize()
     events = profile.events()
-    calls = sum(e.name.startswith(LAUNCHES) for e in events)
-    kernels = (e for e in events if e.device_type == torch.autograd.DeviceType.CUDA)
-    return calls or sum(not e.name.startswith(("Memcpy", "Memset")) for e in kernels)
+    ran = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    asked = sum(e.name.startswith(LAUNCHES) for e in events)
+    kernels = sum(not e.name.startswith(("Memcpy", "Memset")) for e in ran)
+    spans = sorted((e.time_range.start, e.time_range.end) for e in ran)
+    times: dict[str, list[float]] = {}
+    for e in ran:
+        times.setdefault(e.name, []).append(e.time_range.end - e.time_range.start)
+    dearest = sorted(times.items(), key=lambda item: -sum(item[1]))[:5]
+    unit = 1e-6 / calls  # the profiler's microseconds
+    return DeviceTime(
+        covered(spans) * unit,
+        sum(map(sum, times.values())) * unit,
+        (asked or kernels) / calls,
+        tuple((name[:120], sum(spent) * unit, len(spent) / calls) for name, spent in dearest),
+    )
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of what sorted (start, end) cover together."""
+    total, reached = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def launches(function: Callable[[], object], device: str) -> int | None:
+    """Launches of one call on a GPU; None elsewhere."""
+    found = device_time(function, device)
+    return None if found is None else round(found.launches)
 
 
 def work(experts: Sequence[nn.Module], function: Callable[[], object], n: int):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 
 import hubpath_fast as hp
 from hubpath_fast import reference
+from hubpath_fast.model.executors.backend import CudaBackend
+from hubpath_fast.model.executors.graphs import GraphsExecutor
 from hubpath_fast.training.optimizer import start_momentum
 
 from .precision import full_float32
-from .step_models import DenseHubPathway, Given, Preset, Scores
+from .step_models import DenseHubPathway, Given, Preset, Scores, recorded_noise
 
 EXPLORE = 0.5
 # Float32 against float64. A forward through some fifty layers loses a few units in 1e6 each; the
@@ -40,12 +44,17 @@ class Setting:
     y: Tensor
     experts: list[nn.Module]
     generator: nn.Module
+    noise: tuple[Tensor, ...] = ()  # of steps, in turn; none: each step draws its own
+
+    def noises(self) -> Iterator[Tensor | None]:
+        return itertools.cycle(self.noise or (None,))
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.amp)
 
 
-def make(preset: Preset, px: int, device: str, n: int | None = None) -> Setting:
+def make(preset: Preset, px: int, device: str, n: int | None = None, recorded: int = 0) -> Setting:
+    """recorded: so many routings, the same in every run, are gone through in turn."""
     torch.manual_seed(0)
     experts = preset.experts()
     generator = hp.PathwayGenerator(len(experts), preset.channels, preset.width, preset.stride[px])
@@ -54,7 +63,9 @@ def make(preset: Preset, px: int, device: str, n: int | None = None) -> Setting:
     y = torch.randint(preset.outputs, (n,))
     modules = nn.ModuleList([*experts, generator]).to(device, memory_format=torch.channels_last)
     x = x.to(device, memory_format=torch.channels_last)
-    return Setting(preset, device, device == "cuda", x, y.to(device), experts, modules[-1])
+    noise = recorded_noise(n, len(experts), preset.k, recorded)
+    noise = tuple(part.to(device) for part in noise)
+    return Setting(preset, device, device == "cuda", x, y.to(device), experts, modules[-1], noise)
 
 
 def variants(setting: Setting) -> dict[str, Setting]:
@@ -69,11 +80,13 @@ def variants(setting: Setting) -> dict[str, Setting]:
     return dict(zip(VARIANTS, (contiguous, dataclasses.replace(setting, amp=True)), strict=True))
 
 
-def hub(setting: Setting, executor: str = "sequential") -> hp.HubPathway:
-    """A Hub-Pathway with its own copies of the experts."""
+def hub(setting: Setting, executor: str = "sequential", lanes: int | None = None) -> hp.HubPathway:
+    """A Hub-Pathway with its own copies of the experts. lanes: that captured graphs run on."""
     preset = setting.preset
     parts = copy.deepcopy((setting.experts, setting.generator))
     model = hp.HubPathway(*parts, k=preset.k, num_outputs=preset.outputs, executor=executor)
+    if lanes is not None:
+        model._running = GraphsExecutor(functools.partial(CudaBackend, num_lanes=lanes))
     return model.to(setting.device)
 
 
@@ -142,11 +155,11 @@ def generator_step(setting: Setting) -> Callable[[], None]:
 
 
 def hub_losses(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
-    criterion = hp.HubPathwayLoss(explore=EXPLORE)
+    criterion, noises = hp.HubPathwayLoss(explore=EXPLORE), setting.noises()
 
     def forward_backward() -> None:
         with setting.autocast():
-            losses = criterion(model(setting.x, target=setting.y), setting.y)
+            losses = criterion(model(setting.x, next(noises), target=setting.y), setting.y)
         losses.total.backward()
 
     return forward_backward
@@ -157,9 +170,11 @@ def hub_step(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
 
 
 def reference_step(setting: Setting, model: nn.Module) -> Callable[[], None]:
+    noises = setting.noises()
+
     def forward_backward() -> None:
         with setting.autocast():
-            out = model(setting.x)
+            out = model(setting.x, next(noises))
             total, *_ = reference.losses(out, setting.y, explore=EXPLORE)
         total.backward()
 
@@ -211,6 +226,37 @@ def predict(setting: Setting, model: nn.Module, n: int) -> Callable[[], Tensor]:
             return model(x)
 
     return call
+
+
+def replays_differ(setting: Setting, model: hp.HubPathway) -> str | None:
+    """Why a step as the model runs it by now, captured, is not the eager one; None: it is right.
+
+    Both against float32: in the precision of the rows, the model may be twice as far from it as
+    the eager step is, and a thousandth.
+    """
+    eager = hub(setting)
+    eager.load_state_dict(model.state_dict())
+    plain = dataclasses.replace(setting, amp=False)
+    with full_float32():
+        right = _results(plain, eager)
+    usual, found = _results(setting, eager), _results(setting, model)
+    for name, wanted, a, b in zip(("prediction", "gradients"), right, usual, found, strict=True):
+        allowed = 2 * ((a - wanted).norm() / wanted.norm()).item() + 1e-3
+        error = ((b - wanted).norm() / wanted.norm()).item()
+        if not error <= allowed:
+            return f"replays: {name}: relative error {error:.1e} above {allowed:.0e}"
+    return None
+
+
+def _results(setting: Setting, model: hp.HubPathway) -> tuple[Tensor, Tensor]:
+    """Of one training step: the prediction, and all experts' gradients."""
+    model.train().zero_grad(set_to_none=True)
+    with setting.autocast():
+        out = model(setting.x, next(setting.noises()), target=setting.y)
+        loss = hp.HubPathwayLoss(explore=EXPLORE)(out, setting.y).total
+    loss.backward()
+    gradients = [p.grad.flatten() for p in model.experts.parameters() if p.grad is not None]
+    return out.prediction.detach().float(), torch.cat(gradients).float()
 
 
 def check(setting: Setting, model: hp.HubPathway, compiled: bool = False) -> str | None:

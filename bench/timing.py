@@ -154,3 +154,15 @@ def copy_bandwidth(device: torch.device | str, megabytes: int | None = None) -> 
         return 2 * size / found["copy"].p50
     graph = capture(lambda: lambda: target.copy_(source))
     return 2 * size / replayed({"copy": graph}, seconds=0.5)["copy"].p50
+
+
+def product_rate(device: torch.device | str, size: int | None = None) -> float:
+    """Operations per second of a large bf16 product of random matrices, by torch's library."""
+    on_gpu = torch.device(device).type == "cuda"
+    size = size or (8192 if on_gpu else 512)
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    if not on_gpu:
+        found = interleaved({"product": lambda: a @ b}, device, seconds=0.5)
+        return 2 * size**3 / found["product"].p50
+    graph = capture(lambda: lambda: a @ b)
+    return 2 * size**3 / replayed({"product": graph}, seconds=0.5)["product"].p50

@@ -37,7 +37,7 @@ def here(tmp_path):
     def runner(group, limit, files, stamp):
         if group.name in ("machine", "compile", "tests", "memory"):
             return "ok"
-        group.run(Writer(files, group.name, stamp), limit)
+        group.run(Writer(files, group.name, stamp), group.seconds)
         return "ok"
 
     return runner

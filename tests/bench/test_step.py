@@ -138,23 +138,50 @@ def test_graphs_count_what_they_hold(monkeypatch):
     assert step.count_replays(lambda: None, model, "cpu") == {"launches": None, "peak_memory": 110}
 
 
-def test_a_launch_is_what_the_host_asks_for(monkeypatch):
-    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
-    events = [SimpleNamespace(name=n, device_type=d) for n, d in (
-        ("cudaLaunchKernel", cpu), ("cuLaunchKernelEx", cpu), ("cudaGraphLaunch", cpu),
-        ("cudaStreamSynchronize", cpu), ("gemm", cuda), ("relu", cuda), ("norm", cuda),
-        ("relu", cuda), ("Memset (Device)", cuda),
-    )]  # fmt: skip
+def event(name, kind, start=0.0, end=0.0):
+    return SimpleNamespace(
+        name=name, device_type=kind, time_range=SimpleNamespace(start=start, end=end)
+    )
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the profiler will have seen."""
+    found = []
 
     @contextlib.contextmanager
     def profile(activities):
-        yield SimpleNamespace(events=lambda: events)
+        yield SimpleNamespace(events=lambda: found)
 
     monkeypatch.setattr(torch.profiler, "profile", profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return found
+
+
+CUDA, CPU = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+
+
+def test_a_launch_is_what_the_host_asks_for(events):
+    events += [event(name, CPU) for name in (
+        "cudaLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch", "cudaStreamSynchronize",
+    )]  # fmt: skip
+    events += [event(n, CUDA) for n in ("gemm", "relu", "norm", "relu", "Memset (Device)")]
     assert step_counts.launches(lambda: None, "cuda") == 3
     del events[:3]
     assert step_counts.launches(lambda: None, "cuda") == 4
+
+
+def test_device_time_counts_what_overlaps_once(events):
+    events += [
+        event("conv", CUDA, 10, 40), event("relu", CUDA, 30, 50), event("conv", CUDA, 35, 45),
+        event("norm", CUDA, 60, 70), event("cudaGraphLaunch", CPU, 0, 5),
+    ]  # fmt: skip
+    found = step_counts.device_time(lambda: None, "cuda", calls=2)
+    assert (found.busy, found.added) == (pytest.approx(25e-6), pytest.approx(35e-6))
+    assert found.launches == 0.5
+    assert found.dearest[0] == ("conv", pytest.approx(20e-6), 1.0)
+    assert [name for name, *_ in found.dearest] == ["conv", "relu", "norm"]
+    assert step_counts.device_time(lambda: None, "cpu") is None
 
 
 def test_balanced_scores_give_every_expert_its_share():

@@ -1,0 +1,169 @@
+"""Rows of ``bench.gpu_speed`` that are whole training steps, on routings that are always the same.
+
+Recorded routings are gone through in turn, so that after a few steps every group size has been met:
+captured graphs need no hundreds of steps until the rare ones have come by, and all rows run the
+same groups. Each row is written as soon as there is anything to say of it, and again, under the
+same name, when more is known; the last line counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import hubpath_fast as hp
+
+from . import step_rows, timing
+from .children import Write, first_line
+from .counting import peak_memory
+from .step_counts import DeviceTime, device_time
+from .step_models import Preset
+
+RECORDED = 4  # routings: enough for a mean, few enough that captures of their sizes take seconds
+SETTLE_CYCLES = 8  # of them, at most, until graphs capture nothing more: a size is met three times
+
+
+@dataclass
+class Row:
+    """One way to run a step. values: what is known of it, as its line has it."""
+
+    name: str
+    function: Callable[[], object]
+    model: hp.HubPathway | None = None
+    values: dict = field(default_factory=dict)
+
+
+def measure(
+    write: Write, preset: Preset, px: int, names: Sequence[str], device: str, seconds: float
+) -> None:
+    """Times the rows of these names: "single I", "captured single I", "generator", "glue",
+    "reference", "dense", an executor, or "graphs, 8 lanes".
+
+    A row that is wrong, or does not run, is a line that says so, and the others go on.
+    """
+    start = time.monotonic()
+    setting = step_rows.make(preset, px, device, recorded=RECORDED)
+    shape = {"px": px, "N": len(setting.x), "M": len(setting.experts), "K": preset.k}
+    rows: list[Row] = []
+    for name in names:
+        try:
+            row = build(setting, name)
+            row.values |= shape
+            _begin(write, row, device)
+            rows.append(row)
+        except Exception as error:
+            write(name, ok=False, note=first_line(error), **shape)
+    if not rows:
+        return
+    left = max(0.1, 0.7 * (seconds - (time.monotonic() - start)))
+    functions = {row.name: row.function for row in rows}
+    times = timing.interleaved(functions, device, left, min_rounds=2 * RECORDED, sample_seconds=0.0)
+    for row in rows:
+        row.values |= asdict(times[row.name])
+    _compare(rows, preset.k)
+    for row in rows:
+        write(row.name, text=say(row.values), **row.values)
+    if device != "cuda":
+        return
+    for row in rows:
+        row.values |= on_the_device(device_time(row.function, device, RECORDED))
+        row.values["peak_memory"] = peak_memory(row.function, device)
+        write(row.name, text=say(row.values), **row.values)
+
+
+def build(setting: step_rows.Setting, name: str) -> Row:
+    """The row of a name, checked. Raises ValueError for one that is wrong."""
+    kind, _, index = name.rpartition(" ")
+    if kind == "single":
+        return Row(name, step_rows.single_step(setting, int(index)))
+    if kind == "captured single":
+        return Row(name, step_rows.captured_single_step(setting, int(index)))
+    if name in ("generator", "glue"):
+        make = {"generator": step_rows.generator_step, "glue": step_rows.glue_step}[name]
+        return Row(name, make(setting))
+    if name in ("reference", "dense"):
+        model = step_rows.reference_hub(setting, name == "dense")
+        return Row(name, step_rows.reference_step(setting, model))
+    executor, _, lanes = name.partition(", ")
+    model = step_rows.hub(setting, executor, int(lanes.split()[0]) if lanes else None)
+    problem = step_rows.check(setting, model)
+    if problem is not None:
+        raise ValueError(f"not timed: {problem}")
+    row = Row(name, step_rows.hub_step(setting, model), model)
+    if executor == "graphs":
+        settle(setting, row)
+    return row
+
+
+def settle(setting: step_rows.Setting, row: Row) -> None:
+    """Steps until graphs run all groups, then a comparison with the eager step."""
+    start = time.monotonic()
+    for _ in range(SETTLE_CYCLES):
+        before = row.model.executor_report().misses
+        for _ in range(RECORDED):
+            row.function()
+        report = row.model.executor_report()
+        if report.misses == before:
+            break
+    timing.synchronize(setting.device)
+    row.values |= {
+        "settle_seconds": time.monotonic() - start,
+        "graphs": sum(map(len, report.captured.values())),
+        "graph_memory": report.memory,
+        "misses_a_cycle": report.misses - before,
+        "eager": {str(i): why for i, why in report.eager.items()},
+    }
+    if report.hits == 0:
+        raise ValueError(f"not timed: no graph was replayed; {report.eager}")
+    problem = step_rows.replays_differ(setting, row.model)
+    if problem is not None:
+        raise ValueError(f"not timed: {problem}")
+
+
+def _begin(write: Write, row: Row, device: str) -> None:
+    """Warms a row up, and writes a first, short measurement of it."""
+    for _ in range(RECORDED):
+        row.function()
+    timing.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(RECORDED):
+        row.function()
+    timing.synchronize(device)
+    seconds = (time.perf_counter() - start) / RECORDED
+    row.values |= asdict(timing.Times.of([seconds]))
+    write(row.name, text=say(row.values) + " (one cycle)", quiet=True, **row.values)
+
+
+def _compare(rows: Sequence[Row], k: int) -> None:
+    """Ratios of each row's median to K times the mean single's, eager and captured."""
+    median = {row.name: row.values["p50"] for row in rows}
+    for key, kind in (("to_k_single", "single "), ("to_k_captured", "captured single ")):
+        singles = [value for name, value in median.items() if name.startswith(kind)]
+        if singles:
+            for row in rows:
+                row.values[key] = row.values["p50"] / (k * statistics.mean(singles))
+
+
+def on_the_device(found: DeviceTime | None) -> dict:
+    """As values of a line; none off the GPU."""
+    if found is None:
+        return {}
+    return {
+        "busy": found.busy, "kernel_seconds": found.added, "launches": found.launches,
+        "dearest": [list(kernel) for kernel in found.dearest],
+    }  # fmt: skip
+
+
+def say(values: dict) -> str:
+    """A row's values in few words."""
+    text = [f"{values['p50'] * 1e3:.2f} ms"]
+    for key, word in (("to_k_single", "K singles"), ("to_k_captured", "K captured")):
+        if key in values:
+            text.append(f"{values[key]:.2f} x {word}")
+    if "busy" in values:
+        text.append(f"busy {values['busy'] * 1e3:.2f}, {values['launches']:.0f} launches")
+    if "graphs" in values:
+        text.append(f"{values['graphs']} graphs, {values['misses_a_cycle']} misses")
+    return ", ".join(text)

@@ -1,0 +1,227 @@
+"""bench.gpu_speed without a GPU: its groups on a CPU, with small hubs and stand-ins for graphs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_check_executors import Backend, chosen_for_cpu
+from test_step import PRESET
+
+from bench import gpu_speed, jsonl, speed_step, step_counts, step_models, step_rows, timing
+from bench.children import Files, Writer
+from bench.operations import Size
+
+ROWS = ("single 0", "captured single 0", "sequential", "threads", "dense", "reference", "glue",
+        "generator")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def not_interpreted(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    """The numbers of lanes that graphs were asked to run on; they are stand-ins."""
+
+    class Lanes(Backend):
+        def __init__(self, device, num_lanes=8):
+            super().__init__(device)
+            self.num_lanes = num_lanes
+            asked.append(num_lanes)
+
+    asked = []
+    chosen_for_cpu(monkeypatch)
+    monkeypatch.setattr(step_rows, "CudaBackend", Lanes)
+    make = step_rows.GraphsExecutor.__init__  # of copies of a model, too
+    monkeypatch.setattr(make, "__defaults__", (Lanes, *make.__defaults__[1:]))
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, inputs: module)
+    return asked
+
+
+@pytest.fixture
+def place(monkeypatch):
+    for name in ("homogeneous", "atari", "tiny"):
+        monkeypatch.setitem(gpu_speed.PRESETS, name, PRESET)
+    monkeypatch.setattr(gpu_speed, "THREADS", (1,))
+    monkeypatch.setattr(gpu_speed, "ON_CPU", ("single 0", "single 2", "sequential", "threads"))
+    return gpu_speed.Place(
+        device="cpu", step=("homogeneous", 16), step_rows=ROWS, atari_rows=("single 0", "dense"),
+        glues=((7, 3, 2, 4),), roof=(("gather", Size(9, 3, 2, 5)),), cpu=("tiny", 16),
+    )  # fmt: skip
+
+
+def here(group, limit, files, stamp):
+    if group.name not in ("machine", "compile"):
+        group.run(Writer(files, group.name, stamp), 0.1)
+    return "ok"
+
+
+def test_every_part_is_measured_on_a_cpu(place, lanes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(PRESET.stride, 84, 4)  # atari's pixels
+    monkeypatch.setattr(step_rows, "make", small_images(step_rows.make))
+    arguments = ["--only", "step,glue,roof,atari,cpu", "--out", str(tmp_path)]
+    assert gpu_speed.main(arguments, place, here) == 0, capsys.readouterr().out
+    rows = {(row["group"], row["name"]): row for row in jsonl.read(tmp_path / "speed.jsonl")}
+    assert rows["ceilings", "copy"]["bytes_per_second"] > 1e6
+    assert rows["ceilings", "bf16 product"]["flops_per_second"] > 1e6
+    for name in ROWS:
+        row = rows["step", name]
+        assert 0 < row["p20"] <= row["p50"] <= row["p80"]
+        assert row["rounds"] >= 8  # the last line of a row, not its first
+        assert row["to_k_single"] == pytest.approx(
+            row["p50"] / (2 * rows["step", "single 0"]["p50"])
+        )
+        assert row["to_k_captured"] > 0
+        assert (row["N"], row["M"], row["K"], row["px"]) == (24, 3, 2, 16)
+    for count in (1, 2, 8):
+        row = rows[f"graphs {count}", f"graphs, {count} lane{'s' * (count > 1)}"]
+        assert row["misses_a_cycle"] == 0
+        assert row["graphs"] >= 3
+        assert row["eager"] == {}
+    assert sorted(set(lanes)) == [1, 2, 8]
+    assert rows["glue", "7,3,2,4 torch eager"]["speedup"] > 0
+    roof = rows["roof", "gather 9,3,2,5 float32 backward eager"]
+    copy = rows["ceilings", "copy"]["bytes_per_second"]
+    assert roof["share_of_copy"] == pytest.approx(roof["fewest_bytes"] / roof["p50"] / copy)
+    assert rows["atari", "dense"]["to_k_single"] > 0
+    assert ("cpu 1", "threads") in rows
+    assert all(row["device"] for (_, name), row in rows.items() if name != "group")
+    text = capsys.readouterr().out
+    assert len(text) < 7000
+    assert "step: sequential ok " in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["speed.jsonl"]
+
+
+def small_images(make):
+    """Experts of 16 pixels take images of 84 by a part of them."""
+
+    def made(preset, px, *arguments, **options):
+        return make(preset, 16, *arguments, **options)
+
+    return made
+
+
+@pytest.fixture
+def writer(tmp_path):
+    return Writer(Files(tmp_path, "speed"), "step", lambda: {"device": "d"})
+
+
+def test_a_wrong_row_is_told_and_the_others_are_timed(writer, monkeypatch):
+    check = step_rows.check
+    monkeypatch.setattr(
+        step_rows, "check",
+        lambda setting, model: "prediction: off" if model.executor == "threads" else
+        check(setting, model),
+    )  # fmt: skip
+    speed_step.measure(writer, PRESET, 16, ("threads", "streams", "sequential"), "cpu", 0.1)
+    rows = jsonl.read(writer.files.rows)
+    assert [(row["name"], row.get("note")) for row in rows if not row["ok"]] == [
+        ("threads", "ValueError: not timed: prediction: off"),
+        ("streams", "ValueError: executor='streams' needs CUDA, but the input is on cpu; move the "
+                    'model and its input there, or use executor="auto"'),
+    ]  # fmt: skip
+    assert [row["name"] for row in rows if row["ok"]] == ["sequential", "sequential"]
+
+
+def test_a_row_is_on_disk_before_all_are_timed(writer, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing, "interleaved", killed)
+    with pytest.raises(KeyboardInterrupt):
+        speed_step.measure(writer, PRESET, 16, ("single 0", "sequential"), "cpu", 0.1)
+    rows = jsonl.read(writer.files.rows)
+    assert [row["name"] for row in rows] == ["single 0", "sequential"]
+    assert all(row["p50"] > 0 and row["rounds"] == 1 for row in rows)
+
+
+def test_graphs_that_replay_something_else_are_not_timed(writer, lanes, monkeypatch):
+    capture = Backend.capture
+
+    def stale(self, function, pool):
+        calls = []
+
+        def changing():
+            calls.append(function())
+            return calls[0] if len(calls) == 1 else [t if t is None else t * 1.5 for t in calls[-1]]
+
+        return capture(self, changing, pool)
+
+    monkeypatch.setattr(Backend, "capture", stale)
+    speed_step.measure(writer, PRESET, 16, ("graphs, 2 lanes",), "cpu", 0.1)
+    [row] = jsonl.read(writer.files.rows)
+    assert "not timed: replays: prediction: relative error" in row["note"]
+
+
+def test_what_the_device_does_is_in_a_row(writer, monkeypatch):
+    found = step_counts.DeviceTime(2e-3, 3e-3, 55.0, (("conv", 1e-3, 4.0),))
+    monkeypatch.setattr(speed_step, "device_time", lambda function, device, calls: found)
+    monkeypatch.setattr(speed_step, "peak_memory", lambda function, device: 5)
+    monkeypatch.setattr(speed_step.timing, "synchronize", lambda device: None)
+    monkeypatch.setattr(timing, "synchronize", lambda device: None)
+    setting = step_rows.make(PRESET, 16, "cpu", recorded=2)
+    monkeypatch.setattr(step_rows, "make", lambda *_, **__: setting)
+    speed_step.measure(writer, PRESET, 16, ("single 0",), "cuda", 0.1)
+    row = jsonl.read(writer.files.rows)[-1]
+    assert (row["busy"], row["launches"], row["peak_memory"]) == (2e-3, 55.0, 5)
+    assert row["dearest"] == [["conv", 1e-3, 4.0]]
+    assert row["text"].endswith("busy 2.00, 55 launches")
+
+
+def test_recorded_routings_are_gone_through_in_turn(monkeypatch):
+    setting, seen = step_rows.make(PRESET, 16, "cpu", recorded=3), []
+    models = step_rows.hub(setting), step_rows.reference_hub(setting)
+    forwards = [type(model).forward for model in models]
+    for model, forward in zip(models, forwards, strict=True):
+        monkeypatch.setattr(
+            type(model), "forward",
+            lambda self, x, eps, forward=forward, **options: seen.append(eps)
+            or forward(self, x, eps, **options),
+        )  # fmt: skip
+    for make, model in zip((step_rows.hub_step, step_rows.reference_step), models, strict=True):
+        step = make(setting, model)
+        for _ in range(4):
+            step()
+        assert [id(eps) for eps in seen] == [id(setting.noise[i % 3]) for i in range(4)]
+        del seen[:]
+    assert next(step_rows.make(PRESET, 16, "cpu").noises()) is None
+
+
+def test_a_dry_run_keeps_to_the_seconds_and_names_the_rows(capsys):
+    assert gpu_speed.main(["--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    for word in ("ceilings", "graphs, 8 lanes", "graphs, 1 lane\n", "dense", "combine 262144"):
+        assert word in listed
+    assert "cpu" not in listed
+    planned = [float(line.split("planned")[1].split()[0]) for line in listed.splitlines()]
+    assert 200 < sum(planned) <= 220 + len(planned) / 2  # rounded to seconds
+
+
+def test_threads_are_bounded_by_the_cores(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_speed.precompile, "cores", lambda: 4)
+    assert gpu_speed.main(["--only", "cpu", "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert [line.split("planned")[0].strip() for line in listed.splitlines()] == [
+        "cpu 1", "cpu 2", "cpu 4",
+    ]  # fmt: skip
+
+
+def test_an_unknown_part_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        gpu_speed.main(["--only", "step,rood"])
+    assert "got rood" in capsys.readouterr().err
+
+
+def test_the_papers_step_and_the_roof_are_what_is_measured():
+    place = gpu_speed.Place()
+    preset = step_models.PRESETS[place.step[0]]
+    assert (preset.n, preset.k, place.step[1]) == (48, 2, 224)
+    assert {name for name, _ in place.roof} == {
+        "noisy_topk", "gather", "combine", "aggregate", "exploit_loss",
+    }  # fmt: skip
+    found = SimpleNamespace(**{name: getattr(place, name) for name in ("step_rows", "glues")})
+    assert {"single 0", "captured single 0", "dense", "reference"} <= set(found.step_rows)
+    assert (48, 5, 2, 100) in found.glues
