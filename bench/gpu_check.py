@@ -83,6 +83,8 @@ def groups(place: Place) -> list[Group]:
 
 
 def machine(place: Place, write: Writer, seconds: float) -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set: no kernel would run on the GPU; unset it")
     if not torch.cuda.is_available():
         raise SystemExit(NO_GPU)
     properties = torch.cuda.get_device_properties(0)
@@ -157,17 +159,12 @@ def memory(place: Place, write: Writer, seconds: float) -> None:
         return
     # Each tensor by itself: within the allocator's large blocks nothing is out of bounds.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    end = time.monotonic() + seconds - 1
     for kind in ("memcheck", "racecheck"):
         command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable, "-m"]
-        try:
-            done = subprocess.run(
-                [*command, "bench.check_kernels"], cwd=ROOT, env=environment,
-                timeout=max(0.1, end - time.monotonic()), capture_output=True, text=True,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            write(kind, ok=False, note="out of time")
-            return
+        done = subprocess.run(
+            [*command, "bench.check_kernels"], cwd=ROOT, env=environment, capture_output=True,
+            text=True,
+        )  # fmt: skip
         print(done.stdout, done.stderr, flush=True)
         write(kind, **sanitized(done.returncode, done.stdout + done.stderr))
 

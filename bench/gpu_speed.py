@@ -95,7 +95,7 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         for threads in THREADS:
             if threads <= precompile.cores():
                 text = f"{place.cpu[0]} hub, {place.cpu[1]} px, {', '.join(ON_CPU)}"
-                found.append(group(f"cpu {threads}", 14, on_cpu, threads, about=text))
+                found.append(group(f"cpu {threads}", 22, on_cpu, threads, about=text))
     return found
 
 
@@ -153,6 +153,7 @@ DIRECTIONS = ("forward", "backward")
 
 def on_cpu(place: Place, threads: int, write: Writer, seconds: float) -> None:
     torch.set_num_threads(threads)
+    write = Writer(write.files, write.group, functools.partial(records.environment, "cpu"))
     enlarge_primitive_cache()
     preset, px = place.cpu
     speed_step.measure(write, PRESETS[preset], px, ON_CPU, "cpu", seconds)
@@ -192,8 +193,7 @@ def main(
     start, args = children.begun(argv), parse(argv)
     timing.refuse_interpreter()
     place = place or Place()
-    device = "cpu" if args.only == ["cpu"] else place.device
-    stamp = functools.partial(records.environment, device)
+    stamp = functools.partial(records.environment, place.device)
     return children.command(args, "speed", groups(place, args.only), stamp, start, runner)
 
 

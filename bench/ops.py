@@ -72,6 +72,7 @@ def memory_needed(name: str, size: Size) -> int:
 
 def memory_at_hand(device: str) -> int:
     if device == "cuda":
+        torch.cuda.empty_cache()  # what the last size left is not in use
         return torch.cuda.mem_get_info()[0]
     return 4 << 30
 

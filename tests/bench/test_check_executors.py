@@ -119,6 +119,18 @@ def test_after_failed_captures_all_is_as_before(write, rows, make):
     assert [row for row in rows if not row["ok"]] == []
 
 
+def test_an_error_after_a_failed_capture_hides_no_other_check(write, rows, make, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("Offset increment outside graph capture")
+
+    monkeypatch.setattr(check_executors, "step", broken)
+    check_executors.capture_failures(write, "cpu", make, 2)
+    assert [(row["name"], row["ok"]) for row in rows] == [
+        ("after a failed capture", False), ("draws", True), ("a good capture", False),
+    ]  # fmt: skip
+    assert rows[0]["note"] == "RuntimeError: Offset increment outside graph capture"
+
+
 def test_draws_that_are_broken_by_a_failed_capture_are_seen(write, rows, make, monkeypatch):
     monkeypatch.setattr(check_executors.torch, "rand", lambda *size, device: torch.zeros(size))
     assert check_executors._draws("cpu") == {"torch draws anew": False, "routing draws anew": True}

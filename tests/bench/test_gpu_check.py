@@ -78,6 +78,7 @@ def test_a_dry_run_lists_groups_within_the_seconds(capsys):
 
 def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert gpu_check.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().out.endswith("no GPU: torch.cuda.is_available() is False\n")
 
@@ -95,6 +96,9 @@ def test_the_machine_is_told_and_kernels_are_compiled_for_it(writer, monkeypatch
     found = SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 is set"):
+        gpu_check.machine(gpu_check.Place(), writer, 1.0)
+    monkeypatch.delenv("TRITON_INTERPRET")
     gpu_check.machine(gpu_check.Place(), writer, 1.0)
     asked = []
     monkeypatch.setattr(
@@ -182,8 +186,6 @@ def test_the_memory_checkers_words_are_told(writer, tmp_path, monkeypatch):
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     gpu_check.memory(gpu_check.Place(), writer, 20.0)
-    tool.write_text("#!/bin/sh\nexec sleep 30")
-    gpu_check.memory(gpu_check.Place(), writer, 1.5)
     monkeypatch.setenv("PATH", "")
     gpu_check.memory(gpu_check.Place(), writer, 20.0)
     said = [(row["name"], row["ok"], row.get("text", row.get("note"))) for row in rows_of(writer)]
@@ -191,7 +193,6 @@ def test_the_memory_checkers_words_are_told(writer, tmp_path, monkeypatch):
         ("memcheck", True, "ERROR SUMMARY: 0 errors"),
         ("racecheck", False, "status 9: RACECHECK SUMMARY: 1 hazard displayed; "
          "first: Error: Race reported between Write access at 0x10"),
-        ("memcheck", False, "out of time"),
         ("compute-sanitizer", True, "not installed: nothing was checked"),
     ]  # fmt: skip
 

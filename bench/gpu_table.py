@@ -1,0 +1,249 @@
+"""Puts what runs on devices found into the repository: measures nothing, needs no GPU.
+
+    python -m bench.gpu_table [RUN ...] [--check]
+
+RUN: a folder that ``bench.gpu_check`` or ``bench.gpu_speed`` left, or one of its files. Their lines
+go to ``bench/results/DEVICE/gpu.jsonl``, one file a device; of lines of one part, group and name
+the newest stays. Then the tables between the marks in README.md and bench/README.md are written
+from those files, and from nothing else. --check writes nothing: exit status 1 where a table is not
+what the files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import jsonl
+from .records import RESULTS, ROOT, slug
+
+FILE = "gpu.jsonl"
+BEGIN, END = "<!-- gpu results: by python -m bench.gpu_table -->", "<!-- end of gpu results -->"
+COMMANDS = "`python -m bench.gpu_check` and `python -m bench.gpu_speed`"
+NOTHING = (
+    "**Nothing here was run or measured on a GPU.** The kernels are tested for values and "
+    "gradients under Triton's interpreter and compiled for sm_80, sm_90 and sm_100; the executors "
+    f"`streams` and `graphs` are tested against a stand-in for CUDA. On a GPU, {COMMANDS} check "
+    "and measure everything in six minutes."
+)
+Rows = dict[tuple[str, str, str], dict]  # by part, group and name
+
+
+def rows_of(run: Path) -> list[dict]:
+    """The lines of a run, each with its device: that of its group, or else of the run."""
+    files = sorted(run.glob("*.jsonl")) if run.is_dir() else [run]
+    rows = [row for file in files for row in jsonl.read(file)]
+    by_group = {(r["part"], r["group"]): r["device"] for r in rows if "device" in r}
+    usual = next((row["device"] for row in rows if "device" in row), None)
+    if usual is None:
+        raise ValueError(f"{run}: no line names a device; is it a folder of bench.gpu_check?")
+    return [
+        {"device": by_group.get((row["part"], row["group"]), usual), **row} for row in rows
+    ]  # fmt: skip
+
+
+def newest(rows: Iterable[dict]) -> Rows:
+    """Of rows with one key the newest; of equally old ones the last."""
+    found: Rows = {}
+    for row in rows:
+        key = row["part"], row["group"], row["name"]
+        if key not in found or row["date"] >= found[key]["date"]:
+            found[key] = row
+    return found
+
+
+def merge(runs: Iterable[Path], results: Path) -> list[Path]:
+    """Adds runs to the devices' files; those that were written."""
+    devices: dict[str, list[dict]] = {}
+    for run in runs:
+        for row in rows_of(run):
+            devices.setdefault(row["device"], []).append(row)
+    written = []
+    for device, rows in devices.items():
+        path = results / slug(device) / FILE
+        merged = newest([*jsonl.read(path), *rows])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(merged[key]) + "\n" for key in sorted(merged))
+        path.write_text(text)
+        written.append(path)
+    return written
+
+
+def devices_of(results: Path) -> list[Rows]:
+    return [newest(jsonl.read(path)) for path in sorted(results.glob(f"*/{FILE}"))]
+
+
+def part(rows: Rows, name: str, group: str | None = None) -> list[dict]:
+    """Results of a part (and a group), without the lines on how groups ended."""
+    return [
+        row
+        for key, row in rows.items()
+        if key[0] == name and group in (None, key[1]) and key[2] != "group"
+    ]
+
+
+def heading(rows: Rows) -> str:
+    stamped = [row for row in rows.values() if "commit" in row]
+    last = max(stamped, key=lambda row: row["date"])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in stamped))
+    versions = f"torch {last['torch']}, Triton {last['triton']}, Python {last['python']}"
+    driver = f", driver {last['driver']}" if "driver" in last else ""
+    return f"**{last['device']}**{driver}, {versions}, commit {commits}, {last['date'][:10]}"
+
+
+def checks(rows: Rows) -> list[str]:
+    """How many checks are right, and all that are not."""
+    found = part(rows, "check")
+    if not found:
+        return []
+    wrong = [row for row in found if not row["ok"]]
+    ended = [row for key, row in rows.items() if key[0] == "check" and key[2] == "group"]
+    lines = [f"`bench.gpu_check`: {len(found) - len(wrong)} of {len(found)} checks are right."]
+    lines += [f"- {r['group']}: {r['name']}: {r.get('note', r.get('text', ''))}" for r in wrong]
+    lines += [f"- group {row['group']}: {row['status']}" for row in ended if not row["ok"]]
+    return ["\n".join(lines)]
+
+
+def markdown(head: list[str], body: list[list[str]]) -> list[str]:
+    if not body:
+        return []
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return ["\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *body])]
+
+
+def ceilings(rows: Rows) -> list[str]:
+    found = {row["name"]: row for row in part(rows, "speed", "ceilings") if row["ok"]}
+    lines = [f"{name}: {row['text']}" for name, row in found.items()]
+    return ["Ceilings: " + ", ".join(lines) + "."] if lines else []
+
+
+def step_rows(rows: Rows) -> list[dict]:
+    """The rows of the paper's step; singles once, of the groups that they stand in."""
+    found = part(rows, "speed", "step")
+    for group in sorted({key[1] for key in rows if key[1].startswith("graphs ")}):
+        found += [r for r in part(rows, "speed", group) if r["name"].startswith("graphs")]
+    return sorted(found, key=lambda row: row.get("p50", float("inf")))
+
+
+def steps(found: list[dict], title: str) -> list[str]:
+    """A table of whole steps: times, and what the device did meanwhile."""
+    head = [title, "ms (20-80 %)", "x K singles", "x K captured", "busy ms", "launches", "GiB",
+            "dearest kernel"]  # fmt: skip
+    body = []
+    for row in found:
+        if "p50" not in row or not row["ok"]:
+            body.append([row["name"], row.get("note", "-"), *["-"] * 6])
+            continue
+        spread = f"{ms(row['p50'])} ({ms(row['p20'])}-{ms(row['p80'])})"
+        peak = row.get("peak_memory")
+        dearest = row.get("dearest") or []
+        kernel = f"`{dearest[0][0][:40]}` {ms(dearest[0][1])} ms" if dearest else "-"
+        body.append([
+            row["name"], spread, cell(row.get("to_k_single")), cell(row.get("to_k_captured")),
+            ms(row["busy"]) if "busy" in row else "-", cell(row.get("launches"), "{:.0f}"),
+            cell(None if peak is None else peak / 2**30, "{:.1f}"), kernel,
+        ])  # fmt: skip
+    return markdown(head, body)
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f}"
+
+
+def cell(value: float | None, text: str = "{:.2f}") -> str:
+    return "-" if value is None else text.format(value)
+
+
+def timed(rows: Rows, group: str, title: str) -> list[str]:
+    """A table of the rows of ``glue`` or ``roof``."""
+    body = []
+    for row in sorted(part(rows, "speed", group), key=lambda row: row["name"]):
+        if "p50" in row and row["ok"]:
+            values = [f"{row['p50'] * 1e6:.1f}", cell(row.get("speedup")),
+                      cell(row.get("share_of_copy"), "{:.0%}")]  # fmt: skip
+        else:
+            values = [row.get("note", "-"), "-", "-"]
+        body.append([row["name"], *values])
+    return markdown([title, "us", "x reference", "of copy"], body)
+
+
+def threads(rows: Rows) -> list[str]:
+    """A table of the host's threads: milliseconds a step."""
+    groups = sorted(
+        {key[1] for key in rows if key[1].startswith("cpu ")}, key=lambda name: int(name[4:])
+    )
+    names = [name for name in ("reference", "sequential", "threads")
+             if any(("speed", group, name) in rows for group in groups)]  # fmt: skip
+    body = []
+    for group in groups:
+        found = [rows.get(("speed", group, name), {}) for name in names]
+        body.append([group[4:], *(cell(row.get("p50", 0) * 1e3 or None) for row in found)])
+    return markdown(["threads", *(f"{name}, ms" for name in names)], body)
+
+
+def whole(devices: list[Rows]) -> str:
+    """All that is known, for bench/README.md."""
+    blocks: list[str] = [] if any(on_gpu(rows) for rows in devices) else [NOTHING]
+    for rows in devices:
+        blocks += [heading(rows), *checks(rows), *ceilings(rows)]
+        blocks += steps(step_rows(rows), "the paper's step")
+        blocks += steps(part(rows, "speed", "atari"), "the step of Atari")
+        blocks += timed(rows, "glue", "glue, N,M,K,C") + timed(rows, "roof", "kernel")
+        blocks += threads(rows)
+    return "\n\n".join(blocks)
+
+
+def short(devices: list[Rows]) -> str:
+    """What the README says: the paper's step, and how many checks are right."""
+    blocks = []
+    for rows in filter(on_gpu, devices):
+        body = [
+            [row["name"], ms(row["p50"]), cell(row.get("to_k_single"))]
+            for row in step_rows(rows)
+            if row["ok"] and "p50" in row
+        ]
+        blocks += [heading(rows), *(text.split("\n")[0] for text in checks(rows))]
+        blocks += markdown(["the paper's step", "ms", "x K single models"], body)
+    return "\n\n".join([*blocks, "More: `bench/README.md`."]) if blocks else NOTHING
+
+
+def on_gpu(rows: Rows) -> bool:
+    return any("driver" in row for row in rows.values())
+
+
+def written_into(text: str, block: str) -> str:
+    """A document with the block between its marks. Raises ValueError where it has none."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"expected the marks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT, results: Path = RESULTS) -> int:
+    parser = argparse.ArgumentParser(prog="bench.gpu_table", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="a folder of results")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if tables are old")
+    args = parser.parse_args(argv)
+    if args.runs and args.check:
+        parser.error("--check: writes nothing, so it takes no RUN")
+    for path in merge(args.runs, results):
+        print(path)
+    devices, old = devices_of(results), []
+    for name, block in (("README.md", short(devices)), ("bench/README.md", whole(devices))):
+        path = root / name
+        text = path.read_text()
+        new = written_into(text, block)
+        if new != text:
+            old.append(name)
+            if not args.check:
+                path.write_text(new)
+    print(f"{'old' if args.check else 'written'}: {', '.join(old) or 'nothing'}")
+    return 1 if args.check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
