@@ -27,7 +27,7 @@ from typing import Protocol
 
 from . import jsonl, records
 
-CHARACTERS = 6_800  # of standard output, of which a short tail may be all that is kept
+CHARACTERS = 5_800  # of standard output: of both parts in one, 12,000 may be all that is kept
 LEAST = 2.0  # seconds: a group with less time is not begun
 
 
@@ -204,7 +204,8 @@ def say(row: dict) -> str:
     elif "note" in row:
         detail = row["note"]
     else:
-        detail = f"{row['error']:.0e}" if isinstance(row.get("error"), float) else ""
+        error = row.get("error")
+        detail = f"{error:.0e}".replace("e-0", "e-") if isinstance(error, float) else ""
     return f"{row['name']} {'ok' if row['ok'] else 'FAILED'} {detail}".rstrip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,6 +160,25 @@ def test_a_replay_follows_its_inputs_or_is_named(write, device):
     check_kernels.replays(write, [TINY_GLUE], "cpu", "torch", stays)
     assert not write[0]["ok"]
     assert write[0]["note"].startswith("inputs 2: loss is not the eager one, by ")
+
+
+def test_a_recorded_graph_leaves_its_results_where_they_are(monkeypatch):
+    """With a stand-in for the capture, which runs the function again."""
+    monkeypatch.setattr(
+        check_kernels.timing, "capture", lambda prepare: SimpleNamespace(replay=prepare())
+    )
+    numbers = iter(range(9))
+    replay = check_kernels.record_graph(lambda: [torch.tensor(next(numbers))])
+    assert [replay()[0].item(), replay()[0].item()] == [0, 1]
+
+
+def test_waits_are_errors_only_within(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: modes.append("waited"))
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with pytest.raises(ValueError, match="inside"), check_kernels.waits_are_errors():
+        raise ValueError("inside")
+    assert modes == ["waited", "error", "default"]
 
 
 def test_copied_inputs_are_the_others():

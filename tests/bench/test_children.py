@@ -72,7 +72,7 @@ def test_a_group_that_dies_costs_itself_only(tmp_path, capfd):
         "2 failed, 2 ok", "raises: error FAILED ValueError: a wrong argument",
         "writes: two FAILED x[0] got 1 expected 2", "dies: killed by SIGSEGV",
     ]  # fmt: skip
-    assert text.endswith("dies: before ok\nwrites: one ok 3e-07")
+    assert text.endswith("dies: before ok\nwrites: one ok 3e-7")
 
 
 def test_a_group_that_hangs_is_killed_with_its_children(tmp_path):
