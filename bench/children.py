@@ -27,7 +27,7 @@ from typing import Protocol
 
 from . import jsonl, records
 
-CHARACTERS = 5_800  # of standard output: of both parts in one, 12,000 may be all that is kept
+CHARACTERS = 5_800  # of standard output: a short tail of it must hold the whole table
 LEAST = 2.0  # seconds: a group with less time is not begun
 
 

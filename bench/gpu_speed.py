@@ -16,6 +16,7 @@ and needs no GPU. Groups, files and exit status are as of ``bench.gpu_check``: D
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -192,6 +193,9 @@ def main(
 ) -> int:
     start, args = children.begun(argv), parse(argv)
     timing.refuse_interpreter()
+    if not args.dry_run and set(args.only) & {"step", "cpu"}:
+        with contextlib.suppress(ImportError):  # their rows will say so
+            import timm  # noqa: F401  here, before the groups' processes are forked
     place = place or Place()
     stamp = functools.partial(records.environment, place.device)
     return children.command(args, "speed", groups(place, args.only), stamp, start, runner)
