@@ -1,0 +1,178 @@
+"""Instructions on the bits of a register: fields, counts, permutations."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arithmetic import elementwise
+from .decode import Code, Step, decodes
+from .kinds import B32, U32
+from .ptx import Unknown
+from .threads import Threads
+
+_BYTE = np.uint64(0xFF)
+
+
+def bit_length(x: np.ndarray) -> np.ndarray:
+    """How many bits an unsigned number needs, 0 for 0."""
+    x, found = x.astype(np.uint64), np.zeros(x.shape, np.int64)
+    for step in (32, 16, 8, 4, 2, 1):
+        high = x >> np.uint64(step)
+        found += np.where(high > 0, step, 0)
+        x = np.where(high > 0, high, x)
+    return found + (x > 0)
+
+
+def count_ones(x: np.ndarray) -> np.ndarray:
+    bytes_of = np.ascontiguousarray(x).view(np.uint8).reshape(len(x), -1)
+    return np.unpackbits(bytes_of, axis=1).sum(axis=1)
+
+
+def reverse(x: np.ndarray) -> np.ndarray:
+    bytes_of = np.ascontiguousarray(x).view(np.uint8).reshape(len(x), -1)
+    flipped = np.packbits(np.unpackbits(bytes_of, axis=1)[:, ::-1], axis=1)
+    return np.ascontiguousarray(flipped).view(x.dtype).reshape(-1)
+
+
+@decodes("popc")
+def _popc(code: Code) -> Step:
+    return elementwise(code, count_ones, result=U32)
+
+
+@decodes("clz")
+def _clz(code: Code) -> Step:
+    bits = 8 * code.kind.size
+    return elementwise(code, lambda x: bits - bit_length(x), result=U32)
+
+
+@decodes("brev")
+def _brev(code: Code) -> Step:
+    return elementwise(code, reverse)
+
+
+@decodes("bfind", modifiers="shiftamt")
+def _bfind(code: Code) -> Step:
+    """The place of the highest bit that is not the sign's; all ones if there is none."""
+    kind = code.kind
+
+    def find(x: np.ndarray) -> np.ndarray:
+        x = np.where(x < 0, ~x, x) if kind.is_signed else x
+        place = bit_length(x.view(kind.unsigned)) - 1
+        if "shiftamt" in code.modifiers:
+            place = np.where(place < 0, place, 8 * kind.size - 1 - place)
+        return place.astype(np.uint32)
+
+    return elementwise(code, find, result=U32)
+
+
+@decodes("bfe")
+def _bfe(code: Code) -> Step:
+    """``length`` bits from bit ``start`` on, with the sign of the last one if the type has one."""
+    kind, bits = code.kind, 8 * code.kind.size
+    source, target = code.source(1, kind), code.target(0, kind)
+    start_of, length_of = code.source(2, U32), code.source(3, U32)
+
+    def run(threads: Threads) -> None:
+        x = source(threads)
+        start, length = start_of(threads) & np.uint32(255), length_of(threads) & np.uint32(255)
+        end = np.minimum(start + length, bits)
+        # Up to the top and down again: this drops what lies above and extends the sign.
+        up, length = (bits - end).astype(kind.dtype), np.minimum(length, bits)
+        down = np.minimum(up + start.astype(kind.dtype), bits - 1).astype(kind.dtype)
+        field = (x << np.minimum(up, bits - 1).astype(kind.dtype)) >> down
+        beyond = x >> kind.dtype.type(bits - 1) if kind.is_signed else kind.dtype.type(0)
+        field = np.where(start >= bits, beyond, field)
+        target(threads, np.where(length == 0, kind.dtype.type(0), field))
+
+    return run
+
+
+@decodes("bfi")
+def _bfi(code: Code) -> Step:
+    """Operand 2 with ``length`` bits from ``start`` on replaced by operand 1's lowest."""
+    kind, bits = code.kind, 8 * code.kind.size
+    field_of, source, target = code.source(1, kind), code.source(2, kind), code.target(0, kind)
+    start_of, length_of = code.source(3, U32), code.source(4, U32)
+    whole = kind.dtype.type((1 << bits) - 1)
+
+    def run(threads: Threads) -> None:
+        start = np.minimum(start_of(threads) & np.uint32(255), bits).astype(kind.dtype)
+        length = np.minimum(length_of(threads) & np.uint32(255), bits).astype(kind.dtype)
+        ones = np.where(length == 0, 0, whole >> np.minimum(bits - length, bits - 1))
+        ones = ones.astype(kind.dtype)
+        mask = np.where(start == bits, 0, ones << np.minimum(start, bits - 1)).astype(kind.dtype)
+        moved = field_of(threads) << np.minimum(start, bits - 1).astype(kind.dtype)
+        target(threads, (source(threads) & ~mask) | (moved & mask))
+
+    return run
+
+
+@decodes("shf", modifiers="l r wrap clamp")
+def _shf(code: Code) -> Step:
+    """Two registers as one of 64 bits, shifted; its upper or lower half."""
+    low, high, distance = (code.source(i, U32) for i in (1, 2, 3))
+    target, left = code.target(0, B32), code.modifiers[0] == "l"
+    wrap = "wrap" in code.modifiers
+
+    def run(threads: Threads) -> None:
+        by = distance(threads)
+        by = (by & np.uint32(31) if wrap else np.minimum(by, np.uint32(32))).astype(np.uint64)
+        wide = high(threads).astype(np.uint64) << np.uint64(32) | low(threads).astype(np.uint64)
+        wide = wide << by >> np.uint64(32) if left else wide >> by
+        target(threads, wide.astype(np.uint32))
+
+    return run
+
+
+@decodes("prmt")
+def _prmt(code: Code) -> Step:
+    """Four bytes of eight, chosen by a nibble each, whose top bit asks for the byte's sign."""
+    low, high, chosen, target = *(code.source(i, U32) for i in (1, 2, 3)), code.target(0, B32)
+
+    def run(threads: Threads) -> None:
+        wide = high(threads).astype(np.uint64) << np.uint64(32) | low(threads).astype(np.uint64)
+        choice = chosen(threads).astype(np.uint64)
+        found = np.zeros(1, np.uint64)
+        for i in range(4):
+            nibble = choice >> np.uint64(4 * i)
+            byte = wide >> ((nibble & np.uint64(7)) * np.uint64(8)) & _BYTE
+            sign = np.where(byte & np.uint64(128), _BYTE, np.uint64(0))
+            byte = np.where(nibble & np.uint64(8), sign, byte)
+            found = found | byte << np.uint64(8 * i)
+        target(threads, found.astype(np.uint32))
+
+    return run
+
+
+@decodes("lop3")
+def _lop3(code: Code) -> Step:
+    """Any function of three bits: its truth table is the last operand."""
+    sources, target = [code.source(i, B32) for i in (1, 2, 3)], code.target(0, B32)
+    table = int(code.operands[4].rstrip("U"), 0)
+
+    def run(threads: Threads) -> None:
+        a, b, c = (source(threads) for source in sources)
+        found = np.zeros(1, np.uint32)
+        for row in range(8):
+            if table >> row & 1:
+                term = (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
+                found = found | term
+        target(threads, found)
+
+    return run
+
+
+@decodes("bmsk", modifiers="clamp wrap")
+def _bmsk(code: Code) -> Step:
+    """Ones in ``length`` bits from ``start`` on."""
+    if "wrap" in code.modifiers:
+        raise Unknown(code.text)
+
+    def mask(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        one = np.uint64(1)
+        start, length = (np.minimum(x, 32).astype(np.uint64) for x in (start, length))
+        return (((one << length) - one) << start).astype(np.uint32)
+
+    return elementwise(code, mask)
+
+

@@ -1,0 +1,128 @@
+"""A driver for Triton whose device is the emulator: kernels are compiled for a GPU and run here.
+
+    with emulated() as device:
+        kernel[(programs,)](tensor, ...)      # CPU tensors
+    device.launches                           # names of the kernels that ran
+
+Triton must not be interpreting: TRITON_INTERPRET has to be unset when it is first imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver
+from triton.runtime.cache import get_cache_manager
+
+from .machine import Program
+from .memory import Buffer, GlobalMemory
+
+_SHARED = 227 * 1024  # bytes a program may ask for on sm_90
+_FLOATS = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
+
+
+class Device(DriverBase):
+    """What Triton asks of a driver, for sm_90 (``arch``) without one."""
+
+    def __init__(self, arch: int = 90) -> None:
+        super().__init__()
+        self.launches: list[str] = []
+        self.target = GPUTarget("cuda", arch, 32)
+        self.programs: dict[str, Program] = {}
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": _SHARED},
+            # module, function, registers, spills, threads a program
+            load_binary=lambda name, binary, shared, device: (name, name, 0, 0, 1024),
+            unload_module=lambda module: None,
+        )
+        self.launcher_cls = lambda source, metadata: _Launcher(self, source, metadata)
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return False
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        raise NotImplementedError("nothing is compiled to C here")
+
+    def get_benchmarker(self):
+        raise NotImplementedError("the emulator's time says nothing about a GPU's")
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def emulated(arch: int = 90) -> Iterator[Device]:
+    """Triton launches on the emulator meanwhile. Raises RuntimeError under the interpreter."""
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: nothing would be compiled; unset it")
+    before, device = driver._active, Device(arch)
+    driver.set_active(device)
+    try:
+        yield device
+    finally:
+        driver._active = before
+
+
+class _Launcher:
+    """One compiled kernel, called as Triton calls what its drivers make."""
+
+    def __init__(self, device: Device, source, metadata) -> None:
+        self.device, self.shared = device, metadata.shared
+        self.kinds = list(source.signature.items())  # (name, type) of every parameter
+        files = get_cache_manager(metadata.hash).get_group(f"{source.name[:150]}.json")
+        path = next(path for name, path in files.items() if name.endswith(".ptx"))
+        text = Path(path).read_text()
+        self.program = device.programs.setdefault(text, Program(text))
+
+    def __call__(self, width, height, depth, stream, function, packed, launched, enter, leave, *args):
+        names, storages = {}, {}
+        for (name, _), value in zip(self.kinds, args, strict=True):
+            if isinstance(value, torch.Tensor):
+                start = value.untyped_storage().data_ptr()
+                names.setdefault(start, []).append(name)
+                storages[start] = value.untyped_storage()
+        buffers = [Buffer("/".join(names[start]), _bytes(s)) for start, s in storages.items()]
+        arguments = [
+            self._argument(kind, value, list(storages))
+            for (_, kind), value in zip(self.kinds, args, strict=True)
+            if kind != "constexpr"
+        ]
+        self.device.launches.append(function)
+        self.program.launch((width, height, depth), arguments, buffers, self.shared)
+
+    @staticmethod
+    def _argument(kind: str, value, starts: list[int]) -> int | np.ndarray:
+        if isinstance(value, torch.Tensor):
+            start = value.untyped_storage().data_ptr()
+            return GlobalMemory.address(starts.index(start), value.data_ptr() - start)
+        if kind in _FLOATS:
+            return np.frombuffer(struct.pack(_FLOATS[kind], value), np.uint8)
+        return int(value)
+
+
+def _bytes(storage: torch.UntypedStorage) -> np.ndarray:
+    """A storage's own memory, not a copy."""
+    size = storage.nbytes()
+    if size == 0:
+        return np.zeros(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(storage.data_ptr()))

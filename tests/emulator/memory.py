@@ -1,0 +1,262 @@
+"""Memory that is watched: bounds, alignment, what nothing wrote, and races.
+
+A granule is the largest unit of bytes that no access of a kernel divides. For each, the memory
+keeps which warp wrote and read it last, and in which phase: the time of one program between two
+barriers. Two warps that touch a granule in one phase, one of them to change it, race.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+NOBODY, SEVERAL = -1, -2
+# Each buffer has a terabyte of addresses to itself: an offset that runs out of one cannot land in
+# the next.
+REGION_BITS = 40
+
+
+class Fault(Exception):
+    """What a GPU would not have survived, or would have answered differently each time."""
+
+
+class Who(NamedTuple):
+    """The threads of an access, [n] each."""
+
+    program: np.ndarray
+    warp: np.ndarray  # within its program
+    phase: np.ndarray  # unlike any other program's
+
+    def some(self, which: np.ndarray) -> Who:
+        return Who(*(part[which] for part in self))
+
+
+class Buffer(NamedTuple):
+    """A kernel's argument in global memory: its name and its bytes, [size] uint8."""
+
+    name: str
+    data: np.ndarray
+
+
+class Races:
+    """Who touched each granule last, within a program, and which two of them race."""
+
+    def __init__(self, granules: int) -> None:
+        self.writer, self.reader = (np.full(granules, NOBODY, np.int32) for _ in range(2))
+        self.written, self.read = (np.full(granules, NOBODY, np.int64) for _ in range(2))  # phases
+
+    def reads(self, granules: np.ndarray, who: Who) -> np.ndarray:
+        """Record reads of [n, g] granules; which of the n race with a write."""
+        warp, phase = who.warp[:, None], who.phase[:, None]
+        racing = (self.written[granules] == phase) & (self.writer[granules] != warp)
+        before = self.reader[granules]
+        others = (self.read[granules] == phase) & (before != warp)
+        self.reader[granules] = np.where(others, SEVERAL, warp)
+        # Where several warps read one granule at once, the last one's mark is what stayed.
+        lost = self.reader[granules] != warp
+        self.reader[granules[lost]] = SEVERAL
+        self.read[granules] = phase
+        return racing.any(axis=1)
+
+    def writes(self, granules: np.ndarray, who: Who, changed: np.ndarray) -> np.ndarray:
+        """Record writes; ``changed``: [n, g], where they are not of what is there already."""
+        warp, phase = who.warp[:, None], who.phase[:, None]
+        racing = changed & (self.written[granules] == phase) & (self.writer[granules] != warp)
+        racing |= (self.read[granules] == phase) & (self.reader[granules] != warp)
+        self.writer[granules], self.written[granules] = warp, phase
+        return racing.any(axis=1)
+
+
+class _Watched:
+    """Bytes with their marks. A place is the number of a byte, checked by whoever calls."""
+
+    def __init__(self, size: int, granule: int) -> None:
+        self.size, self.granule = size, granule
+        self.data = np.zeros(-(-size // 64) * 64, np.uint8)
+        self.races = Races(len(self.data) // granule)
+
+    def cells(self, size: int) -> np.ndarray:
+        """The bytes in rows of one access's size."""
+        return self.data.reshape(-1, size)
+
+    def granules(self, places: np.ndarray, size: int) -> np.ndarray:
+        """[n, size / granule] numbers."""
+        return (places // self.granule)[:, None] + np.arange(size // self.granule)
+
+    def put(self, places: np.ndarray, values: np.ndarray, who: Who, granules: np.ndarray) -> None:
+        """Write [n, size] bytes. Raises Fault if two threads race to one place."""
+        size = values.shape[1]
+        cells, rows = self.cells(size), places // size
+        different = (cells[rows] != values).reshape(*granules.shape, -1).any(axis=2)
+        racing = self.races.writes(granules, who, different)
+        cells[rows] = values
+        unlike = (cells[rows] != values).any(axis=1)
+        for wrong, what in (
+            (racing, "a warp writes what another one used with no barrier between"),
+            (unlike, "threads write different values to one place at once"),
+        ):
+            if wrong.any():
+                raise Fault(f"race: {what}, {self.place(places[wrong][0])}")
+
+    def note_reads(self, places: np.ndarray, granules: np.ndarray, who: Who) -> None:
+        racing = self.races.reads(granules, who)
+        if racing.any():
+            raise Fault(
+                "race: a warp reads what another one wrote with no barrier between,"
+                f" {self.place(places[racing][0])}"
+            )
+
+    def place(self, place: int) -> str:
+        """A byte's whereabouts, for messages."""
+        raise NotImplementedError
+
+
+class SharedMemory(_Watched):
+    """The shared memory of several programs, which cannot see each other's."""
+
+    def __init__(self, first_program: int, programs: int, size: int, granule: int) -> None:
+        self.each, self.first = size, first_program
+        self.stride = -(-size // 64) * 64
+        super().__init__(programs * self.stride, granule)
+        self.initialised = np.zeros(len(self.data) // granule, np.bool_)
+        # Granules that an asynchronous operation is still to write, or is still reading.
+        self.arriving, self.in_use = (np.zeros_like(self.initialised) for _ in range(2))
+
+    def load(self, offsets: np.ndarray, size: int, who: Who) -> np.ndarray:
+        """[n, size] bytes at [n] offsets within each thread's program."""
+        places = self.places(offsets, size, who, "load")
+        self.reading(places, size, who)
+        return self.cells(size)[places // size]
+
+    def reading(self, places: np.ndarray, size: int, who: Who) -> np.ndarray:
+        """Record a read, of wherever its bytes are taken; its granules. Raises Fault as load."""
+        granules = self.granules(places, size)
+        for wrong, what in (
+            (self.arriving[granules], "read of what an unfinished copy writes"),
+            (~self.initialised[granules], "read of shared memory that nothing wrote"),
+        ):
+            if wrong.any():
+                raise Fault(f"{what}, {self.place(places[wrong.any(axis=1)][0])}")
+        self.note_reads(places, granules, who)
+        return granules
+
+    def store(self, offsets: np.ndarray, values: np.ndarray, who: Who) -> None:
+        places = self.places(offsets, values.shape[1], who, "store")
+        granules = self.granules(places, values.shape[1])
+        busy = (self.arriving[granules] | self.in_use[granules]).any(axis=1)
+        if busy.any():
+            raise Fault(
+                "write to what an unfinished copy or product uses,"
+                f" {self.place(places[busy][0])}"
+            )
+        self.put(places, values, who, granules)
+        self.initialised[granules] = True
+
+    def places(self, offsets: np.ndarray, size: int, who: Who, what: str) -> np.ndarray:
+        offsets = offsets.astype(np.int64)
+        outside = (offsets < 0) | (offsets + size > self.each)
+        if outside.any():
+            raise Fault(
+                f"shared {what} out of bounds: {size} bytes at {offsets[outside][0]}"
+                f" of {self.each}, program {who.program[outside][0]}"
+            )
+        _aligned(offsets, size, f"shared {what}")
+        return (who.program - self.first) * self.stride + offsets
+
+    def place(self, place: int) -> str:
+        program, offset = divmod(int(place), self.stride)
+        return f"byte {offset} of shared memory, program {program + self.first}"
+
+
+class GlobalMemory(_Watched):
+    """The buffers of one launch, seen by all of its programs.
+
+    Programs of a launch run in any order, so whatever one writes, no other may read or write.
+    """
+
+    def __init__(self, buffers: Sequence[Buffer], granule: int) -> None:
+        self.buffers = buffers
+        self.sizes = np.array([len(buffer.data) for buffer in buffers])
+        self.starts = np.cumsum([0, *(-(-size // 64) * 64 for size in self.sizes)])[:-1]
+        super().__init__(int(self.starts[-1] + self.sizes[-1]) if len(buffers) else 0, granule)
+        for start, buffer in zip(self.starts, buffers, strict=True):
+            self.data[start : start + len(buffer.data)] = buffer.data
+        self.owner = np.full(len(self.data) // granule, NOBODY, np.int32)  # the program that wrote
+        self.log: list[tuple[np.ndarray, np.ndarray]] = []  # granules read, by which programs
+
+    @staticmethod
+    def address(buffer: int, offset: int = 0) -> int:
+        return ((buffer + 1) << REGION_BITS) + offset
+
+    def load(self, addresses: np.ndarray, size: int, who: Who) -> np.ndarray:
+        """[n, size] bytes at [n] addresses."""
+        places = self._places(addresses, size, who, "load")
+        granules = self.granules(places, size)
+        self.log.append((granules, who.program))
+        self.note_reads(places, granules, who)
+        return self.cells(size)[places // size]
+
+    def store(self, addresses: np.ndarray, values: np.ndarray, who: Who) -> None:
+        places = self._places(addresses, values.shape[1], who, "store")
+        granules = self.granules(places, values.shape[1])
+        program = who.program[:, None]
+        before = self.owner[granules]
+        self.owner[granules] = program
+        twice = ((before != NOBODY) & (before != program)) | (self.owner[granules] != program)
+        if twice.any():
+            at = twice.any(axis=1)
+            raise Fault(
+                f"race between programs: {who.program[at][0]} writes what another one writes,"
+                f" {self.place(places[at][0])}"
+            )
+        self.put(places, values, who, granules)
+
+    def finish(self) -> None:
+        """Hand the results back, once all programs have run. Raises Fault if any of them raced."""
+        for granules, program in self.log:
+            owner = self.owner[granules]
+            racing = (owner != NOBODY) & (owner != program[:, None])
+            if racing.any():
+                at = racing.any(axis=1)
+                raise Fault(
+                    f"race between programs: {program[at][0]} reads what"
+                    f" {owner[racing][0]} writes,"
+                    f" {self.place(granules[racing][0] * self.granule)}"
+                )
+        for start, buffer in zip(self.starts, self.buffers, strict=True):
+            buffer.data[:] = self.data[start : start + len(buffer.data)]
+
+    def _places(self, addresses: np.ndarray, size: int, who: Who, what: str) -> np.ndarray:
+        region = (addresses >> np.uint64(REGION_BITS)).astype(np.int64) - 1
+        offset = (addresses & np.uint64((1 << REGION_BITS) - 1)).astype(np.int64)
+        known = (region >= 0) & (region < len(self.buffers))
+        region = np.where(known, region, 0)
+        outside = ~known | (offset + size > self.sizes[region])
+        if outside.any():
+            address, program = int(addresses[outside][0]), who.program[outside][0]
+            raise Fault(
+                f"{what} out of bounds: {size} bytes at {self._whereabouts(address)},"
+                f" program {program}"
+            )
+        _aligned(offset, size, what)
+        return self.starts[region] + offset
+
+    def _whereabouts(self, address: int) -> str:
+        """The buffer nearest to an address, and how far from its first byte."""
+        near = round(address / (1 << REGION_BITS)) - 1
+        if not 0 <= near < len(self.buffers):
+            return f"address {address:#x}, in no argument"
+        offset = address - self.address(near)
+        return f"byte {offset} of {self.buffers[near].name}, which has {self.sizes[near]}"
+
+    def place(self, place: int) -> str:
+        near = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return f"byte {int(place) - self.starts[near]} of {self.buffers[near].name}"
+
+
+def _aligned(offsets: np.ndarray, size: int, what: str) -> None:
+    wrong = offsets % size != 0
+    if wrong.any():
+        raise Fault(f"misaligned {what} of {size} bytes at byte {offsets[wrong][0]}")
