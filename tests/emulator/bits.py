@@ -174,5 +174,3 @@ def _bmsk(code: Code) -> Step:
         return (((one << length) - one) << start).astype(np.uint32)
 
     return elementwise(code, mask)
-
-

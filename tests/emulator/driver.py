@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,18 +34,24 @@ _FLOATS = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
 class Device(DriverBase):
     """What Triton asks of a driver, for sm_90 (``arch``) without one."""
 
-    def __init__(self, arch: int = 90) -> None:
+    def __init__(self, arch: int, edit: Callable[[str], str]) -> None:
         super().__init__()
         self.launches: list[str] = []
         self.target = GPUTarget("cuda", arch, 32)
-        self.programs: dict[str, Program] = {}
+        self._edit, self._programs = edit, {}
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": _SHARED},
             # module, function, registers, spills, threads a program
             load_binary=lambda name, binary, shared, device: (name, name, 0, 0, 1024),
             unload_module=lambda module: None,
         )
-        self.launcher_cls = lambda source, metadata: _Launcher(self, source, metadata)
+        self.launcher_cls = _Launcher
+
+    def program(self, text: str) -> Program:
+        """The kernel of this PTX, made ready once."""
+        if text not in self._programs:
+            self._programs[text] = Program(self._edit(text))
+        return self._programs[text]
 
     @classmethod
     def is_active(cls) -> bool:
@@ -71,11 +77,14 @@ class Device(DriverBase):
 
 
 @contextmanager
-def emulated(arch: int = 90) -> Iterator[Device]:
-    """Triton launches on the emulator meanwhile. Raises RuntimeError under the interpreter."""
+def emulated(arch: int = 90, edit: Callable[[str], str] = str) -> Iterator[Device]:
+    """Triton launches on the emulator meanwhile, what ``edit`` makes of a kernel's PTX.
+
+    Raises RuntimeError under the interpreter.
+    """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: nothing would be compiled; unset it")
-    before, device = driver._active, Device(arch)
+    before, device = driver._active, Device(arch, edit)
     driver.set_active(device)
     try:
         yield device
@@ -84,17 +93,20 @@ def emulated(arch: int = 90) -> Iterator[Device]:
 
 
 class _Launcher:
-    """One compiled kernel, called as Triton calls what its drivers make."""
+    """One compiled kernel, called as Triton calls what its drivers make.
 
-    def __init__(self, device: Device, source, metadata) -> None:
-        self.device, self.shared = device, metadata.shared
+    Triton keeps it for good, beyond one ``emulated``: it runs on whichever device is active.
+    """
+
+    def __init__(self, source, metadata) -> None:
+        self.shared = metadata.shared
         self.kinds = list(source.signature.items())  # (name, type) of every parameter
         files = get_cache_manager(metadata.hash).get_group(f"{source.name[:150]}.json")
         path = next(path for name, path in files.items() if name.endswith(".ptx"))
-        text = Path(path).read_text()
-        self.program = device.programs.setdefault(text, Program(text))
+        self.text = Path(path).read_text()
 
-    def __call__(self, width, height, depth, stream, function, packed, launched, enter, leave, *args):
+    def __call__(self, width, height, depth, stream, function, *rest):
+        args = rest[4:]  # the first are packed metadata, launch metadata, and two hooks
         names, storages = {}, {}
         for (name, _), value in zip(self.kinds, args, strict=True):
             if isinstance(value, torch.Tensor):
@@ -107,8 +119,9 @@ class _Launcher:
             for (_, kind), value in zip(self.kinds, args, strict=True)
             if kind != "constexpr"
         ]
-        self.device.launches.append(function)
-        self.program.launch((width, height, depth), arguments, buffers, self.shared)
+        device = driver.active
+        device.launches.append(function)
+        device.program(self.text).launch((width, height, depth), arguments, buffers, self.shared)
 
     @staticmethod
     def _argument(kind: str, value, starts: list[int]) -> int | np.ndarray:

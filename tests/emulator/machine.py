@@ -22,13 +22,14 @@ from .threads import Threads
 # Programs are run together while they have no more threads than this: beyond, numpy's cost of a
 # call no longer matters and memory does.
 TOGETHER = 8192
+MOST_BLOCKS = 1_000_000  # a run of more has no end
 _REDUCTIONS = ("popc", "and", "or")  # of bar.red
 
 
 class _Ready(NamedTuple):
     """A block whose instructions are functions; ``last`` is what a block ends with, if it is."""
 
-    steps: list[tuple[Step, Instruction]]
+    steps: list[Step]
     last: Instruction | None
 
 
@@ -93,7 +94,7 @@ def _ready(block: Block, kernel: Kernel, symbols: Mapping[str, int]) -> _Ready:
         body, last = [*body, last], None
     if last is not None and last.opcode in ("bar", "barrier"):
         _check_barrier(last)
-    return _Ready([(decode(i, kernel, symbols), i) for i in body], last)
+    return _Ready([decode(i, kernel, symbols) for i in body], last)
 
 
 def _check_barrier(barrier: Instruction) -> None:
@@ -130,25 +131,32 @@ class _Run:
         self.at_barrier: dict[int, tuple[np.ndarray, Instruction]] = {}
 
     def run(self) -> None:
-        while self.waiting or self.at_barrier:
+        for _ in range(MOST_BLOCKS):
             if not self.waiting:
                 self._release()
+            if not self.waiting:
+                return
             number = min(self.waiting)
             self._block(number, self.waiting.pop(number))
+        raise Fault(f"{self.program.kernel.name} does not end")
 
     def _block(self, number: int, threads_of: np.ndarray) -> None:
         threads, block = self.threads, self.program.blocks[number]
         threads.active = None if threads_of.all() else threads_of
-        instruction = block.last
+        at = 0
         try:
-            for step, instruction in block.steps:
+            for at, step in enumerate(block.steps):  # noqa: B007 (for the message)
                 step(threads)
-            instruction = block.last
+            at = len(block.steps)
             self._go_on(number, threads_of, block.last)
         except Fault as fault:
-            raise Fault(f"{self.program.kernel.name}: {fault}\n    in {instruction.text}") from None
+            raise Fault(f"{self._text(number, at)}: {fault}") from None
         except Exception as error:
-            raise RuntimeError(f"{self.program.kernel.name}: {instruction.text}") from error
+            raise RuntimeError(self._text(number, at)) from error
+
+    def _text(self, number: int, at: int) -> str:
+        kernel = self.program.kernel
+        return f"{kernel.name}: {kernel.blocks[number].instructions[at].text}"
 
     def _go_on(self, number: int, threads_of: np.ndarray, last: Instruction | None) -> None:
         """Put the threads that have run a block before the blocks that come next for them."""
@@ -209,4 +217,3 @@ class _Run:
         }[mode]()
         target = code.target(0, B32 if mode == "popc" else PRED)
         target(threads, np.repeat(found, threads.kernel.num_threads))
-

@@ -112,10 +112,10 @@ def _mma(code: Code) -> Step:
 
 def _half(code: Code) -> Kind:
     """The operands' type, the same for both; the result is float32."""
-    names = [kind.name for kind in code.kinds]
-    if sorted({*names} - {"f32"}) not in (["bf16"], ["f16"]) or len(names) - names.count("f32") != 2:
+    first, second = (kind for kind in code.kinds if kind is not F32)
+    if first is not second or first.name not in ("f16", "bf16") or F32 not in code.kinds:
         raise Unknown(code.text)
-    return next(kind for kind in code.kinds if kind.name != "f32")
+    return first
 
 
 class _Descriptor:
@@ -224,10 +224,12 @@ class _WarpGroupProduct:
         who = threads.who(thread)
         places = shared.places(offsets, 2, who, "product")
         granules = shared.reading(places, 2, who)
-        shared.in_use[granules] = True
+        np.add.at(shared.in_use, granules, 1)
 
         def finish(done: np.ndarray) -> None:
-            shared.in_use[granules[done]] = False
+            np.subtract.at(shared.in_use, granules[done], 1)
+            # It may have read until now, which may be in a later phase.
+            shared.note_reads(places[done], granules[done], threads.who(thread[done]))
 
         threads.products.start(thread, finish)
         values = self.half.values(shared.cells(2)[places // 2].view(np.uint16).reshape(-1))

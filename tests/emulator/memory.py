@@ -121,8 +121,9 @@ class SharedMemory(_Watched):
         self.stride = -(-size // 64) * 64
         super().__init__(programs * self.stride, granule)
         self.initialised = np.zeros(len(self.data) // granule, np.bool_)
-        # Granules that an asynchronous operation is still to write, or is still reading.
-        self.arriving, self.in_use = (np.zeros_like(self.initialised) for _ in range(2))
+        # Granules that an unfinished copy is still to write, and how many unfinished products read.
+        self.arriving = np.zeros_like(self.initialised)
+        self.in_use = np.zeros(len(self.initialised), np.int32)
 
     def load(self, offsets: np.ndarray, size: int, who: Who) -> np.ndarray:
         """[n, size] bytes at [n] offsets within each thread's program."""
@@ -145,14 +146,16 @@ class SharedMemory(_Watched):
     def store(self, offsets: np.ndarray, values: np.ndarray, who: Who) -> None:
         places = self.places(offsets, values.shape[1], who, "store")
         granules = self.granules(places, values.shape[1])
-        busy = (self.arriving[granules] | self.in_use[granules]).any(axis=1)
-        if busy.any():
-            raise Fault(
-                "write to what an unfinished copy or product uses,"
-                f" {self.place(places[busy][0])}"
-            )
+        self.check_idle(places, granules)
         self.put(places, values, who, granules)
         self.initialised[granules] = True
+
+    def check_idle(self, places: np.ndarray, granules: np.ndarray) -> None:
+        busy = (self.arriving[granules] | (self.in_use[granules] > 0)).any(axis=1)
+        if busy.any():
+            raise Fault(
+                f"write to what an unfinished copy or product uses, {self.place(places[busy][0])}"
+            )
 
     def places(self, offsets: np.ndarray, size: int, who: Who, what: str) -> np.ndarray:
         offsets = offsets.astype(np.int64)

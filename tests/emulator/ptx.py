@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .kinds import KINDS, PRED, Kind
+from .kinds import KINDS, Kind
 
 
 class Address(NamedTuple):
@@ -195,7 +195,8 @@ class _Body:
 
 def _split(text: str) -> list[str]:
     """Operands, at the commas outside braces and brackets."""
-    return [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^]]*\]|\([^)]*\)|[^,{[(])+", text)]
+    found = re.findall(r"(?:\{[^}]*\}|\[[^]]*\]|\([^)]*\)|[^,{[(])+", text)
+    return [part.strip() for part in found]
 
 
 def _blocks(body: _Body) -> tuple[list[Block], dict[str, int]]:
@@ -215,7 +216,3 @@ def _blocks(body: _Body) -> tuple[list[Block], dict[str, int]]:
 def ends(instruction: Instruction) -> bool:
     """Whether a block ends with it. ``bar.warp.sync`` is none: warps run in lock-step here."""
     return instruction.opcode in ENDS and "warp" not in instruction.modifiers
-
-
-def is_predicate(register: Register) -> bool:
-    return register.kind is PRED

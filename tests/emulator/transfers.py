@@ -1,4 +1,4 @@
-"""Instructions that move data: registers, parameters, global and shared memory, device assertions."""
+"""Instructions that move data: registers, parameters, memory; and the device's assertions."""
 
 from __future__ import annotations
 
@@ -199,9 +199,9 @@ def _copy(code: Code) -> Step:
             some = read == length
             loaded = threads.memory.load(addresses[some], int(length), who.some(some))
             values[some, :length] = loaded
-        granules = shared.granules(shared.places(offsets, size, who, "copy"), size)
-        if (shared.arriving[granules] | shared.in_use[granules]).any():
-            raise Fault("copy to where an unfinished copy or product is at work")
+        places = shared.places(offsets, size, who, "copy")
+        granules = shared.granules(places, size)
+        shared.check_idle(places, granules)
         shared.arriving[granules] = True
 
         def land(done: np.ndarray) -> None:

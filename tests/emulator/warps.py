@@ -186,5 +186,3 @@ def _elect(code: Code) -> Step:
         is_chosen(threads, (lowest[:, None] == _LANE).reshape(-1))
 
     return run
-
-

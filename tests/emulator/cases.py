@@ -1,0 +1,38 @@
+"""What is emulated: name of a case -> function that raises AssertionError or memory.Fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench import compile_report
+
+from . import gather_cases, joining_cases, planted, router_cases
+from .driver import emulated
+
+# One case of each operation beside the router's, and of what gather launches for turned layouts.
+COVERING = (
+    *router_cases.CASES,
+    "gather 13x37 fp32",
+    "gather 5x20x7x9 fp32 to bf16 last",
+    "combine 13,5,2,37 float32",
+    "aggregate 13,5,2,37 float32",
+    "loss 13,5,2,37 float32",
+)
+
+
+def every_kernel() -> None:
+    """What is compiled for the report is all run here: a new kernel is not left out unnoticed."""
+    with emulated() as device:
+        for name in COVERING:
+            CASES[name]()
+    missing = {case.fn.__name__ for case in compile_report.cases()} - set(device.launches)
+    assert not missing, f"no case runs {sorted(missing)}"
+
+
+CASES: dict[str, Callable[[], None]] = {
+    **router_cases.CASES,
+    **gather_cases.CASES,
+    **joining_cases.CASES,
+    **planted.CASES,
+    "every kernel": every_kernel,
+}
