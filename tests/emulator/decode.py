@@ -146,6 +146,10 @@ class Code:
         offset = np.array([place.offset]).astype(kind.dtype)
         return (lambda threads: base(threads) + offset) if place.offset else base
 
+    def is_shared(self) -> bool:
+        """Whether its memory is shared memory, else global memory."""
+        return self.one_of("global", "shared", "shared::cta") != "global"
+
     def shared_address(self, operand: int) -> Source:
         return self.address(operand, U32)
 

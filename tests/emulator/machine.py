@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import arithmetic, bits, matrices, transfers, warps  # noqa: F401 (their decoders register)
+from . import arithmetic, atomics, bits, matrices, transfers, warps  # noqa: F401 (their decoders register)
 from .decode import Code, Step, decode, guarded
 from .kinds import B32, PRED
 from .memory import Buffer, Fault, GlobalMemory, SharedMemory
@@ -109,7 +109,9 @@ def _granules(kernel: Kernel) -> tuple[int, int]:
     sizes = {"global": [16], "shared": [16]}
     for instruction in (i for block in kernel.blocks for i in block.instructions):
         space = {m.removesuffix("::cta") for m in instruction.modifiers} & set(sizes)
-        if instruction.opcode in ("ld", "st") and space:
+        if instruction.opcode in ("atom", "red") and space:
+            sizes[space.pop()].append(instruction.kinds[0].size)
+        elif instruction.opcode in ("ld", "st") and space:
             data = instruction.operands[0 if instruction.opcode == "ld" else 1]
             parts = len(data) if isinstance(data, tuple) else 1
             sizes[space.pop()].append(instruction.kinds[0].size * parts)

@@ -134,12 +134,12 @@ class SharedMemory(_Watched):
     def reading(self, places: np.ndarray, size: int, who: Who) -> np.ndarray:
         """Record a read, of wherever its bytes are taken; its granules. Raises Fault as load."""
         granules = self.granules(places, size)
-        for wrong, what in (
-            (self.arriving[granules], "read of what an unfinished copy writes"),
-            (~self.initialised[granules], "read of shared memory that nothing wrote"),
-        ):
-            if wrong.any():
-                raise Fault(f"{what}, {self.place(places[wrong.any(axis=1)][0])}")
+        arriving = self.arriving[granules].any(axis=1)
+        if arriving.any():
+            raise Fault(
+                f"read of what an unfinished copy writes, {self.place(places[arriving][0])}"
+            )
+        self._check_written(places, granules)
         self.note_reads(places, granules, who)
         return granules
 
@@ -149,6 +149,21 @@ class SharedMemory(_Watched):
         self.check_idle(places, granules)
         self.put(places, values, who, granules)
         self.initialised[granules] = True
+
+    def atomic(self, offsets: np.ndarray, size: int, who: Who) -> np.ndarray:
+        """Places that atomic operations are to change, which do not race with each other."""
+        places = self.places(offsets, size, who, "atomic")
+        granules = self.granules(places, size)
+        self.check_idle(places, granules)
+        self._check_written(places, granules)
+        return places
+
+    def _check_written(self, places: np.ndarray, granules: np.ndarray) -> None:
+        missing = ~self.initialised[granules].all(axis=1)
+        if missing.any():
+            raise Fault(
+                f"read of shared memory that nothing wrote, {self.place(places[missing][0])}"
+            )
 
     def check_idle(self, places: np.ndarray, granules: np.ndarray) -> None:
         busy = (self.arriving[granules] | (self.in_use[granules] > 0)).any(axis=1)
@@ -216,6 +231,20 @@ class GlobalMemory(_Watched):
             )
         self.put(places, values, who, granules)
 
+    def atomic(self, addresses: np.ndarray, size: int, who: Who) -> np.ndarray:
+        """Places that atomic operations are to change: of several programs, if none else does."""
+        places = self._places(addresses, size, who, "atomic")
+        granules = self.granules(places, size)
+        owner = self.owner[granules]
+        racing = (owner != NOBODY) & (owner != SEVERAL) & (owner != who.program[:, None])
+        if racing.any():
+            raise Fault(
+                f"race between programs: {who.program[racing.any(axis=1)][0]} changes what another"
+                f" one writes, {self.place(places[racing.any(axis=1)][0])}"
+            )
+        self.owner[granules] = SEVERAL
+        return places
+
     def finish(self) -> None:
         """Hand the results back, once all programs have run. Raises Fault if any of them raced."""
         for granules, program in self.log:
@@ -224,8 +253,7 @@ class GlobalMemory(_Watched):
             if racing.any():
                 at = racing.any(axis=1)
                 raise Fault(
-                    f"race between programs: {program[at][0]} reads what"
-                    f" {owner[racing][0]} writes,"
+                    f"race between programs: {program[at][0]} reads what another one writes,"
                     f" {self.place(granules[racing][0] * self.granule)}"
                 )
         for start, buffer in zip(self.starts, self.buffers, strict=True):

@@ -120,7 +120,7 @@ def test_two_programs_that_write_one_place_race():
 def test_a_program_that_reads_what_another_writes_races(first):
     read, write = "ld.global.b32 %r3, [%rd2];", "st.global.b32 [%rd4], %r1;"
     own = "mad.lo.s32 %r5, %r2, 32, %r1; mad.wide.u32 %rd4, %r5, 4, %rd2;"
-    with pytest.raises(Fault, match="race between programs: 1 reads what 0 writes"):
+    with pytest.raises(Fault, match="race between programs: 1 reads what another one writes"):
         run(own + (read + write if first == "read" else write + "bar.sync 0;" + read), programs=2)
 
 
@@ -164,6 +164,39 @@ $END:
     with pytest.raises(Fault, match="threads of one program wait at different barriers"):
         run(body, threads=64)
     run(body.replace("%r1, 32", "%r2, 1"), programs=2, threads=64)  # programs are free to
+
+
+COUNT = """
+    atom.global.add.u32 %r3, [%rd1], 1;
+    mad.lo.s32 %r4, %r2, 32, %r1;
+    mad.wide.u32 %rd3, %r4, 4, %rd2;
+    st.global.b32 [%rd3], %r3;
+"""
+
+
+def test_programs_may_count_together_but_not_look_at_the_count():
+    count = np.zeros(1, np.uint32)
+    assert sorted(run(COUNT, count, programs=2)) == list(range(64))
+    assert count == 64
+    with pytest.raises(Fault, match="race between programs: . reads what another one writes"):
+        run(COUNT + "ld.global.b32 %r5, [%rd1];", count, programs=2)
+    with pytest.raises(Fault, match="race between programs: . writes what another one writes"):
+        run(COUNT + "st.global.b32 [%rd1], 0;", count, programs=2)
+
+
+def test_atomic_operations_in_shared_memory():
+    body = """
+    mov.u32 %r3, 7;
+    st.shared.b32 [0], %r3;
+    bar.sync 0;
+    atom.shared.max.u32 %r4, [0], %r1;
+    atom.shared.cas.b32 %r5, [0], 31, 99;
+    mad.wide.u32 %rd3, %r1, 4, %rd2;
+    st.global.b32 [%rd3], %r5;
+    """
+    assert run(body, shared=16).tolist() == [31] + [99] * 31
+    with pytest.raises(Fault, match="nothing wrote"):
+        run("atom.shared.add.u32 %r4, [0], %r1;", shared=16)
 
 
 def test_a_trap():

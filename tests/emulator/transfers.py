@@ -73,11 +73,6 @@ def _createpolicy(code: Code) -> Step:
     return lambda threads: target(threads, zero)
 
 
-def _is_shared(code: Code) -> bool:
-    space = code.one_of("global", "shared", "shared::cta")
-    return space != "global"
-
-
 def _load_parameter(code: Code) -> Step:
     name, offset = code.operands[1]
     kind, target = code.kind, code.target(0, code.kind)
@@ -92,7 +87,7 @@ def _load_parameter(code: Code) -> Step:
 def _ld(code: Code) -> Step:
     if "param" in code.modifiers:
         return _load_parameter(code)
-    kind, shared = code.kind, _is_shared(code)
+    kind, shared = code.kind, code.is_shared()
     address = code.shared_address(1) if shared else code.address(1)
     parts = code.vector(0)
     targets, size = [code.target(part, kind) for part in parts], kind.size * len(parts)
@@ -114,7 +109,7 @@ def _ld(code: Code) -> Step:
 def _st(code: Code) -> Step:
     if "param" in code.modifiers:
         return _store_parameter(code)
-    kind, shared = code.kind, _is_shared(code)
+    kind, shared = code.kind, code.is_shared()
     address = code.shared_address(0) if shared else code.address(0)
     parts = code.vector(1)
     sources = [code.source(part, kind) for part in parts]
