@@ -84,12 +84,12 @@ def emulated(arch: int = 90, edit: Callable[[str], str] = str) -> Iterator[Devic
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: nothing would be compiled; unset it")
-    before, device = driver._active, Device(arch, edit)
+    before, device = driver._active, Device(arch, edit)  # ``active`` would look for a GPU
     driver.set_active(device)
     try:
         yield device
     finally:
-        driver._active = before
+        driver.set_active(before)
 
 
 class _Launcher:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import arithmetic, atomics, bits, matrices, transfers, warps  # noqa: F401 (their decoders register)
+# Imported for the decoders that they register.
+from . import arithmetic, atomics, bits, matrices, transfers, warps  # noqa: F401
 from .decode import Code, Step, decode, guarded
 from .kinds import B32, PRED
 from .memory import Buffer, Fault, GlobalMemory, SharedMemory
@@ -22,12 +23,12 @@ from .threads import Threads
 # Programs are run together while they have no more threads than this: beyond, numpy's cost of a
 # call no longer matters and memory does.
 TOGETHER = 8192
-MOST_BLOCKS = 1_000_000  # a run of more has no end
+MOST_BLOCKS = 100_000  # a run of more has no end
 _REDUCTIONS = ("popc", "and", "or")  # of bar.red
 
 
 class _Ready(NamedTuple):
-    """A block whose instructions are functions; ``last`` is what a block ends with, if it is."""
+    """A block whose instructions are functions; ``last``: the one that decides how to go on."""
 
     steps: list[Step]
     last: Instruction | None

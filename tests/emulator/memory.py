@@ -73,7 +73,7 @@ class _Watched:
     """Bytes with their marks. A place is the number of a byte, checked by whoever calls."""
 
     def __init__(self, size: int, granule: int) -> None:
-        self.size, self.granule = size, granule
+        self.granule = granule
         self.data = np.zeros(-(-size // 64) * 64, np.uint8)
         self.races = Races(len(self.data) // granule)
 

@@ -128,7 +128,7 @@ CASES = {
     "planted: a program reads what nobody writes": partial(reads_a_neighbour, 4),
     "planted: a program reads what another writes": partial(
         found,
-        "race between programs: . reads what another one writes",
+        "race between programs: . reads what another",
         partial(reads_a_neighbour, 1),
     ),
     "planted: a warp in place": partial(in_place, 1),

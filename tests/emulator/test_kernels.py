@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from .cases import CASES
+from .driver import emulated
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,15 +29,19 @@ class Child:
 
     def ask(self, name: str) -> dict:
         if self.process is None:
-            self._start()
-        self.process.stdin.write(name + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            return {"failure": f"the process died:\n{self._stop()[-3000:]}", "launches": []}
-        return json.loads(answer)
+            self.start()
+        try:
+            self.process.stdin.write(name + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return json.loads(answer)
+        code = self.process.wait()
+        return {"failure": f"the process died, exit status {code}:\n{self._stop()[-3000:]}"}
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in _stop)
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         self.process = subprocess.Popen(
@@ -69,3 +74,18 @@ def child():
 def test_compiled(name, child):
     failure = child.ask(name)["failure"]
     assert failure is None, failure
+
+
+def test_a_process_that_died_is_a_failure_and_started_anew():
+    child = Child()
+    child.start()
+    child.process.kill()
+    assert "the process died, exit status -9" in child.ask("route 48,5,2")["failure"]
+    assert child.process is None
+    child.close()
+
+
+def test_the_interpreter_is_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"), emulated():
+        pass
