@@ -61,6 +61,24 @@ def test_a_write_after_another_warp_s_read_is_a_race():
     exchange(EXCHANGE + "bar.sync 0; st.shared.b32 [%r3], %r6;")
 
 
+def test_a_write_of_what_several_warps_read_is_a_race():
+    body = EXCHANGE + "ld.shared.b32 %r7, [0]; setp.ge.u32 %p1, %r1, {}; @%p1 st.shared.b32 [0], 5;"
+    for last_warp_of_both in (32, 0):
+        with pytest.raises(Fault, match=r"st\.shared\.b32 \[0\], 5: race: a warp writes"):
+            exchange(body.format(last_warp_of_both))
+
+
+def test_one_warp_s_write_after_another_s_is_a_race():
+    body = """
+    setp.lt.u32 %p1, %r1, 32;
+    @%p1 st.shared.b32 [global_smem], 1;
+    @!%p1 st.shared.b32 [global_smem], 2;
+    """
+    with pytest.raises(Fault, match=r"@!%p1 st\.shared.*: race: a warp writes"):
+        exchange(body)
+    exchange(body.replace("@!%p1", "bar.sync 0; @!%p1"))
+
+
 def test_warps_that_write_the_same_do_not_race_but_others_do():
     same = "st.shared.b32 [global_smem], 7; "
     assert (exchange(same + "bar.sync 0;" + EXCHANGE) == np.arange(64)[::-1]).all()
@@ -116,6 +134,12 @@ def test_two_programs_that_write_one_place_race():
         run(COPY, programs=3)
 
 
+def test_programs_that_write_one_place_one_after_the_other_race():
+    body = "setp.eq.u32 %p1, %r2, 0; @%p1 st.global.b32 [%rd2], 1; @!%p1 st.global.b32 [%rd2], 1;"
+    with pytest.raises(Fault, match="race between programs: 1 writes what another one writes"):
+        run(body, programs=2)
+
+
 @pytest.mark.parametrize("first", ["read", "write"])
 def test_a_program_that_reads_what_another_writes_races(first):
     read, write = "ld.global.b32 %r3, [%rd2];", "st.global.b32 [%rd4], %r1;"
@@ -149,6 +173,44 @@ def test_a_copy_of_fewer_bytes_fills_up_with_zeros():
     some = "setp.lt.u32 %p1, %r1, 5; selp.b32 %r9, 4, 0, %p1;" + ASYNCHRONOUS
     found = run(some.replace("[%rd3], 4;", "[%rd3], 0x4, %r9;"), source, shared=128)
     assert found.tolist() == [1, 2, 3, 4, 5] + [0] * 27
+
+
+# Four warps multiply ones, [64, 16] in registers and [16, 8] in shared memory.
+PRODUCT = """
+    shl.b32 %r3, %r1, 1;
+    mov.u16 %rs1, 0x3F80;
+    st.shared.b16 [%r3], %rs1;
+    fence.proxy.async.shared::cta;
+    bar.sync 0;
+    mov.b32 %r4, 0x3F803F80;
+    mov.b32 %r5, 0;
+    mov.b32 %r6, 0;
+    mov.b32 %r7, 0;
+    mov.b32 %r8, 0;
+    wgmma.fence.sync.aligned;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r5, %r6, %r7, %r8},
+        {%r4, %r4, %r4, %r4}, 0x80000, 1, 1, 1, 0;
+    wgmma.commit_group.sync.aligned;
+    wgmma.wait_group.sync.aligned 0;
+    bar.sync 0;
+    st.shared.b16 [%r3], %rs1;
+    add.f32 %r5, %r5, %r8;
+    mad.wide.u32 %rd3, %r1, 4, %rd2;
+    st.global.b32 [%rd3], %r5;
+"""
+
+
+def test_a_product_has_to_be_waited_for():
+    def run_product(body: str) -> np.ndarray:
+        return run(body, threads=128, shared=256).view(np.float32)
+
+    assert (run_product(PRODUCT) == 32).all()
+    with pytest.raises(Fault, match="write to what an unfinished copy or product uses"):
+        run_product(PRODUCT.replace("wait_group.sync.aligned 0", "wait_group.sync.aligned 1"))
+    with pytest.raises(Fault, match="race: a warp writes what another one used"):
+        run_product(PRODUCT.replace("aligned 0;\n    bar.sync 0;", "aligned 0;"))
+    with pytest.raises(Fault, match="shared product out of bounds: 2 bytes at 256 of 256"):
+        run_product(PRODUCT.replace("0x80000", "0x80008"))
 
 
 def test_threads_at_different_barriers():

@@ -381,6 +381,13 @@ def test_a_shuffle_of_threads_that_are_not_there():
         apply(text, integers(32))
 
 
+def test_a_vote_of_threads_that_are_not_there():
+    text = "setp.lt.u32 %p1, %r1, 16; @%p1 vote.sync.ballot.b32 $0, %p1, {};"
+    assert (apply(text.format(0xFFFF), integers(32))[:16] == 0xFFFF).all()
+    with pytest.raises(Fault, match="names threads that do not take part"):
+        apply(text.format(-1), integers(32))
+
+
 def test_a_kernel_that_does_not_end(monkeypatch):
     monkeypatch.setattr("emulator.machine.MOST_BLOCKS", 1000)
     with pytest.raises(Fault, match="planted does not end"):
