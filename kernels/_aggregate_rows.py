@@ -103,7 +103,10 @@ def _backward_rows(
         offs_x = base[:, None] + c[None, :] * step
         x = tl.load(outputs_ptr + offs_x, mask=mask, other=0.0).to(COMPUTE)
         offs_dot = (slot * ((C + BLOCK_C - 1) // BLOCK_C) + c_tile) * trailing + s
-        tl.store(dots_ptr + offs_dot, tl.sum(g * x, axis=1), mask=mask_t)
+        # A bare product would be contracted with the sum's first addition, x*g + neighbour's, which
+        # is rounded otherwise on each of the two sides: lanes that should agree would not.
+        products = tl.fma(g, x, tl.zeros_like(g))
+        tl.store(dots_ptr + offs_dot, tl.sum(products, axis=1), mask=mask_t)
 
         weight = tl.load(weights_ptr + slot, mask=mask_t, other=0.0).to(COMPUTE)
         d_x = weight[:, None] * g
