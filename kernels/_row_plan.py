@@ -22,6 +22,7 @@ from ._common import CompileCase, cdiv, next_power_of_2
 
 TWO_LAUNCHES = 4096
 SCAN_EXPERTS, SCAN_BLOCKS = 4, 1024  # a tile of the scan: 16 bytes wide, in few dependent steps
+SCAN_WARPS = 8  # with 4 the scan spills on sm_80
 
 
 @triton.jit
@@ -37,7 +38,8 @@ def _scan_kernel(
     offs_m = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     before = tl.zeros((BLOCK_E,), tl.int32)
     total = tl.zeros((BLOCK_E,), mean_ptr.dtype.element_ty)
-    for first in range(0, B, BLOCK_B):
+    first = 0
+    while first < B:  # not range(0, B, ...): Triton 3.6 cannot interpret it with NumPy 2.4
         offs_b = first + tl.arange(0, BLOCK_B)
         mask = (offs_b < B)[:, None] & (offs_m < M)[None, :]
         at = offs_b[:, None] * M + offs_m[None, :]
@@ -45,6 +47,7 @@ def _scan_kernel(
         total += tl.sum(tl.load(sums_ptr + at, mask, other=0.0), axis=0)
         tl.store(counts_ptr + at, tl.cumsum(count, axis=0) - count + before[None, :], mask)
         before += tl.sum(count, axis=0)
+        first += BLOCK_B
     tl.store(totals_ptr + offs_m, before, offs_m < M)
     tl.store(mean_ptr + offs_m, total / N, offs_m < M)
 
@@ -77,13 +80,15 @@ def _plan_kernel(
     else:
         total = tl.zeros((BLOCK_M,), tl.int32)
         before = tl.zeros((BLOCK_M,), tl.int32)
-        for first in range(0, B, BLOCK_B):
+        first = 0
+        while first < B:  # not range(0, B, ...): Triton 3.6 cannot interpret it with NumPy 2.4
             b = (first + tl.arange(0, BLOCK_B))[:, None]
             count = tl.load(
                 counts_ptr + b * M + offs_m[None, :], (b < B) & mask_m[None, :], other=0
             )
             total += tl.sum(count, axis=0)
             before += tl.sum(tl.where(b < block, count, 0), axis=0)
+            first += BLOCK_B
     end = tl.cumsum(total, axis=0)
 
     if block == B:
@@ -91,10 +96,12 @@ def _plan_kernel(
         tl.store(offsets_ptr, 0)
         if not SCANNED:
             p = tl.zeros((BLOCK_M,), mean_ptr.dtype.element_ty)
-            for first in range(0, B, BLOCK_B):
+            first = 0
+            while first < B:
                 b = (first + tl.arange(0, BLOCK_B))[:, None]
                 mask = (b < B) & mask_m[None, :]
                 p += tl.sum(tl.load(sums_ptr + b * M + offs_m[None, :], mask, other=0.0), axis=0)
+                first += BLOCK_B
             tl.store(mean_ptr + offs_m, p / N, mask_m)
     else:
         base = end - total + before
@@ -157,8 +164,9 @@ def plan_rows(
     totals = counts[blocks]
     if _is_scanned(n):
         _scan_kernel[(cdiv(m, SCAN_EXPERTS),)](
-            counts, totals, sums, mean, n, blocks, M=m, BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS
-        )
+            counts, totals, sums, mean, n, blocks,
+            M=m, BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS, num_warps=SCAN_WARPS,
+        )  # fmt: skip
     _plan_kernel[(blocks + 1,)](
         counts, totals, sums, experts, positions, rows, offsets, mean, n, blocks,
         **_plan_options(n, m, k, blocks, block_samples),
@@ -185,5 +193,7 @@ def compile_cases(n: int, m: int, k: int, blocks: int, block_samples: int) -> li
     ]
     if _is_scanned(n):
         tile = {"M": m, "BLOCK_B": SCAN_BLOCKS, "BLOCK_E": SCAN_EXPERTS}
-        cases.append(CompileCase(f"scan {size}", _scan_kernel, sums | sizes, tile))
+        cases.append(
+            CompileCase(f"scan {size}", _scan_kernel, sums | sizes, tile, num_warps=SCAN_WARPS)
+        )
     return cases
