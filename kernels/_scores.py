@@ -1,7 +1,13 @@
 """Device code of the router's scores: drawing the noise, loading, softplus and softmax.
 
 Shared by the router's forward and backward, which must find the same p and the same draw.
-Shapes: N samples, M experts; a program holds BLOCK_N samples of BLOCK_M >= M columns.
+
+Shapes: N samples, M experts. A tile of BLOCK_N samples and BLOCK_M >= M experts has three axes,
+[PARTS, BLOCK_N, WIDTH] with expert = part * WIDTH + column, but is loaded and stored as two,
+[PARTS * BLOCK_N, WIDTH]: this decides where its elements lie, as Triton assigns lanes along the
+last axis first, then along the rows. Of a plain [8, 64] tile, 16 lanes would hold four experts of
+a sample each, for four samples, and a sum over experts would take 4 * 4 shuffles. As [4 * 8, 16],
+4 lanes hold all 64 experts of one sample, and two shuffles do.
 """
 
 from __future__ import annotations
@@ -37,44 +43,119 @@ def _normal_pair(a, b):
 
 
 @triton.jit
-def draw(seed_ptr, n, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Normals [BLOCK_N, BLOCK_M] for the samples n; each depends on (seed, n, m) alone, so that
-    backward finds them again however it is tiled. One Philox block makes four of them."""
-    group = tl.arange(0, BLOCK_M // 4)
-    counter = n[:, None] * (BLOCK_M // 4) + group[None, :]
-    a, b, c, d = tl.randint4x(tl.load(seed_ptr), counter)
+def max_over_experts(x):
+    """[PARTS, BLOCK_N, WIDTH] to [BLOCK_N]; the parts first, as they lie in one lane."""
+    return tl.max(tl.max(x, axis=0), axis=1)
+
+
+@triton.jit
+def sum_over_experts(x):
+    """[PARTS, BLOCK_N, WIDTH] to [BLOCK_N]; the parts first, as they lie in one lane."""
+    return tl.sum(tl.sum(x, axis=0), axis=1)
+
+
+@triton.jit
+def rows_of_tile(BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
+    """Sample within the tile [PARTS * BLOCK_N, 1] and expert [PARTS * BLOCK_N, WIDTH]."""
+    row = tl.arange(0, BLOCK_N * BLOCK_M // WIDTH)[:, None]
+    return row % BLOCK_N, row // BLOCK_N * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def experts_of_tile(BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
+    """Expert [PARTS, 1, WIDTH]."""
+    part = tl.arange(0, BLOCK_M // WIDTH)[:, None, None]
+    return part * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+
+
+@triton.jit
+def draw(seed_ptr, n, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
+    """Normals [PARTS, BLOCK_N, WIDTH] for the samples n [1, BLOCK_N, 1].
+
+    Each depends on (seed, n, expert) alone, so that backward finds them again however it is tiled.
+    One Philox block makes those of four adjacent experts.
+    """
+    COLUMNS: tl.constexpr = max(1, WIDTH // 4)
+    BLOCKS: tl.constexpr = BLOCK_M // 4 // COLUMNS
+    block = tl.arange(0, BLOCKS)[:, None, None] * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
+    a, b, c, d = tl.randint4x(tl.load(seed_ptr), n * (BLOCK_M // 4) + block)
     x0, x1 = _normal_pair(a, b)
     x2, x3 = _normal_pair(c, d)
-    return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (BLOCK_N, BLOCK_M))
+    x = tl.join(tl.join(x0, x2), tl.join(x1, x3))  # [BLOCKS, BLOCK_N, COLUMNS, 2, 2]
+    if WIDTH == 2:
+        x = tl.permute(x, (0, 3, 1, 2, 4))
+    elif WIDTH == 1:
+        x = tl.permute(x, (0, 3, 4, 1, 2))
+    return tl.reshape(x, (BLOCK_M // WIDTH, BLOCK_N, WIDTH))
 
 
 @triton.jit
 def load_scores(
-    clean_ptr, noise_ptr, eps_ptr, stride_cn, stride_nn, stride_en, n, mask, offs_m,
-    DTYPE: tl.constexpr, NOISE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    clean_ptr, noise_ptr, eps_ptr, stride_cn, stride_nn, stride_en, n, m, mask, NOISE: tl.constexpr
 ):  # fmt: skip
-    """Clean score, noise and eps [BLOCK_N, BLOCK_M] of the samples n (int64); zero outside mask."""
-    m = offs_m[None, :]
-    clean = tl.load(clean_ptr + n[:, None] * stride_cn + m, mask, other=0.0).to(DTYPE)
-    if NOISE == 0:
-        noise = tl.zeros_like(clean)
-        eps = tl.zeros_like(clean)
-    else:
-        noise = tl.load(noise_ptr + n[:, None] * stride_nn + m, mask, other=0.0).to(DTYPE)
-        if NOISE == 1:
-            eps = tl.load(eps_ptr + n[:, None] * stride_en + m, mask, other=0.0).to(DTYPE)
-        else:
-            eps = draw(eps_ptr, n, BLOCK_N, BLOCK_M).to(DTYPE)
+    """Clean score, noise and eps at rows_of_tile, in the inputs' precision; zero outside mask.
+
+    What NOISE says is not to be read is the clean score again.
+    """
+    clean = tl.load(clean_ptr + n * stride_cn + m, mask, other=0.0)
+    noise = clean
+    eps = clean
+    if NOISE != 0:
+        noise = tl.load(noise_ptr + n * stride_nn + m, mask, other=0.0)
+    if NOISE == 1:
+        eps = tl.load(eps_ptr + n * stride_en + m, mask, other=0.0)
     return clean, noise, eps
 
 
 @triton.jit
-def softmax_of(clean, noise, eps, mask_m, NOISE: tl.constexpr):
-    """p [BLOCK_N, BLOCK_M]; a NaN anywhere in a row makes that whole row NaN."""
+def as_tile(x, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[PARTS * BLOCK_N, WIDTH] to [PARTS, BLOCK_N, WIDTH]."""
+    return tl.reshape(x.to(DTYPE), (x.shape[0] // BLOCK_N, BLOCK_N, x.shape[1]))
+
+
+@triton.jit
+def _log1p(t):
+    """log(1 + t) for t in [0, 1]; in float32 to 2e-7.
+
+    The library's logarithm takes any argument, and some twenty instructions; a polynomial for this
+    range, fitted to 1e-8, takes nine.
+    """
+    if t.dtype == tl.float64:
+        return tl.log(1.0 + t)
+    else:
+        y = -0.0265961539 + t * 0.00454936627
+        y = -0.131885268 + t * (0.0731251215 + t * y)
+        y = -0.247672289 + t * (0.188542884 + t * y)
+        y = -0.49998625 + t * (0.333069993 + t * y)
+        return t * (0.999999788 + t * y)
+
+
+@triton.jit
+def perturbed(
+    clean, noise, eps, seed_ptr, n, DTYPE: tl.constexpr, NOISE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """(z, noise, eps), tiles in DTYPE, from what load_scores returned for the samples n."""
+    clean = as_tile(clean, DTYPE, BLOCK_N)
+    noise = as_tile(noise, DTYPE, BLOCK_N)
+    if NOISE == 2:
+        eps = draw(seed_ptr, n, BLOCK_N, BLOCK_M, WIDTH).to(DTYPE)
+    else:
+        eps = as_tile(eps, DTYPE, BLOCK_N)
     z = clean
     if NOISE != 0:
-        # softplus without overflow; what log(1 + t) loses for small t is far below z's rounding
-        z += eps * (tl.maximum(noise, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(noise))))
+        # softplus without overflow
+        z += eps * (tl.maximum(noise, 0.0) + _log1p(tl.exp(-tl.abs(noise))))
+    return z, noise, eps
+
+
+@triton.jit
+def softmax_of(z, mask_m):
+    """p, and the sum [BLOCK_N] that it was divided by, which is NaN where p is and nowhere else.
+
+    A NaN anywhere in a sample's z, or +inf, makes all of its p NaN.
+    """
     z = tl.where(mask_m, z, float("-inf"))
-    e = tl.exp(z - tl.max(z, axis=1)[:, None])
-    return e / tl.sum(e, axis=1)[:, None]
+    e = tl.exp(z - max_over_experts(z)[None, :, None])
+    size = sum_over_experts(e)
+    return e * (1.0 / size)[None, :, None], size

@@ -20,84 +20,25 @@ from torch import Tensor
 
 from . import _row_plan
 from ._common import CompileCase, cdiv, next_power_of_2, on_device_of, register
-from ._scores import load_scores, softmax_of
+from ._route import route_kernel
+from ._scores import (
+    as_tile,
+    experts_of_tile,
+    load_scores,
+    perturbed,
+    rows_of_tile,
+    softmax_of,
+    sum_over_experts,
+)
 
 TILE = 512  # elements of p that one warp holds: 16 a lane. 32 a lane spills for M = 1000
 NO_NOISE, GIVEN, DRAWN = 0, 1, 2  # where eps comes from
 
 
 @triton.jit
-def _route_kernel(
-    # inputs
-    clean_ptr,  # [N, M]
-    noise_ptr,  # [N, M]; not read when NOISE is 0
-    eps_ptr,  # [N, M]; the seed, int64 [1], when NOISE is 2; not read when NOISE is 0
-    # outputs
-    weights_ptr,  # [N, K], largest first
-    experts_ptr,  # [N, K] int64
-    ranks_ptr,  # [N, K] int32, earlier samples of this block with the same expert
-    counts_ptr,  # [B, M] int32, rows of each expert in this block
-    sums_ptr,  # [B, M], sum of p over this block
-    # sizes
-    N,
-    STRIDE_C: tl.constexpr, STRIDE_N: tl.constexpr, STRIDE_E: tl.constexpr,
-    M: tl.constexpr, K: tl.constexpr,
-    NOISE: tl.constexpr, RENORMALIZE: tl.constexpr,
-    # tunables
-    TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Grid (B,). A program owns TILES * BLOCK_N consecutive samples, BLOCK_N at a time."""
-    DTYPE: tl.constexpr = sums_ptr.dtype.element_ty
-    block = tl.program_id(0).to(tl.int64)
-    offs_m = tl.arange(0, BLOCK_M)
-    offs_k = tl.arange(0, BLOCK_K)
-    mask_m = (offs_m < M)[None, :]
-    mask_k = (offs_k < K)[None, :]
-    count = tl.zeros((BLOCK_M,), tl.int32)
-    total = tl.zeros((BLOCK_M,), DTYPE)
-
-    for tile in range(TILES):
-        n = (block * TILES + tile) * BLOCK_N + tl.arange(0, BLOCK_N)
-        mask_n = (n < N)[:, None]
-        clean, noise, eps = load_scores(
-            clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, n, mask_n & mask_m,
-            offs_m, DTYPE, NOISE, BLOCK_N, BLOCK_M,
-        )  # fmt: skip
-        p = softmax_of(clean, noise, eps, mask_m, NOISE)
-        total += tl.sum(tl.where(mask_n, p, 0.0), axis=0)
-
-        # K rounds of argmax on p, -1 where taken. All are alike in a row of NaN, which so chooses
-        # 0..K-1, as a stable descending sort would; no round finds the same expert again.
-        key = tl.where(mask_m, tl.where(p == p, p, 1.0), -1.0)
-        top_p = tl.zeros((BLOCK_N, BLOCK_K), DTYPE)
-        top_m = tl.zeros((BLOCK_N, BLOCK_K), tl.int32)
-        for j in range(K):
-            value, index = tl.max(key, axis=1, return_indices=True)  # leftmost among equals
-            top_p = tl.where(offs_k[None, :] == j, value[:, None], top_p)
-            top_m = tl.where(offs_k[None, :] == j, index[:, None], top_m)
-            key = tl.where(offs_m[None, :] == index[:, None], -1.0, key)
-        # The sum is NaN exactly where the row is, else it is 1.
-        nan = tl.sum(p, axis=1)[:, None]
-        top_p = tl.where(nan == nan, top_p, nan)
-        if RENORMALIZE:
-            top_p /= tl.sum(top_p, axis=1)[:, None]
-
-        active = ((key < 0.0) & mask_m & mask_n).to(tl.int32)
-        rank = tl.cumsum(active, axis=0) - active + count[None, :]
-        count += tl.sum(active, axis=0)
-        slot = n[:, None] * K + offs_k[None, :]
-        tl.store(weights_ptr + slot, top_p, mask_n & mask_k)
-        tl.store(experts_ptr + slot, top_m.to(tl.int64), mask_n & mask_k)
-        tl.store(ranks_ptr + slot, tl.gather(rank, top_m, axis=1), mask_n & mask_k)
-
-    tl.store(counts_ptr + block * M + offs_m, count, offs_m < M)
-    tl.store(sums_ptr + block * M + offs_m, total, offs_m < M)
-
-
-@triton.jit
 def _route_backward_kernel(
     # inputs
-    clean_ptr, noise_ptr, eps_ptr,  # as in _route_kernel
+    clean_ptr, noise_ptr, eps_ptr,  # as in route_kernel
     experts_ptr,  # [N, K] int64
     grad_weights_ptr,  # [N, K] or nothing
     grad_mean_ptr,  # [M] or nothing
@@ -105,57 +46,74 @@ def _route_backward_kernel(
     grad_clean_ptr,  # [N, M]
     grad_noise_ptr,  # [N, M]; not written when NOISE is 0
     # sizes
-    N, stride_wn, stride_wk, stride_m,
+    N,
     STRIDE_C: tl.constexpr, STRIDE_N: tl.constexpr, STRIDE_E: tl.constexpr,
+    STRIDE_WN: tl.constexpr, STRIDE_WK: tl.constexpr, STRIDE_M: tl.constexpr,
     M: tl.constexpr, K: tl.constexpr, DTYPE: tl.constexpr,
     NOISE: tl.constexpr, RENORMALIZE: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr, HAS_MEAN: tl.constexpr,
     # tunables
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Grid (N / BLOCK_N,). A program owns BLOCK_N samples and computes their p again."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_m = tl.arange(0, BLOCK_M)
-    mask_m = (offs_m < M)[None, :]
-    mask_n = n < N
-    mask = mask_n[:, None] & mask_m
+    first = tl.program_id(0).to(tl.int64) * BLOCK_N
+    row, column = rows_of_tile(BLOCK_N, BLOCK_M, WIDTH)
+    row += first
+    m = experts_of_tile(BLOCK_M, WIDTH)
+    offs_n = first + tl.arange(0, BLOCK_N)
+    mask = (row < N) & (column < M)
     clean, noise, eps = load_scores(
-        clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, n, mask, offs_m,
-        DTYPE, NOISE, BLOCK_N, BLOCK_M,
+        clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, row, column, mask, NOISE
+    )
+    z, noise, eps = perturbed(
+        clean, noise, eps, eps_ptr, offs_n[None, :, None], DTYPE, NOISE, BLOCK_N, BLOCK_M, WIDTH
     )  # fmt: skip
-    p = tl.where(mask_m, softmax_of(clean, noise, eps, mask_m, NOISE), 0.0)
+    p, _ = softmax_of(z, m < M)
+    p = tl.where(m < M, p, 0.0)
 
-    grad_p = tl.zeros((BLOCK_N, BLOCK_M), DTYPE)
+    grad_p = p * 0.0  # not tl.zeros: what is computed from p lies where p does
     if HAS_WEIGHTS:
-        active = tl.zeros((BLOCK_N, BLOCK_M), tl.int1)
+        offs_k = tl.arange(0, BLOCK_K)[None, :]
+        sample = offs_n[:, None]
+        slots = (sample < N) & (offs_k < K)
+        experts = tl.load(experts_ptr + sample * K + offs_k, slots, other=0).to(tl.int32)
+        at = sample * STRIDE_WN + offs_k * STRIDE_WK
+        grads = tl.load(grad_weights_ptr + at, slots, other=0.0).to(DTYPE)
+        active = p < 0.0
         for j in range(K):
-            expert = tl.load(experts_ptr + n * K + j, mask_n, other=0).to(tl.int32)
-            grad = tl.load(grad_weights_ptr + n * stride_wn + j * stride_wk, mask_n, other=0.0)
-            here = offs_m[None, :] == expert[:, None]
-            grad_p = tl.where(here, grad.to(DTYPE)[:, None], grad_p)
+            expert = tl.sum(tl.where(offs_k == j, experts, 0), axis=1)
+            grad = tl.sum(tl.where(offs_k == j, grads, 0.0), axis=1)
+            here = m == expert[None, :, None]
+            grad_p = tl.where(here, grad[None, :, None], grad_p)
             active = active | here
         if RENORMALIZE:
             # w = p / S with S the sum of the active p: dL/dp = (dL/dw - sum(dL/dw * w)) / S
             chosen = tl.where(active, p, 0.0)
-            size = tl.sum(chosen, axis=1)[:, None]
-            slope = tl.sum(grad_p * chosen, axis=1)[:, None] / size
+            size = sum_over_experts(chosen)[None, :, None]
+            slope = sum_over_experts(grad_p * chosen)[None, :, None] / size
             grad_p = tl.where(active, (grad_p - slope) / size, 0.0)
     if HAS_MEAN:
-        grad_mean = tl.load(grad_mean_ptr + offs_m * stride_m, offs_m < M, other=0.0).to(DTYPE)
-        grad_p += (grad_mean / N)[None, :]
-    grad_z = p * (grad_p - tl.sum(p * grad_p, axis=1)[:, None])
+        # as wide as the scores, so that it is loaded to where p lies
+        grad_mean = tl.load(grad_mean_ptr + column * STRIDE_M, column < M, other=0.0)
+        grad_p += as_tile(grad_mean, DTYPE, BLOCK_N) / N
+    grad_z = p * (grad_p - sum_over_experts(p * grad_p)[None, :, None])
 
-    at = n[:, None] * M + offs_m[None, :]
-    tl.store(grad_clean_ptr + at, grad_z, mask)
+    at = row * M + column
+    tl.store(grad_clean_ptr + at, tl.reshape(grad_z, at.shape), mask)
     if NOISE != 0:
         sigmoid = 1.0 / (1.0 + tl.exp(-noise))
-        tl.store(grad_noise_ptr + at, grad_z * eps * sigmoid, mask)
+        tl.store(grad_noise_ptr + at, tl.reshape(grad_z * eps * sigmoid, at.shape), mask)
 
 
 def _tile(m: int) -> tuple[int, int]:
     """(BLOCK_N, BLOCK_M): 8 samples, or as many of a wide hub as one warp holds, at least one."""
     block_m = max(4, next_power_of_2(m))
     return min(8, max(1, TILE // block_m)), block_m
+
+
+def _width(m: int, block_m: int, lanes: int, itemsize: int) -> int:
+    """WIDTH for a sample on so many lanes, each with as many adjacent experts as one load takes."""
+    return min(block_m, lanes * min(16 // itemsize, m & -m))
 
 
 def _blocks(n: int, m: int) -> tuple[int, int]:
@@ -165,13 +123,14 @@ def _blocks(n: int, m: int) -> tuple[int, int]:
     return cdiv(n, block_n * tiles), tiles
 
 
-def _options(m, k, noise, renormalize, strides) -> dict:
-    """Compile-time arguments that forward and backward share.
+def _options(m, k, itemsize, noise, renormalize, strides) -> dict:
+    """Compile-time arguments of ``route`` that backward shares.
 
     Strides are among them: they are M or 2M in practice, and a known one makes loads wide that
     Triton would leave narrow for a stride that is not a multiple of 16.
     """
     block_n, block_m = _tile(m)
+    warps = max(1, block_n * block_m // TILE)
     names = ("STRIDE_C", "STRIDE_N", "STRIDE_E")
     return dict(zip(names, strides, strict=True)) | {
         "M": m,
@@ -180,7 +139,9 @@ def _options(m, k, noise, renormalize, strides) -> dict:
         "RENORMALIZE": renormalize,
         "BLOCK_N": block_n,
         "BLOCK_M": block_m,
-        "num_warps": max(1, block_n * block_m // TILE),
+        "BLOCK_K": next_power_of_2(k),
+        "WIDTH": _width(m, block_m, 32 * warps // block_n, itemsize),
+        "num_warps": warps,
     }
 
 
@@ -222,17 +183,16 @@ def _forward_launch(clean, noise, eps, seed, k, renormalize):
     outputs = _forward_fake(clean, noise, eps, seed, k, renormalize)
     weights, mean, experts, offsets, rows, positions = outputs
     n, m = clean.shape
+    inputs, strides, source = _inputs(clean, noise, eps, seed)
+    options = _options(m, k, clean.element_size(), source, renormalize, strides)
     blocks, tiles = _blocks(n, m)
     counts = clean.new_empty((blocks + 1, m), dtype=torch.int32)
     sums = clean.new_empty((blocks, m), dtype=mean.dtype)
-    inputs, strides, source = _inputs(clean, noise, eps, seed)
-    options = _options(m, k, source, renormalize, strides)
     with on_device_of(clean):
         if n > 0:
-            _route_kernel[(blocks,)](
-                *inputs, weights, experts, positions, counts, sums, n,
-                TILES=tiles, BLOCK_K=next_power_of_2(k), **options,
-            )  # fmt: skip
+            route_kernel[(blocks,)](
+                *inputs, weights, experts, positions, counts, sums, n, TILES=tiles, **options
+            )
         samples = tiles * options["BLOCK_N"]
         _row_plan.plan_rows(counts, sums, experts, positions, rows, offsets, mean, samples)
     return outputs
@@ -243,17 +203,32 @@ def _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, re
     return clean.new_empty(clean.shape), noise.new_empty((0,) if silent else noise.shape)
 
 
+def _regular(grad: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
+    """An incoming gradient and its strides, which are compile-time and so must not follow N.
+
+    They do not for a dense gradient, nor for one number repeated, as a sum sends it back. Any
+    other is copied.
+    """
+    if grad is None:
+        return None, (0,) * len(shape)
+    if grad.is_contiguous() or any(grad.stride()):
+        return grad.contiguous(), (*shape[1:], 1)
+    return grad, (0,) * len(shape)
+
+
 def _backward_launch(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize):
     outputs = _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize)
     n, m = clean.shape
+    k = experts.shape[1]
     inputs, strides, source = _inputs(clean, noise, eps, seed)
-    options = _options(m, experts.shape[1], source, renormalize, strides)
-    strides_w = (0, 0) if grad_weights is None else grad_weights.stride()
-    stride_m = 0 if grad_mean is None else grad_mean.stride(0)
+    options = _options(m, k, clean.element_size(), source, renormalize, strides)
+    grad_weights, (stride_wn, stride_wk) = _regular(grad_weights, (n, k))
+    grad_mean, (stride_m,) = _regular(grad_mean, (m,))
     with on_device_of(clean):
         if n > 0:
             _route_backward_kernel[(cdiv(n, options["BLOCK_N"]),)](
-                *inputs, experts, grad_weights, grad_mean, *outputs, n, *strides_w, stride_m,
+                *inputs, experts, grad_weights, grad_mean, *outputs, n,
+                STRIDE_WN=stride_wn, STRIDE_WK=stride_wk, STRIDE_M=stride_m,
                 DTYPE=tl.float64 if clean.dtype == torch.float64 else tl.float32,
                 HAS_WEIGHTS=grad_weights is not None, HAS_MEAN=grad_mean is not None, **options,
             )  # fmt: skip
@@ -315,41 +290,47 @@ def noisy_topk(
 
 def compile_cases() -> list[CompileCase]:
     """Every kernel of the router, as launched for the paper's step and at the benchmarks' ends."""
-    cases = []
     sizes = [(48, 5, 2), (4096, 64, 8), (262144, 64, 2), (4096, 1000, 16), (300, 1024, 1024)]
-    for n, m, k in sizes:
-        blocks, tiles = _blocks(n, m)
-        for source, name in ((NO_NOISE, "no eps"), (GIVEN, "eps"), (DRAWN, "draw")):
-            options = _options(m, k, source, False, (m, m, m))
-            launch = {"num_warps": options.pop("num_warps"), "wide": m % 4 == 0}
-            size = f"{name} N={n} M={m} K={k}"
-            scores = {
-                "clean_ptr": "*fp32",
-                "noise_ptr": "*fp32",
-                "eps_ptr": "*i64" if source == DRAWN else "*fp32",
-                "experts_ptr": "*i64",
-                "N": "i32",
-            }
-            outputs = {"weights_ptr": "*fp32", "ranks_ptr": "*i32"}
-            blockwise = {"counts_ptr": "*i32", "sums_ptr": "*fp32"}
-            route = options | {"TILES": tiles, "BLOCK_K": next_power_of_2(k)}
-            cases.append(
-                CompileCase(
-                    f"route {size}", _route_kernel, scores | outputs | blockwise, route, **launch
-                )
-            )
-            names = ("grad_weights_ptr", "grad_mean_ptr", "grad_clean_ptr", "grad_noise_ptr")
-            gradients = dict.fromkeys(names, "*fp32") | {"stride_wn": "i32"}
-            backward = options | {"DTYPE": tl.float32, "HAS_WEIGHTS": True, "HAS_MEAN": True}
-            backward |= {"stride_wk": 1, "stride_m": 1}
-            cases.append(
-                CompileCase(
-                    f"route backward {size}",
-                    _route_backward_kernel,
-                    scores | gradients,
-                    backward,
-                    **launch,
-                )
-            )
-        cases += _row_plan.compile_cases(n, m, k, blocks, tiles * options["BLOCK_N"])
+    return [case for size in sizes for case in cases_of_size(*size)]
+
+
+def cases_of_size(n: int, m: int, k: int) -> list[CompileCase]:
+    """The kernels of one routing and its gradient, for each of the sources of eps."""
+    cases = []
+    for source, name in ((NO_NOISE, "no eps"), (GIVEN, "eps"), (DRAWN, "draw")):
+        cases += _cases_of_source(n, m, k, source, f"{name} N={n} M={m} K={k}")
+    blocks, tiles = _blocks(n, m)
+    cases += _row_plan.compile_cases(n, m, k, blocks, tiles * _tile(m)[0])
     return cases
+
+
+def _cases_of_source(n, m, k, source, size) -> list[CompileCase]:
+    scores = {
+        "clean_ptr": "*fp32",
+        "noise_ptr": "*fp32",
+        "eps_ptr": "*i64" if source == DRAWN else "*fp32",
+        "experts_ptr": "*i64",
+        "N": "i32",
+    }
+    options = _options(m, k, 4, source, False, (m, m, m))
+    forward = options | {"TILES": _blocks(n, m)[1]}
+    outputs = {"ranks_ptr": "*i32", "counts_ptr": "*i32", "sums_ptr": "*fp32"}
+    outputs |= {"weights_ptr": "*fp32"}
+    names = ("grad_weights_ptr", "grad_mean_ptr", "grad_clean_ptr", "grad_noise_ptr")
+    backward = {"STRIDE_WN": k, "STRIDE_WK": 1, "STRIDE_M": 1, "DTYPE": tl.float32}
+    backward |= {"HAS_WEIGHTS": True, "HAS_MEAN": True}
+    return [
+        CompileCase(
+            case, fn, scores | pointers, constants,
+            num_warps=constants.pop("num_warps"), wide=m % 4 == 0,
+        )
+        for case, fn, pointers, constants in (
+            (f"route {size}", route_kernel, outputs, forward),
+            (
+                f"route backward {size}",
+                _route_backward_kernel,
+                dict.fromkeys(names, "*fp32"),
+                options | backward,
+            ),
+        )
+    ]  # fmt: skip

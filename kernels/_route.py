@@ -1,0 +1,81 @@
+"""The router's forward kernel: scores to weights, experts, and what the row plan is made from.
+
+Shapes: N samples, M experts, K active experts per sample, R = N*K rows, B blocks.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._scores import experts_of_tile, load_scores, perturbed, rows_of_tile, softmax_of
+from ._selection import at_chosen, choose, count_samples
+
+
+@triton.jit
+def route_kernel(
+    # inputs
+    clean_ptr,  # [N, M]
+    noise_ptr,  # [N, M]; not read when NOISE is 0
+    eps_ptr,  # [N, M]; the seed, int64 [1], when NOISE is 2; not read when NOISE is 0
+    # outputs
+    weights_ptr,  # [N, K], largest first
+    experts_ptr,  # [N, K] int64
+    ranks_ptr,  # [N, K] int32, earlier samples of this block with the same expert
+    counts_ptr,  # [B, M] int32, rows of each expert in this block
+    sums_ptr,  # [B, M], sum of p over this block
+    # sizes
+    N,
+    STRIDE_C: tl.constexpr, STRIDE_N: tl.constexpr, STRIDE_E: tl.constexpr,
+    M: tl.constexpr, K: tl.constexpr,
+    NOISE: tl.constexpr, RENORMALIZE: tl.constexpr,
+    # tunables
+    TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Grid (B,). A program owns TILES * BLOCK_N consecutive samples, BLOCK_N at a time."""
+    DTYPE: tl.constexpr = sums_ptr.dtype.element_ty
+    PARTS: tl.constexpr = BLOCK_M // WIDTH
+    block = tl.program_id(0).to(tl.int64)
+    row, column = rows_of_tile(BLOCK_N, BLOCK_M, WIDTH)
+    m = experts_of_tile(BLOCK_M, WIDTH)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)[None, :]
+    count = tl.zeros((PARTS, 1, WIDTH), tl.int32)
+    total = tl.zeros((PARTS, BLOCK_N, WIDTH), DTYPE)
+
+    first = block * TILES * BLOCK_N
+    clean, noise, eps = load_scores(
+        clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, first + row, column,
+        (first + row < N) & (column < M), NOISE,
+    )  # fmt: skip
+    for tile in range(TILES):
+        n = first + offs_n[None, :, None]
+        mask_n = n < N
+        z, _, _ = perturbed(
+            clean, noise, eps, eps_ptr, n, DTYPE, NOISE, BLOCK_N, BLOCK_M, WIDTH
+        )  # fmt: skip
+        sample = first + offs_n[:, None]
+        first += BLOCK_N
+        if TILES > 1:
+            # In flight while this tile is worked on. Not before z: with clean, noise and eps of
+            # two tiles in registers at once, a quarter fewer programs fit on a multiprocessor.
+            clean, noise, eps = load_scores(
+                clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, first + row, column,
+                (first + row < N) & (column < M) & (tile + 1 < TILES), NOISE,
+            )  # fmt: skip
+        p, size = softmax_of(z, m < M)
+        total += tl.where(mask_n, p, 0.0)
+        weights, experts, chosen = choose(p, size, m, m < M, K, RENORMALIZE, BLOCK_N, BLOCK_K)
+        earlier, here = count_samples((chosen < K) & mask_n, BLOCK_N, PARTS)
+        rank = at_chosen(earlier + count, chosen, K, BLOCK_N, BLOCK_K)
+        count += here
+
+        slot = sample * K + offs_k
+        mask = (sample < N) & (offs_k < K)
+        tl.store(weights_ptr + slot, weights, mask)
+        tl.store(experts_ptr + slot, experts.to(tl.int64), mask)
+        tl.store(ranks_ptr + slot, rank, mask)
+
+    tl.store(counts_ptr + block * M + m, count, m < M)
+    tl.store(sums_ptr + block * M + m, tl.sum(total, axis=1)[:, None, :], m < M)
