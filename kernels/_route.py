@@ -1,4 +1,7 @@
-"""The router's forward kernel: scores to weights, experts, and what the row plan is made from.
+"""The router's forward kernels: scores to weights, experts, and the plan or what it is made from.
+
+``route`` takes blocks of consecutive samples and leaves each block's counts for _row_plan.py;
+``route_and_plan`` takes the few samples of a small batch and does it all in one launch.
 
 Shapes: N samples, M experts, K active experts per sample, R = N*K rows, B blocks.
 """
@@ -79,3 +82,58 @@ def route_kernel(
 
     tl.store(counts_ptr + block * M + m, count, m < M)
     tl.store(sums_ptr + block * M + m, tl.sum(total, axis=1)[:, None, :], m < M)
+
+
+@triton.jit
+def route_and_plan_kernel(
+    # inputs
+    clean_ptr, noise_ptr, eps_ptr,  # as in route_kernel
+    # outputs
+    weights_ptr, experts_ptr,  # as in route_kernel
+    positions_ptr,  # [N, K] int32
+    rows_ptr,  # [R] int32
+    offsets_ptr,  # [M + 1] int32
+    mean_ptr,  # [M]
+    # sizes
+    N,
+    STRIDE_C: tl.constexpr, STRIDE_N: tl.constexpr, STRIDE_E: tl.constexpr,
+    M: tl.constexpr, K: tl.constexpr,
+    NOISE: tl.constexpr, RENORMALIZE: tl.constexpr,
+    # tunables
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Grid (1,). The program owns all N <= BLOCK_N samples.
+
+    Nothing that it writes is read again: between the two there would be no barrier.
+    """
+    DTYPE: tl.constexpr = mean_ptr.dtype.element_ty
+    PARTS: tl.constexpr = BLOCK_M // WIDTH
+    row, column = rows_of_tile(BLOCK_N, BLOCK_M, WIDTH)
+    m = experts_of_tile(BLOCK_M, WIDTH)
+    sample = tl.arange(0, BLOCK_N).to(tl.int64)
+    n = sample[None, :, None]
+    clean, noise, eps = load_scores(
+        clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, row.to(tl.int64), column,
+        (row < N) & (column < M), NOISE,
+    )  # fmt: skip
+    z, _, _ = perturbed(clean, noise, eps, eps_ptr, n, DTYPE, NOISE, BLOCK_N, BLOCK_M, WIDTH)
+    p, size = softmax_of(z, m < M)
+    weights, experts, chosen = choose(p, size, m, m < M, K, RENORMALIZE, BLOCK_N, BLOCK_K)
+    earlier, count = count_samples((chosen < K) & (n < N), BLOCK_N, PARTS)
+    count = tl.reshape(count, (BLOCK_M,))
+    end = tl.cumsum(count, axis=0)
+    start = tl.reshape(end - count, (PARTS, 1, WIDTH))
+    position = at_chosen(start + earlier, chosen, K, BLOCK_N, BLOCK_K)
+
+    offs_k = tl.arange(0, BLOCK_K)[None, :]
+    slot = sample[:, None] * K + offs_k
+    mask = (sample < N)[:, None] & (offs_k < K)
+    tl.store(weights_ptr + slot, weights, mask)
+    tl.store(experts_ptr + slot, experts.to(tl.int64), mask)
+    tl.store(positions_ptr + slot, position, mask)
+    tl.store(rows_ptr + position, slot.to(tl.int32), mask)
+    offs_m = tl.arange(0, BLOCK_M)
+    tl.store(offsets_ptr + 1 + offs_m, end, offs_m < M)
+    tl.store(offsets_ptr, 0)
+    total = tl.sum(tl.where(n < N, p, 0.0), axis=1)[:, None, :]
+    tl.store(mean_ptr + m, total / N, m < M)

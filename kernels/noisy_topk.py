@@ -2,11 +2,12 @@
 
     z = clean + eps * softplus(noise),   p = softmax(z),   the K largest p are active (equation 1)
 
-Two launches up to 4,096 samples, three above, one backward; work linear in N, nothing sorted, no
-atomics, no host read. Samples are cut into blocks of consecutive samples, one program each: the
-first launch, ``route``, leaves per block the sum of p and the number of rows of each expert, and
-_row_plan.py turns these into the mean and the plan. Backward computes p again: reading a saved p
-costs as much as reading the clean score, and writing it comes on top.
+One launch for a batch of up to 512 samples (fewer for a wide hub), two up to 4,096, three above,
+one backward; work linear in N, nothing sorted, no atomics, no host read. Above one launch, samples
+are cut into blocks of consecutive samples, one program each: the first launch, ``route``, leaves
+per block the sum of p and the number of rows of each expert, and _row_plan.py turns these into the
+mean and the plan. Backward computes p again: reading a saved p costs as much as reading the clean
+score, and writing it comes on top.
 
 Shapes: N samples, M experts, K active experts per sample, R = N*K rows, B blocks.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from . import _row_plan
 from ._common import CompileCase, cdiv, next_power_of_2, on_device_of, register
-from ._route import route_kernel
+from ._route import route_and_plan_kernel, route_kernel
 from ._scores import (
     as_tile,
     experts_of_tile,
@@ -32,6 +33,11 @@ from ._scores import (
 )
 
 TILE = 512  # elements of p that one warp holds: 16 a lane. 32 a lane spills for M = 1000
+SMALL_BATCH = 64  # samples; one warp holds them for a hub of up to 8
+# What one program routes and plans, in samples and in elements of p. It has one multiprocessor,
+# which takes about 4 us for the 1,900 to 2,700 instructions of 8 warps (estimated, at 2.5 a cycle):
+# as long as a second launch. Registers would allow 16 warps.
+ONE_LAUNCH, ONE_LAUNCH_ELEMENTS = 512, 8 * TILE
 NO_NOISE, GIVEN, DRAWN = 0, 1, 2  # where eps comes from
 
 
@@ -145,6 +151,24 @@ def _options(m, k, itemsize, noise, renormalize, strides) -> dict:
     }
 
 
+def _one_launch(n: int, m: int, itemsize: int) -> dict | None:
+    """Compile-time arguments of ``route_and_plan`` unlike those of ``route``; None if too large.
+
+    Two sizes of tile, not one for each power of two: a last, smaller batch compiles nothing. A
+    sample of up to 8 experts is one lane's, which needs no shuffle to reduce it.
+    """
+    block_m = max(4, next_power_of_2(m))
+    limit = min(ONE_LAUNCH, ONE_LAUNCH_ELEMENTS // block_m)
+    if n > limit or limit < SMALL_BATCH:
+        return None
+    block_n = SMALL_BATCH if n <= SMALL_BATCH else limit
+    return {
+        "BLOCK_N": block_n,
+        "WIDTH": _width(m, block_m, 1 if block_m <= 8 else 4, itemsize),
+        "num_warps": max(1, block_n * block_m // TILE),
+    }
+
+
 def _inputs(clean, noise, eps, seed):
     """What a kernel reads, ``(clean, noise, eps or seed)``, their strides, and where eps is from.
 
@@ -185,10 +209,16 @@ def _forward_launch(clean, noise, eps, seed, k, renormalize):
     n, m = clean.shape
     inputs, strides, source = _inputs(clean, noise, eps, seed)
     options = _options(m, k, clean.element_size(), source, renormalize, strides)
-    blocks, tiles = _blocks(n, m)
-    counts = clean.new_empty((blocks + 1, m), dtype=torch.int32)
-    sums = clean.new_empty((blocks, m), dtype=mean.dtype)
+    small = _one_launch(n, m, clean.element_size())
     with on_device_of(clean):
+        if small is not None:
+            route_and_plan_kernel[(1,)](
+                *inputs, weights, experts, positions, rows, offsets, mean, n, **options | small
+            )
+            return outputs
+        blocks, tiles = _blocks(n, m)
+        counts = clean.new_empty((blocks + 1, m), dtype=torch.int32)
+        sums = clean.new_empty((blocks, m), dtype=mean.dtype)
         if n > 0:
             route_kernel[(blocks,)](
                 *inputs, weights, experts, positions, counts, sums, n, TILES=tiles, **options
@@ -290,7 +320,8 @@ def noisy_topk(
 
 def compile_cases() -> list[CompileCase]:
     """Every kernel of the router, as launched for the paper's step and at the benchmarks' ends."""
-    sizes = [(48, 5, 2), (4096, 64, 8), (262144, 64, 2), (4096, 1000, 16), (300, 1024, 1024)]
+    sizes = [(48, 5, 2), (512, 5, 2), (256, 16, 2), (64, 64, 8)]
+    sizes += [(4096, 64, 8), (262144, 64, 2), (4096, 1000, 16), (300, 1024, 1024)]
     return [case for size in sizes for case in cases_of_size(*size)]
 
 
@@ -299,8 +330,9 @@ def cases_of_size(n: int, m: int, k: int) -> list[CompileCase]:
     cases = []
     for source, name in ((NO_NOISE, "no eps"), (GIVEN, "eps"), (DRAWN, "draw")):
         cases += _cases_of_source(n, m, k, source, f"{name} N={n} M={m} K={k}")
-    blocks, tiles = _blocks(n, m)
-    cases += _row_plan.compile_cases(n, m, k, blocks, tiles * _tile(m)[0])
+    if _one_launch(n, m, 4) is None:
+        blocks, tiles = _blocks(n, m)
+        cases += _row_plan.compile_cases(n, m, k, blocks, tiles * _tile(m)[0])
     return cases
 
 
@@ -313,8 +345,14 @@ def _cases_of_source(n, m, k, source, size) -> list[CompileCase]:
         "N": "i32",
     }
     options = _options(m, k, 4, source, False, (m, m, m))
-    forward = options | {"TILES": _blocks(n, m)[1]}
-    outputs = {"ranks_ptr": "*i32", "counts_ptr": "*i32", "sums_ptr": "*fp32"}
+    small = _one_launch(n, m, 4)
+    if small is not None:
+        kernel, forward = route_and_plan_kernel, options | small
+        outputs = {"positions_ptr": "*i32", "rows_ptr": "*i32", "offsets_ptr": "*i32"}
+        outputs |= {"mean_ptr": "*fp32"}
+    else:
+        kernel, forward = route_kernel, options | {"TILES": _blocks(n, m)[1]}
+        outputs = {"ranks_ptr": "*i32", "counts_ptr": "*i32", "sums_ptr": "*fp32"}
     outputs |= {"weights_ptr": "*fp32"}
     names = ("grad_weights_ptr", "grad_mean_ptr", "grad_clean_ptr", "grad_noise_ptr")
     backward = {"STRIDE_WN": k, "STRIDE_WK": 1, "STRIDE_M": 1, "DTYPE": tl.float32}
@@ -325,7 +363,7 @@ def _cases_of_source(n, m, k, source, size) -> list[CompileCase]:
             num_warps=constants.pop("num_warps"), wide=m % 4 == 0,
         )
         for case, fn, pointers, constants in (
-            (f"route {size}", route_kernel, outputs, forward),
+            (f"route {size}", kernel, outputs, forward),
             (
                 f"route backward {size}",
                 _route_backward_kernel,

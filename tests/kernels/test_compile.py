@@ -21,7 +21,7 @@ ROOT = Path(compile_report.__file__).parent.parent
 CASES = [
     "route draw N=48 M=5 K=2",
     "route backward eps N=4096 M=64 K=8",
-    "plan N=48 M=5 K=2",
+    "plan N=4096 M=64 K=8",
     "gather [48, 3, 224, 224] uint8 to bfloat16 affine channels_last",
     "combine forward N=48 M=5 K=2 C=100",
     "combine backward with loss N=4096 M=64 K=2 C=1000",

@@ -38,6 +38,9 @@ def stable_plan(experts, m):
     ("n", "m", "k"),
     [
         pytest.param(48, 5, 2, id="paper"),
+        pytest.param(512, 8, 2, id="most-samples-of-one-launch"),
+        pytest.param(64, 64, 9, id="widest-hub-of-one-launch"),
+        pytest.param(513, 5, 2, id="first-of-two-launches"),
         pytest.param(4096, 64, 8, id="last-of-two-launches"),
         pytest.param(4097, 64, 8, id="first-of-three-launches"),
         pytest.param(65536, 16, 2, id="many-blocks"),
@@ -71,9 +74,10 @@ def test_router_matches_float64(n, m, k):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)  # a difference of sums
 
 
-def test_a_thousand_repeats_are_equal_to_the_bit():
-    clean, noise, eps = (x.requires_grad_() for x in scores(5000, 64))
-    x = torch.randn(5000, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+@pytest.mark.parametrize("n", [64, 5000], ids=["one-launch", "three-launches"])
+def test_a_thousand_repeats_are_equal_to_the_bit(n):
+    clean, noise, eps = (x.requires_grad_() for x in scores(n, 64))
+    x = torch.randn(n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
     def step():
         out = noisy_topk(clean, noise, eps.detach(), 4, False)
@@ -90,7 +94,7 @@ def test_a_thousand_repeats_are_equal_to_the_bit():
 
 
 @pytest.mark.parametrize("source", ["eps", "draw"])
-@pytest.mark.parametrize("n", [48, 5000], ids=["two-launches", "three-launches"])
+@pytest.mark.parametrize("n", [48, 1000, 5000], ids=["one-launch", "two", "three"])
 def test_capture_and_replay(n, source):
     clean, noise, eps = (x.requires_grad_() for x in scores(n, 6))
     x = torch.randn(n, 3, 8, 8, device="cuda", requires_grad=True)
@@ -141,9 +145,10 @@ def test_replays_draw_anew_without_being_seeded():
     assert len({tuple(m.tolist()) for m in means}) == 4
 
 
-def test_the_host_never_waits():
-    clean, noise, eps = (x.requires_grad_() for x in scores(200, 7))
-    x = torch.randn(200, 3, 9, 9, device="cuda", requires_grad=True)
+@pytest.mark.parametrize("n", [200, 600], ids=["one-launch", "two-launches"])
+def test_the_host_never_waits(n):
+    clean, noise, eps = (x.requires_grad_() for x in scores(n, 7))
+    x = torch.randn(n, 3, 9, 9, device="cuda", requires_grad=True)
     scale = torch.rand(7, 3, device="cuda")
     noisy_topk(clean, noise, eps.detach(), 3, True)
     torch.cuda.synchronize()

@@ -41,6 +41,14 @@ def scores(n, m, device, seed=0, dtype=torch.float64):
     return [torch.randn(n, m, generator=generator, dtype=dtype).to(device) for _ in range(3)]
 
 
+@pytest.fixture(params=["one-launch", "blocks"])
+def forward(request, monkeypatch):
+    """The forward pass as one program, and as for a batch too large for it."""
+    if request.param == "blocks":
+        monkeypatch.setattr(router, "ONE_LAUNCH", 0)
+    return request.param
+
+
 def assert_same(got, expected, **tolerance):
     assert torch.equal(got[2], expected.experts)
     for index, name in ((3, "offsets"), (4, "rows"), (5, "positions")):
@@ -53,7 +61,7 @@ def assert_same(got, expected, **tolerance):
 @pytest.mark.parametrize("renormalize", [False, True], ids=["plain", "renormalized"])
 @pytest.mark.parametrize("noisy", [True, False], ids=["eps", "no-eps"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients_match_the_reference(shape, noisy, renormalize, device):
+def test_values_and_gradients_match_the_reference(forward, shape, noisy, renormalize, device):
     n, m, k = shape
     clean, noise, eps = scores(n, m, device)
     eps = eps if noisy else None
@@ -104,7 +112,7 @@ def test_gradcheck(renormalize, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_narrow_inputs_are_computed_in_float32(dtype, device):
+def test_narrow_inputs_are_computed_in_float32(forward, dtype, device):
     clean, noise, eps = (x.to(dtype) for x in scores(33, 16, device))
     clean.requires_grad_()
     noise.requires_grad_()
@@ -125,7 +133,7 @@ def test_narrow_inputs_are_computed_in_float32(dtype, device):
         torch.testing.assert_close(x.double(), y, rtol=max(step, 1e-5), atol=1e-6)
 
 
-def test_ties_go_to_the_lowest_index(device):
+def test_ties_go_to_the_lowest_index(forward, device):
     clean = torch.zeros(9, 7, device=device)
     clean[3:, 5] = 1.0
     noise = torch.zeros_like(clean)
@@ -136,7 +144,7 @@ def test_ties_go_to_the_lowest_index(device):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_rows_of_nan_choose_distinct_experts_in_range(device):
+def test_rows_of_nan_choose_distinct_experts_in_range(forward, device):
     clean, noise, eps = scores(21, 7, device)
     clean[2, 4] = math.nan
     clean[3] = math.inf
@@ -169,7 +177,7 @@ def test_extreme_noise_scales_are_stable(scale, device):
 
 
 @pytest.mark.parametrize("n", [9, 70])
-def test_all_to_one_expert_and_none_to_the_others(n, device):
+def test_all_to_one_expert_and_none_to_the_others(forward, n, device):
     clean = torch.zeros(n, 6, device=device)
     clean[:, 4] = 9.0
     got = noisy_topk(clean, clean, None, 1, False)
@@ -177,7 +185,7 @@ def test_all_to_one_expert_and_none_to_the_others(n, device):
     assert torch.equal(got[4], torch.arange(n, dtype=torch.int32, device=device))
 
 
-def test_no_samples_at_all(device):
+def test_no_samples_at_all(forward, device):
     empty = torch.empty(0, 3, device=device)
     with pytest.warns(RuntimeWarning) if device.type == "cpu" else torch.no_grad():
         weights, mean, experts, offsets, rows, positions = noisy_topk(empty, empty, None, 2, False)
@@ -187,21 +195,50 @@ def test_no_samples_at_all(device):
     assert rows.shape == (0,)
 
 
-@pytest.mark.parametrize("limit", [10**9, 0], ids=["two-launches", "three-launches"])
-def test_launch_counts_and_many_tiles_a_block(limit, launches, device, monkeypatch):
+@pytest.mark.parametrize("launches_of_forward", [1, 2, 3])
+def test_launch_counts_and_many_tiles_a_block(launches_of_forward, launches, device, monkeypatch):
     """Blocks of several tiles and a plan across many blocks, without thousands of samples."""
-    monkeypatch.setattr(plan, "TWO_LAUNCHES", limit)
+    if launches_of_forward > 1:
+        monkeypatch.setattr(router, "ONE_LAUNCH", 0)
+    if launches_of_forward > 2:
+        monkeypatch.setattr(plan, "TWO_LAUNCHES", 0)
     monkeypatch.setattr(plan, "max_blocks", lambda n, m: 4)
     monkeypatch.setattr(plan, "SCAN_BLOCKS", 2)
     clean, noise, eps = scores(90, 6, device)
     clean.requires_grad_()
     got = noisy_topk(clean, noise, eps, 3, False)
-    scan = ["_scan_kernel"] if limit == 0 else []
-    assert launches == ["route_kernel", *scan, "_plan_kernel"]
+    assert (
+        launches
+        == {
+            1: ["route_and_plan_kernel"],
+            2: ["route_kernel", "_plan_kernel"],
+            3: ["route_kernel", "_scan_kernel", "_plan_kernel"],
+        }[launches_of_forward]
+    )
     assert_same(got, reference.noisy_topk(clean, noise, 3, eps), **EXACT)
     launches.clear()
     torch.autograd.grad(got[0].sum() + got[1].sum(), clean)
     assert launches == ["_route_backward_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("m", "limit"), [(2, 512), (5, 512), (8, 512), (9, 256), (20, 128), (64, 64), (65, -1)]
+)
+def test_one_launch_holds_as_many_samples_as_fit_in_registers(m, limit):
+    for n in (0, 1, 64, 65, 128, 256, 512, 513):
+        options = router._one_launch(n, m, 4)
+        assert (options is not None) == (n <= limit)
+        if options is not None:
+            assert n <= options["BLOCK_N"]
+            block_m = max(4, router.next_power_of_2(m))
+            assert options["BLOCK_N"] * block_m <= 512 * options["num_warps"] <= 8 * 512
+
+
+def test_one_launch_at_its_limits(device):
+    for n, m, k in ((65, 5, 2), (512, 3, 1), (64, 64, 9), (128, 20, 20)):
+        clean, noise, eps = scores(n, m, device)
+        got = noisy_topk(clean, noise, eps, k, False)
+        assert_same(got, reference.noisy_topk(clean, noise, k, eps), **EXACT)
 
 
 def test_work_is_linear_in_blocks():
