@@ -15,7 +15,7 @@ from ._scores import experts_of_tile, load_scores, perturbed, rows_of_tile, soft
 from ._selection import at_chosen, choose, count_samples
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def route_kernel(
     # inputs
     clean_ptr,  # [N, M]
@@ -84,7 +84,7 @@ def route_kernel(
     tl.store(sums_ptr + block * M + m, tl.sum(total, axis=1)[:, None, :], m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def route_and_plan_kernel(
     # inputs
     clean_ptr, noise_ptr, eps_ptr,  # as in route_kernel

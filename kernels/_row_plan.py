@@ -25,7 +25,7 @@ SCAN_EXPERTS, SCAN_BLOCKS = 4, 1024  # a tile of the scan: 16 bytes wide, in few
 SCAN_WARPS = 8  # with 4 the scan spills on sm_80
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "B"])
 def _scan_kernel(
     counts_ptr,  # [B, M] int32, becomes the sum over the blocks before
     totals_ptr,  # [M] int32, sum over all blocks
@@ -52,7 +52,7 @@ def _scan_kernel(
     tl.store(mean_ptr + offs_m, total / N, offs_m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "B"])
 def _plan_kernel(
     # inputs
     counts_ptr,  # [B, M] int32: rows of each block, or, if SCANNED, of the blocks before it
@@ -134,7 +134,7 @@ def max_blocks(n: int, m: int) -> int:
 def _plan_options(n: int, m: int, k: int, blocks: int, block_samples: int) -> dict:
     slots = block_samples * k
     block_m = next_power_of_2(m)
-    block_b = min(next_power_of_2(blocks), max(1, 4096 // block_m))
+    block_b = min(256, max(1, 4096 // block_m))  # whatever B, so that another N compiles nothing
     small = _is_scanned(n) or block_m * block_b <= 1024
     return {
         "M": m,
@@ -149,7 +149,7 @@ def _plan_options(n: int, m: int, k: int, blocks: int, block_samples: int) -> di
 
 
 def plan_rows(
-    counts: Tensor,  # [B + 1, M] int32, the last row free; overwritten
+    counts: Tensor,  # [B, M] int32, overwritten
     sums: Tensor,  # [B, M]
     experts: Tensor,  # [N, K] int64
     positions: Tensor,  # [N, K] int32, the ranks; becomes the positions
@@ -161,8 +161,9 @@ def plan_rows(
     """One launch up to TWO_LAUNCHES samples, two above, on the current device."""
     n, k = experts.shape
     blocks, m = sums.shape
-    totals = counts[blocks]
+    totals = None
     if _is_scanned(n):
+        totals = counts.new_empty((m,))
         _scan_kernel[(cdiv(m, SCAN_EXPERTS),)](
             counts, totals, sums, mean, n, blocks,
             M=m, BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS, num_warps=SCAN_WARPS,

@@ -9,6 +9,9 @@ per block the sum of p and the number of rows of each expert, and _row_plan.py t
 mean and the plan. Backward computes p again: reading a saved p costs as much as reading the clean
 score, and writing it comes on top.
 
+No kernel compiles again for another N, unless N passes a limit: 64 samples, those between one, two
+and three launches, and the powers of two at which the blocks grow.
+
 Shapes: N samples, M experts, K active experts per sample, R = N*K rows, B blocks.
 """
 
@@ -41,7 +44,7 @@ ONE_LAUNCH, ONE_LAUNCH_ELEMENTS = 512, 8 * TILE
 NO_NOISE, GIVEN, DRAWN = 0, 1, 2  # where eps comes from
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _route_backward_kernel(
     # inputs
     clean_ptr, noise_ptr, eps_ptr,  # as in route_kernel
@@ -217,7 +220,7 @@ def _forward_launch(clean, noise, eps, seed, k, renormalize):
             )
             return outputs
         blocks, tiles = _blocks(n, m)
-        counts = clean.new_empty((blocks + 1, m), dtype=torch.int32)
+        counts = clean.new_empty((blocks, m), dtype=torch.int32)
         sums = clean.new_empty((blocks, m), dtype=mean.dtype)
         if n > 0:
             route_kernel[(blocks,)](

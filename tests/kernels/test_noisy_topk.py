@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -248,58 +245,6 @@ def test_work_is_linear_in_blocks():
         assert blocks <= (256 if n <= 4096 else 4096)
         assert (blocks - 1) * tiles * block_n < n <= blocks * tiles * block_n
         assert block_m >= m
-
-
-def compiled(script, folder):
-    """What a script prints that compiles for a GPU: without the interpreter, which may be on here,
-    and in a process of its own, since Triton ends the process where its own assertions fail."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, env=environment | {"TRITON_CACHE_DIR": str(folder)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_wide_hubs_compile(tmp_path):
-    """Triton 3.8 cannot compile a gather of a small tile on several warps, as it would be with few
-    slots of a wide hub."""
-    script = """
-import importlib
-from bench.compile_report import compile_case
-noisy_topk = importlib.import_module("hubpath_fast.kernels.noisy_topk")
-for m in (513, 600, 1024):
-    for case in noisy_topk.cases_of_size(300, m, 1):
-        if case.name.startswith(("route eps", "plan")):
-            print(case.name, *compile_case(case, 90).failures)
-"""
-    expected = [
-        f"{name} N=300 M={m} K=1\n" for m in (513, 600, 1024) for name in ("route eps", "plan")
-    ]
-    assert compiled(script, tmp_path) == "".join(expected)
-
-
-def test_a_sample_lies_in_few_lanes(tmp_path):
-    """Shuffles are what a layout costs. Triton chooses it, and another version might otherwise."""
-    script = """
-import importlib
-from bench import compile_report
-read_sass = compile_report.read_sass
-def count_shuffles(text):
-    print(case.name + ":", text.count(" SHFL."))
-    return read_sass(text)
-compile_report.read_sass = count_shuffles
-noisy_topk = importlib.import_module("hubpath_fast.kernels.noisy_topk")
-for case in noisy_topk.cases_of_size(262144, 64, 2):
-    if " eps" in case.name and " no " not in case.name:
-        compile_report.compile_case(case, 90)
-"""
-    lines = dict(line.split(": ") for line in compiled(script, tmp_path).splitlines())
-    # A tile's 46, and 48 for the sum over samples at the end. A plain [8, 64] tile takes 204 and 8.
-    assert int(lines["route eps N=262144 M=64 K=2"]) <= 96
-    # 3 reductions of 2, and those of the two slots. A plain tile takes 50.
-    assert int(lines["route backward eps N=262144 M=64 K=2"]) <= 16
 
 
 def test_halves_of_one_tensor_are_read_in_place(launches, device):
