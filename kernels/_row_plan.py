@@ -135,7 +135,7 @@ def _plan_options(n: int, m: int, k: int, blocks: int, block_samples: int) -> di
     slots = block_samples * k
     block_m = next_power_of_2(m)
     block_b = min(256, max(1, 4096 // block_m))  # whatever B, so that another N compiles nothing
-    small = _is_scanned(n) or block_m * block_b <= 1024
+    num_warps = 1 if _is_scanned(n) or block_m * block_b <= 1024 else 4
     return {
         "M": m,
         "SLOTS": slots,
@@ -143,8 +143,9 @@ def _plan_options(n: int, m: int, k: int, blocks: int, block_samples: int) -> di
         "SCANNED": _is_scanned(n),
         "BLOCK_B": block_b,
         "BLOCK_M": block_m,
-        "BLOCK_S": min(512, next_power_of_2(slots)),
-        "num_warps": 1 if small else 4,
+        # A slot's rank is replaced in place: no two threads may hold the same slot.
+        "BLOCK_S": min(512, max(32 * num_warps, next_power_of_2(slots))),
+        "num_warps": num_warps,
     }
 
 

@@ -1,8 +1,8 @@
 """Another batch size, or another split of the rows over the experts, compiles nothing again.
 
 A kernel that is compiled anew stops training for about a second; with an epoch's last batch, or an
-evaluation's, that used to be four to eight kernels. The limit for a whole step is two; what is left
-of it is the router's.
+evaluation's, that used to be four to eight kernels. A batch that the router plans in other launches
+(``test_router_compiles.py``) still compiles those.
 """
 
 from __future__ import annotations
@@ -87,22 +87,17 @@ def kernels_of(step: Callable[..., None], case: Case, dtype: torch.dtype, device
     return keys
 
 
-PARTS = {
-    "router": (route, 2),
-    "gather": (gather_images, 0),
-    "outputs": (join, 0),
-}
+PARTS = {"router": route, "gather": gather_images, "outputs": join}
 
 
 @pytest.mark.parametrize("n", OTHERS)
 @pytest.mark.parametrize("part", PARTS)
 def test_another_batch_size(part, n, device):
-    function, limit = PARTS[part]
     case = Case("", m=M, k=K)
     first, other = (
-        kernels_of(function, replace(case, n=size), torch.float32, device) for size in (FIRST, n)
+        kernels_of(PARTS[part], replace(case, n=size), torch.float32, device) for size in (FIRST, n)
     )
-    assert len(other - first) <= limit, sorted(other - first)
+    assert not other - first
 
 
 @pytest.mark.parametrize("n", [47, 17])
@@ -127,10 +122,9 @@ def test_another_batch_size_of_other_outputs(case, n, device):
 @pytest.mark.parametrize("part", PARTS)
 def test_another_routing(part, scores, device):
     """All rows to K experts, or none to every other one."""
-    function, _ = PARTS[part]
     case = Case("", n=FIRST, m=M, k=K)
     first, other = (
-        kernels_of(function, replace(case, scores=s), torch.float32, device)
+        kernels_of(PARTS[part], replace(case, scores=s), torch.float32, device)
         for s in ("random", scores)
     )
     assert not other - first
