@@ -104,8 +104,9 @@ def _backward_rows(
         x = tl.load(outputs_ptr + offs_x, mask=mask, other=0.0).to(COMPUTE)
         offs_dot = (slot * ((C + BLOCK_C - 1) // BLOCK_C) + c_tile) * trailing + s
         # A bare product would be contracted with the sum's first addition, x*g + neighbour's, which
-        # is rounded otherwise on each of the two sides: lanes that should agree would not.
-        products = tl.fma(g, x, tl.zeros_like(g))
+        # is rounded otherwise on each of the two sides: lanes that should agree would not. This
+        # mask (all of it is 0 there anyway) keeps them apart, and costs no registers.
+        products = tl.where(mask_t[:, None], g * x, 0.0)
         tl.store(dots_ptr + offs_dot, tl.sum(products, axis=1), mask=mask_t)
 
         weight = tl.load(weights_ptr + slot, mask=mask_t, other=0.0).to(COMPUTE)
