@@ -2,7 +2,7 @@
 
     python -m bench.host [--models resnet50 swin_tiny_patch4_window7_224 ...] [--out FILE]
 
-For each network: comparing its signature by value, as when something changed; seeing that nothing
+For each network: taking its signature, as when something changed; seeing that nothing
 changed; and, for the network as one of a hub, seeing that no module is shared. Nothing is run, so
 it is the same with and without a GPU.
 """
@@ -35,7 +35,7 @@ def measure(name: str, seconds: float) -> list[dict]:
     kept, sharing = Signature(expert, source), Sharing()
     times = timing.interleaved(
         {
-            "by value": lambda: Signature(expert, source),
+            "taken anew": lambda: Signature(expert, source),
             "unchanged": lambda: kept.holds(expert, source),
             "shared": lambda: sharing([expert]),
         },

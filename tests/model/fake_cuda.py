@@ -58,7 +58,6 @@ class FakeCuda:
         internals = {
             "_cuda_endAllocateToPool": self._end_recording,
             "_cuda_releasePool": self._release,
-            "_host_emptyCache": lambda: None,
         }
         for name, value in internals.items():
             monkeypatch.setattr(torch._C, name, value, raising=False)

@@ -153,3 +153,21 @@ def test_an_expert_is_called_once_also_where_it_is_watched():
     out = step(model, x, y)
     assert calls == [6] * M
     assert out.expert_outputs.shape == (24, C)
+
+
+CHANGES = {
+    "another first layer": lambda expert: expert.insert(0, nn.BatchNorm2d(3)),
+    "a hook": lambda expert: expert.register_forward_pre_hook(lambda _, x: (x[0] * 1.7 - 0.3,)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_expert_is_watched_again(gathered, name):
+    x, y = batch()
+    model = with_experts(row_wise_expert)
+    for _ in range(2):
+        step(model, x, y)
+    CHANGES[name](model.experts[3])
+    for _ in range(2):
+        step(model, x, y)
+    assert gathered() == [torch.float32, BF16, torch.float32, torch.float32]

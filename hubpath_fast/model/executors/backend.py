@@ -104,8 +104,10 @@ class CudaBackend:
         # What waits for the device cannot be captured. It is found here, where an exception leaves
         # nothing to clean up.
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that this mode is a prototype
+                torch.cuda.set_sync_debug_mode("error")
             function()
         finally:
             torch.cuda.set_sync_debug_mode(before)

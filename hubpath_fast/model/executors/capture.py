@@ -72,7 +72,8 @@ class CapturedExpert:
             torch.inference_mode(False),  # its tensors are written outside of it, too
             torch.set_grad_enabled(enabled),
             backend.undisturbed(),
-            _untouched([*expert.buffers(), inputs.data], backend),
+            # Some experts keep statistics in parameters, or write to their weights.
+            _untouched([*expert.buffers(), *expert.parameters(), inputs.data], backend),
             _own_casts(rows.device.type),
         ):
             self._capture(expert, rows, inputs, backend)
@@ -109,6 +110,9 @@ class CapturedExpert:
         state = backend.random_state()
         backend.warm_up(warm)
         self.draws = not torch.equal(state, backend.random_state())
+        for alias, parameter in zip(aliases, self.parameters, strict=True):
+            if alias.data_ptr() != parameter.data_ptr():
+                raise TypeError("moves its parameters to other memory")
         kept: dict[str, Tensor] = {}
 
         def forward() -> list[Tensor]:
@@ -200,19 +204,28 @@ class _Replay(torch.autograd.Function):
 @contextlib.contextmanager
 def _replaced(expert: nn.Module, stand_ins: dict[nn.Parameter, nn.Parameter]) -> Iterator[None]:
     """Within, the expert's modules hold the stand-ins of its parameters."""
+    modules = list(expert.modules())
     places = [
         (module, name, parameter)
-        for module in expert.modules()
+        for module in modules
         for name, parameter in module._parameters.items()
         if parameter in stand_ins
     ]
+    recurrent = [module for module in modules if isinstance(module, nn.RNNBase)]
+    references = [layer._flat_weight_refs for layer in recurrent]
     try:
         for module, name, parameter in places:
             setattr(module, name, stand_ins[parameter])  # not its dict: recurrent layers keep lists
+        for layer in recurrent:  # or they take the weights to have changed, and move them
+            layer._flat_weight_refs = [
+                w if w is None else weakref.ref(w) for w in layer._flat_weights
+            ]
         yield
     finally:
         for module, name, parameter in places:
             setattr(module, name, parameter)
+        for layer, kept in zip(recurrent, references, strict=True):
+            layer._flat_weight_refs = kept
 
 
 def _check_leaves(output: Tensor, leaves: list[Tensor]) -> None:
@@ -227,15 +240,18 @@ def _check_leaves(output: Tensor, leaves: list[Tensor]) -> None:
 
 @contextlib.contextmanager
 def _untouched(tensors: list[Tensor], backend: Backend) -> Iterator[None]:
-    """Buffers, inputs (rows may lie there already) and random state are afterwards as they were."""
-    kept = [(tensor, tensor.clone()) for tensor in tensors]
+    """The tensors (rows may lie in the inputs already) and the random state are afterwards as they
+    were."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     state = backend.random_state()
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, value in kept:
-                tensor.copy_(value)
+                # Not the tensor itself: its version would end the backward pass of a forward that
+                # was run before, and that keeps it (as BatchNorm does its running statistics).
+                tensor.data.copy_(value)
         backend.set_random_state(state)
 
 

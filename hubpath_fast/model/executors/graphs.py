@@ -62,6 +62,7 @@ class Record:
     lane: int | None = None  # that they were captured on
     pool: Pool | None = None
     draws: bool = False  # random numbers, as far as was seen
+    draws_unseen: bool = False  # as only a capture showed: its backward draws
     failures: list[str] = field(default_factory=list)  # of captures
     eager: str | None = None  # why it is never captured
 
@@ -100,7 +101,7 @@ class GraphsExecutor(Executor):
         budget: int | None = None,
     ):
         super().__init__()
-        self._make_backend, self._budget = backend, budget
+        self._make_backend, self._asked = backend, budget
         self._backend: Backend | None = None
         self._records: OrderedDict[Use, Record] = OrderedDict()  # least recently replayed first
         self._places: dict[bool, Places] = {}  # with gradients, and without
@@ -108,9 +109,8 @@ class GraphsExecutor(Executor):
         self._given_up = False
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
-        if self._backend is None:
-            self._backend = self._make_backend(source.x.device)
-            self._budget = self._backend.budget() if self._budget is None else self._budget
+        if self._backend is None or self._device != source.x.device:
+            self._start(source.x.device)
         # What needs no counts comes before they are read, while the device is busy.
         gradients = torch.is_grad_enabled()
         uses = [_use(i, expert, gradients) for i, expert in enumerate(experts)]
@@ -118,6 +118,8 @@ class GraphsExecutor(Executor):
             self._meet(use, experts[use.index], source)
         places = self._written(source, gradients)
         rows = source.rows() if places is None else places.rows
+        for use in [use for use in self._records if use.index >= len(experts)]:
+            del self._records[use]
         lanes = self._lanes(experts, gradients)
         step = Step(experts, uses, lanes, source, rows, places is not None, gradients, min_group)
         groups = groups_of(source.routing)
@@ -127,13 +129,18 @@ class GraphsExecutor(Executor):
             outputs = [self._run_group(step, group) for group in groups]
         return join(experts, groups, outputs)
 
+    def _start(self, device: torch.device) -> None:
+        """Afresh: graphs, places and lanes belong to one device."""
+        self._device, self._backend = device, self._make_backend(device)
+        self._budget = self._backend.budget() if self._asked is None else self._asked
+        self._records.clear()
+        self._places.clear()
+        self._given_up = False
+
     def _lanes(self, experts: Sequence[nn.Module], gradients: bool) -> list[int]:
-        first = self._sharing(experts)
-        drawing = self._drawing(gradients)
-        if drawing and self._backend.one_random_state:
+        if self._backend.one_random_state and self._drawing(gradients):
             return [0] * len(experts)
-        together = {first[index] for index in drawing if index < len(experts)}
-        return [0 if f in together else f % self._backend.num_lanes for f in first]
+        return [first % self._backend.num_lanes for first in self._sharing(experts)]
 
     def _drawing(self, gradients: bool) -> set[int]:
         """The experts whose graphs draw random numbers, or would."""
@@ -166,11 +173,13 @@ class GraphsExecutor(Executor):
                 return captured(own)
             self.counters.misses += 1
             record = None if use is None else self._records[use]
-            if record is None or record.draws or record.graphs:
+            if record is None or record.graphs:
                 return self._eager(step, group, own)
             before = self._backend.random_state()
             output = self._eager(step, group, own)
-            record.draws = not torch.equal(before, self._backend.random_state())
+            record.signature.ran()
+            drew = not torch.equal(before, self._backend.random_state())
+            record.draws = record.draws_unseen or drew
             if record.draws:
                 self._count()
             return output
@@ -185,7 +194,9 @@ class GraphsExecutor(Executor):
         """Starts a record of the expert; anew, if what its graphs took for granted has changed."""
         record = self._records.get(use)
         if record is None or not record.signature.holds(expert, source):
-            self._records[use] = Record(Signature(expert, source), may_pad(expert))
+            # Whether it draws is asked again when it runs; till then its lane is not given away.
+            draws = record is not None and record.draws
+            self._records[use] = Record(Signature(expert, source), may_pad(expert), draws=draws)
             self._count()
 
     def _captured(self, step: Step, use: Use, own: Tensor) -> CapturedExpert | None:
@@ -207,7 +218,8 @@ class GraphsExecutor(Executor):
             sizes = {size} if record.graphs else {size, max(record.seen)}
             try:
                 for each in sorted(sizes, reverse=True):
-                    self._capture(step, use, own, each)
+                    if not self._capture(step, use, own, each):
+                        break
             except BrokenCaptureError:
                 raise
             except Exception as error:  # whatever an expert does that a capture does not allow
@@ -215,7 +227,8 @@ class GraphsExecutor(Executor):
         self._count()
         return record.graphs.get(size)
 
-    def _capture(self, step: Step, use: Use, own: Tensor, size: int) -> None:
+    def _capture(self, step: Step, use: Use, own: Tensor, size: int) -> bool:
+        """Whether there is a graph of that size now; if not, the expert belongs on another lane."""
         record, backend = self._records[use], self._backend
         places = self._places_for(step)
         if places is None:
@@ -229,17 +242,19 @@ class GraphsExecutor(Executor):
         with backend.forked([lane], own), backend.lane(lane):
             captured = CapturedExpert(step.experts[use.index], own, inputs, record.pool, backend)
         if captured.draws and not record.draws:
-            record.draws = True  # seen only now: it may belong on another lane
-            record.drop()
-            return
+            record.draws = record.draws_unseen = True
+            if backend.one_random_state:  # it belongs on another lane
+                record.drop()
+                return False
         record.graphs[size] = captured
         self._records.move_to_end(use)
         while self._held() > self._budget:
             older = [r for u, r in self._records.items() if r.graphs and u != use]
             if not older:
-                return
+                break
             older[0].drop()
             older[0].needed *= 2
+        return True
 
     def _places_for(self, step: Step) -> Places | None:
         """Where graphs read the rows of such batches; None where that would take too much."""
@@ -247,12 +262,14 @@ class GraphsExecutor(Executor):
         places = self._places.get(gradients)
         if places is not None and places.hold(source):
             return places
-        capacity = bucket(source.routing.num_samples)
+        own = [record for use, record in self._records.items() if use.gradients == gradients]
+        # An earlier batch may have been larger, and its sizes are captured, too.
+        seen = (size for record in own for size in record.seen)
+        capacity = bucket(max(source.routing.num_samples, *seen))
         if Places.nbytes(source, capacity) > PLACES_SHARE * self._budget:
             return None
-        for use, record in self._records.items():
-            if use.gradients == gradients:
-                record.graphs.clear()  # they read elsewhere; captured anew when they are next seen
+        for record in own:
+            record.graphs.clear()  # they read elsewhere; captured anew when they are next seen
         self._places[gradients] = source.places(capacity)
         return self._places[gradients]
 

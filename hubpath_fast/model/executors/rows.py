@@ -77,5 +77,6 @@ class Places:
         HF.gather_into(self.rows, s.x, s.routing, s.scale, s.shift)
 
     def of(self, index: int, size: int) -> Tensor:
-        """The first ``size`` places of an expert: a view."""
+        """The first ``size`` places of an expert: a view. size: at most the capacity."""
+        assert size <= self.capacity, (size, self.capacity)
         return self.rows[index * self.capacity : index * self.capacity + size]

@@ -1,97 +1,129 @@
 """What captured graphs took for granted of an expert, and whether it still holds.
 
-Addresses, modes, settings, hooks, precision and layouts: with others, a graph must not be replayed.
-That is asked at every step, and comparing it all by value takes Python milliseconds for a
-ResNet-50. So the objects are remembered: as long as the expert holds the very same ones, and its
-tensors lie where they lay, nothing has changed.
+Addresses, shapes, modes, settings, hooks, precision and layouts: with others, a graph must not be
+replayed. That is asked at every step, and an expert has thousands of such things. So the objects
+are remembered: as long as its modules hold the very same ones, it takes a few passes that run in C
+to see so. What is not looked at: the contents of lists, dictionaries and other objects that modules
+hold as settings.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from enum import Enum
 from operator import attrgetter, getitem, is_
 
 import torch
 from torch import Tensor, nn
 
-from .eligible import hooks
 from .members import Members
 from .rows import RowSource
 
 # What every module has, and is looked at otherwise: its members and hooks.
 MACHINERY = vars(nn.Module()).keys() - {"training"}
-# Settings that are compared by value; of others only the type counts.
-PLAIN = {bool, int, float, str, types.NoneType, types.FunctionType, types.BuiltinFunctionType}
-_requires_grad = attrgetter("requires_grad")
+# Settings of which an equal one will do; of others only the very same object.
+PLAIN = (bool, int, float, str, types.NoneType, torch.dtype, torch.device, Enum)
+_shape, _requires_grad = attrgetter("shape"), attrgetter("requires_grad")
 _backward_hooks = attrgetter("_backward_hooks")
+_MISSING = object()
 
 
 class Signature:
     """Of one expert that gets its rows from ``source``; the number of rows does not count."""
 
     def __init__(self, expert: nn.Module, source: RowSource):
-        self._source = _conditions(source)
-        self._values = _values(expert)
-        self._remember(expert)
-
-    def holds(self, expert: nn.Module, source: RowSource) -> bool:
-        """Whether graphs that were captured then may be replayed now."""
-        if self._source != _conditions(source):
-            return False
-        if self._expert is expert and self._is_as_it_was():
-            return True
-        # Some object was replaced, perhaps by an equal one: only values tell.
-        if self._values != _values(expert):
-            return False
-        self._remember(expert)
-        return True
-
-    def _remember(self, expert: nn.Module) -> None:
-        self._expert, modules = expert, list(expert.modules())
-        self._members = Members(modules)
+        self._expert, self._source = expert, _conditions(source)
+        modules = list(expert.modules())
+        self._members, self._settings = Members(modules), Settings(modules)
         self._hooks = [
-            hooked
+            hooks
             for module in modules
-            for hooked in (
+            for hooks in (
                 module._forward_hooks, module._forward_pre_hooks,
                 module._backward_hooks, module._backward_pre_hooks,
             )
         ]  # fmt: skip
+        self._parameters, self._buffers = list(expert.parameters()), list(expert.buffers())
+        self._state = self._read()
+
+    def holds(self, expert: nn.Module, source: RowSource) -> bool:
+        """Whether graphs that were captured then may be replayed now."""
+        return (
+            self._expert is expert
+            and self._source == _conditions(source)
+            and self._members.same()
+            and self._settings.hold()
+            and self._state == self._read()
+        )
+
+    def ran(self) -> None:
+        """The expert has just run, and nothing else was done to it since ``holds``."""
+        self._settings.ran()
+
+    def _read(self) -> tuple:
+        """What may change of objects that stay the same."""
+        parameters = self._parameters
+        return (
+            list(map(Tensor.data_ptr, parameters + self._buffers)),
+            list(map(Tensor.stride, parameters)),
+            list(map(_shape, parameters)),
+            list(map(_requires_grad, parameters)),
+            any(self._hooks),
+            any(map(_backward_hooks, parameters)),
+        )
+
+
+class Settings:
+    """What modules hold besides submodules, parameters, buffers and hooks."""
+
+    def __init__(self, modules: list[nn.Module]):
         self._attributes = [vars(module) for module in modules]
+        self._rewritten: set[tuple[int, str]] = set()  # by the modules themselves, at each step
+        self._remember()
+
+    def _remember(self) -> None:
         self._counts = list(map(len, self._attributes))
         watched = [
             (attributes, key)
             for attributes in self._attributes
-            for key, value in attributes.items()
-            # A tensor that is no parameter and no buffer is what a layer remembers of a step.
-            if key not in MACHINERY and not isinstance(value, Tensor)
+            for key in attributes
+            if key not in MACHINERY and (id(attributes), key) not in self._rewritten
         ]
         self._owners, self._keys = zip(*watched, strict=True)
-        self._settings = list(map(getitem, self._owners, self._keys))  # kept, as the members are
-        self._tensors = list(_tensors(modules))
-        self._state = self._read()
+        # Kept, so that no other object can take their identities, or their memory.
+        self._kept = list(map(getitem, self._owners, self._keys))
 
-    def _is_as_it_was(self) -> bool:
-        """In a few passes that run in C."""
-        try:
-            return (
-                self._members.same()
-                and self._counts == list(map(len, self._attributes))
-                and all(map(is_, self._settings, map(getitem, self._owners, self._keys)))
-                and self._state == self._read()
-            )
-        except KeyError:  # a setting is gone, and another came
+    def hold(self) -> bool:
+        if self._counts != list(map(len, self._attributes)):
             return False
+        if self._same():
+            return True
+        found = zip(self._owners, self._keys, self._kept, strict=True)
+        if not all(_equal(owner.get(key, _MISSING), kept) for owner, key, kept in found):
+            return False
+        self._remember()  # the new objects, for the next time
+        return True
 
-    def _read(self) -> tuple:
-        """What may change of objects that stay the same."""
-        return (
-            list(map(Tensor.data_ptr, self._tensors)),
-            list(map(_requires_grad, self._tensors)),
-            any(self._hooks),
-            any(map(_backward_hooks, self._tensors)),
-        )
+    def ran(self) -> None:
+        """What the modules have rewritten since they were looked at is what they remember of a
+        step, and no setting."""
+        if self._counts == list(map(len, self._attributes)) and self._same():
+            return
+        known = {
+            (id(owner), key): kept
+            for owner, key, kept in zip(self._owners, self._keys, self._kept, strict=True)
+        }
+        for attributes in self._attributes:
+            for key in attributes.keys() - MACHINERY:
+                if known.get((id(attributes), key), _MISSING) is not attributes[key]:
+                    self._rewritten.add((id(attributes), key))
+        self._remember()
+
+    def _same(self) -> bool:
+        try:
+            return all(map(is_, self._kept, map(getitem, self._owners, self._keys)))
+        except KeyError:  # one is gone, and another came
+            return False
 
 
 def _conditions(source: RowSource) -> tuple:
@@ -103,26 +135,11 @@ def _conditions(source: RowSource) -> tuple:
     )
 
 
-def _values(expert: nn.Module) -> list[object]:
-    """Everything by value: of each module its identity, hooks and settings, and of each tensor."""
-    modules = list(expert.modules())
-    found: list[object] = []
-    for module in modules:
-        found += (id(module), hooks(module))
-        for key, value in vars(module).items():
-            if key not in MACHINERY:
-                found += (key, value if _is_plain(value) else type(value))
-    for tensor in _tensors(modules):
-        found += (tensor.data_ptr(), tensor.dtype, tensor.requires_grad)
-        found.append(bool(tensor._backward_hooks))
-    return found
-
-
-def _is_plain(value: object) -> bool:
-    return type(value) in PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
-
-
-def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
-    for module in modules:
-        for tensors in (module._parameters, module._buffers):
-            yield from (tensor for tensor in tensors.values() if tensor is not None)
+def _equal(value: object, kept: object) -> bool:
+    if value is kept:
+        return True
+    if type(value) is not type(kept):
+        return False
+    if isinstance(value, tuple):  # torch.Size is one, too
+        return len(value) == len(kept) and all(map(_equal, value, kept))
+    return isinstance(value, PLAIN) and value == kept
