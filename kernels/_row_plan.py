@@ -38,8 +38,7 @@ def _scan_kernel(
     offs_m = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     before = tl.zeros((BLOCK_E,), tl.int32)
     total = tl.zeros((BLOCK_E,), mean_ptr.dtype.element_ty)
-    first = 0
-    while first < B:  # not range(0, B, ...): Triton 3.6 cannot interpret it with NumPy 2.4
+    for first in range(0, B, BLOCK_B):
         offs_b = first + tl.arange(0, BLOCK_B)
         mask = (offs_b < B)[:, None] & (offs_m < M)[None, :]
         at = offs_b[:, None] * M + offs_m[None, :]
@@ -47,7 +46,6 @@ def _scan_kernel(
         total += tl.sum(tl.load(sums_ptr + at, mask, other=0.0), axis=0)
         tl.store(counts_ptr + at, tl.cumsum(count, axis=0) - count + before[None, :], mask)
         before += tl.sum(count, axis=0)
-        first += BLOCK_B
     tl.store(totals_ptr + offs_m, before, offs_m < M)
     tl.store(mean_ptr + offs_m, total / N, offs_m < M)
 
@@ -80,15 +78,13 @@ def _plan_kernel(
     else:
         total = tl.zeros((BLOCK_M,), tl.int32)
         before = tl.zeros((BLOCK_M,), tl.int32)
-        first = 0
-        while first < B:  # not range(0, B, ...): Triton 3.6 cannot interpret it with NumPy 2.4
+        for first in range(0, B, BLOCK_B):
             b = (first + tl.arange(0, BLOCK_B))[:, None]
             count = tl.load(
                 counts_ptr + b * M + offs_m[None, :], (b < B) & mask_m[None, :], other=0
             )
             total += tl.sum(count, axis=0)
             before += tl.sum(tl.where(b < block, count, 0), axis=0)
-            first += BLOCK_B
     end = tl.cumsum(total, axis=0)
 
     if block == B:
@@ -96,12 +92,10 @@ def _plan_kernel(
         tl.store(offsets_ptr, 0)
         if not SCANNED:
             p = tl.zeros((BLOCK_M,), mean_ptr.dtype.element_ty)
-            first = 0
-            while first < B:
+            for first in range(0, B, BLOCK_B):
                 b = (first + tl.arange(0, BLOCK_B))[:, None]
                 mask = (b < B) & mask_m[None, :]
                 p += tl.sum(tl.load(sums_ptr + b * M + offs_m[None, :], mask, other=0.0), axis=0)
-                first += BLOCK_B
             tl.store(mean_ptr + offs_m, p / N, mask_m)
     else:
         base = end - total + before
