@@ -82,6 +82,15 @@ def row_wise_expert(outputs=C):
     )
 
 
+class Recurrent(nn.Module):
+    def __init__(self, layer=nn.GRU):
+        super().__init__()
+        self.layer, self.head = layer(8, 5, batch_first=True), nn.Linear(5, C)
+
+    def forward(self, x):
+        return self.head(self.layer(x.flatten(1, 2))[0][:, -1])
+
+
 def fixed_routing(model, n=24, counts=None, device="cpu"):
     """A routing that gives every expert the same n*K/M rows, or the rows of ``counts`` (K = 1)."""
     counts = counts or [n // M] * M

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from graphs_cases import fixed_routing, row_wise_expert
-from test_executors import C, M, batch, build, train
+from graphs_cases import Recurrent, fixed_routing, row_wise_expert
+from test_executors import M, batch, build, train
 from torch import nn
 
 import hubpath_fast as hp
@@ -184,14 +184,6 @@ def test_more_sizes_of_an_expert_hold_hardly_more_memory():
 
 
 def test_recurrent_experts_are_trained_by_graphs_on_a_gpu():
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.head = nn.GRU(8, 5, batch_first=True), nn.Linear(5, C)
-
-        def forward(self, x):
-            return self.head(self.layer(x.flatten(1, 2))[0][:, -1])
-
     def states(executor):
         torch.manual_seed(2)
         model = build(executor, "cuda")

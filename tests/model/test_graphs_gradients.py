@@ -12,12 +12,11 @@ from graphs_cases import (
     row_wise_expert,
     settled,
 )
-from test_executors import C, M, batch, build
+from test_executors import M, batch, build
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hubpath_fast as hp
-from hubpath_fast.model.executors import make_executor
 from hubpath_fast.model.executors.capture import CapturedExpert, Pool
 from hubpath_fast.model.executors.graphs import MIN_SEEN
 
@@ -88,27 +87,6 @@ def test_an_expert_that_uses_a_foreign_tensor_is_not_captured_since_that_would_g
     outside.grad = None
     backward(model, x, y, fixed_routing(model))
     assert outside.grad.isfinite().all()
-
-
-def test_a_recurrent_expert_is_captured_though_its_layers_keep_lists_of_their_weights(make):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.head = nn.GRU(8, 5, batch_first=True), nn.Linear(5, C)
-
-        def forward(self, x):
-            return self.head(self.layer(x.flatten(1, 2))[0][:, -1])
-
-    model, (x, y) = make(Recurrent), batch()
-    settled(model, x, y, MIN_SEEN + 1)
-    assert model.executor_report().hits == 2 * M
-    backward(model, x, y, fixed_routing(model))
-    found = grads(model)
-    model.zero_grad(set_to_none=True)
-    model._running = make_executor("sequential")
-    model._running.name = "graphs"  # as the fixture makes the model choose
-    backward(model, x, y, fixed_routing(model))
-    assert_same(found, grads(model))
 
 
 class Assorted(nn.Module):

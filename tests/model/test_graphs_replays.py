@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from graphs_cases import backward, fixed_routing, grads, row_wise_expert
+from graphs_cases import Recurrent, backward, fixed_routing, grads, row_wise_expert
 from tape_backend import TapeBackend
 from test_executors import C, M, batch, build, conv_expert
 from torch import nn
@@ -152,15 +152,7 @@ def test_recurrent_layers_read_the_weights_of_today(pair, monkeypatch, layer):
                 own, flat = flat[: weight.numel()], flat[weight.numel() :]
                 weight.set_(own.view_as(weight))
 
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.head = layer(8, 5, batch_first=True), nn.Linear(5, C)
-
-        def forward(self, x):
-            return self.head(self.layer(x.flatten(1, 2))[0][:, -1])
-
-    model, twin = pair(Recurrent)
+    model, twin = pair(lambda: Recurrent(layer))
     monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
     compare_steps(model, twin, 2 * MIN_SEEN)
     assert model.executor_report().hits == (MIN_SEEN + 1) * M
