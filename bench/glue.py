@@ -17,6 +17,7 @@ wrong one is not timed.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from hubpath_fast import functional as HF
 from hubpath_fast import reference
 
 from . import jsonl, records, timing
+from .children import first_line
 from .operations import relative_error, scores
 from .precision import full_float32
 
@@ -160,7 +162,10 @@ def worst_error(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
 TOLERANCE = 2e-5
 
 
-def measure(size: tuple[int, int, int, int], device: str, seconds: float, compiled: bool) -> list:
+def measure(
+    size: tuple[int, int, int, int], device: str, seconds: float, compiled: bool
+) -> Iterator[dict]:
+    """The rows of a size, as they are made: who is killed keeps those that were written."""
     glue = make(*size, device)
     truth = reference_step(double(glue))()
     steps = {"reference": reference_step(glue), "torch": step(glue, "torch")}
@@ -169,32 +174,38 @@ def measure(size: tuple[int, int, int, int], device: str, seconds: float, compil
     if compiled:
         torch._dynamo.reset()
         steps["compiled"] = reference_step(glue, compiled=True)
-    errors, notes = {}, {}
+    shape = dict(zip("NMKC", size, strict=True))
+    common = {"benchmark": "glue", "direction": "both", **shape, **records.environment(device)}
+    errors = {}
     for name in list(steps):
         try:
             with full_float32():
                 errors[name] = worst_error(steps[name](), truth)
         except Exception as error:
-            notes[name] = f"does not run: {type(error).__name__}: {str(error).splitlines()[0]}"
+            yield {**common, "row": name, "note": f"does not run: {first_line(error)}"}
             del steps[name]
             continue
         if errors[name] > TOLERANCE:
-            notes[name] = f"wrong: relative error {errors[name]:.1e}; not timed"
+            note = f"wrong: relative error {errors[name]:.1e}; not timed"
+            yield {**common, "row": name, "note": note}
             del steps[name]
     del truth
-    shape = dict(zip("NMKC", size, strict=True))
-    common = {"benchmark": "glue", "direction": "both", **shape, **records.environment(device)}
     times = timing.interleaved(steps, device, seconds)
     base = times.get("reference")
-    rows = _rows(times, "eager", errors, common, base)
-    if device == "cuda":
-        # The reference cannot be captured: its boolean masks wait for the device.
-        graphs = {
-            name: timing.capture(steps[name]) for name in ("torch", "triton") if name in steps
-        }
-        rows += _rows(timing.replayed(graphs, seconds), "graph", errors, common, base)
-    rows += [{**common, "row": name, "note": note} for name, note in notes.items()]
-    return rows
+    yield from _rows(times, "eager", errors, common, base)
+    if device != "cuda":
+        return
+    # The reference cannot be captured: its boolean masks wait for the device.
+    graphs = {}
+    for name in ("torch", "triton"):
+        if name not in steps:
+            continue
+        try:
+            graphs[name] = timing.capture(lambda name=name: steps[name])
+        except Exception as error:
+            note = f"not captured: {first_line(error)}"
+            yield {**common, "row": name, "mode": "graph", "note": note}
+    yield from _rows(timing.replayed(graphs, seconds), "graph", errors, common, base)
 
 
 def _rows(times, mode: str, errors, common, base) -> list[dict]:
@@ -213,20 +224,19 @@ def _rows(times, mode: str, errors, common, base) -> list[dict]:
     ]
 
 
-def show(rows: list[dict]) -> None:
-    for row in rows:
-        size = "({N}, {M}, {K}, {C})".format(**row)
-        if "note" in row:
-            print(f"{size:20} {row['row']:10} {row['note']}")
-            continue
-        ratio = f"{row['speedup']:6.2f}x" if row["speedup"] else ""
-        best = f"{row['speedup_best']:6.2f}x" if row["speedup_best"] else ""
-        print(
-            f"{size:20} {row['row']:10} {row['mode']:6} p20 {row['p20'] * 1e3:9.3f}  "
-            f"p50 {row['p50'] * 1e3:9.3f}  p80 {row['p80'] * 1e3:9.3f} ms  "
-            f"{ratio} (of the fastest {best})  error {row['error']:.0e}",
-            flush=True,
-        )
+def show(row: dict) -> None:
+    size = "({N}, {M}, {K}, {C})".format(**row)
+    if "note" in row:
+        print(f"{size:20} {row['row']:10} {row['note']}", flush=True)
+        return
+    ratio = f"{row['speedup']:6.2f}x" if row["speedup"] else ""
+    best = f"{row['speedup_best']:6.2f}x" if row["speedup_best"] else ""
+    print(
+        f"{size:20} {row['row']:10} {row['mode']:6} p20 {row['p20'] * 1e3:9.3f}  "
+        f"p50 {row['p50'] * 1e3:9.3f}  p80 {row['p80'] * 1e3:9.3f} ms  "
+        f"{ratio} (of the fastest {best})  error {row['error']:.0e}",
+        flush=True,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -239,10 +249,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     timing.refuse_interpreter()
     for i in range(len(SIZES)) if args.sizes is None else args.sizes:
-        rows = measure(SIZES[i], args.device, args.seconds, args.compile)
-        show(rows)
-        if args.out:
-            jsonl.write(args.out, rows)
+        for row in measure(SIZES[i], args.device, args.seconds, args.compile):
+            show(row)
+            if args.out:
+                jsonl.write(args.out, [row])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from hubpath_fast._onednn import enlarge_primitive_cache
 from . import children, glue, gpu_check, jsonl, ops, precompile, records, speed_step, timing
 from .children import Group, Writer
 from .operations import Size
-from .step_counts import device_time
 from .step_models import PRESETS
 
 PARTS = ("step", "glue", "roof", "atari", "cpu")
@@ -114,19 +113,26 @@ def steps(
 
 
 def glues(place: Place, write: Writer, seconds: float) -> None:
+    # Two ways of measuring, and checks, compilation and the profile beside them.
+    each, ours = seconds / len(place.glues) / 4, {}
     for size in place.glues:
-        # Two ways of measuring, and checks, compilation and the profile beside them.
-        for row in glue.measure(size, place.device, seconds / len(place.glues) / 4, False):
-            name = f"{','.join(map(str, size))} {row['row']} {row.get('mode', '')}".strip()
-            if "note" in row:
-                write(name, ok=False, **row)
-                continue
-            if (row["row"], row["mode"]) == (place.backend, "eager"):
-                step = glue.step(glue.make(*size, place.device), place.backend)
-                step()
-                found = device_time(step, place.device, calls=5)
-                row |= speed_step.on_the_device(found)
-            write(name, text=say(row), **row)
+        text = ",".join(map(str, size))
+        try:
+            for row in glue.measure(size, place.device, each, False):
+                name = f"{text} {row['row']} {row.get('mode', '')}".strip()
+                if "note" in row:
+                    write(name, ok=False, **row)
+                    continue
+                write(name, text=say(row), **row)
+                if (row["row"], row["mode"]) == (place.backend, "eager"):
+                    ours[size] = name, row
+        except Exception as error:
+            write(text, ok=False, note=children.first_line(error))
+    # The profiler may stay attached and slow every launch after it: all is timed by now.
+    for size, (name, row) in ours.items():
+        step = glue.step(glue.make(*size, place.device), place.backend)
+        if values := speed_step.profiled(step, place.device, calls=5):
+            write(name, text=say(row | values), **row | values)
 
 
 def roofs(place: Place, write: Writer, seconds: float) -> None:
@@ -169,6 +175,8 @@ def say(row: dict) -> str:
         text.append(f"{row['share_of_copy']:.0%} of copy")
     if "busy" in row:
         text.append(f"busy {row['busy'] * 1e6:.1f}, {row['launches']:.0f} launches")
+    if "unprofiled" in row:
+        text.append(f"not profiled: {row['unprofiled']}")
     return ", ".join(text)
 
 

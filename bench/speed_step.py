@@ -18,7 +18,7 @@ import hubpath_fast as hp
 from . import step_rows, timing
 from .children import Write, first_line
 from .counting import peak_memory
-from .step_counts import DeviceTime, device_time
+from .step_counts import device_time
 from .step_models import Preset
 
 RECORDED = 4  # routings: enough for a mean, few enough that captures of their sizes take seconds
@@ -68,8 +68,11 @@ def measure(
     if device != "cuda":
         return
     for row in rows:
-        row.values |= on_the_device(device_time(row.function, device, RECORDED))
-        row.values["peak_memory"] = peak_memory(row.function, device)
+        row.values |= _peak(row, device)
+        write(row.name, text=say(row.values), **row.values)
+    # Last: the profiler may stay attached, and slow every launch after it.
+    for row in rows:
+        row.values |= profiled(row.function, device, RECORDED)
         write(row.name, text=say(row.values), **row.values)
 
 
@@ -146,10 +149,30 @@ def _compare(rows: Sequence[Row], k: int) -> None:
                 row.values[key] = row.values["p50"] / (k * statistics.mean(singles))
 
 
-def on_the_device(found: DeviceTime | None) -> dict:
-    """As values of a line; none off the GPU."""
-    if found is None:
+def _peak(row: Row, device: str) -> dict:
+    """peak_memory: of a step, with what captured graphs hold at all times."""
+    try:
+        return {
+            "peak_memory": peak_memory(row.function, device) + row.values.get("graph_memory", 0)
+        }
+    except Exception as error:
+        return {"unmeasured": first_line(error)}
+
+
+def profiled(function: Callable[[], object], device: str, calls: int) -> dict:
+    """What the device does in a call, as values of a line; none off the GPU.
+
+    ``unprofiled`` says why there is nothing: times that were measured are not lost by it.
+    """
+    if device != "cuda":
         return {}
+    try:
+        function()  # whatever happens only in a first call
+        found = device_time(function, device, calls)
+    except Exception as error:
+        return {"unprofiled": first_line(error)}
+    if found is None:
+        return {"unprofiled": "the profiler saw nothing of the device"}
     return {
         "busy": found.busy, "kernel_seconds": found.added, "launches": found.launches,
         "dearest": [list(kernel) for kernel in found.dearest],
@@ -164,6 +187,8 @@ def say(values: dict) -> str:
             text.append(f"{values[key]:.2f} x {word}")
     if "busy" in values:
         text.append(f"busy {values['busy'] * 1e3:.2f}, {values['launches']:.0f} launches")
+    if "unprofiled" in values:
+        text.append(f"not profiled: {values['unprofiled']}")
     if "graphs" in values:
         text.append(f"{values['graphs']} graphs, {values['misses_a_cycle']} misses")
     return ", ".join(text)

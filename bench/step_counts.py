@@ -64,7 +64,8 @@ class DeviceTime:
 
 
 def device_time(function: Callable[[], object], device: str, calls: int = 1) -> DeviceTime | None:
-    """The means of so many calls, by torch's profiler; None off the GPU.
+    """The means of so many calls, by torch's profiler; None off the GPU, and where the profiler saw
+    nothing of it (another tool may hold its counters): that is no idle device.
 
     Where the profiler names no calls of the runtime, the kernels themselves are the launches.
     """
@@ -78,6 +79,8 @@ def device_time(function: Callable[[], object], device: str, calls: int = 1) -> 
         torch.cuda.synchronize()
     events = profile.events()
     ran = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    if not ran:
+        return None
     asked = sum(e.name.startswith(LAUNCHES) for e in events)
     kernels = sum(not e.name.startswith(("Memcpy", "Memset")) for e in ran)
     spans = sorted((e.time_range.start, e.time_range.end) for e in ran)
@@ -104,7 +107,7 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def launches(function: Callable[[], object], device: str) -> int | None:
-    """Launches of one call on a GPU; None elsewhere."""
+    """Launches of one call on a GPU; None elsewhere, and where the profiler saw none."""
     found = device_time(function, device)
     return None if found is None else round(found.launches)
 

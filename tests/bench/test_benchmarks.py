@@ -160,6 +160,43 @@ def test_the_glue_of_every_row_equals_the_reference(size):
     assert glue.worst_error(glue.step(given, "torch")(), truth) < 5e-6
 
 
+@pytest.fixture
+def glue_on_a_gpu(cuda, monkeypatch):
+    """A glue that is measured on "cuda": its tensors are the CPU's, its kernels torch's."""
+    make, step = glue.make, glue.step
+    monkeypatch.setattr(glue, "make", lambda n, m, k, c, device: make(n, m, k, c, "cpu"))
+    monkeypatch.setattr(glue, "step", lambda given, backend: step(given, "torch"))
+    monkeypatch.setattr(glue.records, "environment", lambda device: {"device": "a GPU"})
+
+
+def test_the_glue_is_captured_and_replayed_on_a_gpu(glue_on_a_gpu):
+    rows = list(glue.measure((7, 3, 2, 4), "cuda", 0.0, False))
+    assert [(row["row"], row.get("mode")) for row in rows] == [
+        ("reference", "eager"), ("torch", "eager"), ("triton", "eager"),
+        ("torch", "graph"), ("triton", "graph"),
+    ]  # fmt: skip
+    assert all(row["p50"] > 0 and row["error"] < 5e-6 for row in rows)
+
+
+def test_a_glue_that_cannot_be_captured_costs_its_own_row(glue_on_a_gpu, monkeypatch):
+    capture, captured = glue.timing.capture, []
+
+    def fails_once(prepare):
+        captured.append(prepare)
+        if len(captured) == 1:
+            raise RuntimeError("operation not permitted\nand more")
+        return capture(prepare)
+
+    monkeypatch.setattr(glue.timing, "capture", fails_once)
+    rows = list(glue.measure((7, 3, 2, 4), "cuda", 0.0, False))
+    noted = [row for row in rows if "note" in row]
+    assert [(row["row"], row["note"]) for row in noted] == [
+        ("torch", "not captured: RuntimeError: operation not permitted"),
+    ]  # fmt: skip
+    assert [row["row"] for row in rows if row.get("mode") == "graph"] == ["torch", "triton"]
+    assert sum("p50" in row for row in rows) == 4
+
+
 def test_benchmarks_refuse_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for command in (ops.main, glue.main):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -156,19 +157,92 @@ def test_graphs_that_replay_something_else_are_not_timed(writer, lanes, monkeypa
     assert "not timed: replays: prediction: relative error" in row["note"]
 
 
-def test_what_the_device_does_is_in_a_row(writer, monkeypatch):
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Whole steps that are measured on "cuda", on a CPU; what was asked of the device, in order."""
+    asked = []
     found = step_counts.DeviceTime(2e-3, 3e-3, 55.0, (("conv", 1e-3, 4.0),))
-    monkeypatch.setattr(speed_step, "device_time", lambda function, device, calls: found)
-    monkeypatch.setattr(speed_step, "peak_memory", lambda function, device: 5)
-    monkeypatch.setattr(speed_step.timing, "synchronize", lambda device: None)
+    monkeypatch.setattr(
+        speed_step, "device_time", lambda function, device, calls: asked.append("profile") or found
+    )
+    monkeypatch.setattr(
+        speed_step, "peak_memory", lambda function, device: asked.append("memory") or 5
+    )
     monkeypatch.setattr(timing, "synchronize", lambda device: None)
     setting = step_rows.make(PRESET, 16, "cpu", recorded=2)
     monkeypatch.setattr(step_rows, "make", lambda *_, **__: setting)
+    return asked
+
+
+def test_what_the_device_does_is_in_a_row(writer, on_a_gpu):
     speed_step.measure(writer, PRESET, 16, ("single 0",), "cuda", 0.1)
     row = jsonl.read(writer.files.rows)[-1]
     assert (row["busy"], row["launches"], row["peak_memory"]) == (2e-3, 55.0, 5)
     assert row["dearest"] == [["conv", 1e-3, 4.0]]
     assert row["text"].endswith("busy 2.00, 55 launches")
+
+
+def test_all_is_timed_before_the_profiler_comes(writer, on_a_gpu):
+    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 0.1)
+    assert on_a_gpu == ["memory"] * 2 + ["profile"] * 2
+
+
+@pytest.mark.parametrize("problem", ["it fails", "it sees nothing"])
+def test_a_profile_that_is_none_costs_no_time_that_was_measured(
+    writer, on_a_gpu, monkeypatch, problem
+):
+    def no_profile(function, device, calls):
+        if problem == "it fails":
+            raise RuntimeError("CUPTI_ERROR_MULTIPLE_SUBSCRIBERS")
+
+    monkeypatch.setattr(speed_step, "device_time", no_profile)
+    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 0.1)
+    rows = {row["name"]: row for row in jsonl.read(writer.files.rows)}  # the last of each
+    assert list(rows) == ["single 0", "dense"]
+    for row in rows.values():
+        assert row["ok"]
+        assert row["p50"] > 0
+        assert row["rounds"] >= 8
+        assert "busy" not in row
+        assert "not profiled: " in row["text"]
+
+
+def test_memory_of_graphs_counts_in_the_peak(on_a_gpu):
+    row = speed_step.Row("graphs, 1 lane", int, values={"graph_memory": 100})
+    assert speed_step._peak(row, "cuda") == {"peak_memory": 105}
+
+
+def test_a_glue_that_breaks_costs_its_own_size(place, writer, monkeypatch):
+    measure = gpu_speed.glue.measure
+
+    def breaks(size, *arguments):
+        rows = measure(size, *arguments)
+        yield next(rows)
+        if size[0] == 7:
+            raise RuntimeError("an illegal memory access")
+        yield from rows
+
+    monkeypatch.setattr(gpu_speed.glue, "measure", breaks)
+    gpu_speed.glues(replace(place, glues=((7, 3, 2, 4), (9, 3, 2, 4))), writer, 0.1)
+    assert [(row["name"], row["ok"]) for row in jsonl.read(writer.files.rows)] == [
+        ("7,3,2,4 reference eager", True), ("7,3,2,4", False),
+        ("9,3,2,4 reference eager", True), ("9,3,2,4 torch eager", True),
+    ]  # fmt: skip
+
+
+def test_the_glue_is_profiled_after_all_sizes_are_timed(place, writer, monkeypatch):
+    asked, measure = [], gpu_speed.glue.measure
+    monkeypatch.setattr(
+        gpu_speed.glue, "measure", lambda size, *rest: asked.append("timed") or measure(size, *rest)
+    )
+    monkeypatch.setattr(
+        speed_step, "profiled", lambda *_, **__: asked.append("profiled") or {"launches": 9.0}
+    )
+    gpu_speed.glues(replace(place, glues=((7, 3, 2, 4), (9, 3, 2, 4))), writer, 0.1)
+    assert asked == ["timed", "timed", "profiled", "profiled"]
+    rows = {row["name"]: row for row in jsonl.read(writer.files.rows)}
+    assert rows["7,3,2,4 torch eager"]["launches"] == 9.0
+    assert rows["7,3,2,4 torch eager"]["p50"] > 0
 
 
 def test_recorded_routings_are_gone_through_in_turn(monkeypatch):

@@ -184,6 +184,12 @@ def test_device_time_counts_what_overlaps_once(events):
     assert step_counts.device_time(lambda: None, "cpu") is None
 
 
+def test_a_profiler_that_sees_no_device_says_nothing(events):
+    events += [event("cudaLaunchKernel", CPU)]
+    assert step_counts.device_time(lambda: None, "cuda") is None
+    assert step_counts.launches(lambda: None, "cuda") is None
+
+
 def test_balanced_scores_give_every_expert_its_share():
     scores = step_models.balanced_scores(48, 8, 2)
     routing = hp.functional.noisy_topk(*scores(None), 2)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,48 +94,7 @@ def test_the_commit_is_gits_or_the_environments(monkeypatch):
     records.commit.cache_clear()
 
 
-class FakeStream:
-    """Stands for CUDA's streams, graphs and events: what is captured is run again."""
-
-    def wait_stream(self, other):
-        pass
-
-
-class FakeGraph:
-    def replay(self):
-        self.function()
-
-
-class FakeEvent:
-    def __init__(self, enable_timing):
-        pass
-
-    def record(self):
-        self.time = time.perf_counter()
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, other):
-        return (other.time - self.time) * 1e3
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    @contextlib.contextmanager
-    def within(*_, **__):
-        yield
-
-    names = {"Stream": FakeStream, "CUDAGraph": FakeGraph, "Event": FakeEvent, "stream": within,
-             "graph": within, "synchronize": lambda *_: None, "current_stream": FakeStream,
-             "get_device_properties": lambda _: SimpleNamespace(L2_cache_size=64)}  # fmt: skip
-    for name, value in names.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: empty(*size, dtype=dtype))
-
-
-def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda):
+def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda, monkeypatch):
     calls = []
 
     def prepare():
@@ -146,7 +103,7 @@ def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda):
 
     graph = timing.capture(prepare)
     assert calls == ["prepared", *["called"] * 4]  # three to warm up, one captured
-    graph.function = lambda: time.sleep(0.002)
+    monkeypatch.setattr(graph, "replay", lambda: time.sleep(0.002))
     found = timing.replayed({"sleep": graph}, seconds=0, min_rounds=3)["sleep"]
     assert (found.rounds, found.calls) == (3, 1)
     assert 0.002 <= found.best < 0.02
