@@ -6,7 +6,7 @@ are forked from one that has imported everything and never touches the device, s
 torch takes seconds, and CUDA does not survive a fork.
 
 A group may take twice what it is planned to, as long as half of what is planned for all that come
-after it is left. With fewer seconds than are planned for all, each is planned for its share.
+after it is left; one that is needed, all that is left. With fewer seconds than are planned for all, each is planned for its share.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ def scale_of(groups: Sequence[Group], seconds: float) -> float:
 
 
 def limit_of(groups: Sequence[Group], index: int, left: float, scale: float) -> float:
-    """Seconds that a group may take of those that are left."""
+    """Seconds that a group may take of those that are left: all, if no later one is begun unless
+    it ends well. A cold start of CUDA may take long."""
+    if groups[index].needed:
+        return left
     later = sum(group.seconds for group in groups[index + 1 :])
     return min(left, max(2 * groups[index].seconds * scale, 0), left - 0.5 * later * scale)
 

@@ -106,6 +106,15 @@ def test_limits_keep_half_of_what_later_groups_are_planned_for():
     assert left == pytest.approx(0)
 
 
+def test_a_group_that_is_needed_may_take_all_that_is_left():
+    """A cold start that takes longer than planned must not end everything; nor must few seconds."""
+    groups = [Group("machine", 6, writes, needed=True), Group("b", 200, writes)]
+    assert children.limit_of(groups, 0, left=90, scale=1) == 90
+    assert children.limit_of(groups, 0, left=3, scale=children.scale_of(groups, 3)) == 3
+    assert children.limit_of(groups, 1, left=50, scale=1) == 50
+    assert children.plan(groups, 3).startswith("machine          planned    0 s, at most    3 s")
+
+
 def test_no_group_is_begun_without_time_and_none_after_one_that_is_needed(tmp_path):
     def slow(group, limit, files, stamp):
         now[0] += limit
