@@ -6,13 +6,15 @@ are forked from one that has imported everything and never touches the device, s
 torch takes seconds, and CUDA does not survive a fork.
 
 A group may take twice what it is planned to, as long as half of what is planned for all that come
-after it is left; one that is needed, all that is left. With fewer seconds than are planned for all, each is planned for its share.
+after it is left; one that is needed, all that is left. With fewer seconds than are planned for all,
+each is planned for its share.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import datetime
 import faulthandler
 import os
@@ -146,8 +148,9 @@ def run_child(group: Group, limit: float, files: Files, stamp: Callable[[], dict
     sys.stdout.flush()
     sys.stderr.flush()
     deadline = time.monotonic() + limit
-    pid = os.fork()
+    parent, pid = os.getpid(), os.fork()
     if pid == 0:
+        die_with(parent)
         _be_group(group, limit, files, stamp)
     try:
         while True:
@@ -167,6 +170,18 @@ def run_child(group: Group, limit: float, files: Files, stamp: Callable[[], dict
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> None:
+    """Called in a process that was just forked: it is killed where its parent is, also once it has
+    become another command. Else it would keep the GPU busy when nobody waits for it any more."""
+    with contextlib.suppress(AttributeError, OSError):  # not Linux
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
 
 
 def _be_group(group: Group, limit: float, files: Files, stamp: Callable[[], dict]) -> None:

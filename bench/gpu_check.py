@@ -163,7 +163,7 @@ def memory(place: Place, write: Writer, seconds: float) -> None:
         command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable, "-m"]
         done = subprocess.run(
             [*command, "bench.check_kernels"], cwd=ROOT, env=environment, capture_output=True,
-            text=True,
+            text=True, preexec_fn=functools.partial(children.die_with, os.getpid()),
         )  # fmt: skip
         print(done.stdout, done.stderr, flush=True)
         write(kind, **sanitized(done.returncode, done.stdout + done.stderr))

@@ -27,7 +27,7 @@ from hubpath_fast import functional as HF
 
 from . import check_operations, glue, operations, ops
 from .check_kernels import cases_of
-from .children import first_line
+from .children import die_with, first_line
 from .operations import Inputs, Size
 
 Job = tuple[str, Callable[[], object]]
@@ -160,12 +160,13 @@ def compile_jobs(chosen: list[Job], arch: int) -> list[str]:
 
 def compile_all(arch: int, workers: int) -> int:
     """All jobs, by forked processes: how many of these met a problem (which they print)."""
-    all_jobs, pids = jobs(), []
+    all_jobs, pids, parent = jobs(), [], os.getpid()
     for index in range(workers):
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
+                die_with(parent)
                 status = 1 if compile_jobs(all_jobs[index::workers], arch) else 0
             finally:
                 sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -176,6 +177,44 @@ def test_killed_at_a_random_second_what_is_on_disk_is_read_back_whole(tmp_path, 
     files.write("later", "one more", True)
     assert jsonl.read(files.rows)[: len(rows)] == rows
     assert jsonl.read(files.rows)[-1]["name"] == "one more"
+
+
+ORPHANS = """
+import os, sys, pathlib, time
+from bench import children
+def waits(write, seconds):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+def becomes_another(write, seconds):
+    os.execv(sys.executable, [sys.executable, "-c",
+        "import os, time; print(os.getpid(), flush=True); time.sleep(60)"])
+groups = [children.Group("orphan", 30, locals()[sys.argv[2]])]
+children.run_groups(groups, 60, children.Files(pathlib.Path(sys.argv[1]), "check"), dict)
+"""
+
+
+@pytest.mark.parametrize("body", ["waits", "becomes_another"])
+def test_a_group_is_killed_with_the_command_that_began_it(tmp_path, body):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHANS, str(tmp_path), body],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    log, deadline, group = tmp_path / "check.log", time.monotonic() + 60, ""
+    while not group.isdigit():
+        assert time.monotonic() < deadline
+        group = log.read_text().splitlines()[-1] if log.exists() and log.stat().st_size else ""
+        time.sleep(0.05)
+    try:
+        assert not gone(int(group))
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 5
+        while not gone(int(group)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(group), signal.SIGKILL)
 
 
 def children_of(pid):
