@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -22,13 +24,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
+import hubpath_fast as hp
+from hubpath_fast import Routing
 from hubpath_fast import functional as HF
+from hubpath_fast.model.executors.eligible import bucket
 
-from . import check_operations, glue, operations, ops
+from . import check_executors, check_operations, glue, operations, ops, step_rows
 from .check_kernels import cases_of
 from .children import die_with, first_line
 from .operations import Inputs, Size
+from .step_models import PRESETS, Preset
 
 Job = tuple[str, Callable[[], object]]
 
@@ -54,7 +61,69 @@ def jobs() -> list[Job]:
         found[f"glue inputs {size}"] = lambda size=size: _vectors(size)
     for pair in itertools.product((torch.float32, torch.bfloat16), repeat=2):
         found["images {} to {}".format(*pair)] = lambda pair=pair: _step_images(*pair)
+    checks = check_executors
+    drawn = check_operations.CASES["route"][1]
+    for size in (*drawn, Size(checks.N, checks.M, checks.K, checks.C)):
+        found[f"draw {size}"] = functools.partial(_draw, size)
+    half, full = torch.bfloat16, torch.float32
+    for title, (preset, px) in STEPS.items():
+        # As rows run it, as replays are compared, and as a hub is checked before it is timed.
+        for n, dtype in ((preset.n, half), (preset.n, full), (preset.n // 3, full)):
+            found[f"{title} N={n} {dtype}"] = functools.partial(_step, preset, px, n, dtype)
+    networks = checks.NETWORKS | {"dropout": checks.dropped_ones}
+    for title, network in networks.items():
+        for dtype in (half, full):
+            found[f"executors {title} {dtype}"] = functools.partial(_small_hub, network, dtype)
     return list(found.items())
+
+
+def _stand_ins() -> list[nn.Module]:
+    """In the places of ResNets, of which the glue sees the images and the outputs."""
+    pooled = 3 * 7 * 7
+    return [nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(pooled, 100)) for _ in range(5)]
+
+
+STEPS = {
+    "the paper's step": (dataclasses.replace(PRESETS["homogeneous"], experts=_stand_ins), 224),
+    "the step of Atari": (PRESETS["atari"], 84),
+}
+
+
+def _step(preset: Preset, px: int, n: int, dtype: torch.dtype) -> None:
+    """The glue's step and the whole one; then the losses by themselves, as where it is checked."""
+    setting = step_rows.make(preset, px, "cpu", n, recorded=1)
+    setting.amp = dtype == torch.bfloat16
+    model = step_rows.hub(setting)
+    step_rows.glue_step(setting)()
+    step = step_rows.hub_losses(setting, model)
+    for _ in range(2):  # rows take the dtype that the experts were seen to use
+        step()
+    with setting.autocast():
+        loss = hp.HubPathwayLoss()(model(setting.x, setting.noise[0]), setting.y)
+    loss.total.backward()
+    _places(setting.x, len(setting.experts), preset.k, dtype)
+
+
+def _small_hub(network: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    """What ``check_executors`` compares: trained, and asked for predictions."""
+    checks, half = check_executors, dtype == torch.bfloat16
+    model = checks.hub_of(network, "sequential", "cpu", checks.make_hub)
+    batch = checks.batches("cpu", 1)[0]
+    for _ in range(2):
+        checks.predict(model, batch, "cpu", half)
+        if network is checks.dropped_ones:
+            model.train()(batch[0], batch[2]).expert_outputs.sum().backward()
+        else:
+            checks.step(model, batch, "cpu", half)
+    _places(batch[0], checks.M, checks.K, dtype)
+
+
+def _draw(size: Size) -> None:
+    """A routing that draws its noise, of whose mean no gradient is taken."""
+    clean, noise, _ = Inputs(size, "cpu", None).scores()
+    leaves = [clean.requires_grad_(), noise.requires_grad_()]
+    weights = HF.noisy_topk(*leaves, size.k, "draw", backend="triton").weights
+    torch.autograd.grad(weights, leaves, torch.empty_like(weights))
 
 
 def _vectors(size: tuple[int, int, int, int]) -> None:
@@ -77,7 +146,14 @@ def _step_images(source: torch.dtype, target: torch.dtype) -> None:
     last = torch.channels_last
     x = torch.empty((n, 3, 224, 224), dtype=source).contiguous(memory_format=last)
     HF.gather(x, routing, dtype=target, memory_format=last, backend="triton")
-    out = torch.empty((m * n, 3, 224, 224), dtype=target).contiguous(memory_format=last)
+    _places(x, m, k, target)
+
+
+def _places(x: torch.Tensor, m: int, k: int, dtype: torch.dtype) -> None:
+    """The places of rows that captured graphs read."""
+    n, last = len(x), torch.channels_last
+    routing = Inputs(Size(n, m, k, 1), "cpu", None).routing()
+    out = torch.empty((m * bucket(n), *x.shape[1:]), dtype=dtype).contiguous(memory_format=last)
     HF.gather_into(out, x, routing, backend="triton")
 
 
@@ -103,6 +179,34 @@ class _NoDevice:
 
 
 @contextlib.contextmanager
+def launches_go_to(take: Callable[..., object]) -> Iterator[None]:
+    """Within, public operations take CPU tensors to the kernels, and a launch calls ``take(kernel,
+    *arguments, grid=..., **options)`` instead: nothing is run, so nothing is computed."""
+    from hubpath_fast.kernels._tiles import expert_of
+
+    from hubpath_fast import kernels
+
+    kind = type(expert_of)  # of all kernels: compiled or interpreted
+    run, pick, counts = kind.run, HF._backend, Routing.counts
+
+    def shares(routing: Routing) -> list[int]:
+        """Nothing was routed: every expert is given its share of the rows."""
+        n, k = routing.experts.shape
+        return [len(part) for part in torch.arange(n * k).tensor_split(routing.num_experts)]
+
+    def instead(self, *arguments, grid, warmup, **options):
+        return take(self, *arguments, grid=grid, **options)
+
+    kind.run, Routing.counts = instead, shares
+    # The public operations refuse Triton for CPU tensors, rightly: nothing could run there.
+    HF._backend = lambda name, x: pick(name, x) if name == "torch" else kernels
+    try:
+        yield
+    finally:
+        kind.run, HF._backend, Routing.counts = run, pick, counts
+
+
+@contextlib.contextmanager
 def launches_compile(arch: int) -> Iterator[list[str]]:
     """Within, a launch compiles its kernel and does not run it: the names of those launched.
 
@@ -113,27 +217,22 @@ def launches_compile(arch: int) -> Iterator[list[str]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from hubpath_fast import kernels
+    run, names, met, before = JITFunction.run, [], [], driver._active
 
-    run, pick, names, met = JITFunction.run, HF._backend, [], []
-    before = driver._active
-
-    def compile_only(self, *args, grid, warmup, **options):
-        kernel = run(self, *args, grid=grid, warmup=True, **options)
-        if kernel not in met:
-            met.append(kernel)
-            _compile_launcher(kernel)
-        names.append(self.fn.__name__)
-        return kernel
+    def compile_only(kernel, *arguments, **options):
+        compiled = run(kernel, *arguments, warmup=True, **options)
+        if compiled not in met:
+            met.append(compiled)
+            _compile_launcher(compiled)
+        names.append(kernel.fn.__name__)
+        return compiled
 
     driver.set_active(_NoDevice(arch))
-    JITFunction.run = compile_only
-    # The public operations refuse Triton for CPU tensors, rightly: nothing could run there.
-    HF._backend = lambda name, x: kernels if name == "triton" else pick(name, x)
     try:
-        yield names
+        with launches_go_to(compile_only):
+            yield names
     finally:
-        JITFunction.run, HF._backend, driver._active = run, pick, before
+        driver._active = before
 
 
 def _compile_launcher(kernel) -> None:

@@ -1,0 +1,117 @@
+"""bench.precompile: that nothing is left to compile for what checks and measurements launch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from test_check_executors import Backend, chosen_for_cpu, make_hub, refuses
+
+from bench import check_executors, check_kernels, glue, gpu_check, precompile, speed_step, step_rows
+from bench.timing import Times
+
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+from specialisation import specialisation
+
+
+def keys_of(call):
+    """Of all kernels that a call would launch. They are not run: results are what memory held."""
+    keys = set()
+    with precompile.launches_go_to(
+        lambda kernel, *arguments, grid, **options: keys.add(
+            specialisation(kernel, *arguments, **options)
+        )
+    ):
+        call()
+    return keys
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    def all_jobs():
+        for _, call in precompile.jobs():
+            call()
+
+    return keys_of(all_jobs)
+
+
+def ignore(name, ok=True, **values):
+    """Takes lines that say nothing."""
+
+
+def assert_compiled(found, compiled):
+    names = {name for name, _ in found}
+    assert {"route_and_plan_kernel", "_route_backward_kernel"} <= names
+    assert not found - compiled
+
+
+class Lanes(Backend):
+    def __init__(self, device, num_lanes=8):
+        super().__init__(device)
+        self.num_lanes = num_lanes
+
+    def budget(self):
+        return 10**10  # the places of the paper's images take 72 MB
+
+
+@pytest.fixture
+def whatever_is_found(monkeypatch):
+    """Graphs are stand-ins, and checks go on: nothing was run, so everything they see is wrong."""
+    chosen_for_cpu(monkeypatch)
+    monkeypatch.setattr(step_rows, "CudaBackend", Lanes)
+    make = step_rows.GraphsExecutor.__init__  # of copies of a model, too
+    monkeypatch.setattr(make, "__defaults__", (Lanes, *make.__defaults__[1:]))
+    for name in ("check", "replays_differ"):
+        found = getattr(step_rows, name)
+        monkeypatch.setattr(step_rows, name, lambda *a, found=found: [found(*a), None][1])
+    monkeypatch.setattr(check_executors, "relative_error", lambda *_: 0.0)
+
+
+@pytest.mark.parametrize("title", precompile.STEPS)
+def test_a_step_that_is_measured(title, compiled, whatever_is_found, monkeypatch):
+    make, written = step_rows.make, []
+    names = ("sequential", "graphs, 1 lane", "glue")
+
+    def in_autocast(*arguments, **options):
+        setting = make(*arguments, **options)
+        setting.amp = True  # as on a GPU
+        return setting
+
+    def once(functions, *_, **__):
+        for function in functions.values():
+            function()
+        return dict.fromkeys(functions, Times.of([1.0]))
+
+    def tell(name, ok=True, **values):
+        written.append((name, ok))
+
+    monkeypatch.setattr(step_rows, "make", in_autocast)
+    monkeypatch.setattr(speed_step.timing, "interleaved", once)
+    preset, px = precompile.STEPS[title]
+    found = keys_of(lambda: speed_step.measure(tell, preset, px, names, "cpu", 0.1))
+    assert written == [(name, True) for name in names] * 2
+    assert_compiled(found, compiled)
+
+
+def test_the_checks_of_executors(compiled, whatever_is_found):
+    def checks():
+        check_executors.agreement(ignore, ["graphs"], "cpu", make_hub)
+        check_executors.dropout(ignore, ["graphs"], "cpu", make_hub)
+        check_executors.capture_failures(
+            ignore, "cpu", make_hub, read=refuses, capturing=lambda: Backend.capturing
+        )
+
+    assert_compiled(keys_of(checks), compiled)
+
+
+def test_the_checks_of_the_router_and_of_the_glue(compiled):
+    place = gpu_check.Place()
+    sizes = [size for _, _, size in place.named(("route",)) if size.n < 1000]
+
+    def checks():
+        check_kernels.drawn_noise(ignore, sizes, "cpu", "triton")
+        for size in {*place.glues, *glue.SIZES[:3]}:
+            glue.step(glue.make(*size, "cpu"), "triton")()
+
+    assert_compiled(keys_of(checks), compiled)
