@@ -92,7 +92,7 @@ def machine(place: Place, write: Writer, seconds: float) -> None:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     compilers = {"gcc": shutil.which("gcc") is not None, "Python.h": header.exists()}
     found = [f"{name} {'found' if there else 'MISSING'}" for name, there in compilers.items()]
-    text = f"{properties.name}, sm_{arch}, {memory >> 30} GiB, {os.cpu_count()} cores, "
+    text = f"{properties.name}, sm_{arch}, {memory >> 30} GiB, {precompile.cores()} cores, "
     write("machine", arch=arch, memory=memory, text=text + ", ".join(found))
 
 

@@ -260,6 +260,7 @@ def compile_jobs(chosen: list[Job], arch: int) -> list[str]:
 def compile_all(arch: int, workers: int) -> int:
     """All jobs, by forked processes: how many of these met a problem (which they print)."""
     all_jobs, pids, parent = jobs(), [], os.getpid()
+    workers = min(workers, len(all_jobs))
     for index in range(workers):
         pid = os.fork()
         if pid == 0:
@@ -274,8 +275,14 @@ def compile_all(arch: int, workers: int) -> int:
     return sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in pids)
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may keep busy, at most 32: of the host's, as far as a container's
+    quota goes."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max"
+        microseconds, period = map(int, quota.read_text().split())
+        found = min(found, microseconds // period)
+    return max(1, min(found, 32))
 
 
 def main(argv: list[str] | None = None) -> int:

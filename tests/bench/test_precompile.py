@@ -15,6 +15,28 @@ sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 from specialisation import specialisation
 
 
+@pytest.mark.parametrize(
+    ("host", "quota", "expected"),
+    [(192, "1600000 100000", 16), (192, "max 100000", 32), (8, "max 100000", 8), (4, None, 4),
+     (8, "50000 100000", 1), (2, "1600000 100000", 2)],
+)  # fmt: skip
+def test_cores_are_those_that_a_container_may_use(tmp_path, monkeypatch, host, quota, expected):
+    monkeypatch.setattr(precompile.os, "sched_getaffinity", lambda pid: set(range(host)))
+    file = tmp_path / "cpu.max"
+    if quota is not None:
+        file.write_text(quota + "\n")
+    assert precompile.cores(file) == expected
+
+
+def test_there_are_no_more_workers_than_jobs(monkeypatch):
+    forks = []
+    monkeypatch.setattr(precompile, "jobs", lambda: [("one", int)])
+    monkeypatch.setattr(precompile.os, "fork", lambda: forks.append(1) or 1)
+    monkeypatch.setattr(precompile.os, "waitpid", lambda pid, options: (pid, 0))
+    assert precompile.compile_all(90, 16) == 0
+    assert len(forks) == 1
+
+
 def keys_of(call):
     """Of all kernels that a call would launch. They are not run: results are what memory held."""
     keys = set()
