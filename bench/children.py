@@ -35,7 +35,8 @@ LEAST = 2.0  # seconds: a group with less time is not begun
 
 class Write(Protocol):
     """write(name, ok=True, **values): one result, on disk when it returns. A line says ``text`` or
-    ``note`` (why it is not ok) or ``error``; with ``quiet`` it is left out of the table."""
+    ``note`` (why it is not ok) or ``error``, or by ``skipped`` why it says nothing; with ``quiet``
+    it is left out of the table. ``lines_to_come``: so many more, or the group is not ok."""
 
     def __call__(self, name: str, ok: bool = True, **values: object) -> None: ...
 
@@ -126,13 +127,15 @@ def run_groups(
     scale = scale_of(groups, seconds)
     ended: dict[str, str] = {}
     for index, group in enumerate(groups):
-        begin = clock()
+        begin, before = clock(), len(jsonl.read(files.rows))
         limit = limit_of(groups, index, seconds - (begin - start), scale)
         if limit < LEAST:
             ended[group.name] = "skipped: no time left"
         else:
             scaled = replace(group, seconds=min(limit, group.seconds * scale))
-            ended[group.name] = runner(scaled, limit, files, stamp)
+            how = runner(scaled, limit, files, stamp)
+            lost = missing(jsonl.read(files.rows)[before:])
+            ended[group.name] = ", ".join(([] if how == "ok" and lost else [how]) + lost)
         took = clock() - begin
         status = ended[group.name]
         files.write(group.name, "group", status == "ok", status=status, seconds=round(took, 2))
@@ -140,6 +143,22 @@ def run_groups(
         if group.needed and status != "ok":
             break
     return ended
+
+
+def is_result(row: dict) -> bool:
+    """Whether it is one: not how a group ended, or how many results it will have."""
+    return row["name"] != "group" and "lines_to_come" not in row
+
+
+def missing(rows: Sequence[dict]) -> list[str]:
+    """How many of the lines that a group announced did not come, in words; nothing if all did."""
+    for index, row in enumerate(rows):
+        if "lines_to_come" in row:
+            come = {later["name"] for later in rows[index + 1 :]} - {"error"}
+            if len(come) < row["lines_to_come"]:
+                count = row["lines_to_come"]
+                return [f"{count - len(come)} of {count} results are missing"]
+    return []
 
 
 def run_child(group: Group, limit: float, files: Files, stamp: Callable[[], dict]) -> str:
@@ -217,6 +236,8 @@ def first_line(error: BaseException) -> str:
 
 def say(row: dict) -> str:
     """A row in a line: ``route 48,5,2 ok 3e-7``, or what is wrong."""
+    if "skipped" in row:
+        return f"{row['name']} skipped: {row['skipped']}"
     if "text" in row:
         detail = row["text"]
     elif "note" in row:
@@ -229,14 +250,15 @@ def say(row: dict) -> str:
 
 def table(rows: Sequence[dict], ended: dict[str, str], characters: int) -> str:
     """Of a run: failures first, then how groups ended, then results as far as there is room."""
-    results = [row for row in rows if row["name"] != "group"]
+    results = [row for row in rows if is_result(row)]
     failed = [row for row in results if not row["ok"]]
-    passed = [row for row in results if row["ok"]]
-    head = [f"{len(failed)} failed, {len(passed)} ok"]
+    skipped = [row for row in results if "skipped" in row]
+    passed = [row for row in results if row["ok"] and "skipped" not in row]
+    head = [f"{len(failed)} failed, {len(passed)} ok, {len(skipped)} skipped"]
     head += [f"{row['group']}: {say(row)}"[:300] for row in failed]
     head += [f"{name}: {status}" for name, status in ended.items() if status != "ok"]
-    quiet = [row for row in passed if not row.get("quiet")]
-    return _within([*head, "", *(f"{row['group']}: {say(row)}" for row in quiet)], characters)
+    told = [row for row in (*skipped, *passed) if not row.get("quiet")]
+    return _within([*head, "", *(f"{row['group']}: {say(row)}" for row in told)], characters)
 
 
 def _within(text: Sequence[str], characters: int) -> str:

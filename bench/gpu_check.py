@@ -5,11 +5,11 @@
 Groups run one after another, the ones of most worth first, each in a process of its own with a
 time limit (``children``): kernels are compiled on all cores, each kernel is compared with float64
 at the paper's size, a ragged one and a large one, repeated, captured and replayed; executors are
-compared on small networks; captures fail on purpose; then come the GPU tests, and the memory
-checker. DIR gets ``check.jsonl``, a line a result as it comes, and ``check.log``, what the groups
-print. Standard output ends with a table, failures first. Exit status: 0 if all went well, 1 if
-something failed or was skipped, 2 if there is no GPU. In a copy without .git, the variable
-HUBPATH_COMMIT names the commit.
+compared on small networks; captures fail on purpose; then come the GPU tests, the memory checker,
+and the tests that torch compiles for, the slowest. DIR gets ``check.jsonl``, a line a result as it
+comes, and ``check.log``, what the groups print. Standard output ends with a table, failures first.
+Exit status: 0 if all went well, 1 if something failed or was skipped, 2 if there is no GPU. In a
+copy without .git, the variable HUBPATH_COMMIT names the commit.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def groups(place: Place) -> list[Group]:
         group("glue", 10, glue, f"{place.repeats} repeats, host waits, capture and replay"),
         group("executors", 16, executors, f"{' and '.join(place.executors)} against sequential"),
         group("captures", 8, captures, "captures that fail, and what comes after"),
-        group("tests", 42, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
-        group("memory", 16, memory, "compute-sanitizer on small cases, where it is installed"),
+        group("tests", 36, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
+        group("memory", 14, memory, "compute-sanitizer on small cases, where it is installed"),
+        group("inductor", 8, inductor, f"pytest: {INDUCTOR}"),
     ]
 
 
@@ -132,21 +133,35 @@ def captures(place: Place, write: Writer, seconds: float) -> None:
     check(write, place.device, place.make_hub, read=place.read, capturing=place.capturing)
 
 
+FIRST = ("test_graphs_gpu", "test_executors")  # of most worth, should time not do for all
+INDUCTOR = "tests/kernels/test_gpu_outputs.py::test_compiled_by_inductor"
+
+
 def gpu_tests() -> list[Path]:
     """The test files that want a GPU, by name: collecting all tests takes half a minute."""
-    files = sorted((ROOT / "tests").glob("*/test_*.py"))
+    files = sorted((ROOT / "tests").glob("*/test_*.py"), key=lambda path: path.stem not in FIRST)
     return [path for path in files if "mark.gpu" in path.read_text()]
 
 
 def tests(place: Place, write: Writer, seconds: float) -> None:
+    become_pytest(write, "--deselect", INDUCTOR, *map(str, gpu_tests()))
+
+
+def inductor(place: Place, write: Writer, seconds: float) -> None:
+    become_pytest(write, INDUCTOR)
+
+
+def become_pytest(write: Writer, *chosen: str) -> None:
     """Becomes pytest, whose plugin ``bench.pytest_lines`` writes a line for each test."""
     pytest_lines.prepare(write)
+    # Each worker would start as many processes to compile in as there are cores.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     os.chdir(ROOT)
     # In parallel: most of the time is compiling. Each takes half a gigabyte of the GPU.
-    workers = str(min(8, precompile.cores()))
+    workers = str(min(14, precompile.cores()))
     os.execv(sys.executable, [
         sys.executable, "-m", "pytest", "-q", "-n", workers, "-m", "gpu", "-p", "no:cacheprovider",
-        "--continue-on-collection-errors", "-p", "bench.pytest_lines", *map(str, gpu_tests()),
+        "--continue-on-collection-errors", "-p", "bench.pytest_lines", *chosen,
     ])  # fmt: skip
 
 
@@ -155,7 +170,7 @@ def memory(place: Place, write: Writer, seconds: float) -> None:
     folders = os.pathsep.join([os.environ.get("PATH", ""), *SANITIZERS])
     tool = shutil.which("compute-sanitizer", path=folders)
     if tool is None:
-        write("compute-sanitizer", text="not installed: nothing was checked")
+        write("compute-sanitizer", skipped="not installed: nothing was checked")
         return
     # Each tensor by itself: within the allocator's large blocks nothing is out of bounds.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

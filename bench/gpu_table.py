@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import jsonl
+from .children import is_result
 from .records import RESULTS, ROOT, slug
 
 FILE = "gpu.jsonl"
@@ -81,7 +82,7 @@ def part(rows: Rows, name: str, group: str | None = None) -> list[dict]:
     return [
         row
         for key, row in rows.items()
-        if key[0] == name and group in (None, key[1]) and key[2] != "group"
+        if key[0] == name and group in (None, key[1]) and is_result(row)
     ]
 
 
@@ -99,9 +100,12 @@ def checks(rows: Rows) -> list[str]:
     found = part(rows, "check")
     if not found:
         return []
+    skipped = sum("skipped" in row for row in found)
     wrong = [row for row in found if not row["ok"]]
     ended = [row for key, row in rows.items() if key[0] == "check" and key[2] == "group"]
-    lines = [f"`bench.gpu_check`: {len(found) - len(wrong)} of {len(found)} checks are right."]
+    right, total = len(found) - skipped - len(wrong), len(found) - skipped
+    left = f" ({skipped} skipped)" if skipped else ""
+    lines = [f"`bench.gpu_check`: {right} of {total} checks are right{left}."]
     lines += [f"- {r['group']}: {r['name']}: {r.get('note', r.get('text', ''))}" for r in wrong]
     lines += [f"- group {row['group']}: {row['status']}" for row in ended if not row["ok"]]
     return ["\n".join(lines)]

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from .children import Files, Writer
 from .records import ROOT
 
@@ -38,7 +40,7 @@ def row_of(report) -> dict | None:
     row = {"name": short(report.nodeid), "ok": not report.failed, "quiet": True}
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-        return {**row, "text": f"skipped: {reason}"[:200]}
+        return {**row, "skipped": reason.removeprefix("Skipped: ")[:200]}
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         message = crash.message if crash is not None else str(report.longrepr)
@@ -52,7 +54,20 @@ def short(nodeid: str) -> str:
 
 class _Lines:
     def __init__(self):
-        self.write = writer()
+        self.write, self.announced = writer(), False
+
+    def announce(self, count: int) -> None:
+        """How many lines there will be: those of tests that are cut off are missed."""
+        if not self.announced:  # each of xdist's workers collects
+            self.announced = True
+            self.write("collected", lines_to_come=count, text=f"{count} tests", quiet=True)
+
+    def pytest_collection_finish(self, session) -> None:
+        self.announce(len(session.items))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node, ids) -> None:
+        self.announce(len(ids))
 
     def pytest_runtest_logreport(self, report) -> None:
         row = row_of(report)

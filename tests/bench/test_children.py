@@ -70,10 +70,46 @@ def test_a_group_that_dies_costs_itself_only(tmp_path, capfd):
     assert "printed" not in capfd.readouterr().out
     text = children.table(rows, ended, 10_000)
     assert text.splitlines()[:4] == [
-        "2 failed, 2 ok", "raises: error FAILED ValueError: a wrong argument",
+        "2 failed, 2 ok, 0 skipped", "raises: error FAILED ValueError: a wrong argument",
         "writes: two FAILED x[0] got 1 expected 2", "dies: killed by SIGSEGV",
     ]  # fmt: skip
     assert text.endswith("dies: before ok\nwrites: one ok 3e-7")
+
+
+def cut_off(write, seconds):
+    write("before")
+    write("collected", lines_to_come=3, text="3 tests", quiet=True)
+    write("one")
+    write("two", skipped="needs more memory", quiet=True)
+
+
+def whole(write, seconds):
+    cut_off(write, seconds)
+    write("two", ok=False, note="its teardown, too")
+    write("three")
+
+
+def test_results_that_were_announced_and_did_not_come_are_missed(tmp_path):
+    groups = [Group("cut_off", 5, cut_off), Group("whole", 5, whole)]
+    ended, rows, _ = run(tmp_path, groups)
+    assert ended == {"cut_off": "1 of 3 results are missing", "whole": "ok"}
+    assert [row["ok"] for row in rows if row["name"] == "group"] == [False, True]
+    killed = Group(
+        "cut_off", 5, lambda write, _: [cut_off(write, 0), os.kill(os.getpid(), signal.SIGKILL)]
+    )
+    status = run(tmp_path, [killed])[0]["cut_off"]
+    assert status == "killed by SIGKILL, 1 of 3 results are missing"
+
+
+def test_what_was_skipped_is_neither_right_nor_wrong():
+    rows = [
+        {"group": "tests", "name": "one", "ok": True, "text": "0.1 s", "quiet": True},
+        {"group": "tests", "name": "two", "ok": True, "skipped": "no GPU", "quiet": True},
+        {"group": "memory", "name": "racecheck", "ok": True, "skipped": "not installed"},
+    ]
+    assert children.table(rows, {}, 1000).splitlines() == [
+        "0 failed, 1 ok, 2 skipped", "", "memory: racecheck skipped: not installed",
+    ]  # fmt: skip
 
 
 def test_a_group_that_hangs_is_killed_with_its_children(tmp_path):

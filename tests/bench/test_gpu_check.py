@@ -14,7 +14,7 @@ import torch
 from test_check_executors import Backend, chosen_for_cpu, make_hub, refuses
 from test_check_kernels import TINY_GLUE, small_cases
 
-from bench import check_kernels, gpu_check, jsonl, precompile, pytest_lines
+from bench import check_kernels, children, gpu_check, jsonl, precompile, pytest_lines
 from bench.children import Files, Writer
 from bench.records import ROOT
 
@@ -35,7 +35,7 @@ def here(tmp_path):
     """Runs a group's body in this process, not a child, and says how it ended."""
 
     def runner(group, limit, files, stamp):
-        if group.name in ("machine", "compile", "tests", "memory"):
+        if group.name in ("machine", "compile", "tests", "memory", "inductor"):
             return "ok"
         group.run(Writer(files, group.name, stamp), group.seconds)
         return "ok"
@@ -54,7 +54,7 @@ def test_every_group_that_needs_no_gpu_runs_on_a_cpu(place, here, tmp_path, caps
     assert counts == {
         "machine": 1, "compile": 1, "router": 3, "gather": 4, "aggregate": 3, "combine": 4,
         "glue": 10 + 1 + 10 + 1, "executors": 8 + 3 + 1, "captures": 3 + 1, "tests": 1,
-        "memory": 1,
+        "memory": 1, "inductor": 1,
     }  # fmt: skip
     names = [row["name"] for row in rows]
     assert "route 9,4,2" in names
@@ -188,27 +188,53 @@ def test_the_memory_checkers_words_are_told(writer, tmp_path, monkeypatch):
     gpu_check.memory(gpu_check.Place(), writer, 20.0)
     monkeypatch.setenv("PATH", "")
     gpu_check.memory(gpu_check.Place(), writer, 20.0)
-    said = [(row["name"], row["ok"], row.get("text", row.get("note"))) for row in rows_of(writer)]
+    *said, skipped = (
+        (row["name"], row["ok"], row.get("text", row.get("note"))) for row in rows_of(writer)
+    )
     assert said == [
         ("memcheck", True, "ERROR SUMMARY: 0 errors"),
         ("racecheck", False, "status 9: RACECHECK SUMMARY: 1 hazard displayed; "
          "first: Error: Race reported between Write access at 0x10"),
-        ("compute-sanitizer", True, "not installed: nothing was checked"),
     ]  # fmt: skip
+    assert skipped == ("compute-sanitizer", True, None)
+    assert rows_of(writer)[-1]["skipped"] == "not installed: nothing was checked"
 
 
-def test_the_tests_of_a_gpu_are_named_by_file(writer, monkeypatch):
-    asked = []
-    monkeypatch.setattr(gpu_check.os, "execv", lambda path, command: asked.append(command))
+@pytest.fixture
+def asked(monkeypatch):
+    """The commands that this process would have become."""
+    found = []
+    monkeypatch.setattr(gpu_check.os, "execv", lambda path, command: found.append(command))
     monkeypatch.setattr(gpu_check.os, "chdir", lambda path: None)
-    for name in (pytest_lines.VARIABLE, "PYTHONPATH"):
+    for name in (pytest_lines.VARIABLE, "PYTHONPATH", "TORCHINDUCTOR_COMPILE_THREADS"):
         monkeypatch.setenv(name, "")  # so that they are put back
+    return found
+
+
+def test_the_tests_of_a_gpu_are_named_by_file_those_of_most_worth_first(writer, asked):
     gpu_check.tests(gpu_check.Place(), writer, 1.0)
     files = [word for word in asked[0] if word.endswith(".py")]
-    names = {os.path.basename(name) for name in files}
-    assert {"test_gpu_outputs.py", "test_gpu_router.py", "test_graphs_gpu.py"} <= names
+    names = [os.path.basename(name) for name in files]
+    assert set(names[:2]) == {"test_graphs_gpu.py", "test_executors.py"}
+    assert {"test_gpu_outputs.py", "test_gpu_router.py"} <= set(names)
     assert all(os.path.isabs(name) and os.path.exists(name) for name in files)
     assert pytest_lines.writer().stamp == {"device": "d"}
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(4, "4"), (16, "14")])
+def test_what_inductor_compiles_for_is_tested_last_and_by_itself(
+    writer, asked, monkeypatch, cores, workers
+):
+    monkeypatch.setattr(precompile, "cores", lambda: cores)
+    gpu_check.tests(gpu_check.Place(), writer, 1.0)
+    gpu_check.inductor(gpu_check.Place(), writer, 1.0)
+    left_out, alone = asked
+    assert left_out[left_out.index("--deselect") + 1] == gpu_check.INDUCTOR == alone[-1]
+    assert [command[command.index("-n") + 1] for command in asked] == [workers] * 2
+    assert gpu_check.groups(gpu_check.Place())[-1].name == "inductor"
+    file, _, name = gpu_check.INDUCTOR.partition("::")
+    assert f"def {name}(" in (ROOT / file).read_text()
 
 
 TESTS = """
@@ -241,7 +267,10 @@ def test_each_test_is_a_line_even_where_pytest_dies(writer, tmp_path, monkeypatc
     rows = {row["name"].removeprefix("test_some.py::"): row for row in rows_of(writer)}
     assert rows["test_passes"]["ok"]
     assert rows["test_fails"]["note"] == "assert (1 + 1) == 3"
-    assert rows["test_is_skipped"]["text"] == "skipped: Skipped: needs more memory"
+    assert rows["test_is_skipped"]["skipped"] == "needs more memory"
+    assert rows["collected"]["lines_to_come"] == 5
     assert rows["test_has_no_fixture"]["note"] == "RuntimeError: no context"
     assert "a_module_that_is_not_there" in rows["collect test_bad.py"]["note"]
     assert {row["device"] for row in rows.values()} == {"d"}
+    if workers == "0":  # where a worker dies, xdist tells of its test, and takes another
+        assert children.missing(rows_of(writer)) == ["1 of 5 results are missing"]

@@ -131,6 +131,17 @@ def test_without_results_the_tables_say_that_there_are_none(root):
     assert table(root, "--check") == 0
 
 
+def test_what_was_skipped_is_not_counted_as_right(root):
+    run = root.parent / "skipped.jsonl"
+    jsonl.write(run, [
+        row("check", "tests", "test_a.py::test_b", skipped="needs more memory"),
+        row("check", "tests", "collected", lines_to_come=1, text="1 test"),
+    ])  # fmt: skip
+    table(root, root.parent / "run", run)
+    for name in ("README.md", "bench/README.md"):
+        assert "1 of 2 checks are right (1 skipped)." in (root / name).read_text()
+
+
 def test_results_of_a_cpu_alone_are_none_of_a_gpu(root):
     run = root.parent / "cpu.jsonl"
     jsonl.write(run, [r for r in SPEED if r["group"].startswith("cpu")])
