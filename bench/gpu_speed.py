@@ -95,7 +95,8 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         for threads in THREADS:
             if threads <= precompile.cores():
                 text = f"{place.cpu[0]} hub, {place.cpu[1]} px, {', '.join(ON_CPU)}"
-                found.append(group(f"cpu {threads}", 22, on_cpu, threads, about=text))
+                planned = 60 if threads <= 2 else 22
+                found.append(group(f"cpu {threads}", planned, on_cpu, threads, about=text))
     return found
 
 

@@ -115,7 +115,8 @@ def markdown(head: list[str], body: list[list[str]]) -> list[str]:
     if not body:
         return []
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return ["\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *body])]
+    rows = [[text.replace("|", "\\|") for text in cells] for cells in [head, rule, *body]]
+    return ["\n".join("| " + " | ".join(cells) + " |" for cells in rows)]
 
 
 def ceilings(rows: Rows) -> list[str]:
@@ -141,16 +142,23 @@ def steps(found: list[dict], title: str) -> list[str]:
         if "p50" not in row or not row["ok"]:
             body.append([row["name"], row.get("note", "-"), *["-"] * 6])
             continue
-        spread = f"{ms(row['p50'])} ({ms(row['p20'])}-{ms(row['p80'])})"
         peak = row.get("peak_memory")
         dearest = row.get("dearest") or []
         kernel = f"`{dearest[0][0][:40]}` {ms(dearest[0][1])} ms" if dearest else "-"
         body.append([
-            row["name"], spread, cell(row.get("to_k_single")), cell(row.get("to_k_captured")),
+            row["name"], milliseconds(row, spread=True),
+            cell(row.get("to_k_single")), cell(row.get("to_k_captured")),
             ms(row["busy"]) if "busy" in row else "-", cell(row.get("launches"), "{:.0f}"),
             cell(None if peak is None else peak / 2**30, "{:.1f}"), kernel,
         ])  # fmt: skip
     return markdown(head, body)
+
+
+def milliseconds(row: dict, spread: bool = False) -> str:
+    """A row's median, and its spread; or the mean of one cycle, where time did not do for more."""
+    if row.get("rounds") == 1:
+        return f"{ms(row['p50'])} (one cycle)"
+    return ms(row["p50"]) + f" ({ms(row['p20'])}-{ms(row['p80'])})" * spread
 
 
 def ms(seconds: float) -> str:
@@ -184,7 +192,7 @@ def threads(rows: Rows) -> list[str]:
     body = []
     for group in groups:
         found = [rows.get(("speed", group, name), {}) for name in names]
-        body.append([group[4:], *(cell(row.get("p50", 0) * 1e3 or None) for row in found)])
+        body.append([group[4:], *(milliseconds(row) if "p50" in row else "-" for row in found)])
     return markdown(["threads", *(f"{name}, ms" for name in names)], body)
 
 
@@ -205,7 +213,7 @@ def short(devices: list[Rows]) -> str:
     blocks = []
     for rows in filter(on_gpu, devices):
         body = [
-            [row["name"], ms(row["p50"]), cell(row.get("to_k_single"))]
+            [row["name"], milliseconds(row), cell(row.get("to_k_single"))]
             for row in step_rows(rows)
             if row["ok"] and "p50" in row
         ]

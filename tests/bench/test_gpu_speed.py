@@ -24,6 +24,17 @@ def not_interpreted(monkeypatch):
 
 
 @pytest.fixture
+def quick(monkeypatch):
+    """As few rounds as there must be, however many seconds."""
+    interleaved = timing.interleaved
+
+    def least(functions, device="cpu", seconds=2.0, **options):
+        return interleaved(functions, device, 0.0, **options)
+
+    monkeypatch.setattr(timing, "interleaved", least)
+
+
+@pytest.fixture
 def lanes(monkeypatch):
     """The numbers of lanes that graphs were asked to run on; they are stand-ins."""
 
@@ -56,11 +67,11 @@ def place(monkeypatch):
 
 def here(group, limit, files, stamp):
     if group.name not in ("machine", "compile"):
-        group.run(Writer(files, group.name, stamp), 0.1)
+        group.run(Writer(files, group.name, stamp), 100.0)
     return "ok"
 
 
-def test_every_part_is_measured_on_a_cpu(place, lanes, tmp_path, capsys, monkeypatch):
+def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PRESET.stride, 84, 4)  # atari's pixels
     monkeypatch.setattr(step_rows, "make", small_images(step_rows.make))
     arguments = ["--only", "step,glue,roof,atari,cpu", "--out", str(tmp_path)]
@@ -133,10 +144,36 @@ def test_a_row_is_on_disk_before_all_are_timed(writer, monkeypatch):
 
     monkeypatch.setattr(timing, "interleaved", killed)
     with pytest.raises(KeyboardInterrupt):
-        speed_step.measure(writer, PRESET, 16, ("single 0", "sequential"), "cpu", 0.1)
+        speed_step.measure(writer, PRESET, 16, ("single 0", "sequential"), "cpu", 100.0)
     rows = jsonl.read(writer.files.rows)
     assert [row["name"] for row in rows] == ["single 0", "sequential"]
     assert all(row["p50"] > 0 and row["rounds"] == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "rounds"),
+    # Of 0.7 of the seconds, less two rounds: too few for all routings, some, and as many as usual.
+    [(1.0, 8.0, None), (1.0, 10.0, 5), (1e-3, 100.0, 8)],
+)
+def test_rounds_fit_the_seconds(writer, monkeypatch, step, seconds, rounds):
+    asked = []
+
+    def interleaved(functions, device, left, min_rounds, **options):
+        asked.append(min_rounds)
+        return {name: timing.Times.of([step] * min_rounds) for name in functions}
+
+    def begin(write, row, device):
+        row.values |= vars(timing.Times.of([step]))
+        write(row.name, **row.values)
+
+    monkeypatch.setattr(timing, "interleaved", interleaved)
+    monkeypatch.setattr(speed_step, "_begin", begin)
+    monkeypatch.setattr(speed_step.time, "monotonic", lambda: 0.0)
+    speed_step.measure(writer, PRESET, 16, ("single 0",), "cpu", seconds)
+    row = jsonl.read(writer.files.rows)[-1]
+    assert asked == ([] if rounds is None else [rounds])
+    assert row["rounds"] == (rounds or 1)
+    assert row["text"].startswith(f"{step * 1e3:.2f} ms" + " (one cycle)" * (rounds is None))
 
 
 def test_graphs_that_replay_something_else_are_not_timed(writer, lanes, monkeypatch):
@@ -189,14 +226,14 @@ def test_all_is_timed_before_the_profiler_comes(writer, on_a_gpu):
 
 @pytest.mark.parametrize("problem", ["it fails", "it sees nothing"])
 def test_a_profile_that_is_none_costs_no_time_that_was_measured(
-    writer, on_a_gpu, monkeypatch, problem
+    writer, on_a_gpu, quick, monkeypatch, problem
 ):
     def no_profile(function, device, calls):
         if problem == "it fails":
             raise RuntimeError("CUPTI_ERROR_MULTIPLE_SUBSCRIBERS")
 
     monkeypatch.setattr(speed_step, "device_time", no_profile)
-    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 0.1)
+    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 100.0)
     rows = {row["name"]: row for row in jsonl.read(writer.files.rows)}  # the last of each
     assert list(rows) == ["single 0", "dense"]
     for row in rows.values():
@@ -281,6 +318,8 @@ def test_threads_are_bounded_by_the_cores(monkeypatch, capsys):
     assert [line.split("planned")[0].strip() for line in listed.splitlines()] == [
         "cpu 1", "cpu 2", "cpu 4",
     ]  # fmt: skip
+    planned = [int(line.split("planned")[1].split()[0]) for line in listed.splitlines()]
+    assert planned == [60, 60, 22]
 
 
 def test_an_unknown_part_is_refused(capsys):

@@ -142,6 +142,27 @@ def test_what_was_skipped_is_not_counted_as_right(root):
         assert "1 of 2 checks are right (1 skipped)." in (root / name).read_text()
 
 
+def test_one_cycle_is_not_shown_as_a_median(root):
+    once = root.parent / "once.jsonl"
+    jsonl.write(once, [
+        row("speed", "step", "dense", rounds=1, **times(0.05)),
+        row("speed", "cpu 4", "threads", stamp=CPU, rounds=1, **times(0.025)),
+    ])  # fmt: skip
+    table(root, root.parent / "run", once)
+    short, whole = ((root / name).read_text() for name in ("README.md", "bench/README.md"))
+    assert "| dense | 50.00 (one cycle) | - |" in short
+    assert "| dense | 50.00 (one cycle) | - | - |" in whole
+    assert "| 4 | - | 25.00 (one cycle) |" in whole
+
+
+def test_a_bar_in_a_kernels_name_does_not_end_its_cell(root):
+    bar = root.parent / "bar.jsonl"
+    kernels = [["void f<a | b>", 0.01, 1.0]]
+    jsonl.write(bar, [row("speed", "step", "dense", dearest=kernels, **times(0.05))])
+    table(root, bar)
+    assert "| `void f<a \\| b>` 10.00 ms |" in (root / "bench" / "README.md").read_text()
+
+
 def test_results_of_a_cpu_alone_are_none_of_a_gpu(root):
     run = root.parent / "cpu.jsonl"
     jsonl.write(run, [r for r in SPEED if r["group"].startswith("cpu")])
