@@ -65,8 +65,9 @@ def memory_needed(name: str, size: Size) -> int:
     """Bytes of the float64 check at its worst: the concatenation, its parts, and gradients."""
     n, m, k, c = size[:4]
     largest = n * m * c if name in ("combine", "aggregate") else n * max(k * c, m)
-    # The reference's gather differentiates M masks, each into a tensor of x's size, in turn.
-    copies = {"noisy_topk": 8, "gather": 5, "exploit_loss": 6}.get(name, 5)
+    # The reference's gather differentiates M masks, each into a tensor of x's size, in turn. Its
+    # combination keeps the M parts beside their concatenation, forward and backward.
+    copies = {"noisy_topk": 10, "gather": 6, "combine": 7, "exploit_loss": 6, "aggregate": 5}[name]
     return copies * largest * 8
 
 

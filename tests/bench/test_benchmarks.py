@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench import glue, jsonl, operations, ops, plot
 from bench.operations import NAMES, Size
@@ -102,6 +104,44 @@ def test_a_size_too_large_to_check_is_noted(monkeypatch):
     monkeypatch.setattr(ops, "memory_at_hand", lambda device: 100)
     (row,) = ops.measure("combine", SMALL, "cpu", 0.0, False, roof=1e9)
     assert "not run" in row["note"]
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of all tensors that are alive, and the most there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return results
+
+    def add(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.free, key, size)
+
+    def free(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("name", ["noisy_topk", "gather", "combine", "exploit_loss"])
+def test_the_memory_that_a_check_needs_is_enough(name):
+    (size,) = ops.ROOF[name]
+    small = size._replace(n=size.n // 1024)
+    with Memory() as memory:
+        operation = operations.make(name, small, "cpu")
+        expected = operations.truth(operation)
+        operations.error(operation, "torch", expected)
+    assert 0.3 * ops.memory_needed(name, small) < memory.peak <= ops.memory_needed(name, small)
 
 
 def test_sizes():
