@@ -113,10 +113,44 @@ def test_dropout_is_checked_by_what_it_leaves(write, rows, make, monkeypatch):
 
 
 def test_after_failed_captures_all_is_as_before(write, rows, make):
-    arguments = (write, "cpu", make, 8, refuses, lambda: Backend.capturing)
-    check_executors.capture_failures(*arguments)
+    check_executors.capture_failures(
+        write, "cpu", make, read=refuses, capturing=lambda: Backend.capturing
+    )
     assert [row["name"] for row in rows] == ["after a failed capture", "draws", "a good capture"]
     assert [row for row in rows if not row["ok"]] == []
+
+
+@pytest.mark.parametrize(
+    ("failures", "wrong"),
+    [
+        (1, "a note names the failed capture, once"),
+        (9, "no note does after the second; what failed twice is eager"),
+    ],
+)
+def test_a_capture_is_to_fail_twice_before_its_expert_is_eager(
+    write, rows, make, monkeypatch, failures, wrong
+):
+    """As ``MAX_FAILURES`` says; here another number does."""
+    monkeypatch.setattr(hp.model.executors.graphs, "MAX_FAILURES", failures)
+    check_executors.capture_failures(
+        write, "cpu", make, read=refuses, capturing=lambda: Backend.capturing
+    )
+    assert [row["note"] for row in rows if not row["ok"]] == [f"not so: {wrong}"]
+
+
+@pytest.mark.parametrize(("after", "back"), [(100, True), (90, True), (116, False)])
+def test_memory_is_back_where_no_more_of_it_is_in_use(monkeypatch, after, back):
+    """Less may be: what others had marked before is given back, too."""
+    bytes_in_use = iter([100, after])
+    fakes = {
+        "memory_stats": lambda: {"active_bytes.all.current": next(bytes_in_use)},
+        "Stream": object, "synchronize": lambda: None,
+    }  # fmt: skip
+    for name, value in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    block = type("Block", (), {"record_stream": lambda self, stream: None})
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: block())
+    assert check_executors._blocks_return() == back
 
 
 def test_an_error_after_a_failed_capture_hides_no_other_check(write, rows, make, monkeypatch):
