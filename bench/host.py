@@ -21,7 +21,7 @@ from hubpath_fast.model.executors import RowPrecision, RowSource
 from hubpath_fast.model.executors.sharing import Sharing
 from hubpath_fast.model.executors.signature import Signature
 
-from . import records, timing
+from . import jsonl, records, timing
 
 MODELS = ("resnet50", "swin_tiny_patch4_window7_224", "convnext_tiny", "efficientnet_b3")
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         cells = ", ".join(f"{row['row']} {row['p50'] * 1e6:.0f} us" for row in rows)
         print(f"{name}: {cells}")
         if args.out:
-            records.write(args.out, rows)
+            jsonl.write(args.out, rows)
 
 
 if __name__ == "__main__":
