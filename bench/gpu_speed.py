@@ -174,11 +174,7 @@ def say(row: dict) -> str:
         text.append(f"{row['speedup']:.2f} x reference")
     if "share_of_copy" in row:
         text.append(f"{row['share_of_copy']:.0%} of copy")
-    if "busy" in row:
-        text.append(f"busy {row['busy'] * 1e6:.1f}, {row['launches']:.0f} launches")
-    if "unprofiled" in row:
-        text.append(f"not profiled: {row['unprofiled']}")
-    return ", ".join(text)
+    return ", ".join([*text, *speed_step.say_profile(row, 1e6, 1)])
 
 
 def parse(argv: list[str] | None):

@@ -184,16 +184,23 @@ def profiled(function: Callable[[], object], device: str, calls: int) -> dict:
     }  # fmt: skip
 
 
+def say_profile(values: dict, unit: float, digits: int) -> list[str]:
+    """What ``profiled`` found, in few words; nothing where it was not asked. unit: of the row's
+    times, so many a second."""
+    if "unprofiled" in values:
+        return [f"not profiled: {values['unprofiled']}"]
+    if "busy" not in values:
+        return []
+    return [f"busy {values['busy'] * unit:.{digits}f}, {values['launches']:.0f} launches"]
+
+
 def say(values: dict) -> str:
     """A row's values in few words."""
     text = [f"{values['p50'] * 1e3:.2f} ms" + " (one cycle)" * (values["rounds"] == 1)]
     for key, word in (("to_k_single", "K singles"), ("to_k_captured", "K captured")):
         if key in values:
             text.append(f"{values[key]:.2f} x {word}")
-    if "busy" in values:
-        text.append(f"busy {values['busy'] * 1e3:.2f}, {values['launches']:.0f} launches")
-    if "unprofiled" in values:
-        text.append(f"not profiled: {values['unprofiled']}")
+    text += say_profile(values, 1e3, 2)
     if "graphs" in values:
         text.append(f"{values['graphs']} graphs, {values['misses_a_cycle']} misses")
     return ", ".join(text)

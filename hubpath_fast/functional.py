@@ -374,15 +374,21 @@ def _backend(name: str | None, x: Tensor) -> ModuleType:
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """What autocast does to the arguments of a linear layer."""
-    device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    dtype = autocast_dtype(tensors[0].device.type)
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def _plan(routing: Routing) -> tuple[Tensor, ...]:
     return routing.experts, routing.rows, routing.positions, routing.offsets
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast computes in on this type of device; None where it is off, or there is none."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def own_memory_format(x: Tensor) -> torch.memory_format:

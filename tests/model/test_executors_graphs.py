@@ -161,6 +161,18 @@ def test_an_expert_with_hooks_is_not_captured(make):
     }
 
 
+def test_experts_that_are_never_captured_are_not_looked_at_any_more(make, monkeypatch):
+    model, (x, y) = make(), batch()
+    for expert in model.experts:
+        expert[2].register_forward_hook(lambda *_: None)
+    settled(model, x, y)
+    assert len(model.executor_report().eager) == M
+    looks, look = [], FakeBackend.random_state
+    monkeypatch.setattr(FakeBackend, "random_state", lambda self: looks.append(1) or look(self))
+    settled(model, x, y, 2)
+    assert looks == []
+
+
 def test_a_hook_on_a_parameter_ends_the_use_of_graphs(make):
     model, (x, y) = make(), batch()
     settled(model, x, y)

@@ -102,6 +102,7 @@ class GraphsExecutor(Executor):
     ):
         super().__init__()
         self._make_backend, self._asked = backend, budget
+        self._device: torch.device | None = None  # that backend, records and places belong to
         self._backend: Backend | None = None
         self._records: OrderedDict[Use, Record] = OrderedDict()  # least recently replayed first
         self._places: dict[bool, Places] = {}  # with gradients, and without
@@ -109,7 +110,7 @@ class GraphsExecutor(Executor):
         self._given_up = False
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
-        if self._backend is None or self._device != source.x.device:
+        if self._device != source.x.device:
             self._start(source.x.device)
         # What needs no counts comes before they are read, while the device is busy.
         gradients = torch.is_grad_enabled()
@@ -173,16 +174,21 @@ class GraphsExecutor(Executor):
                 return captured(own)
             self.counters.misses += 1
             record = None if use is None else self._records[use]
-            if record is None or record.graphs:
+            if record is None or record.graphs or record.eager is not None:
                 return self._eager(step, group, own)
-            before = self._backend.random_state()
-            output = self._eager(step, group, own)
-            record.signature.ran()
-            drew = not torch.equal(before, self._backend.random_state())
-            record.draws = record.draws_unseen or drew
-            if record.draws:
-                self._count()
-            return output
+            return self._watched(step, group, own, record)
+
+    def _watched(self, step: Step, group: Group, own: Tensor, record: Record) -> Tensor:
+        """An eager run of an expert that may be captured later, for which it is looked at."""
+        before = self._backend.random_state()
+        output = self._eager(step, group, own)
+        record.signature.ran()
+        drew = not torch.equal(before, self._backend.random_state())
+        draws = record.draws_unseen or drew
+        if draws != record.draws:
+            record.draws = draws
+            self._count()
+        return output
 
     def _eager(self, step: Step, group: Group, own: Tensor) -> Tensor:
         rows = step.rows

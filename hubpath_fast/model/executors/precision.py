@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ... import functional as HF
 from .members import Members
 
 
@@ -36,7 +37,7 @@ class RowPrecision:
         self, experts: Sequence[nn.Module], x: Tensor, dtype: torch.dtype
     ) -> torch.dtype:
         """The dtype to gather rows of ``x`` in, which the experts would get as ``dtype``."""
-        target = _autocast_dtype(x.device.type)
+        target = HF.autocast_dtype(x.device.type)
         if (
             target is None
             or dtype != torch.float32
@@ -52,7 +53,7 @@ class RowPrecision:
     @contextlib.contextmanager
     def watch(self, expert: nn.Module, rows: Tensor) -> Iterator[None]:
         """Around a call of ``expert`` on ``rows``: looks at what it does with them, once."""
-        target = _autocast_dtype(rows.device.type)
+        target = HF.autocast_dtype(rows.device.type)
         if target is None or rows.dtype != torch.float32 or torch.compiler.is_compiling():
             yield
             return
@@ -111,10 +112,3 @@ class _Watch(TorchDispatchMode):
             and value.layout == torch.strided
             and value.untyped_storage().data_ptr() == self._memory
         )
-
-
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast computes in on this kind of device; None: it is off."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None

@@ -16,6 +16,7 @@ from operator import attrgetter, getitem, is_
 import torch
 from torch import Tensor, nn
 
+from ... import functional as HF
 from .members import Members
 from .rows import RowSource
 
@@ -127,12 +128,8 @@ class Settings:
 
 
 def _conditions(source: RowSource) -> tuple:
-    device = source.x.device.type
-    return (
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        source.row_kind(),
-        source.requires_grad,
-    )
+    precision = HF.autocast_dtype(source.x.device.type)
+    return precision, source.row_kind(), source.requires_grad
 
 
 def _equal(value: object, kept: object) -> bool:

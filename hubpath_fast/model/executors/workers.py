@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from ... import functional as HF
+
 T = TypeVar("T")
 
 
@@ -90,8 +92,8 @@ def obstacle() -> str | None:
 
 def caller_autocast() -> Callable[[], contextlib.AbstractContextManager]:
     """Makes contexts that give another thread this one's autocast."""
-    if not torch.is_autocast_enabled("cpu"):
+    dtype = HF.autocast_dtype("cpu")
+    if dtype is None:
         return contextlib.nullcontext
-    dtype = torch.get_autocast_dtype("cpu")
     # The cache of casts belongs to the caller, who empties it.
     return lambda: torch.autocast("cpu", dtype, cache_enabled=False)
