@@ -112,7 +112,8 @@ class FakeCuda:
 
     def _differentiate(self, differentiate, outputs, *args, **kwargs):
         if self.capturing_on is not None:
-            for node in accumulators_of(outputs):
+            several = outputs if isinstance(outputs, tuple) else (outputs,)
+            for node in accumulators_of(*several):
                 if node.metadata.get("stream", self.stream) != self.capturing_on:
                     self.broken = True
                     raise RuntimeError("operation would make a stream depend on a capturing one")

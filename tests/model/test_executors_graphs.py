@@ -18,7 +18,7 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast.model.executors.backend import BrokenCaptureError
-from hubpath_fast.model.executors.capture import CapturedExpert, Pool
+from hubpath_fast.model.executors.capture import CapturedModule, Pool
 from hubpath_fast.model.executors.graphs import MIN_SEEN
 
 
@@ -41,7 +41,7 @@ def test_a_capture_moves_no_buffer_no_row_and_no_random_state():
     kept = inputs.clone()
     before = {name: b.clone() for name, b in expert.named_buffers()}
     random = torch.get_rng_state()
-    captured = CapturedExpert(expert, inputs[:6], inputs, Pool(None), FakeBackend(None))
+    captured = CapturedModule(expert, inputs[:6], inputs, Pool(None), FakeBackend(None))
     assert captured.draws  # Dropout
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(inputs, kept)

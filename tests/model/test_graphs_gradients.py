@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hubpath_fast as hp
-from hubpath_fast.model.executors.capture import CapturedExpert, Pool
+from hubpath_fast.model.executors.capture import CapturedModule, Pool
 from hubpath_fast.model.executors.graphs import MIN_SEEN
 
 
@@ -107,7 +107,7 @@ class Assorted(nn.Module):
 
 def test_handed_out_gradients_have_their_parameters_layout_and_memory_of_their_own():
     expert, (x, _) = Assorted(), batch()
-    captured = CapturedExpert(expert, x[:6], x[:6].clone(), Pool(None), FakeBackend(None))
+    captured = CapturedModule(expert, x[:6], x[:6].clone(), Pool(None), FakeBackend(None))
     found = []
     for rows in (x[:6], x[6:12]):
         d_output = torch.rand(6, 7)

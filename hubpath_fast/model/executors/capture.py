@@ -1,15 +1,15 @@
-"""One expert at one size as captured graphs: forward, and in training backward.
+"""One module at one size as captured graphs: forward, and in training backward.
 
 Traps that the code below is about:
 
-- Warming up and capturing run the expert: BatchNorm's buffers and the random state are put back.
+- Warming up and capturing run the module: BatchNorm's buffers and the random state are put back.
 - A captured backward must not reach the live parameters: the node that accumulates a parameter's
   gradient may be alive on another stream (DistributedDataParallel keeps it, and so does a loss that
-  the training loop keeps), and to wait for that stream would end the capture. The expert is
+  the training loop keeps), and to wait for that stream would end the capture. The module is
   captured with stand-ins for its parameters, on the same memory.
 - The gradients that a captured backward leaves are overwritten by the next replay, and autograd may
-  take a gradient it is given as it is: they are copied, once.
-- All sizes of an expert share one memory pool, and with it the memory of their activations and
+  take a gradient it is given as it is: they are copied, once, to a slab of new memory.
+- All sizes of a module share one memory pool, and with it the memory of their activations and
   gradients; they share their input, too. A second forward before the backward of the first would
   overwrite all that: ``Pool.busy`` says when the caller must run eagerly, and a backward that comes
   too late raises.
@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .autograd_graph import leaves_of
 from .backend import Backend
+from .slab import Slab
 
 
 class _Pending:
@@ -33,7 +34,7 @@ class _Pending:
 
 
 class Pool:
-    """What all graphs of one expert share: the memory of their activations and gradients."""
+    """What all graphs of one module share: the memory of their activations and gradients."""
 
     def __init__(self, handle: object):
         self.handle = handle
@@ -53,18 +54,19 @@ class Pool:
         return pending
 
 
-class CapturedExpert:
-    """Graphs of ``expert`` at one size. Call it with at most that many rows, while not ``busy``.
+class CapturedModule:
+    """Graphs of ``module`` at one size: of an expert, or of a generator, which gives two tensors.
+    Call it with at most that many rows, while not ``busy``.
 
-    Made without gradients, or of an expert without any, it is the forward alone.
+    Made without gradients, or of a module without any, it is the forward alone.
 
     rows: some that it is warmed up with. inputs: [size, ...], which it reads from then on; rows
     that it is called with are copied there, if they are not there already.
-    draws: whether the expert draws random numbers.
+    draws: whether the module draws random numbers.
     """
 
     def __init__(
-        self, expert: nn.Module, rows: Tensor, inputs: Tensor, pool: Pool, backend: Backend
+        self, module: nn.Module, rows: Tensor, inputs: Tensor, pool: Pool, backend: Backend
     ):
         self.pool, self.size = pool, len(inputs)
         enabled = torch.is_grad_enabled()
@@ -73,39 +75,44 @@ class CapturedExpert:
             torch.set_grad_enabled(enabled),
             backend.undisturbed(),
             # Some experts keep statistics in parameters, or write to their weights.
-            _untouched([*expert.buffers(), *expert.parameters(), inputs.data], backend),
+            _untouched([*module.buffers(), *module.parameters(), inputs.data], backend),
             _own_casts(rows.device.type),
         ):
-            self._capture(expert, rows, inputs, backend)
+            self._capture(module, rows, inputs, backend)
         pool.memory = backend.memory(pool.handle)
 
-    def _capture(self, expert: nn.Module, rows: Tensor, inputs: Tensor, backend: Backend) -> None:
+    def _capture(self, module: nn.Module, rows: Tensor, inputs: Tensor, backend: Backend) -> None:
         self._input = inputs.data  # detach() would count others' writes to their places as its own
         self._fill(rows.detach())
         self._input.requires_grad_(rows.requires_grad)
-        self.parameters = [p for p in expert.parameters() if p.requires_grad]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
         aliases = [nn.Parameter(p.detach()) for p in self.parameters]
         stand_ins = dict(zip(self.parameters, aliases, strict=True))
         leaves = [self._input] * rows.requires_grad + aliases
 
-        def run() -> Tensor:
-            with _replaced(expert, stand_ins):
-                output = expert(self._input)
-            if not isinstance(output, Tensor):
-                raise TypeError(f"gives a {type(output).__name__}, not a tensor")
-            return output
+        def run() -> list[Tensor]:
+            with _replaced(module, stand_ins):
+                found = module(self._input)
+            self._single = isinstance(found, Tensor)
+            outputs = [found] if self._single else found
+            if not (isinstance(outputs, list | tuple) and all(map(torch.is_tensor, outputs))):
+                raise TypeError(f"gives a {type(found).__name__}, not a tensor")
+            return list(outputs)
 
-        def gradients(output: Tensor, d_output: Tensor) -> list[Tensor | None]:
+        def gradients(outputs: list[Tensor], d_outputs: list[Tensor]) -> list[Tensor | None]:
+            pairs = zip(outputs, d_outputs, strict=True)
+            pairs = [(output, d_output) for output, d_output in pairs if output.requires_grad]
+            outputs, d_outputs = zip(*pairs, strict=True)
             # A backward pass is run outside of autocast, whatever its forward pass was. It may call
-            # the expert again: checkpoints do.
-            with _replaced(expert, stand_ins), torch.autocast(output.device.type, enabled=False):
-                return list(torch.autograd.grad(output, leaves, d_output, allow_unused=True))
+            # the module again: checkpoints do.
+            with _replaced(module, stand_ins), torch.autocast(rows.device.type, enabled=False):
+                return list(torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True))
 
         def warm() -> None:
-            output = run()
-            if output.requires_grad:
-                _check_leaves(output, leaves)
-                gradients(output, torch.zeros_like(output))
+            outputs = run()
+            if any(output.requires_grad for output in outputs):
+                _check_leaves(outputs, leaves)
+                gradients(outputs, list(map(torch.zeros_like, outputs)))
 
         state = backend.random_state()
         backend.warm_up(warm)
@@ -113,58 +120,63 @@ class CapturedExpert:
         for alias, parameter in zip(aliases, self.parameters, strict=True):
             if alias.data_ptr() != parameter.data_ptr():
                 raise TypeError("moves its parameters to other memory")
-        kept: dict[str, Tensor] = {}
+        outputs: list[Tensor] = []
 
         def forward() -> list[Tensor]:
-            kept["output"] = run()
-            return [kept["output"]]
+            outputs[:] = run()
+            return list(outputs)
 
         self._forward = backend.capture(forward, self.pool.handle)
-        output = kept["output"]
-        self._output = output.detach()
+        self._outputs = [output.detach() for output in outputs]
         self._backward = None
-        if not output.requires_grad:
+        if not any(output.requires_grad for output in outputs):
             return
-        self._d_output = torch.zeros_like(self._output)
+        self._d_outputs = list(map(torch.zeros_like, self._outputs))
         found: list[Tensor | None] = []
 
         def backward() -> list[Tensor | None]:
-            found[:] = gradients(kept["output"], self._d_output)
+            found[:] = gradients(outputs, self._d_outputs)
             return list(found)
 
         self._backward = backend.capture(backward, self.pool.handle)
         # The memory of activations and gradients goes back to the pool, for the other sizes. The
         # gradients are read right after a replay, before another one can overwrite them.
         self._gradients = [None if g is None else backend.borrow(g) for g in found]
-        self._leaves = [self._input] * rows.requires_grad + self.parameters
-        kept.clear()
+        self._d_input = self._gradients.pop(0) if rows.requires_grad else None
+        with_gradient = zip(self.parameters, self._gradients, strict=True)
+        self._slab = Slab(parameter for parameter, g in with_gradient if g is not None)
+        outputs.clear()
         found.clear()
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self._backward is None:
-            self._replay_forward(rows)
-            return self._output[: len(rows)].clone()
-        return _Replay.apply(self, rows, *self.parameters)
+            outputs = self._replay_forward(rows)
+        else:
+            outputs = _Replay.apply(self, rows, *self.parameters)
+        return outputs[0] if self._single else outputs
 
-    def _replay_forward(self, rows: Tensor) -> None:
+    def _replay_forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         self._fill(rows)
         self._forward()
+        return tuple(output[: len(rows)].clone() for output in self._outputs)
 
-    def _replay_backward(self, d_output: Tensor) -> list[Tensor | None]:
+    def _replay_backward(
+        self, d_outputs: Sequence[Tensor]
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradients of the rows, if they require one, and of the parameters: copies."""
-        self._d_output[: len(d_output)].copy_(d_output)
-        self._d_output[len(d_output) :].zero_()  # padded rows give no gradient
+        count = len(d_outputs[0])
+        for place, d_output in zip(self._d_outputs, d_outputs, strict=True):
+            place[:count].copy_(d_output)
+            if count < self.size:
+                place[count:].zero_()  # padded rows give no gradient
         self._backward()
-        copies = [
-            None if gradient is None else torch.empty_like(leaf)
-            for gradient, leaf in zip(self._gradients, self._leaves, strict=True)
-        ]
-        if any(copy is not None for copy in copies):
-            torch._foreach_copy_(
-                [copy for copy in copies if copy is not None],
-                [gradient for gradient in self._gradients if gradient is not None],
-            )
-        return copies
+        copies = self._slab.new(self._input.device)
+        if copies:
+            torch._foreach_copy_(copies, [g for g in self._gradients if g is not None])
+        left = iter(copies)
+        d_parameters = [None if g is None else next(left) for g in self._gradients]
+        d_input = self._d_input
+        return None if d_input is None else d_input[:count].clone(), d_parameters
 
     def _fill(self, rows: Tensor) -> None:
         """The rows, then the first of them again: what is finite for a row is so for its copy."""
@@ -178,59 +190,57 @@ class CapturedExpert:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, captured: CapturedExpert, rows: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.captured, ctx.count, ctx.wants_rows = captured, len(rows), rows.requires_grad
+    def forward(ctx, captured: CapturedModule, rows: Tensor, *parameters: Tensor):
+        ctx.captured = captured
         ctx.pending = captured.pool.claim()
         ctx.generation = captured.pool.generation
-        captured._replay_forward(rows)
-        return captured._output[: len(rows)].clone()
+        return captured._replay_forward(rows)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_output: Tensor):
+    def backward(ctx, *d_outputs: Tensor):
         captured = ctx.captured
         # A captured backward overwrites activations that it no longer needs, as a forward does.
         if ctx.pending is None or ctx.generation != captured.pool.generation:
             raise RuntimeError(
-                "a second backward through the same forward of a captured expert: its activations "
+                "a second backward through the same forward of a captured module: its activations "
                 'are gone; use executor="sequential" for such training'
             )
-        found = captured._replay_backward(d_output)
+        d_rows, d_parameters = captured._replay_backward(d_outputs)
         ctx.pending = None
-        d_rows = found.pop(0) if ctx.wants_rows else None
-        return None, None if d_rows is None else d_rows[: ctx.count], *found
+        return None, d_rows, *d_parameters
 
 
 @contextlib.contextmanager
-def _replaced(expert: nn.Module, stand_ins: dict[nn.Parameter, nn.Parameter]) -> Iterator[None]:
-    """Within, the expert's modules hold the stand-ins of its parameters."""
-    modules = list(expert.modules())
+def _replaced(module: nn.Module, stand_ins: dict[nn.Parameter, nn.Parameter]) -> Iterator[None]:
+    """Within, the module and its parts hold the stand-ins of its parameters."""
+    parts = list(module.modules())
     places = [
-        (module, name, parameter)
-        for module in modules
-        for name, parameter in module._parameters.items()
+        (part, name, parameter)
+        for part in parts
+        for name, parameter in part._parameters.items()
         if parameter in stand_ins
     ]
-    recurrent = [module for module in modules if isinstance(module, nn.RNNBase)]
+    recurrent = [part for part in parts if isinstance(part, nn.RNNBase)]
     references = [layer._flat_weight_refs for layer in recurrent]
     try:
-        for module, name, parameter in places:
-            setattr(module, name, stand_ins[parameter])  # not its dict: recurrent layers keep lists
+        for part, name, parameter in places:
+            setattr(part, name, stand_ins[parameter])  # not its dict: recurrent layers keep lists
         for layer in recurrent:  # or they take the weights to have changed, and move them
             layer._flat_weight_refs = [
                 w if w is None else weakref.ref(w) for w in layer._flat_weights
             ]
         yield
     finally:
-        for module, name, parameter in places:
-            setattr(module, name, parameter)
+        for part, name, parameter in places:
+            setattr(part, name, parameter)
         for layer, kept in zip(recurrent, references, strict=True):
             layer._flat_weight_refs = kept
 
 
-def _check_leaves(output: Tensor, leaves: list[Tensor]) -> None:
+def _check_leaves(outputs: list[Tensor], leaves: list[Tensor]) -> None:
     own = {id(leaf) for leaf in leaves}
-    for leaf in leaves_of(output):
+    for leaf in leaves_of(*outputs):
         if id(leaf) not in own:
             raise TypeError(
                 f"uses a tensor {list(leaf.shape)} that requires a gradient and is not one of its "

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .backend import Backend, BrokenCaptureError, CudaBackend
 from .base import Executor
-from .capture import CapturedExpert, Pool
+from .capture import CapturedModule, Pool
 from .eligible import bucket, may_pad, refusal
 from .groups import Group, call_expert, groups_of, join
 from .rows import Places, RowSource
@@ -58,7 +58,7 @@ class Record:
     may_pad: bool
     needed: int = MIN_SEEN  # times that a size must be seen
     seen: Counter[int] = field(default_factory=Counter)  # by size
-    graphs: dict[int, CapturedExpert] = field(default_factory=dict)  # by size
+    graphs: dict[int, CapturedModule] = field(default_factory=dict)  # by size
     lane: int | None = None  # that they were captured on
     pool: Pool | None = None
     draws: bool = False  # random numbers, as far as was seen
@@ -205,7 +205,7 @@ class GraphsExecutor(Executor):
             self._records[use] = Record(Signature(expert, source), may_pad(expert), draws=draws)
             self._count()
 
-    def _captured(self, step: Step, use: Use, own: Tensor) -> CapturedExpert | None:
+    def _captured(self, step: Step, use: Use, own: Tensor) -> CapturedModule | None:
         record, lane = self._records[use], step.lanes[use.index]
         if record.eager is not None:
             return None
@@ -246,7 +246,7 @@ class GraphsExecutor(Executor):
             record.pool = Pool(backend.new_pool())
         lane = step.lanes[use.index]
         with backend.forked([lane], own), backend.lane(lane):
-            captured = CapturedExpert(step.experts[use.index], own, inputs, record.pool, backend)
+            captured = CapturedModule(step.experts[use.index], own, inputs, record.pool, backend)
         if captured.draws and not record.draws:
             record.draws = record.draws_unseen = True
             if backend.one_random_state:  # it belongs on another lane
