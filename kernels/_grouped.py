@@ -91,7 +91,7 @@ def tiles_for(
     narrower where that leaves too few programs.
     """
     half = dtype.itemsize == 2
-    highest, widest, deepest = (64, 128, 64) if half else (32, 64, 16)
+    highest, widest, deepest = (64, 128, 64) if half else (64, 64, 16)
     block_high = highest if high is None else min(max(next_power_of_2(high), 16), highest)
     stacked = 1 if high is None else cdiv(high, block_high)
     while widest > NARROWEST and products * stacked * cdiv(wide, widest) < _PROGRAMS:

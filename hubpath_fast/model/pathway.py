@@ -191,7 +191,7 @@ class HubPathway(nn.Module):
             raise ValueError(
                 f"x: empty batch, shape {list(x.shape)}; the model needs N >= 1 samples"
             )
-        clean, noise = self.generator(self._unit_images(x))
+        clean, noise = self._executor(x.device).scores(self.generator, self._unit_images(x))
         check_scores(clean, noise, len(x), len(self.experts))
         if eps is None and self.training:
             eps = "draw"

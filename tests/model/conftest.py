@@ -12,7 +12,11 @@ from hubpath_fast.model.executors.graphs import GraphsExecutor
 @pytest.fixture
 def make(monkeypatch):
     """make(expert) -> a model whose experts run as fake graphs."""
-    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: ("graphs", ()))
+
+    def choose(asked, device, num_experts):
+        return "graphs" if asked == "auto" else asked, ()
+
+    monkeypatch.setattr(pathway, "choose", choose)
 
     def build_with_graphs(expert=None, budget=None):
         model = build()

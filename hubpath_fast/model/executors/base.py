@@ -2,7 +2,8 @@
 
 Every expert is called once, on its own rows only. One without rows is not called: its parameters
 get no gradient and its buffers do not move. What is run for frozen parts keeps nothing for the
-backward pass: where no parameter that was met requires a gradient, autograd records nothing.
+backward pass: where no parameter that was met requires a gradient, autograd records nothing. The
+generator, whose scores come first, is run by the executor, too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class Executor(ABC):
         self.counters.host_reads += not kept
         self.counters.steps += 1
         return self.run(experts, source, min_group)
+
+    def scores(self, generator: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the generator says of a batch x [N, ...]: clean [N, M] and noise [N, M]."""
+        return generator(x)
 
     @abstractmethod
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:

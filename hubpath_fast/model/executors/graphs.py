@@ -1,5 +1,8 @@
 """Experts as captured CUDA graphs: a replay is one launch where an expert has hundreds.
 
+So is the generator, whose few hundred small kernels would else cost the host as much as all
+replays together. What is said of experts here goes for it, too, but that it reads the batch itself.
+
 A graph is captured for an expert at a size once that pair was seen a few times: with gradients
 forward and backward, in predictions (evaluation mode without gradients) the forward alone. Training
 mode without gradients, and in training groups below ``min_group``, run eagerly. An expert whose
@@ -23,7 +26,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,17 +36,21 @@ from .base import Executor
 from .capture import CapturedModule, Pool
 from .eligible import bucket, may_pad, refusal
 from .groups import Group, call_expert, groups_of, join
-from .rows import Places, RowSource
+from .rows import Batch, Places, RowSource
 from .sharing import Sharing
 from .signature import Signature
 
 MIN_SEEN = 3  # a capture costs several eager runs; rare sizes never earn it back
 MAX_FAILURES = 2  # captures of an expert: the first may have had a cause outside of it
 PLACES_SHARE = 0.25  # of the budget, that the places of all rows may take
+GENERATOR = -1  # in the place of an expert's index
+
+
+Output = TypeVar("Output")  # of an expert, or of the generator
 
 
 class Use(NamedTuple):
-    """One expert, with gradients or without, in training mode or in evaluation mode."""
+    """One expert, or the generator, with gradients or without, in training mode or not."""
 
     index: int
     gradients: bool
@@ -78,12 +85,13 @@ class Record:
 
 
 class Step(NamedTuple):
-    """One call of the executor. placed: whether ``rows`` are the places that graphs read."""
+    """One call of the executor, or the generator's. placed: whether ``rows`` are the places that
+    graphs read."""
 
-    experts: Sequence[nn.Module]
+    modules: Sequence[nn.Module]  # the experts, or the generator alone
     uses: list[Use | None]
-    lanes: list[int]  # of the experts
-    source: RowSource
+    lanes: list[int]  # of the modules
+    source: Batch  # of rows, or as it is
     rows: Tensor
     placed: bool
     gradients: bool
@@ -110,8 +118,7 @@ class GraphsExecutor(Executor):
         self._given_up = False
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
-        if self._device != source.x.device:
-            self._start(source.x.device)
+        self._start(source.x.device)
         # What needs no counts comes before they are read, while the device is busy.
         gradients = torch.is_grad_enabled()
         uses = [_use(i, expert, gradients) for i, expert in enumerate(experts)]
@@ -130,8 +137,28 @@ class GraphsExecutor(Executor):
             outputs = [self._run_group(step, group) for group in groups]
         return join(experts, groups, outputs)
 
+    def scores(self, generator: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._start(x.device)
+        gradients = torch.is_grad_enabled()
+        use = _use(GENERATOR, generator, gradients)
+        if use is None:
+            return generator(x)
+        source, lane = Batch(x), 0  # it runs alone; with experts that draw it must share theirs, 0
+        self._meet(use, generator, source)
+        step = Step([generator], [use], [lane], source, x, False, gradients, 0)
+        captured = self._captured(step, use, x)
+        if captured is not None and not captured.pool.busy:
+            with self._backend.forked([lane], x), self._backend.lane(lane):
+                return captured(x)
+        record = self._records[use]
+        if record.graphs or record.eager is not None:
+            return generator(x)
+        return self._watched(record, lambda: generator(x))
+
     def _start(self, device: torch.device) -> None:
-        """Afresh: graphs, places and lanes belong to one device."""
+        """Afresh on another device than before: graphs, places and lanes belong to one."""
+        if self._device == device:
+            return
         self._device, self._backend = device, self._make_backend(device)
         self._budget = self._backend.budget() if self._asked is None else self._asked
         self._records.clear()
@@ -158,10 +185,17 @@ class GraphsExecutor(Executor):
         if places is None or source.requires_grad or not places.hold(source):
             return None
         # Activations that a backward pass still needs include the rows.
-        if any(record.busy for use, record in self._records.items() if use.gradients == gradients):
+        if any(record.busy for record in self._of_experts(gradients)):
             return None
         places.write(source)
         return places
+
+    def _of_experts(self, gradients: bool) -> list[Record]:
+        return [
+            record
+            for use, record in self._records.items()
+            if use.gradients == gradients and use.index != GENERATOR
+        ]
 
     def _run_group(self, step: Step, group: Group) -> Tensor:
         own = step.rows[group.start : group.start + group.count]
@@ -176,12 +210,12 @@ class GraphsExecutor(Executor):
             record = None if use is None else self._records[use]
             if record is None or record.graphs or record.eager is not None:
                 return self._eager(step, group, own)
-            return self._watched(step, group, own, record)
+            return self._watched(record, lambda: self._eager(step, group, own))
 
-    def _watched(self, step: Step, group: Group, own: Tensor, record: Record) -> Tensor:
-        """An eager run of an expert that may be captured later, for which it is looked at."""
+    def _watched(self, record: Record, run: Callable[[], Output]) -> Output:
+        """An eager run of what may be captured later, for which it is looked at."""
         before = self._backend.random_state()
-        output = self._eager(step, group, own)
+        output = run()
         record.signature.ran()
         drew = not torch.equal(before, self._backend.random_state())
         draws = record.draws_unseen or drew
@@ -194,9 +228,9 @@ class GraphsExecutor(Executor):
         rows = step.rows
         if step.placed and step.gradients:  # autograd keeps them; their place is written again
             group, rows = group._replace(start=0), own.clone()
-        return call_expert(step.experts, group, rows, step.min_group, step.source.precision)
+        return call_expert(step.modules, group, rows, step.min_group, step.source.precision)
 
-    def _meet(self, use: Use, expert: nn.Module, source: RowSource) -> None:
+    def _meet(self, use: Use, expert: nn.Module, source: Batch) -> None:
         """Starts a record of the expert; anew, if what its graphs took for granted has changed."""
         record = self._records.get(use)
         if record is None or not record.signature.holds(expert, source):
@@ -219,7 +253,7 @@ class GraphsExecutor(Executor):
         record.seen[size] += 1
         if self._given_up or record.seen[size] < record.needed or record.busy:
             return None
-        record.eager = refusal(step.experts[use.index])
+        record.eager = refusal(step.modules[use.index])
         if record.eager is None:
             sizes = {size} if record.graphs else {size, max(record.seen)}
             try:
@@ -236,7 +270,7 @@ class GraphsExecutor(Executor):
     def _capture(self, step: Step, use: Use, own: Tensor, size: int) -> bool:
         """Whether there is a graph of that size now; if not, the expert belongs on another lane."""
         record, backend = self._records[use], self._backend
-        places = self._places_for(step)
+        places = None if use.index == GENERATOR else self._places_for(step)
         if places is None:
             shape = (size, *own.shape[1:])
             inputs = torch.empty_strided(shape, own.stride(), dtype=own.dtype, device=own.device)
@@ -246,7 +280,7 @@ class GraphsExecutor(Executor):
             record.pool = Pool(backend.new_pool())
         lane = step.lanes[use.index]
         with backend.forked([lane], own), backend.lane(lane):
-            captured = CapturedModule(step.experts[use.index], own, inputs, record.pool, backend)
+            captured = CapturedModule(step.modules[use.index], own, inputs, record.pool, backend)
         if captured.draws and not record.draws:
             record.draws = record.draws_unseen = True
             if backend.one_random_state:  # it belongs on another lane
@@ -268,7 +302,7 @@ class GraphsExecutor(Executor):
         places = self._places.get(gradients)
         if places is not None and places.hold(source):
             return places
-        own = [record for use, record in self._records.items() if use.gradients == gradients]
+        own = self._of_experts(gradients)
         # An earlier batch may have been larger, and its sizes are captured, too.
         seen = (size for record in own for size in record.seen)
         capacity = bucket(max(source.routing.num_samples, *seen))
@@ -301,11 +335,12 @@ class GraphsExecutor(Executor):
     def _count(self) -> None:
         c = self.counters
         c.memory, c.notes = self._held(), tuple(self._notes())
-        c.eager = {use.index: r.eager for use, r in self._records.items() if r.eager is not None}
+        experts = {use: r for use, r in self._records.items() if use.index != GENERATOR}
+        c.eager = {use.index: r.eager for use, r in experts.items() if r.eager is not None}
         for gradients, sizes in ((True, c.captured), (False, c.captured_predictions)):
             sizes.clear()
-            for use in sorted(self._records):
-                found = self._records[use].graphs
+            for use in sorted(experts):
+                found = experts[use].graphs
                 if use.gradients == gradients and found:
                     sizes[use.index] = sorted({*sizes.get(use.index, []), *found})
 
@@ -313,14 +348,24 @@ class GraphsExecutor(Executor):
         if self._given_up:
             yield "out of memory while capturing: all graphs were dropped"
         if self._backend.one_random_state and (drawing := self._drawing(True)):
+            names = ", ".join(map(_name, sorted(drawing)))
             yield (
-                f"all experts share a lane, since experts {sorted(drawing)} draw random numbers: "
-                "torch before 2.14 has one random state for all graphs"
+                f"all experts share a lane, since random numbers are drawn by {names}: torch "
+                "before 2.14 has one random state for all graphs"
             )
         for use, record in self._records.items():
             if record.failures and record.eager is None:
                 failure = record.failures[-1]
-                yield f"experts[{use.index}]: a capture failed ({failure}); it is tried once more"
+                yield f"{_name(use.index)}: a capture failed ({failure}); it is tried once more"
+            if use.index == GENERATOR and record.graphs:
+                what = "training" if use.gradients else "predictions"
+                yield f"the generator: {what} at sizes {sorted(record.graphs)}"
+            if use.index == GENERATOR and record.eager is not None:
+                yield f"the generator: eager, {record.eager}"
+
+
+def _name(index: int) -> str:
+    return "the generator" if index == GENERATOR else f"experts[{index}]"
 
 
 def _use(index: int, expert: nn.Module, gradients: bool) -> Use | None:

@@ -1,4 +1,4 @@
-"""A batch and its way to the experts: what an executor is given."""
+"""A batch and its way to the generator and the experts: what an executor is given."""
 
 from __future__ import annotations
 
@@ -14,24 +14,35 @@ from .precision import RowPrecision
 
 
 @dataclass(frozen=True)
-class RowSource:
+class Batch:
+    """Samples x [N, ...] as the generator reads them."""
+
+    x: Tensor
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.x.requires_grad and torch.is_grad_enabled()
+
+    def row_kind(self) -> tuple:
+        """What two batches must share for the same graph to read them."""
+        x = self.x
+        return x.device, x.dtype, x.shape[1:], HF.own_memory_format(x)
+
+
+@dataclass(frozen=True)
+class RowSource(Batch):
     """Samples x [N, ...] that become rows, each normalised for its expert.
 
     routing, scale and shift are those of ``functional.gather``; dtype and memory_format are of the
     rows. precision: watches what experts do with their rows.
     """
 
-    x: Tensor
     routing: Routing
     scale: Tensor | None
     shift: Tensor | None
     dtype: torch.dtype
     memory_format: torch.memory_format
     precision: RowPrecision
-
-    @property
-    def requires_grad(self) -> bool:
-        return self.x.requires_grad and torch.is_grad_enabled()
 
     def row_kind(self) -> tuple:
         """What rows of two batches must share to lie in one tensor."""

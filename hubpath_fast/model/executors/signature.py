@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ... import functional as HF
 from .members import Members
-from .rows import RowSource
+from .rows import Batch
 
 # What every module has, and is looked at otherwise: its members and hooks.
 MACHINERY = vars(nn.Module()).keys() - {"training"}
@@ -30,9 +30,9 @@ _MISSING = object()
 
 
 class Signature:
-    """Of one expert that gets its rows from ``source``; the number of rows does not count."""
+    """Of one expert, or generator, that reads ``source``; the number of rows does not count."""
 
-    def __init__(self, expert: nn.Module, source: RowSource):
+    def __init__(self, expert: nn.Module, source: Batch):
         self._expert, self._source = expert, _conditions(source)
         modules = list(expert.modules())
         self._members, self._settings = Members(modules), Settings(modules)
@@ -47,7 +47,7 @@ class Signature:
         self._parameters, self._buffers = list(expert.parameters()), list(expert.buffers())
         self._state = self._read()
 
-    def holds(self, expert: nn.Module, source: RowSource) -> bool:
+    def holds(self, expert: nn.Module, source: Batch) -> bool:
         """Whether graphs that were captured then may be replayed now."""
         return (
             self._expert is expert
@@ -127,7 +127,7 @@ class Settings:
             return False
 
 
-def _conditions(source: RowSource) -> tuple:
+def _conditions(source: Batch) -> tuple:
     precision = HF.autocast_dtype(source.x.device.type)
     return precision, source.row_kind(), source.requires_grad
 

@@ -1,0 +1,151 @@
+"""The generator as captured graphs: the eager results, and eagerly wherever it must be."""
+
+import pytest
+import torch
+from graphs_cases import FakeBackend, assert_same, grads
+from tape_backend import TapeBackend
+from test_executors import M, batch, build
+from torch import nn
+
+import hubpath_fast as hp
+from hubpath_fast.model.executors import RowSource
+from hubpath_fast.model.executors.graphs import MIN_SEEN, GraphsExecutor
+
+
+def routed(model, x):
+    """Gradients and buffers of the generator after a backward pass through the routing."""
+    model.generator.zero_grad(set_to_none=True)
+    routing = model.route(x, torch.zeros(len(x), M))
+    (routing.weights.sum() + (routing.mean * torch.arange(M)).sum()).backward()
+    return grads(model.generator) | dict(model.generator.named_buffers())
+
+
+def sizes(model, what="training"):
+    """Of the generator's graphs, as the report says."""
+    start = f"the generator: {what} at sizes "
+    notes = [n for n in model.executor_report().notes if n.startswith(start)]
+    return notes[0].removeprefix(start) if notes else None
+
+
+@pytest.mark.parametrize("backend", [FakeBackend, TapeBackend])
+def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(make, backend):
+    model, plain = make(), build("sequential")
+    model._running = GraphsExecutor(backend)
+    for i in range(MIN_SEEN + 2):
+        x, _ = batch(seed=i)
+        assert_same(routed(model, x), routed(plain, x))
+    assert sizes(model) == "[24]"
+    assert model._running._backend.captures == 2
+    assert model.generator.norm.num_batches_tracked == MIN_SEEN + 2
+
+
+def test_predictions_have_graphs_of_their_own(make):
+    model, plain = make().eval(), build("sequential").eval()
+    x, _ = batch()
+    with torch.no_grad():
+        for _ in range(MIN_SEEN + 1):
+            found, expected = model.route(x), plain.route(x)
+            assert torch.equal(found.weights, expected.weights)
+    assert (sizes(model), sizes(model, "predictions")) == (None, "[24]")
+    assert model._running._backend.captures == 1
+
+
+def test_a_smaller_last_batch_runs_eagerly(make):
+    model, plain = make(), build("sequential")
+    for i in range(MIN_SEEN):
+        assert_same(routed(model, batch(seed=i)[0]), routed(plain, batch(seed=i)[0]))
+    for n in (7, 24):
+        assert_same(routed(model, batch(n)[0]), routed(plain, batch(n)[0]))
+    assert sizes(model) == "[24]"
+
+
+def test_a_second_forward_before_the_backward_of_the_first_runs_eagerly(make):
+    model, plain = make(), build("sequential")
+    for _ in range(MIN_SEEN):
+        routed(model, batch()[0])
+        routed(plain, batch()[0])
+    for each in (model, plain):
+        each.generator.zero_grad(set_to_none=True)
+        first, second = (each.route(batch(seed=s)[0], torch.zeros(24, M)) for s in (1, 2))
+        (first.weights.sum() + second.weights.sum()).backward()
+    assert_same(grads(model.generator), grads(plain.generator))
+
+
+class Doubling(nn.Module):
+    """A generator of the user's: one of its scores needs no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * 64, M)
+
+    def forward(self, x):
+        clean = self.linear(x.flatten(1))
+        return clean, torch.zeros_like(clean)
+
+
+def test_scores_without_a_gradient_are_captured_too(make):
+    model, plain = make(), build("sequential")
+    torch.manual_seed(3)
+    model.generator = Doubling()
+    plain.generator = Doubling()
+    plain.generator.load_state_dict(model.generator.state_dict())
+    for i in range(MIN_SEEN + 1):
+        assert_same(routed(model, batch(seed=i)[0]), routed(plain, batch(seed=i)[0]))
+    assert sizes(model) == "[24]"
+
+
+def test_another_generator_and_one_with_hooks_are_never_replayed_from_the_old_graphs(make):
+    model = make()
+    x, _ = batch()
+    for _ in range(MIN_SEEN):
+        routed(model, x)
+    model.generator = hp.PathwayGenerator(M, width=4)
+    routed(model, x)
+    assert sizes(model) is None
+    calls = []
+    model.generator.register_forward_hook(lambda *args: calls.append(1))
+    for _ in range(MIN_SEEN + 1):
+        routed(model, x)
+    assert len(calls) == MIN_SEEN + 1
+    hooked = "the generator: eager, has hooks, which a replay would not call (on itself)"
+    assert hooked in model.executor_report().notes
+
+
+def test_it_is_not_counted_among_the_experts(make):
+    model = make()
+    for _ in range(MIN_SEEN + 1):
+        routed(model, batch()[0])
+    report = model.executor_report()
+    assert (report.hits, report.misses, report.captured, report.eager) == (0, 0, {}, {})
+    assert report.memory == 200  # its two graphs'
+
+
+def test_its_failed_captures_are_told_and_then_given_up(make):
+    model = make()
+    routed(model, batch()[0])
+    model._running._backend.fail = RuntimeError("not permitted")
+    for _ in range(MIN_SEEN):
+        routed(model, batch()[0])
+    failed = "the generator: a capture failed (RuntimeError: not permitted); it is tried once more"
+    assert failed in model.executor_report().notes
+    for _ in range(3 * MIN_SEEN):
+        routed(model, batch()[0])
+    given_up = "the generator: eager, cannot be captured: RuntimeError: not permitted"
+    assert model.executor_report().notes == (given_up,)
+
+
+def test_its_pending_backward_does_not_keep_rows_from_their_places(make, monkeypatch):
+    model = make()
+    x, y = batch()
+    eps = torch.zeros(24, M)
+
+    def step():
+        model.zero_grad(set_to_none=True)
+        hp.HubPathwayLoss()(model(x, eps, target=y), y).total.backward()
+
+    for _ in range(2 * MIN_SEEN):  # the same routing each time, up to what the steps move it
+        step()
+    assert sizes(model) == "[24]"
+    monkeypatch.setattr(RowSource, "rows", lambda source: pytest.fail("rows were gathered apart"))
+    step()
+    assert model.executor_report().hits > 0
