@@ -74,7 +74,7 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         found += [
             Group("machine", 6, machine, "the GPU, versions, compilers", needed=True),
             Group("compile", 8, compiling, "all kernels, on all cores, unless they are there"),
-            group("ceilings", 8, ceilings, about="copy bandwidth, bf16 product"),
+            group("ceilings", 4, ceilings, about="the fastest copy, a bf16 product"),
         ]
     if "step" in only:
         rows = place.step_rows
@@ -101,8 +101,10 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
 
 
 def ceilings(place: Place, write: Writer, seconds: float) -> None:
-    rate = timing.copy_bandwidth(place.device)
-    write("copy", bytes_per_second=rate, text=f"{rate / 1e12:.3f} TB/s read and written")
+    rates = timing.copy_rates(place.device)
+    way, rate = max(rates.items(), key=lambda item: item[1])
+    text = f"{rate / 1e12:.3f} TB/s read and written, by {way}"
+    write("copy", bytes_per_second=rate, rates=rates, text=text)
     rate = timing.product_rate(place.device)
     write("bf16 product", flops_per_second=rate, text=f"{rate / 1e12:.0f} TFLOP/s")
 

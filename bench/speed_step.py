@@ -2,8 +2,9 @@
 
 Recorded routings are gone through in turn, so that after a few steps every group size has been met:
 captured graphs need no hundreds of steps until the rare ones have come by, and all rows run the
-same groups. Each row is written as soon as there is anything to say of it, and again, under the
-same name, when more is known; the last line counts.
+same groups. A sample of a row's time is one cycle of them all, step after step: the device is not
+waited for between steps, as it is not in training. Each row is written as soon as there is anything
+to say of it, and again, under the same name, when more is known; the last line counts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from .step_counts import device_time
 from .step_models import Preset
 
 RECORDED = 4  # routings: enough for a mean, few enough that captures of their sizes take seconds
+LEAST_CYCLES = 3  # that quantiles are of
+# Of the seconds that are left when all rows are built. On a GPU memory and profiles come after.
+TIMED = {"cpu": 0.9, "cuda": 0.5}
 SETTLE_CYCLES = 8  # of them, at most, until graphs capture nothing more: a size is met three times
 
 
@@ -51,20 +55,20 @@ def measure(
         try:
             row = build(setting, name)
             row.values |= shape
-            _begin(write, row, device)
+            _begin(write, row, setting)
             rows.append(row)
         except Exception as error:
             write(name, ok=False, note=first_line(error), **shape)
     if not rows:
         return
-    left = 0.7 * (seconds - (time.monotonic() - start))
-    # Before its rounds, each row is run twice to warm up. Where there is no time for all routings,
-    # the first measurement stays, which went through them once.
-    rounds = int(left / sum(row.values["p50"] for row in rows)) - 2
-    if rounds >= RECORDED:
+    left = TIMED[device] * (seconds - (time.monotonic() - start))
+    cycle = len(setting.noise) * sum(row.values["p50"] for row in rows)
+    # Where time does not do for a few cycles, the first measurement stays, which is of one.
+    if left >= LEAST_CYCLES * cycle:
         functions = {row.name: row.function for row in rows}
-        least = min(rounds, 2 * RECORDED)
-        times = timing.interleaved(functions, device, left, min_rounds=least, sample_seconds=0.0)
+        times = timing.interleaved(
+            functions, device, left, min_rounds=LEAST_CYCLES, calls=len(setting.noise)
+        )
         for row in rows:
             row.values |= asdict(times[row.name])
     _compare(rows, preset.k)
@@ -77,7 +81,7 @@ def measure(
         write(row.name, text=say(row.values), **row.values)
     # Last: the profiler may stay attached, and slow every launch after it.
     for row in rows:
-        row.values |= profiled(row.function, device, RECORDED)
+        row.values |= profiled(row.function, device, len(setting.noise))
         write(row.name, text=say(row.values), **row.values)
 
 
@@ -110,7 +114,7 @@ def settle(setting: step_rows.Setting, row: Row) -> None:
     start = time.monotonic()
     for _ in range(SETTLE_CYCLES):
         before = row.model.executor_report().misses
-        for _ in range(RECORDED):
+        for _ in setting.noise:
             row.function()
         report = row.model.executor_report()
         if report.misses == before:
@@ -130,17 +134,18 @@ def settle(setting: step_rows.Setting, row: Row) -> None:
         raise ValueError(f"not timed: {problem}")
 
 
-def _begin(write: Write, row: Row, device: str) -> None:
-    """Warms a row up, and writes a first, short measurement of it."""
-    for _ in range(RECORDED):
+def _begin(write: Write, row: Row, setting: step_rows.Setting) -> None:
+    """Warms a row up, and writes a first measurement of it: one cycle."""
+    steps = len(setting.noise)
+    for _ in range(steps):
         row.function()
-    timing.synchronize(device)
+    timing.synchronize(setting.device)
     start = time.perf_counter()
-    for _ in range(RECORDED):
+    for _ in range(steps):
         row.function()
-    timing.synchronize(device)
-    seconds = (time.perf_counter() - start) / RECORDED
-    row.values |= asdict(timing.Times.of([seconds]))
+    timing.synchronize(setting.device)
+    seconds = (time.perf_counter() - start) / steps
+    row.values |= asdict(timing.Times.of([seconds], steps))
     write(row.name, text=say(row.values), quiet=True, **row.values)
 
 

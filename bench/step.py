@@ -45,6 +45,7 @@ WARM_STEPS = 40  # of a hub: most group sizes have been met by then, and their p
 WARM_SECONDS = 30  # at most, whatever has been met
 GRAPH_WARM, GRAPH_WARM_SECONDS = 5, 90  # times as many steps: a size is captured at its third sight
 GRAPH_WARM_UPS = 4  # predictions: the third of a size is captured
+STEPS_IN_A_ROW = 4
 REFERENCES = ("reference", "dense")
 
 
@@ -112,13 +113,13 @@ def measure(
         warm_up(functions["graphs"], GRAPH_WARM * args.warm, GRAPH_WARM_SECONDS)
         # Counted again: before, its steps were eager.
         counted["graphs"] |= count_replays(functions["graphs"], hubs["graphs"], args.device)
-    times = timing.interleaved(
-        functions, args.device, args.seconds, args.rounds, sample_seconds=0.0
-    )
+    # On a GPU steps follow one another as in training, where no step waits for the one before.
+    calls = STEPS_IN_A_ROW if args.device == "cuda" else 1
+    times = timing.interleaved(functions, args.device, args.seconds, args.rounds, calls=calls)
     for name, function in apart.items():
         warm_up(function, args.warm)
         times |= timing.interleaved(
-            {name: function}, args.device, args.seconds / 10, args.rounds, sample_seconds=0.0
+            {name: function}, args.device, args.seconds / 10, args.rounds, calls=calls
         )
     rows = [
         {"row": name, "mode": "train", "N": n, "px": px} | asdict(t) | counted[name]

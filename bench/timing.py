@@ -4,7 +4,7 @@ A machine drifts (clocks, other jobs), so each round measures every function onc
 and quantiles are taken over the rounds. Two ways of measuring:
 
 - ``interleaved``: host time of back-to-back calls, the device waited for at the end: what eager
-  code pays, launches included.
+  code pays, launches included, as far as the device does not hide it.
 - ``replayed`` (GPU): device time of one captured graph, after the cache was overwritten: what is
   left when launches cost nothing and nothing is in the cache.
 """
@@ -15,7 +15,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,19 +56,20 @@ def interleaved(
     seconds: float = 2.0,
     min_rounds: int = 5,
     max_rounds: int = 200,
-    sample_seconds: float = SAMPLE_SECONDS,
+    calls: int | None = None,
 ) -> dict[str, Times]:
     """Time each function: host seconds of one call, in rounds that run all of them.
 
     Rounds go on until ``seconds`` are spent, but at least ``min_rounds`` and at most
-    ``max_rounds``. The order within a round is shuffled, the same way in each run.
+    ``max_rounds``. The order within a round is shuffled, the same way in each run. calls: that a
+    sample is of, one after another without a wait for the device; None: as many as take
+    ``SAMPLE_SECONDS``.
     """
     refuse_interpreter()
-    calls = {}
+    repeats = {}
     for name, function in functions.items():
         function()  # warm-up: compilation, caches, autotuning
-        once = _sample(function, 1, device)
-        calls[name] = max(1, min(1000, int(sample_seconds / once)))
+        repeats[name] = calls or _calls_of_a_sample(function, device)
     order, shuffle = list(functions), random.Random(0).shuffle
     samples: dict[str, list[float]] = {name: [] for name in functions}
     start = time.perf_counter()
@@ -77,8 +78,12 @@ def interleaved(
             break
         shuffle(order)
         for name in order:
-            samples[name].append(_sample(functions[name], calls[name], device))
-    return {name: Times.of(found, calls[name]) for name, found in samples.items()}
+            samples[name].append(_sample(functions[name], repeats[name], device))
+    return {name: Times.of(found, repeats[name]) for name, found in samples.items()}
+
+
+def _calls_of_a_sample(function: Callable[[], object], device: torch.device | str) -> int:
+    return max(1, min(1000, int(SAMPLE_SECONDS / _sample(function, 1, device))))
 
 
 def _sample(function: Callable[[], object], calls: int, device: torch.device | str) -> float:
@@ -143,26 +148,63 @@ def replayed(
     return {name: Times.of(found) for name, found in samples.items()}
 
 
-def copy_bandwidth(device: torch.device | str, megabytes: int | None = None) -> float:
-    """Bytes per second of a large copy, bytes read plus bytes written: the roof of other rows."""
+CALLS = 8  # of a large copy or product, one after another: what launching takes is hidden
+
+
+def copy_rates(device: torch.device | str, megabytes: int | None = None) -> dict[str, float]:
+    """Bytes per second of a large copy, bytes read plus bytes written, by what copies.
+
+    ``kernel`` is an elementwise kernel (torch's bitwise_not of int32) that reads and writes each
+    byte once, on a GPU also in a captured graph. ``copy_`` is torch's copy, eager: captured, it
+    becomes a node that a copy engine may run, slower than kernels are.
+    """
     on_gpu = torch.device(device).type == "cuda"
     size = (megabytes or (2048 if on_gpu else 128)) << 20
-    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    source = torch.randint(2**31 - 1, (size // 4,), dtype=torch.int32, device=device)
     target = torch.empty_like(source)
-    if not on_gpu:
-        found = interleaved({"copy": lambda: target.copy_(source)}, device, seconds=0.5)
-        return 2 * size / found["copy"].p50
-    graph = capture(lambda: lambda: target.copy_(source))
-    return 2 * size / replayed({"copy": graph}, seconds=0.5)["copy"].p50
+    ways = {
+        "copy_": lambda: target.copy_(source),
+        "kernel": lambda: torch.bitwise_not(source, out=target),
+    }
+    found = _back_to_back(ways, device, captured=("kernel",))
+    return {way: 2 * size / seconds for way, seconds in found.items()}
+
+
+def copy_bandwidth(device: torch.device | str, megabytes: int | None = None) -> float:
+    """The fastest of ``copy_rates``: the roof of other rows."""
+    return max(copy_rates(device, megabytes).values())
 
 
 def product_rate(device: torch.device | str, size: int | None = None) -> float:
     """Operations per second of a large bf16 product of random matrices, by torch's library."""
     on_gpu = torch.device(device).type == "cuda"
     size = size or (8192 if on_gpu else 512)
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
-    if not on_gpu:
-        found = interleaved({"product": lambda: a @ b}, device, seconds=0.5)
-        return 2 * size**3 / found["product"].p50
-    graph = capture(lambda: lambda: a @ b)
-    return 2 * size**3 / replayed({"product": graph}, seconds=0.5)["product"].p50
+    a, b, c = (torch.randn(size, size, device=device).bfloat16() for _ in range(3))
+    ways = {"product": lambda: torch.mm(a, b, out=c)}
+    return 2 * size**3 / _back_to_back(ways, device, captured=("product",))["product"]
+
+
+def _back_to_back(
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device | str,
+    captured: Sequence[str],
+) -> dict[str, float]:
+    """Seconds of a call of each, of ``CALLS`` in a row: eager, or on a GPU as a captured graph of
+    them, whichever is faster. captured: those that are captured, too."""
+    found = interleaved(functions, device, seconds=0.5, calls=CALLS)
+    seconds = {name: times.p50 for name, times in found.items()}
+    if torch.device(device).type != "cuda":
+        return seconds
+    replays = {name: capture(lambda name=name: _repeated(functions[name])).replay
+               for name in captured}  # fmt: skip
+    for name, times in interleaved(replays, device, seconds=0.5, calls=1).items():
+        seconds[name] = min(seconds[name], times.p50 / CALLS)
+    return seconds
+
+
+def _repeated(function: Callable[[], object]) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(CALLS):
+            function()
+
+    return repeated

@@ -77,12 +77,14 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
     arguments = ["--only", "step,glue,roof,atari,cpu", "--out", str(tmp_path)]
     assert gpu_speed.main(arguments, place, here) == 0, capsys.readouterr().out
     rows = {(row["group"], row["name"]): row for row in jsonl.read(tmp_path / "speed.jsonl")}
-    assert rows["ceilings", "copy"]["bytes_per_second"] > 1e6
+    copy = rows["ceilings", "copy"]
+    assert copy["bytes_per_second"] == max(copy["rates"].values()) > 1e6
+    assert copy["text"].split()[-1] in ("copy_", "kernel")
     assert rows["ceilings", "bf16 product"]["flops_per_second"] > 1e6
     for name in ROWS:
         row = rows["step", name]
         assert 0 < row["p20"] <= row["p50"] <= row["p80"]
-        assert row["rounds"] >= 8  # the last line of a row, not its first
+        assert (row["rounds"], row["calls"]) == (3, 4)  # the last line of a row, not its first
         assert row["to_k_single"] == pytest.approx(
             row["p50"] / (2 * rows["step", "single 0"]["p50"])
         )
@@ -96,8 +98,9 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
     assert sorted(set(lanes)) == [1, 2, 8]
     assert rows["glue", "7,3,2,4 torch eager"]["speedup"] > 0
     roof = rows["roof", "gather 9,3,2,5 float32 backward eager"]
-    copy = rows["ceilings", "copy"]["bytes_per_second"]
-    assert roof["share_of_copy"] == pytest.approx(roof["fewest_bytes"] / roof["p50"] / copy)
+    assert roof["share_of_copy"] == pytest.approx(
+        roof["fewest_bytes"] / roof["p50"] / copy["bytes_per_second"]
+    )
     assert rows["atari", "dense"]["to_k_single"] > 0
     assert ("cpu 1", "threads") in rows
     assert all(row["device"] for (_, name), row in rows.items() if name != "group")
@@ -151,29 +154,43 @@ def test_a_row_is_on_disk_before_all_are_timed(writer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("step", "seconds", "rounds"),
-    # Of 0.7 of the seconds, less two rounds: too few for all routings, some, and as many as usual.
-    [(1.0, 8.0, None), (1.0, 10.0, 5), (1e-3, 100.0, 8)],
+    ("seconds", "device", "rounds"),
+    # Cycles of four steps: three of them fit into 0.9 of the seconds on a CPU, into half on a GPU.
+    [(13.0, "cpu", 1), (14.0, "cpu", 3), (23.0, "cuda", 1), (25.0, "cuda", 3)],
 )
-def test_rounds_fit_the_seconds(writer, monkeypatch, step, seconds, rounds):
+def test_rounds_fit_the_seconds(writer, on_a_gpu, monkeypatch, seconds, device, rounds):
     asked = []
 
-    def interleaved(functions, device, left, min_rounds, **options):
-        asked.append(min_rounds)
-        return {name: timing.Times.of([step] * min_rounds) for name in functions}
+    def interleaved(functions, device, left, min_rounds, calls):
+        asked.append((min_rounds, calls))
+        return {name: timing.Times.of([1.0] * min_rounds, calls) for name in functions}
 
-    def begin(write, row, device):
-        row.values |= vars(timing.Times.of([step]))
+    def begin(write, row, setting):
+        row.values |= vars(timing.Times.of([1.0], len(setting.noise)))
         write(row.name, **row.values)
 
+    setting = step_rows.make(PRESET, 16)
+    setting.noise *= 2
     monkeypatch.setattr(timing, "interleaved", interleaved)
     monkeypatch.setattr(speed_step, "_begin", begin)
     monkeypatch.setattr(speed_step.time, "monotonic", lambda: 0.0)
-    speed_step.measure(writer, PRESET, 16, ("single 0",), "cpu", seconds)
+    speed_step.measure(writer, PRESET, 16, ("single 0",), device, seconds)
     row = jsonl.read(writer.files.rows)[-1]
-    assert asked == ([] if rounds is None else [rounds])
-    assert row["rounds"] == (rounds or 1)
-    assert row["text"].startswith(f"{step * 1e3:.2f} ms" + " (one cycle)" * (rounds is None))
+    assert asked == ([] if rounds == 1 else [(3, 4)])
+    assert (row["rounds"], row["calls"]) == (rounds, 4)
+    assert row["text"].startswith("1000.00 ms" + " (one cycle)" * (rounds == 1))
+
+
+def test_the_device_is_not_waited_for_within_a_cycle(writer, quick, monkeypatch):
+    events, step = [], step_rows.single_step
+    monkeypatch.setattr(timing, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(
+        step_rows, "single_step",
+        lambda *a: (lambda run: lambda: events.append("step") or run())(step(*a)),
+    )  # fmt: skip
+    speed_step.measure(writer, PRESET, 16, ("single 0",), "cpu", 100.0)
+    runs = "".join("." if event == "step" else "|" for event in events).split("|")
+    assert [len(run) for run in runs if run] == [4, 4, 1, *[4] * speed_step.LEAST_CYCLES]
 
 
 def test_graphs_that_replay_something_else_are_not_timed(writer, lanes, monkeypatch):
@@ -239,7 +256,7 @@ def test_a_profile_that_is_none_costs_no_time_that_was_measured(
     for row in rows.values():
         assert row["ok"]
         assert row["p50"] > 0
-        assert row["rounds"] >= 8
+        assert (row["rounds"], row["calls"]) == (3, 2)
         assert "busy" not in row
         assert "not profiled: " in row["text"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,9 +27,9 @@ def test_the_interpreter_is_never_timed(monkeypatch):
 def test_rounds_run_every_function_in_changing_order():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "abc"}
-    found = timing.interleaved(functions, seconds=0, min_rounds=6, sample_seconds=0)
+    found = timing.interleaved(functions, seconds=0, min_rounds=6, calls=1)
     assert all(times.rounds == 6 and times.calls == 1 for times in found.values())
-    rounds = [calls[i : i + 3] for i in range(6, len(calls), 3)]  # after warm-up and estimate
+    rounds = [calls[i : i + 3] for i in range(3, len(calls), 3)]  # after warm-up
     assert len(rounds) == 6
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len(set(map(tuple, rounds))) > 1
@@ -47,6 +48,16 @@ def test_short_calls_are_repeated_within_a_sample():
     found = timing.interleaved({"nothing": lambda: None}, seconds=0, min_rounds=1)
     assert found["nothing"].calls > 1
     assert found["nothing"].p50 < 1e-3
+
+
+def test_a_sample_is_of_so_many_calls_without_a_wait_between_them(monkeypatch):
+    events = []
+    monkeypatch.setattr(timing, "synchronize", lambda device: events.append("wait"))
+    found = timing.interleaved(
+        {"a": lambda: events.append("call")}, seconds=0, min_rounds=2, calls=4
+    )
+    assert events == ["call", *2 * ["wait", *4 * ["call"], "wait"]]
+    assert (found["a"].rounds, found["a"].calls) == (2, 4)
 
 
 def test_quantiles():
@@ -110,9 +121,37 @@ def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda, monkeypatc
 
 
 def test_rates_are_bytes_and_operations_of_a_second(monkeypatch):
-    times = timing.Times.of([0.5])
-    monkeypatch.setattr(timing, "interleaved", lambda functions, *_, **__: dict.fromkeys(
-        functions, times
-    ))  # fmt: skip
-    assert timing.copy_bandwidth("cpu", megabytes=1) == 2 * (1 << 20) / 0.5
+    seconds = {"copy_": 0.5, "kernel": 0.25, "product": 0.5}
+    monkeypatch.setattr(timing, "interleaved", lambda functions, *_, **__: {
+        name: timing.Times.of([seconds[name]]) for name in functions
+    })  # fmt: skip
+    moved = 2 * (1 << 20)
+    assert timing.copy_rates("cpu", megabytes=1) == {"copy_": moved / 0.5, "kernel": moved / 0.25}
+    assert timing.copy_bandwidth("cpu", megabytes=1) == moved / 0.25  # the fastest
     assert timing.product_rate("cpu", size=64) == 2 * 64**3 / 0.5
+
+
+def test_what_is_measured_as_a_copy_copies_each_byte_once(monkeypatch):
+    moved = {}
+    monkeypatch.setattr(timing, "_back_to_back", lambda functions, device, captured: {
+        name: moved.setdefault(name, counting.moved_bytes(function)) for name, function in
+        functions.items()
+    })  # fmt: skip
+    timing.copy_rates("cpu", megabytes=1)
+    assert moved["kernel"] == 2 << 20
+    assert moved["copy_"] >= 1 << 20
+
+
+def test_ceilings_are_of_many_in_a_row_and_a_copy_is_not_captured(cuda, monkeypatch):
+    captured, runs = [], []
+    monkeypatch.setattr(timing, "capture", lambda prepare: captured.append(prepare()) or
+                        SimpleNamespace(replay=lambda: time.sleep(0.004)))  # fmt: skip
+    functions = {"copy_": lambda: runs.append("copy_"), "kernel": lambda: time.sleep(0.002)}
+    found = timing._back_to_back(functions, "cuda", ("kernel",))
+    assert found["kernel"] == pytest.approx(0.004 / timing.CALLS, rel=0.5)  # of a graph of CALLS
+    assert 0 < found["copy_"] < 1e-4
+    [graph] = captured
+    monkeypatch.setattr(time, "sleep", runs.append)
+    del runs[:]
+    graph()
+    assert runs == [0.002] * timing.CALLS
