@@ -1,6 +1,6 @@
-"""Everything that can be wrong on a GPU, in a little over two minutes; no times.
+"""Everything that can be wrong on a GPU, in three minutes; no times.
 
-    python -m bench.gpu_check [--seconds 140] [--out DIR] [--cache DIR] [--dry-run]
+    python -m bench.gpu_check [--seconds 180] [--out DIR] [--cache DIR] [--dry-run]
 
 Groups run one after another, the ones of most worth first, each in a process of its own with a
 time limit (``children``): kernels are compiled on all cores, each kernel is compared with float64
@@ -68,18 +68,18 @@ def groups(place: Place) -> list[Group]:
 
     kernels = [
         group(name, seconds, functools.partial(values, names), f"float64: {', '.join(names)}")
-        for (name, names), seconds in zip(KERNELS.items(), (6, 6, 8, 7), strict=True)
+        for (name, names), seconds in zip(KERNELS.items(), (6, 5, 5, 5), strict=True)
     ]
     return [
-        group("machine", 6, machine, "the GPU, versions, compilers", needed=True),
-        group("compile", 16, compile_kernels, "all kernels, on all cores"),
+        group("machine", 4, machine, "the GPU, versions, compilers", needed=True),
+        group("compile", 14, compile_kernels, "all kernels, on all cores"),
         *kernels,
         group("glue", 10, glue, f"{place.repeats} repeats, host waits, capture and replay"),
-        group("executors", 16, executors, f"{' and '.join(place.executors)} against sequential"),
-        group("captures", 8, captures, "captures that fail, and what comes after"),
-        group("tests", 36, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
-        group("memory", 14, memory, "compute-sanitizer on small cases, where it is installed"),
-        group("inductor", 8, inductor, f"pytest: {INDUCTOR}"),
+        group("executors", 18, executors, f"{' and '.join(place.executors)} against sequential"),
+        group("captures", 9, captures, "captures that fail, and what comes after"),
+        group("tests", 39, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
+        group("memory", 20, memory, "compute-sanitizer on small cases, where it is installed"),
+        group("inductor", 45, inductor, f"pytest: {INDUCTOR}"),
     ]
 
 
@@ -144,24 +144,27 @@ def gpu_tests() -> list[Path]:
 
 
 def tests(place: Place, write: Writer, seconds: float) -> None:
-    become_pytest(write, "--deselect", INDUCTOR, *map(str, gpu_tests()))
+    # In parallel: most of the time is compiling. Each takes half a gigabyte of the GPU.
+    become_pytest(write, 14, "--deselect", INDUCTOR, *map(str, gpu_tests()))
 
 
 def inductor(place: Place, write: Writer, seconds: float) -> None:
-    become_pytest(write, INDUCTOR)
+    become_pytest(write, 5, INDUCTOR)  # one a test
 
 
-def become_pytest(write: Writer, *chosen: str) -> None:
-    """Becomes pytest, whose plugin ``bench.pytest_lines`` writes a line for each test."""
+def become_pytest(write: Writer, workers: int, *chosen: str) -> None:
+    """Becomes pytest, whose plugin ``bench.pytest_lines`` writes a line for each test.
+
+    workers: at most so many, and no more than there are cores.
+    """
     pytest_lines.prepare(write)
     # Each worker would start as many processes to compile in as there are cores.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     os.chdir(ROOT)
-    # In parallel: most of the time is compiling. Each takes half a gigabyte of the GPU.
-    workers = str(min(14, precompile.cores()))
+    workers = min(workers, precompile.cores())
     os.execv(sys.executable, [
-        sys.executable, "-m", "pytest", "-q", "-n", workers, "-m", "gpu", "-p", "no:cacheprovider",
-        "--continue-on-collection-errors", "-p", "bench.pytest_lines", *chosen,
+        sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-m", "gpu", "-p",
+        "no:cacheprovider", "--continue-on-collection-errors", "-p", "bench.pytest_lines", *chosen,
     ])  # fmt: skip
 
 
@@ -205,7 +208,7 @@ def main(
 ) -> int:
     start = children.begun(argv)
     place = place or Place()
-    parser = children.arguments("bench.gpu_check", __doc__.split("\n")[0], seconds=140)
+    parser = children.arguments("bench.gpu_check", __doc__.split("\n")[0], seconds=180)
     args = parser.parse_args(argv)
     stamped = functools.partial(stamp, place)
     return children.command(args, "check", groups(place), stamped, start, runner)

@@ -73,7 +73,7 @@ def test_a_dry_run_lists_groups_within_the_seconds(capsys):
     for word in ("machine", "float64: route", "graphs and streams", "test_gpu_router", "sanitizer"):
         assert word in listed
     planned = [float(line.split("planned")[1].split()[0]) for line in listed.splitlines()]
-    assert sum(planned) == pytest.approx(140, abs=len(planned) / 2)  # rounded to seconds
+    assert sum(planned) == pytest.approx(180, abs=len(planned) / 2)  # rounded to seconds
 
 
 def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
@@ -222,7 +222,7 @@ def test_the_tests_of_a_gpu_are_named_by_file_those_of_most_worth_first(writer, 
     assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(4, "4"), (16, "14")])
+@pytest.mark.parametrize(("cores", "workers"), [(4, ["4", "4"]), (16, ["14", "5"])])
 def test_what_inductor_compiles_for_is_tested_last_and_by_itself(
     writer, asked, monkeypatch, cores, workers
 ):
@@ -231,8 +231,9 @@ def test_what_inductor_compiles_for_is_tested_last_and_by_itself(
     gpu_check.inductor(gpu_check.Place(), writer, 1.0)
     left_out, alone = asked
     assert left_out[left_out.index("--deselect") + 1] == gpu_check.INDUCTOR == alone[-1]
-    assert [command[command.index("-n") + 1] for command in asked] == [workers] * 2
-    assert gpu_check.groups(gpu_check.Place())[-1].name == "inductor"
+    assert [command[command.index("-n") + 1] for command in asked] == workers
+    last = gpu_check.groups(gpu_check.Place())[-1]
+    assert (last.name, last.seconds) == ("inductor", 45)  # cold, 16 s were too few for any of them
     file, _, name = gpu_check.INDUCTOR.partition("::")
     assert f"def {name}(" in (ROOT / file).read_text()
 
