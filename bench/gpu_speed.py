@@ -1,17 +1,26 @@
-"""Every time that goals are about, on a GPU, in under four minutes.
+"""Every time that goals are about, on a GPU, in under six minutes.
 
-    python -m bench.gpu_speed [--seconds 220] [--only step,roof,glue,atari,cpu] [--out DIR]
-                              [--cache DIR] [--dry-run]
+    python -m bench.gpu_speed [--seconds 320] [--only step,glue,...] [--out DIR] [--cache DIR]
+                              [--dry-run]
 
-Both ceilings come first (a large copy, a bf16 product), then the paper's step (48 images of 224
-pixels, five ResNet-50, K = 2, bf16): one single network, eager and captured; the hub with experts
-one after another, on streams, and as captured graphs on 1, 2 and 8 streams; dense and reference.
-Then the glue, kernels at sizes that fill the GPU, and the networks of Atari. Each row has times of
-whole calls and what the device did meanwhile: seconds busy, launches, the five dearest kernels.
+Both ceilings come first (the fastest large copy, a bf16 product), then the parts that --only names,
+those of most worth first:
 
-``cpu``, only where it is asked for, measures executors on 1, 2, 4, 8 and 16 of the host's threads
-and needs no GPU. Groups, files and exit status are as of ``bench.gpu_check``: DIR gets
-``speed.jsonl`` and ``speed.log``. Run that first: nothing that is wrong is timed, but it tells why.
+- ``step``: the paper's step (48 images of 224 pixels, five ResNet-50, K = 2, bf16): one single
+  network, eager and captured; the hub with experts one after another, on streams, and as captured
+  graphs on 8, 1 and 2 streams; dense and reference.
+- ``glue``, ``aggregate``, ``roof``: the glue; the aggregate against its dense form; kernels at
+  sizes that fill the GPU.
+- ``atari``, ``large``: the step of Atari's networks, and the paper's with 256 images.
+- ``growth``: how a step of small networks grows from M = 4 to 64; ``predict``: one image and 64.
+- ``compiled``: the reference's glue under torch.compile, which takes half a minute to compile.
+- ``cpu``, only where it is asked for: executors on 1, 2, 4, 8 and 16 of the host's threads; it
+  needs no GPU.
+
+Steps have times of whole cycles of routings and what the device did meanwhile: seconds busy,
+launches, the five dearest kernels. Groups, files and exit status are as of ``bench.gpu_check``: DIR
+gets ``speed.jsonl`` and ``speed.log``. Run that first: nothing that is wrong is timed, but it tells
+why.
 """
 
 from __future__ import annotations
@@ -20,22 +29,37 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from hubpath_fast._onednn import enlarge_primitive_cache
 
-from . import children, glue, gpu_check, jsonl, ops, precompile, records, speed_step, timing
+from . import (
+    children,
+    glue,
+    gpu_check,
+    jsonl,
+    ops,
+    precompile,
+    predictions,
+    records,
+    speed_step,
+    step_growth,
+    timing,
+)
 from .children import Group, Writer
 from .operations import Size
 from .step_models import PRESETS
 
-PARTS = ("step", "glue", "roof", "atari", "cpu")
+PARTS = ("step", "glue", "aggregate", "roof", "atari", "large", "growth", "predict", "compiled",
+         "cpu")  # fmt: skip
+WITH_NETWORKS = {"step", "large", "growth", "predict", "cpu"}  # timm's
 LANES = (8, 1, 2)
-THREADS = (1, 2, 4, 8, 16)
+THREADS = {1: 24, 2: 24, 4: 16, 8: 16, 16: 16}  # of the host, and planned seconds
 SINGLES = ("single 0", "captured single 0")  # beside each group of graphs: clocks may drift
-ON_CPU = (*(f"single {i}" for i in range(5)), "reference", "sequential", "threads")
+ON_CPU = ("reference", "sequential", "threads")
+ROUNDS = 3  # of growth: a step of 64 experts is long
 
 
 @dataclass(frozen=True)
@@ -53,6 +77,13 @@ class Place:
     roof: tuple[tuple[str, Size], ...] = tuple(
         (name, size) for name, sizes in ops.ROOF.items() for size in sizes
     )
+    aggregate: tuple[Size, ...] = tuple(ops.ROOF["aggregate"])
+    large: tuple[int, int] = (256, 2)  # samples of the paper's step; routings, each to be captured
+    large_rows: tuple[str, ...] = ("single 0", "sequential", "graphs, 8 lanes")
+    growth: tuple[tuple[int, int, int], ...] = ((64, 4, 2), (64, 16, 2), (64, 64, 2))  # N, M, K
+    executors: tuple[str, ...] = ("sequential", "graphs")  # of growth and of predictions
+    batches: tuple[int, ...] = (1, 64)  # of predictions
+    compiled: tuple[tuple[int, int, int, int], ...] = ((48, 5, 2, 100),)
     cpu: tuple[str, int] = ("tiny", 96)
 
     @property
@@ -82,20 +113,29 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         for lanes in LANES:
             rows = (*place.graph_rows, f"graphs, {lanes} lane{'s' * (lanes > 1)}")
             about = "; ".join(rows)
-            found.append(group(f"graphs {lanes}", 27, steps, preset, px, rows, about=about))
-    if "glue" in only:
-        found.append(group("glue", 16, glues, about=" ".join(map(str, place.glues))))
-    if "roof" in only:
-        text = ", ".join(f"{name} {size.n}" for name, size in place.roof)
-        found.append(group("roof", 24, roofs, about=text))
-    if "atari" in only:
-        rows = place.atari_rows
-        found.append(group("atari", 20, steps, "atari", 84, rows, about=", ".join(rows)))
+            found.append(group(f"graphs {lanes}", 26, steps, preset, px, rows, about=about))
+    rows = place.atari_rows
+    others = {
+        "glue": group("glue", 9, glues, place.glues, False, about=" ".join(map(str, place.glues))),
+        "aggregate": group("aggregate", 9, aggregates, about="against its dense form"),
+        "roof": group(
+            "roof", 10, roofs, about=", ".join(f"{n} {size.n}" for n, size in place.roof)
+        ),
+        "atari": group("atari", 18, steps, "atari", 84, rows, about=", ".join(rows)),
+        "large": group(
+            "large", 35, large, about=f"N = {place.large[0]}: {'; '.join(place.large_rows)}"
+        ),
+        "growth": group("growth", 28, growth, about=" ".join(f"M={m}" for _, m, _ in place.growth)),
+        "predict": group("predict", 14, predict, about=f"N = {place.batches}"),
+        "compiled": group(
+            "compiled", 45, glues, place.compiled, True, about="the glue under torch.compile"
+        ),
+    }
+    found += [others[part] for part in PARTS if part in others and part in only]
     if "cpu" in only:
-        for threads in THREADS:
+        for threads, planned in THREADS.items():
             if threads <= precompile.cores():
                 text = f"{place.cpu[0]} hub, {place.cpu[1]} px, {', '.join(ON_CPU)}"
-                planned = 60 if threads <= 2 else 22
                 found.append(group(f"cpu {threads}", planned, on_cpu, threads, about=text))
     return found
 
@@ -115,13 +155,26 @@ def steps(
     speed_step.measure(write, PRESETS[preset], px, rows, place.device, seconds)
 
 
-def glues(place: Place, write: Writer, seconds: float) -> None:
+def large(place: Place, write: Writer, seconds: float) -> None:
+    """The paper's step on more images; few routings, since each of their sizes is captured."""
+    (preset, px), (n, recorded) = place.step, place.large
+    arguments = (PRESETS[preset], px, place.large_rows, place.device, seconds)
+    speed_step.measure(write, *arguments, n=n, recorded=recorded)
+
+
+def glues(
+    place: Place,
+    sizes: Sequence[tuple[int, int, int, int]],
+    compiled: bool,
+    write: Writer,
+    seconds: float,
+) -> None:
     # Two ways of measuring, and checks, compilation and the profile beside them.
-    each, ours = seconds / len(place.glues) / 4, {}
-    for size in place.glues:
+    each, ours = min(1.0, seconds / len(sizes) / 4), {}
+    for size in sizes:
         text = ",".join(map(str, size))
         try:
-            for row in glue.measure(size, place.device, each, False):
+            for row in glue.measure(size, place.device, each, compiled):
                 name = f"{text} {row['row']} {row.get('mode', '')}".strip()
                 if "note" in row:
                     write(name, ok=False, **row)
@@ -138,27 +191,71 @@ def glues(place: Place, write: Writer, seconds: float) -> None:
             write(name, text=say(row | values), **row | values)
 
 
+def aggregates(place: Place, write: Writer, seconds: float) -> None:
+    """Forward and backward in one, for the peak of memory is in between."""
+    rows = (place.backend, "dense", "reference")
+    each = seconds / len(place.aggregate) / 8  # two ways, and the float64 check
+    for size in place.aggregate:
+        operation(place, write, "aggregate", size, rows, ("both",), each)
+
+
 def roofs(place: Place, write: Writer, seconds: float) -> None:
-    known = [row for row in jsonl.read(write.files.rows) if row["name"] == "copy"]
-    copy = known[-1]["bytes_per_second"] if known else timing.copy_bandwidth(place.device)
     each = seconds / len(place.roof) / 10  # two directions, two ways, and the float64 check
     for name, size in place.roof:
-        text = f"{name} {','.join(map(str, size[:4]))} {size.dtype}"
-        try:
-            found = ops.measure(
-                name, size, place.device, each, False, copy, [place.backend], DIRECTIONS
-            )
-        except Exception as error:
-            write(text, ok=False, note=children.first_line(error))
+        operation(place, write, name, size, (place.backend,), ("forward", "backward"), each)
+
+
+def operation(
+    place: Place,
+    write: Writer,
+    name: str,
+    size: Size,
+    rows: Sequence[str],
+    directions: Sequence[str],
+    seconds: float,
+) -> None:
+    """Lines of one operation, named by row and direction where there are several, and by mode."""
+    known = [row for row in jsonl.read(write.files.rows) if row["name"] == "copy"]
+    copy = known[-1]["bytes_per_second"] if known else timing.copy_bandwidth(place.device)
+    text = f"{name} {','.join(map(str, size[:4]))} {size.dtype}"
+    try:
+        found = ops.measure(name, size, place.device, seconds, False, copy, rows, directions)
+    except Exception as error:
+        write(text, ok=False, note=children.first_line(error))
+        return
+    for row in found:
+        if "note" in row:
+            write(f"{text} {row['row']}", ok=False, **row)
             continue
-        for row in found:
-            if "note" in row:
-                write(text, ok=False, **row)
-            else:
-                write(f"{text} {row['direction']} {row['mode']}", text=say(row), **row)
+        told = [row["row"]] * (len(rows) > 1) + [row["direction"]] * (len(directions) > 1)
+        write(" ".join([text, *told, row["mode"]]), text=say(row), **row)
 
 
-DIRECTIONS = ("forward", "backward")
+def growth(place: Place, write: Writer, seconds: float) -> None:
+    each = seconds / len(place.executors) / len(place.growth) / 4  # building and captures take most
+    for executor in place.executors:
+        found = {}
+        for n, m, k in place.growth:
+            name, shape = f"{executor}, M={m}", {"N": n, "M": m, "K": k}
+            try:
+                times = step_growth.times_of(n, m, k, place.device, each, ROUNDS, executor)
+            except Exception as error:
+                write(name, ok=False, note=children.first_line(error), **shape)
+                continue
+            found[m] = {row: asdict(measured) for row, measured in times.items()}
+            text = ", ".join(f"{row} {t.p50 * 1e3:.2f} ms" for row, t in times.items())
+            write(name, text=text, **shape, **found[m])
+        if {4, 64} <= found.keys():
+            grown = step_growth.beyond_smaller_groups(found[4], found[64])
+            total, beyond = grown["growth_4_to_64"], grown["growth_beyond_smaller_groups"]
+            text = f"step x{total['step']:.2f}, experts alone x{total['experts alone']:.2f}, "
+            write(f"{executor}, growth", text=f"{text}beyond them x{beyond:.2f}", **grown)
+
+
+def predict(place: Place, write: Writer, seconds: float) -> None:
+    preset, px = place.step
+    arguments = (PRESETS[preset], px, place.executors, place.batches, place.device, seconds)
+    predictions.measure(write, *arguments)
 
 
 def on_cpu(place: Place, threads: int, write: Writer, seconds: float) -> None:
@@ -176,14 +273,16 @@ def say(row: dict) -> str:
         text.append(f"{row['speedup']:.2f} x reference")
     if "share_of_copy" in row:
         text.append(f"{row['share_of_copy']:.0%} of copy")
+    if row.get("peak_memory") is not None:
+        text.append(f"{row['peak_memory'] / 2**20:.0f} MiB")
     return ", ".join([*text, *speed_step.say_profile(row, 1e6, 1)])
 
 
 def parse(argv: list[str] | None):
-    parser = children.arguments("bench.gpu_speed", __doc__.split("\n")[0], seconds=220)
+    parser = children.arguments("bench.gpu_speed", __doc__.split("\n")[0], seconds=320)
     parser.add_argument(
         "--only", default=",".join(part for part in PARTS if part != "cpu"),
-        help=f"of {','.join(PARTS)}; default all but cpu",
+        help=f"of {','.join(PARTS)}; default: all but cpu",
     )  # fmt: skip
     args = parser.parse_args(argv)
     args.only = args.only.split(",")
@@ -200,7 +299,7 @@ def main(
 ) -> int:
     start, args = children.begun(argv), parse(argv)
     timing.refuse_interpreter()
-    if not args.dry_run and set(args.only) & {"step", "cpu"}:
+    if not args.dry_run and set(args.only) & WITH_NETWORKS:
         with contextlib.suppress(ImportError):  # their rows will say so
             import timm  # noqa: F401  here, before the groups' processes are forked
     place = place or Place()

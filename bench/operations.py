@@ -43,6 +43,7 @@ class Operation:
     """``reference`` and ``ours`` take the leaves; ``ours`` a backend too. Results are tuples.
 
     results, inputs: names of the results and of the leaves. Bytes are None where nobody asks.
+    dense: like ``ours``, another form of it that is slower for many experts, where there is one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Operation:
     ours: Callable[..., tuple[Tensor, ...]]
     forward_bytes: int | None = None
     backward_bytes: int | None = None
+    dense: Callable[..., tuple[Tensor, ...]] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -242,6 +244,11 @@ def _aggregate(size: Size, inputs: Inputs) -> Operation:
     routing, rows, item = inputs.routing(), n * k, inputs.dtype.itemsize
     weights, block = routing.weights.detach().requires_grad_(), c * m * c * item
     leaves = [inputs.leaf(rows, c), weights, inputs.leaf(c, m * c, scale=c**-0.5), inputs.leaf(c)]
+
+    def dense(backend, outputs, weights, *linear):
+        concat = HF.combine(outputs, replace(routing, weights=weights), backend=backend)
+        return (F.linear(concat, *linear),)
+
     return Operation(
         "aggregate", size, ("outputs", "weights", "matrix", "bias"), leaves,
         ("y",), [inputs.upstream(n, c)],
@@ -252,7 +259,7 @@ def _aggregate(size: Size, inputs: Inputs) -> Operation:
             HF.aggregate(outputs, replace(routing, weights=weights), *linear, backend=backend),
         ),
         (rows + n + 1) * c * item + block + rows * 8,
-        (2 * rows + n + 1) * c * item + 2 * block + rows * 12,
+        (2 * rows + n + 1) * c * item + 2 * block + rows * 12, dense,
     )  # fmt: skip
 
 
@@ -289,6 +296,9 @@ def implementation(operation: Operation, row: str) -> Callable[..., tuple[Tensor
     if row == "compiled":
         torch._dynamo.reset()
         return torch.compile(operation.reference)
+    if row == "dense":
+        backend = "triton" if operation.leaves[0].is_cuda else "torch"
+        return lambda *leaves: operation.dense(backend, *leaves)
     return lambda *leaves: operation.ours(row, *leaves)
 
 

@@ -90,7 +90,8 @@ def measure(
 ) -> list[dict]:
     """The rows of one operation at one size. ``roof``: the measured copy bandwidth, bytes/s.
 
-    rows: which to measure; None: all of the device.
+    rows: which to measure, "dense" (of the aggregate: the concatenation and one product) among
+    them; None: all of the device but that.
     """
     if rows is None:
         rows = ["reference", "torch", *["triton"] * (device == "cuda"), *["compiled"] * compiled]
@@ -141,7 +142,7 @@ def _direction(operation: Operation, direction, errors, device, seconds, common)
         graphs = {
             row: timing.capture(lambda row=row: operations.function(operation, row, direction))
             for row in functions
-            if row in ("torch", "triton") or not masked
+            if row in ("torch", "triton", "dense") or not masked
         }
         modes["graph"] = timing.replayed(graphs, seconds)
     fewest = operation.bytes(direction)

@@ -40,15 +40,23 @@ class Row:
 
 
 def measure(
-    write: Write, preset: Preset, px: int, names: Sequence[str], device: str, seconds: float
+    write: Write,
+    preset: Preset,
+    px: int,
+    names: Sequence[str],
+    device: str,
+    seconds: float,
+    n: int | None = None,
+    recorded: int = RECORDED,
 ) -> None:
     """Times the rows of these names: "single I", "captured single I", "generator", "glue",
     "reference", "dense", an executor, or "graphs, 8 lanes".
 
-    A row that is wrong, or does not run, is a line that says so, and the others go on.
+    n: samples a batch, None for the preset's; recorded: routings. A row that is wrong, or does not
+    run, is a line that says so, and the others go on.
     """
     start = time.monotonic()
-    setting = step_rows.make(preset, px, device, recorded=RECORDED)
+    setting = step_rows.make(preset, px, device, n=n, recorded=recorded)
     shape = {"px": px, "N": len(setting.x), "M": len(setting.experts), "K": preset.k}
     rows: list[Row] = []
     for name in names:
@@ -98,13 +106,12 @@ def build(setting: step_rows.Setting, name: str) -> Row:
     if name in ("reference", "dense"):
         model = step_rows.reference_hub(setting, name == "dense")
         return Row(name, step_rows.reference_step(setting, model))
-    executor, _, lanes = name.partition(", ")
-    model = step_rows.hub(setting, executor, int(lanes.split()[0]) if lanes else None)
+    model = step_rows.hub_of(setting, name)
     problem = step_rows.check(setting, model)
     if problem is not None:
         raise ValueError(f"not timed: {problem}")
     row = Row(name, step_rows.hub_step(setting, model), model)
-    if executor == "graphs":
+    if name.startswith("graphs"):
         settle(setting, row)
     return row
 

@@ -38,13 +38,13 @@ from hubpath_fast.model.executors import choose
 
 from . import records, step_rows, timing
 from .counting import peak_memory
+from .predictions import checked
 from .step_counts import host_reads, launches, work
 from .step_models import PRESETS, Preset
 
 WARM_STEPS = 40  # of a hub: most group sizes have been met by then, and their primitives prepared
 WARM_SECONDS = 30  # at most, whatever has been met
 GRAPH_WARM, GRAPH_WARM_SECONDS = 5, 90  # times as many steps: a size is captured at its third sight
-GRAPH_WARM_UPS = 4  # predictions: the third of a size is captured
 STEPS_IN_A_ROW = 4
 REFERENCES = ("reference", "dense")
 
@@ -215,17 +215,9 @@ def prediction_rows(setting: step_rows.Setting, px: int, args: argparse.Namespac
         }
         functions |= {name: step_rows.predict(setting, m, n) for name, m in plain.items()}
         expected, shared = functions["reference"](), {"mode": "predict", "N": n, "px": px}
-        for name, (own, model) in hubs.items():
-            function = step_rows.predict(own, model, n)
-            for _ in range(GRAPH_WARM_UPS if name == "graphs" else 1):
-                found = function()
-            # bfloat16 keeps 8 bits; float32 sums in other orders
-            tolerance = 2e-2 if own.amp else 1e-4
-            if (found - expected).norm() <= tolerance * expected.norm():
-                functions[name] = function
-            else:
-                note = "not timed: it differs from the reference"
-                rows.append({"row": name, "note": note} | shared)
+        ours, notes = checked(hubs, expected, n)
+        functions |= ours
+        rows += [{"row": name, "note": note} | shared for name, note in notes.items()]
         times = timing.interleaved(functions, args.device, args.seconds / 4, args.rounds)
         rows += [
             {"row": name} | shared | asdict(t) | {"samples_per_second": n / t.p50}

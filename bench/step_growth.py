@@ -11,18 +11,25 @@ number of rows at each M, two at M = 64, so that none falls below ``min_group``.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import hubpath_fast as hp
+from hubpath_fast import reference
 from hubpath_fast.model.executors.groups import running_statistics
 
 from . import timing
+from .operations import relative_error
+from .precision import full_float32
 from .step_models import balanced_scores, timm_experts
+from .step_rows import FORWARD_TOLERANCE
 
 PX, OUTPUTS = 32, 10
+SETTLE = 8  # steps at most: a size is captured at its third sight
 AXES = {
     "M": [(64, m, 2) for m in (2, 4, 8, 16, 32, 64)],
     "K": [(48, 8, k) for k in range(1, 9)],
@@ -35,11 +42,15 @@ WORDS = {
 }
 
 
-def step_functions(n: int, m: int, k: int, device: str):
-    """(the whole step without an update, its experts alone)."""
+def step_functions(n: int, m: int, k: int, device: str, executor: str = "auto"):
+    """(the whole step without an update, its experts alone and eager).
+
+    Raises ValueError where the step then is not the reference's.
+    """
     torch.manual_seed(0)
     experts = timm_experts(["test_resnet"] * m, OUTPUTS)
-    model = hp.HubPathway(experts, balanced_scores(n, m, k), k=k, num_outputs=OUTPUTS)
+    scores = balanced_scores(n, m, k)
+    model = hp.HubPathway(experts, scores, k=k, num_outputs=OUTPUTS, executor=executor)
     model = model.to(device, memory_format=torch.channels_last)
     criterion = hp.HubPathwayLoss()
     x = torch.rand(n, 3, PX, PX, device=device).contiguous(memory_format=torch.channels_last)
@@ -48,9 +59,11 @@ def step_functions(n: int, m: int, k: int, device: str):
     if max(counts) - min(counts) > 1:
         raise RuntimeError(f"routing of N={n}, M={m}, K={k} is not balanced: {counts}")
 
-    def step() -> None:
+    def step() -> Tensor:
         model.zero_grad(set_to_none=True)
-        criterion(model(x, target=y), y).total.backward()
+        out = model(x, target=y)
+        criterion(out, y).total.backward()
+        return out.prediction.detach()
 
     def alone() -> None:
         model.zero_grad(set_to_none=True)
@@ -61,7 +74,38 @@ def step_functions(n: int, m: int, k: int, device: str):
                     outputs.append(expert(x[:count]).sum())
         sum(outputs).backward()
 
+    settle(model, step)
+    plain = reference.ReferenceHubPathway(model.experts, model.generator, model.aggregator, k)
+    error = relative_error(step(), plain.train()(x).prediction.detach())
+    if not error <= FORWARD_TOLERANCE:
+        raise ValueError(f"not timed: relative error {error:.1e} above {FORWARD_TOLERANCE:.0e}")
     return step, alone
+
+
+def settle(model: hp.HubPathway, step: Callable[[], object]) -> None:
+    """Steps until captured graphs, if it runs any, capture nothing more."""
+    for _ in range(SETTLE):
+        before = model.executor_report().misses
+        step()
+        if model.executor_report().misses == before:
+            return
+
+
+def times_of(
+    n: int, m: int, k: int, device: str, seconds: float, rounds: int, executor: str = "auto"
+) -> dict[str, timing.Times]:
+    """Of the step and of its experts alone. Raises as ``step_functions`` does."""
+    with full_float32():  # as captured, too: TF32 would hide from the check what is wrong
+        step, alone = step_functions(n, m, k, device, executor)
+        functions = {"step": step, "experts alone": alone}
+        return timing.interleaved(functions, device, seconds, rounds)
+
+
+def beyond_smaller_groups(small: dict, large: dict) -> dict:
+    """How many times longer than at M=4 a row takes at M=64: the step, its experts, the ratio."""
+    grown = {name: large[name]["p50"] / small[name]["p50"] for name in ("step", "experts alone")}
+    beyond = grown["step"] / grown["experts alone"]
+    return {"growth_4_to_64": grown, "growth_beyond_smaller_groups": beyond}
 
 
 def run_growth(args: argparse.Namespace) -> dict:
@@ -73,11 +117,8 @@ def run_growth(args: argparse.Namespace) -> dict:
     found: dict = {"growth": rows}
     by_m = {row["M"]: row for row in rows["M"]}
     if {4, 64} <= by_m.keys():
-        grown = {
-            name: by_m[64][name]["p50"] / by_m[4][name]["p50"] for name in ("step", "experts alone")
-        }
-        beyond = grown["step"] / grown["experts alone"]
-        found |= {"growth_4_to_64": grown, "growth_beyond_smaller_groups": beyond}
+        found |= beyond_smaller_groups(by_m[4], by_m[64])
+        grown, beyond = found["growth_4_to_64"], found["growth_beyond_smaller_groups"]
         print(
             f"from M=4 to M=64: step x{grown['step']:.2f}, experts alone "
             f"x{grown['experts alone']:.2f}; growth_beyond_smaller_groups {beyond:.3f}"
@@ -88,9 +129,7 @@ def run_growth(args: argparse.Namespace) -> dict:
 
 
 def measure_point(n: int, m: int, k: int, args: argparse.Namespace) -> dict:
-    step, alone = step_functions(n, m, k, args.device)
-    functions = {"step": step, "experts alone": alone}
-    times = timing.interleaved(functions, args.device, args.seconds / 10, args.rounds)
+    times = times_of(n, m, k, args.device, args.seconds / 10, args.rounds)
     print(
         f"N={n:5} M={m:3} K={k:2}  step {times['step'].p50 * 1e3:9.2f} ms, experts alone "
         f"{times['experts alone'].p50 * 1e3:9.2f} ms",

@@ -30,6 +30,8 @@ EXPLORE = 0.5
 # gradient of the aggregator is a product of such outputs. Batch statistics over few rows amplify.
 FORWARD_TOLERANCE, GRADIENT_TOLERANCE = 2e-3, 1e-2
 
+CHECKED = 16  # samples, at most a third of a batch: convolutions in float64 are slow
+
 VARIANTS = ("sequential contiguous", "sequential bf16")  # rows of a CPU
 
 
@@ -88,6 +90,12 @@ def hub(setting: Setting, executor: str = "sequential", lanes: int | None = None
     if lanes is not None:
         model._running = GraphsExecutor(functools.partial(CudaBackend, num_lanes=lanes))
     return model.to(setting.device)
+
+
+def hub_of(setting: Setting, name: str) -> hp.HubPathway:
+    """The hub of a row: of an executor, or "graphs, 8 lanes"."""
+    executor, _, lanes = name.partition(", ")
+    return hub(setting, executor, int(lanes.split()[0]) if lanes else None)
 
 
 def reference_hub(setting: Setting, dense: bool = False) -> nn.Module:
@@ -273,8 +281,8 @@ def _difference(setting: Setting, model: hp.HubPathway, compiled: bool) -> str |
     if compiled:
         model.compile_experts()
     truth = reference_hub(setting).double().train()
-    # Convolutions in float64 are slow on a CPU: a third of the batch is checked.
-    x, y = (part[: max(1, len(part) // 3)] for part in (setting.x, setting.y))
+    n = max(1, min(CHECKED, len(setting.x) // 3))
+    x, y = setting.x[:n], setting.y[:n]
     eps = torch.randn(len(x), len(setting.experts), device=setting.device)
     criterion = hp.HubPathwayLoss(explore=EXPLORE)
     dropouts = [m for part in (model, truth) for m in part.modules()]

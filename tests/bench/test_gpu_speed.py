@@ -8,9 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_check_executors import Backend, chosen_for_cpu
-from test_step import PRESET
+from test_step import PRESET, linear_experts
 
-from bench import gpu_speed, jsonl, speed_step, step_counts, step_models, step_rows, timing
+import hubpath_fast as hp
+from bench import (
+    gpu_speed,
+    jsonl,
+    predictions,
+    speed_step,
+    step_counts,
+    step_growth,
+    step_models,
+    step_rows,
+    timing,
+)
 from bench.children import Files, Writer
 from bench.operations import Size
 
@@ -28,8 +39,8 @@ def quick(monkeypatch):
     """As few rounds as there must be, however many seconds."""
     interleaved = timing.interleaved
 
-    def least(functions, device="cpu", seconds=2.0, **options):
-        return interleaved(functions, device, 0.0, **options)
+    def least(functions, device="cpu", seconds=2.0, *rest, **options):
+        return interleaved(functions, device, 0.0, *rest, **options)
 
     monkeypatch.setattr(timing, "interleaved", least)
 
@@ -57,11 +68,13 @@ def lanes(monkeypatch):
 def place(monkeypatch):
     for name in ("homogeneous", "atari", "tiny"):
         monkeypatch.setitem(gpu_speed.PRESETS, name, PRESET)
-    monkeypatch.setattr(gpu_speed, "THREADS", (1,))
-    monkeypatch.setattr(gpu_speed, "ON_CPU", ("single 0", "single 2", "sequential", "threads"))
+    monkeypatch.setattr(gpu_speed, "THREADS", {1: 24})
+    monkeypatch.setattr(step_growth, "timm_experts", linear_experts)
     return gpu_speed.Place(
         device="cpu", step=("homogeneous", 16), step_rows=ROWS, atari_rows=("single 0", "dense"),
         glues=((7, 3, 2, 4),), roof=(("gather", Size(9, 3, 2, 5)),), cpu=("tiny", 16),
+        aggregate=(Size(9, 3, 2, 5),), large=(30, 2), large_rows=("sequential", "graphs, 8 lanes"),
+        growth=((8, 4, 2), (64, 64, 2)), batches=(1, 5), compiled=((7, 3, 2, 4),),
     )  # fmt: skip
 
 
@@ -74,7 +87,9 @@ def here(group, limit, files, stamp):
 def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PRESET.stride, 84, 4)  # atari's pixels
     monkeypatch.setattr(step_rows, "make", small_images(step_rows.make))
-    arguments = ["--only", "step,glue,roof,atari,cpu", "--out", str(tmp_path)]
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    arguments = ["--only", ",".join(gpu_speed.PARTS), "--out", str(tmp_path)]
     assert gpu_speed.main(arguments, place, here) == 0, capsys.readouterr().out
     rows = {(row["group"], row["name"]): row for row in jsonl.read(tmp_path / "speed.jsonl")}
     copy = rows["ceilings", "copy"]
@@ -102,10 +117,30 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
         roof["fewest_bytes"] / roof["p50"] / copy["bytes_per_second"]
     )
     assert rows["atari", "dense"]["to_k_single"] > 0
-    assert ("cpu 1", "threads") in rows
+    for row in ("torch", "dense", "reference"):
+        assert rows["aggregate", f"aggregate 9,3,2,5 float32 {row} eager"]["p50"] > 0
+    for name in place.large_rows:
+        row = rows["large", name]
+        assert (row["N"], row["calls"]) == (30, 2)  # a cycle of two routings
+    assert rows["compiled", "7,3,2,4 compiled eager"]["speedup"] > 0
+    assert len(compiled) == 1
+    for executor in ("sequential", "graphs"):
+        small, large = (rows["growth", f"{executor}, M={m}"] for m in (4, 64))
+        grown = rows["growth", f"{executor}, growth"]
+        ratio = {key: large[key]["p50"] / small[key]["p50"] for key in ("step", "experts alone")}
+        assert grown["growth_4_to_64"] == pytest.approx(ratio)
+        beyond = ratio["step"] / ratio["experts alone"]
+        assert grown["growth_beyond_smaller_groups"] == pytest.approx(beyond)
+        for n in (1, 5):
+            row, single = (rows["predict", f"{name}, N={n}"] for name in (executor, "single 0"))
+            assert row["to_single"] == pytest.approx(row["p50"] / single["p50"])
+            assert row["calls"] == 1
+    for name in ("reference", "sequential", "threads"):
+        assert rows["cpu 1", name]["p50"] > 0
     assert all(row["device"] for (_, name), row in rows.items() if name != "group")
     text = capsys.readouterr().out
-    assert len(text) < 6000
+    text = text[text.index("0 failed, ") :]  # before it, what groups print into their log
+    assert len(text) < 5800
     assert "step: sequential ok " in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speed.jsonl"]
 
@@ -277,7 +312,7 @@ def test_a_glue_that_breaks_costs_its_own_size(place, writer, monkeypatch):
         yield from rows
 
     monkeypatch.setattr(gpu_speed.glue, "measure", breaks)
-    gpu_speed.glues(replace(place, glues=((7, 3, 2, 4), (9, 3, 2, 4))), writer, 0.1)
+    gpu_speed.glues(place, ((7, 3, 2, 4), (9, 3, 2, 4)), False, writer, 0.1)
     assert [(row["name"], row["ok"]) for row in jsonl.read(writer.files.rows)] == [
         ("7,3,2,4 reference eager", True), ("7,3,2,4", False),
         ("9,3,2,4 reference eager", True), ("9,3,2,4 torch eager", True),
@@ -292,11 +327,42 @@ def test_the_glue_is_profiled_after_all_sizes_are_timed(place, writer, monkeypat
     monkeypatch.setattr(
         speed_step, "profiled", lambda *_, **__: asked.append("profiled") or {"launches": 9.0}
     )
-    gpu_speed.glues(replace(place, glues=((7, 3, 2, 4), (9, 3, 2, 4))), writer, 0.1)
+    gpu_speed.glues(place, ((7, 3, 2, 4), (9, 3, 2, 4)), False, writer, 0.1)
     assert asked == ["timed", "timed", "profiled", "profiled"]
     rows = {row["name"]: row for row in jsonl.read(writer.files.rows)}
     assert rows["7,3,2,4 torch eager"]["launches"] == 9.0
     assert rows["7,3,2,4 torch eager"]["p50"] > 0
+
+
+def test_predictions_go_to_different_experts_and_wrong_ones_are_told(writer, quick, monkeypatch):
+    setting = step_rows.make(PRESET, 16, "cpu")
+    plain = step_rows.hub(setting).eval()
+    assert plain.route(setting.x).counts() == [24, 24, 0]
+    predictions.spread(setting)
+    assert min(step_rows.hub(setting).eval().route(setting.x).counts()) > 0
+
+    run = step_rows.predict
+    monkeypatch.setattr(
+        step_rows, "predict",
+        lambda setting, model, n: (lambda call: lambda: call() * 1.01)(run(setting, model, n))
+        if getattr(model, "executor", "") == "threads" else run(setting, model, n),
+    )  # fmt: skip
+    rows = ("sequential", "threads", "streams")
+    predictions.measure(writer, PRESET, 16, rows, (4,), "cpu", 1.0)
+    notes = {row["name"]: row["note"] for row in jsonl.read(writer.files.rows) if not row["ok"]}
+    assert notes["threads, N=4"] == "not timed: it differs from the reference"
+    assert "executor='streams' needs CUDA" in notes["streams, N=4"]
+    assert list(notes) == ["threads, N=4", "streams, N=4"]
+
+
+def test_a_step_that_is_wrong_is_not_one_of_growth(place, writer, quick, monkeypatch):
+    join = hp.model.executors.sequential.join
+    monkeypatch.setattr(hp.model.executors.sequential, "join", lambda *args: join(*args) * 1.01)
+    gpu_speed.growth(replace(place, executors=("sequential",)), writer, 1.0)
+    assert [(row["name"], row.get("note")) for row in jsonl.read(writer.files.rows)] == [
+        (f"sequential, M={m}", "ValueError: not timed: relative error 1.0e-02 above 2e-03")
+        for m in (4, 64)
+    ]  # fmt: skip
 
 
 def test_recorded_routings_are_gone_through_in_turn(monkeypatch):
@@ -318,25 +384,45 @@ def test_recorded_routings_are_gone_through_in_turn(monkeypatch):
     assert next(step_rows.make(PRESET, 16, "cpu").noises()) is None
 
 
+def planned(capsys):
+    """Seconds by group, as a dry run lists them."""
+    listed = [line.split("planned") for line in capsys.readouterr().out.splitlines()]
+    return {name.strip(): int(rest.split()[0]) for name, rest in listed}
+
+
 def test_a_dry_run_keeps_to_the_seconds_and_names_the_rows(capsys):
     assert gpu_speed.main(["--dry-run"]) == 0
     listed = capsys.readouterr().out
     for word in ("ceilings", "graphs, 8 lanes", "graphs, 1 lane\n", "dense", "combine 262144"):
         assert word in listed
     assert "cpu" not in listed
-    planned = [float(line.split("planned")[1].split()[0]) for line in listed.splitlines()]
-    assert 200 < sum(planned) <= 220 + len(planned) / 2  # rounded to seconds
-
-
-def test_threads_are_bounded_by_the_cores(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_speed.precompile, "cores", lambda: 4)
-    assert gpu_speed.main(["--only", "cpu", "--dry-run"]) == 0
-    listed = capsys.readouterr().out
-    assert [line.split("planned")[0].strip() for line in listed.splitlines()] == [
-        "cpu 1", "cpu 2", "cpu 4",
+    gpu_speed.main(["--dry-run"])
+    seconds = planned(capsys)
+    assert 300 < sum(seconds.values()) <= 320
+    assert list(seconds)[3:] == [
+        "step", "graphs 8", "graphs 1", "graphs 2", "glue", "aggregate", "roof", "atari", "large",
+        "growth", "predict", "compiled",
     ]  # fmt: skip
-    planned = [int(line.split("planned")[1].split()[0]) for line in listed.splitlines()]
-    assert planned == [60, 60, 22]
+
+
+def test_a_part_is_planned_by_itself(capsys):
+    assert gpu_speed.main(["--only", "compiled,large", "--dry-run"]) == 0
+    assert planned(capsys) == {
+        "machine": 6, "compile": 8, "ceilings": 4, "large": 35, "compiled": 45,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cores", "seconds", "expected"),
+    [(4, "320", [24, 24, 16]), (16, "100", [24, 24, 16, 16, 16]), (16, "48", [12, 12, 8, 8, 8])],
+)
+def test_threads_are_bounded_by_the_cores_and_the_seconds(
+    monkeypatch, capsys, cores, seconds, expected
+):
+    monkeypatch.setattr(gpu_speed.precompile, "cores", lambda: cores)
+    assert gpu_speed.main(["--only", "cpu", "--seconds", seconds, "--dry-run"]) == 0
+    threads = [f"cpu {count}" for count in (1, 2, 4, 8, 16) if count <= cores]
+    assert planned(capsys) == dict(zip(threads, expected, strict=True))
 
 
 def test_an_unknown_part_is_refused(capsys):
