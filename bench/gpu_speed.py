@@ -272,7 +272,7 @@ def say(row: dict) -> str:
     if row.get("speedup"):
         text.append(f"{row['speedup']:.2f} x reference")
     if "share_of_copy" in row:
-        text.append(f"{row['share_of_copy']:.0%} of copy")
+        text.append(timing.say_share(row["share_of_copy"]))
     if row.get("peak_memory") is not None:
         text.append(f"{row['peak_memory'] / 2**20:.0f} MiB")
     return ", ".join([*text, *speed_step.say_profile(row, 1e6, 1)])

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import jsonl
+from . import gpu_goals, jsonl
 from .children import is_result
+from .gpu_goals import Rows
 from .records import RESULTS, ROOT, slug
 
 FILE = "gpu.jsonl"
@@ -28,9 +30,8 @@ NOTHING = (
     "**Nothing here was run or measured on a GPU.** The kernels are tested for values and "
     "gradients under Triton's interpreter and compiled for sm_80, sm_90 and sm_100; the executors "
     f"`streams` and `graphs` are tested against a stand-in for CUDA. On a GPU, {COMMANDS} check "
-    "and measure everything in six minutes."
+    "and measure everything in nine minutes."
 )
-Rows = dict[tuple[str, str, str], dict]  # by part, group and name
 
 
 def rows_of(run: Path) -> list[dict]:
@@ -125,33 +126,74 @@ def ceilings(rows: Rows) -> list[str]:
     return ["Ceilings: " + ", ".join(lines) + "."] if lines else []
 
 
+def goals(rows: Rows) -> list[str]:
+    """What was aimed at, where anything of it was measured."""
+    if not part(rows, "speed") or not on_gpu(rows):
+        return []
+    table = markdown(["goal", "wanted", "found", "result"], gpu_goals.lines(rows))
+    return [*table, *filter(None, [gpu_goals.lanes(rows)])]
+
+
+def missed(rows: Rows) -> list[str]:
+    """The goals in two sentences."""
+    lines = gpu_goals.lines(rows)
+    met, failed, unknown = (
+        [line for line in lines if line[3].strip("*") == verdict]
+        for verdict in ("met", "missed", "not measured")
+    )
+    if not (met or failed):
+        return []
+    text = f"{len(met)} of {len(lines)} goals are met"
+    text += f", {len(unknown)} not measured." if unknown else "."
+    if failed:
+        told = "; ".join(f"{figure} {found} ({wanted})" for figure, wanted, found, _ in failed)
+        text += f" Missed: {told}."
+    return [text]
+
+
 def step_rows(rows: Rows) -> list[dict]:
     """The rows of the paper's step; singles once, of the groups that they stand in."""
     found = part(rows, "speed", "step")
     for group in sorted({key[1] for key in rows if key[1].startswith("graphs ")}):
         found += [r for r in part(rows, "speed", group) if r["name"].startswith("graphs")]
-    return sorted(found, key=lambda row: row.get("p50", float("inf")))
+    return found
 
 
 def steps(found: list[dict], title: str) -> list[str]:
-    """A table of whole steps: times, and what the device did meanwhile."""
-    head = [title, "ms (20-80 %)", "x K singles", "x K captured", "busy ms", "launches", "GiB",
-            "dearest kernel"]  # fmt: skip
+    """A table of whole steps, the fastest first: times, and what the device did meanwhile."""
+    head = [title, "ms (20-80 %)", "device busy, ms", "x K singles", "x K captured", "launches",
+            "GiB (of dense)", "dearest kernel"]  # fmt: skip
+    dense = next((row for row in found if row["name"] == "dense" and row["ok"]), {})
     body = []
-    for row in found:
+    for row in sorted(found, key=lambda row: row.get("p50", float("inf"))):
         if "p50" not in row or not row["ok"]:
             body.append([row["name"], row.get("note", "-"), *["-"] * 6])
             continue
-        peak = row.get("peak_memory")
         dearest = row.get("dearest") or []
-        kernel = f"`{dearest[0][0][:40]}` {ms(dearest[0][1])} ms" if dearest else "-"
+        kernel = f"`{kernel_name(dearest[0][0])}` {ms(dearest[0][1])} ms" if dearest else "-"
         body.append([
             row["name"], milliseconds(row, spread=True),
+            ms(row["busy"]) if "busy" in row else "-",
             cell(row.get("to_k_single")), cell(row.get("to_k_captured")),
-            ms(row["busy"]) if "busy" in row else "-", cell(row.get("launches"), "{:.0f}"),
-            cell(None if peak is None else peak / 2**30, "{:.1f}"), kernel,
+            cell(row.get("launches"), "{:.0f}"),
+            memory(row, dense), kernel,
         ])  # fmt: skip
     return markdown(head, body)
+
+
+def memory(row: dict, dense: dict) -> str:
+    """A step's peak memory, and how much that is of dense's."""
+    peak, most = row.get("peak_memory"), dense.get("peak_memory")
+    # What torch's own captured networks hold was there before the step: it is not known.
+    if peak is None or row["name"].startswith("captured single"):
+        return "-"
+    return f"{peak / 2**30:.1f}" + (f" ({peak / most:.2f})" if most else "")
+
+
+def kernel_name(name: str) -> str:
+    """A kernel's own name: without its namespaces, templates and arguments, and not too long."""
+    name = re.split(r"[<(]", name.removeprefix("void "))[0]
+    return name.rpartition("::")[2][:50]
 
 
 def milliseconds(row: dict, spread: bool = False) -> str:
@@ -169,17 +211,105 @@ def cell(value: float | None, text: str = "{:.2f}") -> str:
     return "-" if value is None else text.format(value)
 
 
-def timed(rows: Rows, group: str, title: str) -> list[str]:
-    """A table of the rows of ``glue`` or ``roof``."""
+def notes_of(found: list[dict]) -> list[str]:
+    """Of rows that have no time, why."""
+    lines = [f"- {row['name']}: {row.get('note', '-')}" for row in found if not row["ok"]]
+    return ["\n".join(lines)] if lines else []
+
+
+def by_size(found: list[dict]) -> dict[str, dict[str, dict]]:
+    """Timed rows by what they are of ("48,5,2,100") and how ("triton eager"), small sizes first."""
+    sizes: dict[str, dict[str, dict]] = {}
+    for row in found:
+        if row["ok"] and "p50" in row:
+            size, _, how = row["name"].partition(" ")
+            sizes.setdefault(size, {})[how] = row
+    return dict(sorted(sizes.items(), key=lambda item: [int(n) for n in item[0].split(",")]))
+
+
+GLUES = {"reference eager": "reference", "compiled eager": "compiled", "torch eager": "torch",
+         "triton eager": "triton", "torch graph": "torch, replayed",
+         "triton graph": "triton, replayed"}  # fmt: skip
+
+
+def glues(rows: Rows, group: str, title: str) -> list[str]:
+    """Microseconds of each row by size, and how many times as fast as the eager reference."""
+    found = part(rows, "speed", group)
+    sizes = by_size(found)
+    shown = [how for how in GLUES if any(how in by for by in sizes.values())]
     body = []
-    for row in sorted(part(rows, "speed", group), key=lambda row: row["name"]):
-        if "p50" in row and row["ok"]:
-            values = [f"{row['p50'] * 1e6:.1f}", cell(row.get("speedup")),
-                      cell(row.get("share_of_copy"), "{:.0%}")]  # fmt: skip
-        else:
-            values = [row.get("note", "-"), "-", "-"]
-        body.append([row["name"], *values])
-    return markdown([title, "us", "x reference", "of copy"], body)
+    for size, by in sizes.items():
+        busy = by.get("triton eager", {}).get("busy")
+        cells = [cell(busy and busy * 1e6, "{:.0f}")]
+        for how in shown:
+            if how not in by:
+                cells.append("-")
+                continue
+            ratio = by[how].get("speedup") if how != "reference eager" else None
+            cells.append(f"{by[how]['p50'] * 1e6:.0f}" + (f" ({ratio:.1f}x)" if ratio else ""))
+        body.append([size, *cells])
+    head = [title, "triton: device busy", *(GLUES[how] for how in shown)]
+    return markdown(head, body) + notes_of(found)
+
+
+REMARK = (
+    "\\* More than the copy: it writes as much as it reads, and what mostly reads, or was measured "
+    "when the copy was slow, may be faster."
+)
+
+
+def roofs(rows: Rows) -> list[str]:
+    """Microseconds and the share of a copy, replayed and eager, forward and backward."""
+    found = part(rows, "speed", "roof")
+    kernels: dict[str, dict[str, str]] = {}
+    for row in found:
+        if row["ok"] and "p50" in row:
+            *kernel, direction, mode = row["name"].split()
+            share = gpu_goals.share(rows, row)
+            text = f"{row['p50'] * 1e6:.0f}" + f", {cell(share, '{:.0%}')}" * (share is not None)
+            text += "\\*" * (share is not None and share > 1)
+            kernels.setdefault(" ".join(kernel), {})[f"{direction} {mode}"] = text
+    columns = [f"{d} {mode}" for mode in ("graph", "eager") for d in ("forward", "backward")]
+    body = [[name, *(by.get(c, "-") for c in columns)] for name, by in sorted(kernels.items())]
+    head = ["kernel: us, share of a copy", *(c.replace("graph", "replayed") for c in columns)]
+    table = markdown(head, body)
+    return table + [REMARK] * any("*" in text for text in table) + notes_of(found)
+
+
+def aggregates(rows: Rows) -> list[str]:
+    """The aggregate, forward and backward, in each form."""
+    found, body = part(rows, "speed", "aggregate"), []
+    timed = {row["name"]: row for row in found if row["ok"] and "p50" in row}
+    for form in dict.fromkeys(name.rpartition(" ")[0] for name in sorted(timed)):
+        eager, graph = (timed.get(f"{form} {mode}") for mode in ("eager", "graph"))
+        dense = timed.get(f"{form.rpartition(' ')[0]} dense eager")
+        memory = eager and eager.get("peak_memory")
+        ratio = gpu_goals.over(eager, dense, "peak_memory")
+        body.append([
+            form, *("-" if row is None else ms(row["p50"]) for row in (graph, eager)),
+            cell(memory and memory / 2**20, "{:.0f}"), cell(ratio),
+        ])  # fmt: skip
+    head = ["forward and backward", "ms, replayed", "ms, eager", "MiB", "of the dense form's"]
+    return markdown(head, body) + notes_of(found)
+
+
+def growths(rows: Rows) -> list[str]:
+    found = part(rows, "speed", "growth")
+    points = [row for row in found if row["ok"] and "step" in row]
+    points.sort(key=lambda row: (row["name"].partition(",")[0], row["M"]))
+    body = [
+        [row["name"], ms(row["step"]["p50"]), ms(row["experts alone"]["p50"])] for row in points
+    ]
+    grown = [f"{r['name']}: {r['text']}." for r in found if "growth_beyond_smaller_groups" in r]
+    head = ["N = 64, K = 2", "ms a step", "its experts alone, eager"]
+    return markdown(head, body) + grown + notes_of(found)
+
+
+def predicted(rows: Rows) -> list[str]:
+    found = part(rows, "speed", "predict")
+    timed = sorted((r for r in found if r["ok"]), key=lambda row: (row["N"], row["p50"]))
+    body = [[row["name"], milliseconds(row, spread=True), cell(row["to_single"])] for row in timed]
+    return markdown(["prediction", "ms (20-80 %)", "x one expert"], body) + notes_of(found)
 
 
 def threads(rows: Rows) -> list[str]:
@@ -200,25 +330,29 @@ def whole(devices: list[Rows]) -> str:
     """All that is known, for bench/README.md."""
     blocks: list[str] = [] if any(on_gpu(rows) for rows in devices) else [NOTHING]
     for rows in devices:
-        blocks += [heading(rows), *checks(rows), *ceilings(rows)]
+        blocks += [heading(rows), *checks(rows), *ceilings(rows), *goals(rows)]
         blocks += steps(step_rows(rows), "the paper's step")
+        blocks += steps(part(rows, "speed", "large"), "the paper's step, 256 images")
         blocks += steps(part(rows, "speed", "atari"), "the step of Atari")
-        blocks += timed(rows, "glue", "glue, N,M,K,C") + timed(rows, "roof", "kernel")
-        blocks += threads(rows)
+        blocks += glues(rows, "glue", "glue (N,M,K,C), us")
+        blocks += glues(rows, "compiled", "glue beside torch.compile, us")
+        blocks += aggregates(rows) + roofs(rows) + growths(rows) + predicted(rows) + threads(rows)
     return "\n\n".join(blocks)
 
 
 def short(devices: list[Rows]) -> str:
-    """What the README says: the paper's step, and how many checks are right."""
+    """What the README says: the paper's step, how many checks are right, which goals are missed."""
     blocks = []
     for rows in filter(on_gpu, devices):
+        timed = [row for row in step_rows(rows) if row["ok"] and "p50" in row]
         body = [
-            [row["name"], milliseconds(row), cell(row.get("to_k_single"))]
-            for row in step_rows(rows)
-            if row["ok"] and "p50" in row
-        ]
+            [row["name"], milliseconds(row), ms(row["busy"]) if "busy" in row else "-",
+             cell(row.get("to_k_single"))]
+            for row in sorted(timed, key=lambda row: row["p50"])
+        ]  # fmt: skip
         blocks += [heading(rows), *(text.split("\n")[0] for text in checks(rows))]
-        blocks += markdown(["the paper's step", "ms", "x K single models"], body)
+        head = ["the paper's step", "ms", "device busy, ms", "x K single models"]
+        blocks += markdown(head, body) + missed(rows)
     return "\n\n".join([*blocks, "More: `bench/README.md`."]) if blocks else NOTHING
 
 

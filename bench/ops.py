@@ -176,7 +176,7 @@ def show(rows: list[dict]) -> None:
         print(
             f"{label} {row['direction']:8} {row['mode']:5} {row['p20'] * 1e6:10.1f}"
             f"{row['p50'] * 1e6:10.1f}{row['p80'] * 1e6:10.1f} us {speedup} "
-            f"moved {moved} copy {row['share_of_copy']:6.1%}",
+            f"moved {moved} {timing.say_share(row['share_of_copy'])}",
             flush=True,
         )
 

@@ -175,6 +175,11 @@ def copy_bandwidth(device: torch.device | str, megabytes: int | None = None) -> 
     return max(copy_rates(device, megabytes).values())
 
 
+def say_share(share: float) -> str:
+    """A share of a copy's bandwidth. No silent figure above it: then the copy was not the roof."""
+    return f"{share:.0%} of copy" + " (above it)" * (share > 1)
+
+
 def product_rate(device: torch.device | str, size: int | None = None) -> float:
     """Operations per second of a large bf16 product of random matrices, by torch's library."""
     on_gpu = torch.device(device).type == "cuda"

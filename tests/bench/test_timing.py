@@ -155,3 +155,8 @@ def test_ceilings_are_of_many_in_a_row_and_a_copy_is_not_captured(cuda, monkeypa
     del runs[:]
     graph()
     assert runs == [0.002] * timing.CALLS
+
+
+def test_a_share_above_the_copy_says_so():
+    assert timing.say_share(0.994) == "99% of copy"
+    assert timing.say_share(1.56) == "156% of copy (above it)"

@@ -1,0 +1,190 @@
+"""What was aimed at on a GPU, and what was reached: each goal met, missed, or not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Rows = dict[tuple[str, str, str], dict]  # by part, group and name
+PAPER, AGGREGATE = "48,5,2,100", "aggregate 4096,64,2,1000 bfloat16"  # N, M, K, C
+
+
+@dataclass(frozen=True)
+class Found:
+    """A figure, and what it is of, where that is not said by the goal."""
+
+    value: float
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """value: of a run's rows; None where it was not measured. text: the figure's form."""
+
+    figure: str
+    value: Callable[[Rows], Found | None]
+    least: float | None = None
+    most: float | None = None
+    text: str = "{:.2f}"
+
+    @property
+    def wanted(self) -> str:
+        sign, limit = ("at least", self.least) if self.most is None else ("at most", self.most)
+        return f"{sign} {self.text.format(limit)}"
+
+    def line(self, rows: Rows) -> list[str]:
+        """Cells: the figure, what is wanted, what was found, and how that is."""
+        found = self.value(rows)
+        if found is None:
+            return [self.figure, self.wanted, "-", "not measured"]
+        above = self.least is None or found.value >= self.least
+        met = above and (self.most is None or found.value <= self.most)
+        said = self.text.format(found.value) + (f" ({found.of})" if found.of else "")
+        return [self.figure, self.wanted, said, "met" if met else "**missed**"]
+
+
+def row(rows: Rows, group: str, name: str) -> dict | None:
+    """A row that was timed."""
+    found = rows.get(("speed", group, name))
+    return found if found is not None and found["ok"] else None
+
+
+def over(numerator: dict | None, denominator: dict | None, key: str = "p50") -> float | None:
+    """A ratio of two rows' values; None where one is missing."""
+    values = [part.get(key) for part in (numerator, denominator) if part is not None]
+    return values[0] / values[1] if len(values) == 2 and all(values) else None
+
+
+def ratio(group: str, numerator: str, denominator: str, key: str = "p50"):
+    def value(rows: Rows) -> Found | None:
+        found = over(row(rows, group, numerator), row(rows, group, denominator), key)
+        return None if found is None else Found(found)
+
+    return value
+
+
+def copy_of(rows: Rows) -> float | None:
+    """Bytes per second of the newest measured copy."""
+    found = row(rows, "ceilings", "copy")
+    return found and found["bytes_per_second"]
+
+
+def share(rows: Rows, timed: dict) -> float | None:
+    """Of the bandwidth of the newest copy; None where the row moves no bytes that are counted."""
+    copy = copy_of(rows)
+    if copy is None or "fewest_bytes" not in timed:
+        return timed.get("share_of_copy")
+    return timed["fewest_bytes"] / timed["p50"] / copy
+
+
+def roof(name: str):
+    """The lower share of forward and backward, of the size that fills the GPU."""
+
+    def value(rows: Rows) -> Found | None:
+        shares = {
+            key[2].split()[-2]: share(rows, found)
+            for key, found in rows.items()
+            if key[:2] == ("speed", "roof") and key[2].startswith(f"{name} ")
+            and key[2].endswith(" graph") and "p50" in found and found["ok"]
+        }  # fmt: skip
+        if not shares:
+            return None
+        of = min(shares, key=shares.__getitem__)
+        return Found(shares[of], of + ", above the copy" * (shares[of] > 1))
+
+    return value
+
+
+def graphs(rows: Rows) -> list[dict]:
+    """The paper's step as captured graphs on so many lanes, the fastest first."""
+    found = [
+        timed
+        for key, timed in rows.items()
+        if key[0] == "speed" and key[1].startswith("graphs ") and key[2].startswith("graphs, ")
+        and timed["ok"] and "p50" in timed
+    ]  # fmt: skip
+    return sorted(found, key=lambda timed: timed["p50"])
+
+
+def fastest(key: str):
+    """A value of the fastest of these rows."""
+
+    def value(rows: Rows) -> Found | None:
+        for best in graphs(rows)[:1]:
+            if key in best:
+                return Found(best[key], best["name"])
+        return None
+
+    return value
+
+
+def against_fastest(name: str, key: str = "p50", inverse: bool = False):
+    """Another way to run the paper's step, over the fastest of these rows; or the inverse."""
+
+    def value(rows: Rows) -> Found | None:
+        for best in graphs(rows)[:1]:
+            pair = (best, row(rows, "step", name))
+            found = over(*(pair if inverse else pair[::-1]), key)
+            return None if found is None else Found(found, best["name"])
+        return None
+
+    return value
+
+
+def beyond(rows: Rows) -> Found | None:
+    """The worse of the executors."""
+    found = [
+        Found(timed["growth_beyond_smaller_groups"], key[2].partition(",")[0])
+        for key, timed in rows.items()
+        if key[:2] == ("speed", "growth")
+        and timed["ok"]
+        and "growth_beyond_smaller_groups" in timed
+    ]
+    return max(found, key=lambda one: one.value, default=None)
+
+
+TIMES, SHARE = "{:.2f}x", "{:.0%}"
+GOALS = (
+    Goal("glue of the paper's step, times as fast as the eager reference",
+         ratio("glue", f"{PAPER} reference eager", f"{PAPER} triton eager"), 4.0, text=TIMES),
+    Goal("glue of the paper's step, times as fast as the compiled reference",
+         ratio("compiled", f"{PAPER} compiled eager", f"{PAPER} triton eager"), 1.5, text=TIMES),
+    Goal("router (262144, 64, 2), share of a copy", roof("noisy_topk"), 0.6, text=SHARE),
+    Goal("gather of 4 GB, share of a copy", roof("gather"), 0.85, text=SHARE),
+    Goal("combine of 4 GB, share of a copy", roof("combine"), 0.8, text=SHARE),
+    Goal("exploit loss, share of a copy", roof("exploit_loss"), 0.8, text=SHARE),
+    Goal("aggregate (4096, 64, 2, 1000) bf16, times as fast as its dense form",
+         ratio("aggregate", f"{AGGREGATE} dense graph", f"{AGGREGATE} triton graph"), 5.0,
+         text=TIMES),
+    Goal("aggregate (4096, 64, 2, 1000) bf16, peak memory over its dense form's",
+         ratio("aggregate", f"{AGGREGATE} triton eager", f"{AGGREGATE} dense eager",
+               "peak_memory"), most=0.1),
+    Goal("the paper's step, time over K eager singles", fastest("to_k_single"), most=1.0),
+    Goal("the paper's step, time over K captured singles", fastest("to_k_captured"), most=1.15),
+    Goal("the paper's step, times as fast as dense", against_fastest("dense"), 2.2, text=TIMES),
+    Goal("the paper's step, times as fast as the reference", against_fastest("reference"), 1.6,
+         text=TIMES),
+    Goal("the paper's step, peak memory over dense",
+         against_fastest("dense", "peak_memory", inverse=True), most=0.6),
+    Goal("N = 256: graphs, times as fast as sequential",
+         ratio("large", "sequential", "graphs, 8 lanes"), 1.0, text=TIMES),
+    Goal("Atari's networks: graphs, times as fast as sequential",
+         ratio("atari", "sequential", "graphs"), 5.0, text=TIMES),
+    Goal("growth of a step from M = 4 to 64 beyond smaller groups", beyond, most=1.3),
+)  # fmt: skip
+
+
+def lines(rows: Rows) -> list[list[str]]:
+    """Cells of each goal, in order."""
+    return [goal.line(rows) for goal in GOALS]
+
+
+def lanes(rows: Rows) -> str:
+    """Which number of lanes is fastest, and how many times longer the others take."""
+    best, *others = graphs(rows) or [None]
+    if not others:
+        return ""
+    told = ", ".join(
+        f"{o['name'].partition(', ')[2]} {o['p50'] / best['p50']:.2f}x" for o in others
+    )
+    return f"Fastest: {best['name']}; {told} as long."
