@@ -128,7 +128,7 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         "growth": group("growth", 28, growth, about=" ".join(f"M={m}" for _, m, _ in place.growth)),
         "predict": group("predict", 14, predict, about=f"N = {place.batches}"),
         "compiled": group(
-            "compiled", 45, glues, place.compiled, True, about="the glue under torch.compile"
+            "compiled", 50, glues, place.compiled, True, about="the glue under torch.compile"
         ),
     }
     found += [others[part] for part in PARTS if part in others and part in only]

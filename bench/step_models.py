@@ -107,14 +107,18 @@ def recorded_noise(n: int, m: int, k: int, count: int, seed: int = 0) -> list[Te
 
 
 class Given(nn.Module):
-    """An expert of no cost: gives the first rows of outputs [N, C] that require a gradient."""
+    """An expert of no cost: gives the first rows of outputs [N, C] that require a gradient.
+
+    They are a new leaf each time: neither is the gradient of a slice filled up to all rows, nor are
+    gradients added up over steps, which no expert's step has.
+    """
 
     def __init__(self, outputs: Tensor):
         super().__init__()
-        self.outputs = nn.Parameter(outputs)
+        self.outputs = nn.Parameter(outputs, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outputs[: len(x)]
+        return self.outputs[: len(x)].detach().requires_grad_()
 
 
 class Scores(nn.Module):

@@ -200,7 +200,13 @@ def glue_step(setting: Setting) -> Callable[[], None]:
     experts = [Given(torch.randn(n, preset.outputs, dtype=dtype)) for _ in range(m)]
     scores = Scores(torch.zeros(n, m), torch.zeros(n, m))
     model = hp.HubPathway(experts, scores, k=preset.k, num_outputs=preset.outputs)
-    return hub_losses(setting, model.to(setting.device))
+    forward_backward = hub_losses(setting, model.to(setting.device))
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        forward_backward()
+
+    return step
 
 
 def experts_step(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:

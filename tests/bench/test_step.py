@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hubpath_fast as hp
 from bench import plot, step, step_counts, step_growth, step_models, step_rows
@@ -198,6 +199,22 @@ def test_balanced_scores_give_every_expert_its_share():
 
 def linear_experts(names, outputs):
     return [nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, outputs)) for _ in names]
+
+
+def test_the_glues_step_does_nothing_that_a_step_with_experts_does_not():
+    names = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    step = step_rows.glue_step(step_rows.make(PRESET, 16, "cpu", recorded=1))
+    step()
+    with Names():
+        step()
+    assert "addmm" in names  # the aggregator
+    assert not {"add_", "slice_backward"} & set(names)  # no sums over steps, no rows filled up
 
 
 def test_what_was_measured_is_on_disk_before_predictions(monkeypatch, tmp_path):
