@@ -125,7 +125,7 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         "large": group(
             "large", 35, large, about=f"N = {place.large[0]}: {'; '.join(place.large_rows)}"
         ),
-        "growth": group("growth", 28, growth, about=" ".join(f"M={m}" for _, m, _ in place.growth)),
+        "growth": group("growth", 30, growth, about=" ".join(f"M={m}" for _, m, _ in place.growth)),
         "predict": group("predict", 14, predict, about=f"N = {place.batches}"),
         "compiled": group(
             "compiled", 50, glues, place.compiled, True, about="the glue under torch.compile"

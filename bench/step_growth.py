@@ -29,6 +29,7 @@ from .step_models import balanced_scores, timm_experts
 from .step_rows import FORWARD_TOLERANCE
 
 PX, OUTPUTS = 32, 10
+STEPS_IN_A_ROW = 2  # on a GPU, where a step that is waited for takes longer; at M = 64, seconds
 SETTLE = 8  # steps at most: a size is captured at its third sight
 AXES = {
     "M": [(64, m, 2) for m in (2, 4, 8, 16, 32, 64)],
@@ -98,7 +99,8 @@ def times_of(
     with full_float32():  # as captured, too: TF32 would hide from the check what is wrong
         step, alone = step_functions(n, m, k, device, executor)
         functions = {"step": step, "experts alone": alone}
-        return timing.interleaved(functions, device, seconds, rounds)
+        calls = STEPS_IN_A_ROW if device == "cuda" else None
+        return timing.interleaved(functions, device, seconds, rounds, calls=calls)
 
 
 def beyond_smaller_groups(small: dict, large: dict) -> dict:

@@ -276,6 +276,15 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
         assert path.stat().st_size > 5000
 
 
+@pytest.mark.parametrize(("device", "calls"), [("cpu", None), ("cuda", 2)])
+def test_on_a_gpu_growth_is_of_steps_in_a_row(monkeypatch, device, calls):
+    monkeypatch.setattr(step_growth, "step_functions", lambda *arguments: arguments[3:])
+    monkeypatch.setattr(step_growth.timing, "interleaved", lambda *a, **options: (a, options))
+    found = step_growth.times_of(64, 4, 2, device, 1.5, 3, "graphs")
+    functions = {"step": device, "experts alone": "graphs"}  # what the stand-in gives
+    assert found == ((functions, device, 1.5, 3), {"calls": calls})
+
+
 def test_a_file_without_growth_is_not_drawn(tmp_path, capsys):
     (tmp_path / "step.json").write_text("{}")
     with pytest.raises(SystemExit):
