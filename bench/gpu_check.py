@@ -1,6 +1,7 @@
 """Everything that can be wrong on a GPU, in three minutes; no times.
 
-    python -m bench.gpu_check [--seconds 180] [--out DIR] [--cache DIR] [--dry-run]
+    python -m bench.gpu_check [--seconds 180] [--only GROUP,...] [--out DIR] [--cache DIR]
+                              [--dry-run]
 
 Groups run one after another, the ones of most worth first, each in a process of its own with a
 time limit (``children``): kernels are compiled on all cores, each kernel is compared with float64
@@ -39,6 +40,9 @@ KERNELS = {
     "aggregate": ("aggregate", "aggregate+loss"),
     "combine": ("combine", "loss", "combine+loss"),
 }
+
+
+ALWAYS = ("machine", "compile")
 
 
 @dataclass(frozen=True)
@@ -209,9 +213,18 @@ def main(
     start = children.begun(argv)
     place = place or Place()
     parser = children.arguments("bench.gpu_check", __doc__.split("\n")[0], seconds=180)
+    every = groups(place)
+    names = [group.name for group in every if group.name not in ALWAYS]
+    parser.add_argument("--only", help=f"of {','.join(names)}; default all")
     args = parser.parse_args(argv)
+    if args.only is not None:
+        chosen = args.only.split(",")
+        if unknown := set(chosen) - set(names):
+            expected = ", ".join(names)
+            parser.error(f"--only: expected some of {expected}, got {', '.join(sorted(unknown))}")
+        every = [group for group in every if group.name in (*ALWAYS, *chosen)]
     stamped = functools.partial(stamp, place)
-    return children.command(args, "check", groups(place), stamped, start, runner)
+    return children.command(args, "check", every, stamped, start, runner)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def graphs(rows: Rows) -> list[dict]:
     found = [
         timed
         for key, timed in rows.items()
-        if key[0] == "speed" and key[1].startswith("graphs ") and key[2].startswith("graphs, ")
+        if key[0] == "speed" and key[1] == "graphs" and key[2].startswith("graphs, ")
         and timed["ok"] and "p50" in timed
     ]  # fmt: skip
     return sorted(found, key=lambda timed: timed["p50"])

@@ -275,3 +275,12 @@ def test_each_test_is_a_line_even_where_pytest_dies(writer, tmp_path, monkeypatc
     assert {row["device"] for row in rows.values()} == {"d"}
     if workers == "0":  # where a worker dies, xdist tells of its test, and takes another
         assert children.missing(rows_of(writer)) == ["1 of 5 results are missing"]
+
+
+def test_only_some_groups_are_run(capsys):
+    assert gpu_check.main(["--only", "glue,router", "--dry-run"]) == 0
+    planned = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert planned == ["machine", "compile", "router", "glue"]
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--only", "glue,rooter", "--dry-run"])
+    assert "--only: expected some of router, gather," in capsys.readouterr().err

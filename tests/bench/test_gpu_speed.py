@@ -106,7 +106,7 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
         assert row["to_k_captured"] > 0
         assert (row["N"], row["M"], row["K"], row["px"]) == (24, 3, 2, 16)
     for count in (1, 2, 8):
-        row = rows[f"graphs {count}", f"graphs, {count} lane{'s' * (count > 1)}"]
+        row = rows["graphs", f"graphs, {count} lane{'s' * (count > 1)}"]
         assert row["misses_a_cycle"] == 0
         assert row["graphs"] >= 3
         assert row["eager"] == {}
@@ -398,9 +398,9 @@ def test_a_dry_run_keeps_to_the_seconds_and_names_the_rows(capsys):
     assert "cpu" not in listed
     gpu_speed.main(["--dry-run"])
     seconds = planned(capsys)
-    assert 300 < sum(seconds.values()) <= 320
+    assert 280 < sum(seconds.values()) <= 300
     assert list(seconds)[3:] == [
-        "step", "graphs 8", "graphs 1", "graphs 2", "glue", "aggregate", "roof", "atari", "large",
+        "step", "graphs", "glue", "aggregate", "roof", "atari", "large",
         "growth", "predict", "compiled",
     ]  # fmt: skip
 
@@ -414,7 +414,7 @@ def test_a_part_is_planned_by_itself(capsys):
 
 @pytest.mark.parametrize(
     ("cores", "seconds", "expected"),
-    [(4, "320", [24, 24, 16]), (16, "100", [24, 24, 16, 16, 16]), (16, "48", [12, 12, 8, 8, 8])],
+    [(4, "300", [24, 24, 16]), (16, "100", [24, 24, 16, 16, 16]), (16, "48", [12, 12, 8, 8, 8])],
 )
 def test_threads_are_bounded_by_the_cores_and_the_seconds(
     monkeypatch, capsys, cores, seconds, expected

@@ -28,8 +28,8 @@ SPEED = [
     row("speed", "ceilings", "copy", text="3.010 TB/s read and written", bytes_per_second=3.01e12),
     row("speed", "step", "single 0", **times(0.018), to_k_single=0.5),
     row("speed", "step", "graphs, 2 lanes", ok=False, note="ValueError: not timed"),
-    row("speed", "graphs 1", "single 0", **times(0.019), to_k_single=0.5),
-    row("speed", "graphs 1", "graphs, 1 lane", **times(0.040), to_k_single=1.05,
+    row("speed", "graphs", "single 0", **times(0.019), to_k_single=0.5),
+    row("speed", "graphs", "graphs, 1 lane", **times(0.040), to_k_single=1.05,
         to_k_captured=1.1, busy=0.039, launches=12.0, peak_memory=3 << 30,
         dearest=[["conv", 0.01, 60.0]]),
     row("speed", "roof", "gather 9,3,2,5 float32 forward graph", **times(2.4e-3),
@@ -103,7 +103,7 @@ def test_the_newest_line_of_a_row_stays_also_where_it_is_a_failure(root):
     later = root.parent / "later.jsonl"
     jsonl.write(later, [
         row("check", "router", "route 37,7,3", 30, error=2e-7),
-        row("speed", "graphs 1", "graphs, 1 lane", 30, ok=False, note="out of memory"),
+        row("speed", "graphs", "graphs, 1 lane", 30, ok=False, note="out of memory"),
         row("speed", "step", "single 0", 30, stamp=STAMP | {"device": "NVIDIA H200"},
             **times(0.017), to_k_single=0.5),
     ])  # fmt: skip
@@ -111,7 +111,7 @@ def test_the_newest_line_of_a_row_stays_also_where_it_is_a_failure(root):
     table(root, root.parent / "run")  # older lines change nothing
     gpu = gpu_table.newest(jsonl.read(root / "results" / "nvidia-h100-80gb-hbm3" / "gpu.jsonl"))
     assert gpu["check", "router", "route 37,7,3"]["ok"]
-    assert gpu["speed", "graphs 1", "graphs, 1 lane"]["note"] == "out of memory"
+    assert gpu["speed", "graphs", "graphs, 1 lane"]["note"] == "out of memory"
     assert gpu["speed", "step", "single 0"]["p50"] == 0.018  # not another device's
     assert (root / "results" / "nvidia-h200" / "gpu.jsonl").exists()
     text = (root / "README.md").read_text()
@@ -185,9 +185,9 @@ ALL = [
     row("speed", "step", "dense", **times(0.1), peak_memory=10 << 30),
     row("speed", "step", "reference", **times(0.06), peak_memory=4 << 30),
     row("speed", "step", "captured single 0", **times(0.02), peak_memory=5),
-    row("speed", "graphs 8", "graphs, 8 lanes", **times(0.04), to_k_single=0.8, to_k_captured=1.2,
+    row("speed", "graphs", "graphs, 8 lanes", **times(0.04), to_k_single=0.8, to_k_captured=1.2,
         peak_memory=5 << 30),
-    row("speed", "graphs 1", "graphs, 1 lane", **times(0.05), to_k_single=1.0, to_k_captured=1.3,
+    row("speed", "graphs", "graphs, 1 lane", **times(0.05), to_k_single=1.0, to_k_captured=1.3,
         peak_memory=5 << 30),
     row("speed", "large", "sequential", **times(0.2)),
     row("speed", "large", "graphs, 8 lanes", **times(0.25)),
