@@ -6,16 +6,19 @@ bias's and the sum of those parts. What nobody asked for is not made.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ._aggregate_matrix import plan_backward_matrix
 from ._aggregate_rows import has_dots, plan_backward_rows
-from ._common import register
+from ._grouped import tf32_is_allowed
+from ._launch import Plan, register
 from ._outputs import dense, is_channels_last
 
 
-def _backward(
+def _plan(
     d_y,
     outputs,
     weights,
@@ -27,30 +30,45 @@ def _backward(
     for_rows,
     for_matrix,
     *loss,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_y = dense(d_y, is_channels_last(outputs))
+) -> Plan:
     shared = (d_y, outputs, weights, rows, offsets, matrix, dtype)
     d_outputs, d_weights, d_matrix = (x.new_empty(0) for x in (outputs, weights, matrix))
     d_bias = matrix.new_empty(0, dtype=bias_dtype or matrix.dtype)
-    dots = None
+    launches, dots, are_shares = [], None, False
     if for_rows:
-        (d_outputs, dots), launch = plan_backward_rows(*shared, *loss)
-        launch()
-        if not has_dots(outputs):
-            d_weights, dots = dots.view_as(weights), None
-        elif not for_matrix:
-            d_weights = dots.sum((2, 3)).to(weights.dtype)
+        (d_outputs, d_weights), launch = plan_backward_rows(*shared, *loss)
+        launches.append(launch)
+        dots = d_weights if has_dots(outputs) else None
     if for_matrix:
         found, launch = plan_backward_matrix(*shared, bias_dtype, dots)
-        launch()
-        d_matrix = _whole(*found[0])
-        d_bias = d_bias if bias_dtype is None else _whole(*found[1])
+        launches.append(launch)
+        are_shares = len(found[0][1]) > 0
+        d_matrix = found[0][are_shares]
+        d_bias = d_bias if bias_dtype is None else found[1][are_shares]
         d_weights = d_weights if dots is None else found[2]
+    results = (d_outputs, d_weights, d_matrix, d_bias)
+    left = partial(
+        _add_up,
+        weights.dtype if dots is not None and not for_matrix else None,
+        matrix.dtype if are_shares else None,
+        bias_dtype if are_shares else None,
+    )
+    return Plan(results, launches, left if any(left.args) else None)
+
+
+def _add_up(dots, matrix_shares, bias_shares, d_outputs, d_weights, d_matrix, d_bias) -> tuple:
+    """What no launch has added up; the first three are the dtypes of the sums, None for nothing."""
+    if dots is not None:
+        d_weights = d_weights.sum((2, 3)).to(dots)
+    if matrix_shares is not None:
+        d_matrix = d_matrix.sum(0).to(matrix_shares)
+    if bias_shares is not None:
+        d_bias = d_bias.sum(0).to(bias_shares)
     return d_outputs, d_weights, d_matrix, d_bias
 
 
-def _whole(gradient: Tensor, shares: Tensor) -> Tensor:
-    return gradient if len(shares) == 0 else shares.sum(0).to(gradient.dtype)
+def _settle(d_y: Tensor, outputs: Tensor, *rest) -> tuple:
+    return dense(d_y, is_channels_last(outputs)), outputs, *rest
 
 
 def _fake(
@@ -70,6 +88,8 @@ aggregate_backward = register(
     " Tensor matrix, ScalarType dtype, ScalarType? bias_dtype, bool for_rows, bool for_matrix,"
     " Tensor? d_loss, Tensor? logsumexp, Tensor? target, float label_smoothing, int ignore_index)"
     " -> (Tensor d_outputs, Tensor d_weights, Tensor d_matrix, Tensor d_bias)",
-    _backward,
+    _plan,
     _fake,
+    _settle,
+    tf32_is_allowed,
 )

@@ -24,8 +24,8 @@ from ._grouped import (
     splits_for,
     tiles_for,
 )
+from ._launch import Launch
 from ._outputs import (
-    Launch,
     accumulator,
     blocks,
     channels_minor,

@@ -25,8 +25,8 @@ from ._grouped import (
     sample_offsets,
     tiles_for,
 )
+from ._launch import Launch
 from ._outputs import (
-    Launch,
     accumulator,
     channels_minor,
     item_offsets,
@@ -151,8 +151,10 @@ def plan_backward_rows(
     products = num_experts * row_tiles(items, num_experts)
     tile = tiles_for(products, None, channels, c_out, dtype)
     tiles, tiles_c = items // tile.high + num_experts, cdiv(channels, tile.wide)
-    dots_dtype = accumulator(dtype) if has_dots(outputs) else weights.dtype
-    dots = weights.new_empty((n, k, tiles_c, trailing), dtype=dots_dtype)
+    if has_dots(outputs):
+        dots = weights.new_empty((n, k, tiles_c, trailing), dtype=accumulator(dtype))
+    else:
+        dots = torch.empty_like(weights)
     d_outputs = torch.empty_like(outputs)
     launch = Launch(
         _backward_rows,
@@ -185,6 +187,6 @@ def plan_backward_rows(
         BLOCK_CO=tile.deep,
         BLOCK_C=tile.wide,
         # g, the outputs and d_outputs of a large tile are 250 registers a thread for 4 warps.
-        options={"num_warps": 8 if tile.high * tile.wide > 4096 else 4},
+        num_warps=8 if tile.high * tile.wide > 4096 else 4,
     )
     return (d_outputs, dots), launch

@@ -1,38 +1,10 @@
-"""What the kernel files share: registering operations, the device guard, compile-only cases."""
+"""What the kernel files share: sizes of tiles, and cases to compile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-from torch import Tensor
-
-# FRAGMENT: every kernel file adds its own operations to the one namespace.
-_LIBRARY = torch.library.Library("hubpath_fast", "FRAGMENT")
-
-
-def register(schema: str, launch: Callable, fake: Callable) -> Any:
-    """Define ``hubpath_fast::<schema>``, run by ``launch`` and traced through ``fake``.
-
-    Derivatives come from a ``torch.autograd.Function`` around the operation: this costs about
-    half of what ``torch.library.custom_op`` with ``register_autograd`` does per call, and still
-    passes ``opcheck`` and compiles without a graph break. Returns the callable operation.
-    """
-    name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"hubpath_fast::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.hubpath_fast, name).default
-
-
-def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device: make it the tensor's own, if it is another."""
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return nullcontext()
 
 
 def cdiv(a: int, b: int) -> int:

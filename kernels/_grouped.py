@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 
 from ._common import cdiv, next_power_of_2
-from ._outputs import INTERPRETED, TRITON_DTYPE, accumulator
+from ._launch import INTERPRETED
+from ._outputs import TRITON_DTYPE, accumulator
 
 _PROGRAMS = 256  # keeps the GPUs of today busy (up to 148 multiprocessors): cut finer below this
 _MANY_ROWS = 512  # per expert: from here on it is safe to count on _MANY_TILES tiles of them
@@ -112,15 +113,12 @@ def splits_for(programs: int, items: int, experts: int) -> int:
     return splits
 
 
-def precision(dtype: torch.dtype) -> str:
+def tf32_is_allowed() -> bool:
     """float32 products are exact multiply-adds unless torch allows tf32, as in ``F.linear``."""
-    if dtype != torch.float32:
-        return "ieee"
     try:
-        allowed = torch.backends.cuda.matmul.allow_tf32
+        return torch.backends.cuda.matmul.allow_tf32
     except RuntimeError:  # set through torch's newer switch; the older one then refuses to be read
-        allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed else "ieee"
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def product_constants(dtype: torch.dtype) -> dict:
@@ -129,5 +127,5 @@ def product_constants(dtype: torch.dtype) -> dict:
         "DOT": TRITON_DTYPE[dtype],
         "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "COMPUTE": TRITON_DTYPE[accumulator(dtype)],
-        "PRECISION": precision(dtype),
+        "PRECISION": "tf32" if dtype == torch.float32 and tf32_is_allowed() else "ieee",
     }

@@ -1,4 +1,4 @@
-"""What combine, aggregate and exploit_loss share: memory layout of expert outputs, and launching.
+"""What combine, aggregate and exploit_loss share: the memory layout of expert outputs.
 
 Expert outputs are [R, C, ...] with S trailing elements behind dimension 1 (S = 1 for plain rows).
 Two layouts are read in place: contiguous, and channels last (dimension 1 innermost in memory, for
@@ -8,30 +8,19 @@ any number of dimensions). Anything else is copied once. Results take the layout
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import CompileCase, next_power_of_2, on_device_of
+from ._common import next_power_of_2
 
 TRITON_DTYPE = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
     torch.float32: tl.float32,
     torch.float64: tl.float64,
-}
-INTERPRETED = triton.knobs.runtime.interpret
-_POINTER = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
 }
 
 
@@ -45,50 +34,6 @@ def item_offsets(item, trailing, C: tl.constexpr, MINOR: tl.constexpr):
         return item // trailing, item % trailing, item * C
     row = item // trailing
     return row, item % trailing, row * (C * trailing) + item % trailing
-
-
-class Launch:
-    """A kernel with everything it is launched with; without a device it can still be compiled.
-
-    ``values`` are the kernel's arguments by name; those in capitals are its constants.
-    """
-
-    def __init__(self, kernel: Any, programs: int, options: dict[str, Any] | None = None, **values):
-        self.kernel, self.programs = kernel, programs  # nothing runs when programs is 0
-        self.options = options or {}  # num_warps and the like
-        self.values = values
-
-    def __call__(self) -> None:
-        if self.programs == 0:
-            return
-        tensor = next(value for value in self.values.values() if isinstance(value, Tensor))
-        with on_device_of(tensor):
-            self.kernel[(self.programs,)](**self.values, **self.options)
-
-    def compile_case(self, name: str, wide: bool = False, note: str = "") -> CompileCase:
-        """The same launch for the compiler only, specialised as Triton's launcher would."""
-        signature, constexprs, aligned = {}, {}, []
-        varying = self.kernel.do_not_specialize
-        for key, value in self.values.items():
-            if isinstance(value, Tensor):
-                signature[key] = _POINTER[value.dtype]
-            elif key.isupper() or value is None or (value == 1 and key not in varying):
-                constexprs[key] = value
-            else:
-                signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0 and key not in varying:
-                    aligned.append(key)
-        return CompileCase(
-            name,
-            self.kernel,
-            signature,
-            constexprs,
-            num_warps=self.options.get("num_warps", 4),
-            num_stages=self.options.get("num_stages", 3),
-            wide=wide,
-            aligned=tuple(aligned),
-            note=note,
-        )
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -147,15 +92,3 @@ def blocks(length: int, elements: int = 1024) -> tuple[int, int]:
     """
     block_l = min(next_power_of_2(length), elements)
     return elements // block_l, block_l
-
-
-def launching(plan: Callable[..., tuple]) -> Callable:
-    """The operation that makes its plan, (results, launch, ...), and carries it out."""
-
-    def operation(*arguments):
-        results, *launches = plan(*arguments)
-        for launch in launches:
-            launch()
-        return results
-
-    return operation

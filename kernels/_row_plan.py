@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import CompileCase, cdiv, next_power_of_2
+from ._launch import Launch
 
 TWO_LAUNCHES = 4096
 SCAN_EXPERTS, SCAN_BLOCKS = 4, 1024  # a tile of the scan: 16 bytes wide, in few dependent steps
@@ -152,21 +153,23 @@ def plan_rows(
     offsets: Tensor,  # [M + 1] int32, written
     mean: Tensor,  # [M], written
     block_samples: int,
-) -> None:
-    """One launch up to TWO_LAUNCHES samples, two above, on the current device."""
+) -> list[Launch]:
+    """One launch up to TWO_LAUNCHES samples, two above."""
     n, k = experts.shape
     blocks, m = sums.shape
-    totals = None
-    if _is_scanned(n):
-        totals = counts.new_empty((m,))
-        _scan_kernel[(cdiv(m, SCAN_EXPERTS),)](
-            counts, totals, sums, mean, n, blocks,
-            M=m, BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS, num_warps=SCAN_WARPS,
-        )  # fmt: skip
-    _plan_kernel[(blocks + 1,)](
-        counts, totals, sums, experts, positions, rows, offsets, mean, n, blocks,
-        **_plan_options(n, m, k, blocks, block_samples),
+    both = {"counts_ptr": counts, "sums_ptr": sums, "mean_ptr": mean, "N": n, "B": blocks}
+    both["totals_ptr"] = counts.new_empty((m,)) if _is_scanned(n) else None
+    plan = Launch(
+        _plan_kernel, blocks + 1, **both, experts_ptr=experts, positions_ptr=positions,
+        rows_ptr=rows, offsets_ptr=offsets, **_plan_options(n, m, k, blocks, block_samples),
     )  # fmt: skip
+    if not _is_scanned(n):
+        return [plan]
+    scan = Launch(
+        _scan_kernel, cdiv(m, SCAN_EXPERTS), **both,
+        M=m, BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS, num_warps=SCAN_WARPS,
+    )  # fmt: skip
+    return [scan, plan]
 
 
 def compile_cases(n: int, m: int, k: int, blocks: int, block_samples: int) -> list[CompileCase]:

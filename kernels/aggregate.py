@@ -27,18 +27,24 @@ from torch.nn import functional as F
 from ._aggregate_backward import aggregate_backward
 from ._aggregate_matrix import plan_backward_matrix
 from ._aggregate_rows import has_dots, plan_backward_rows
-from ._common import CompileCase, cdiv, next_power_of_2, register
-from ._grouped import find_tile, operand, product_constants, row_tiles, tiles_for
+from ._common import CompileCase, cdiv, next_power_of_2
+from ._grouped import (
+    find_tile,
+    operand,
+    product_constants,
+    row_tiles,
+    tf32_is_allowed,
+    tiles_for,
+)
+from ._launch import Launch, Plan, register
 from ._outputs import (
     TRITON_DTYPE,
-    Launch,
     accumulator,
     blocks,
     channels_minor,
     empty,
     is_channels_last,
     item_offsets,
-    launching,
     settle,
     trailing_size,
     units,
@@ -156,7 +162,7 @@ def _sum_rows(
         tl.store(loss_ptr, tl.sum(total, axis=0))
 
 
-def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
+def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials) -> Plan:
     """y and the sum of ``partials``; ``dtype`` is that of what is multiplied, and of y."""
     num_experts, (n, k) = offsets.numel() - 1, weights.shape
     num_rows, channels = outputs.shape[:2]
@@ -213,7 +219,7 @@ def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
         PARTIALS=PARTIALS,
         BLOCK_P=1024,
     )
-    return (y, loss), multiply, add
+    return Plan((y, loss), [multiply, add])
 
 
 def _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
@@ -227,8 +233,9 @@ aggregate_forward = register(
     "aggregate_forward(Tensor outputs, Tensor weights, Tensor positions, Tensor offsets,"
     " Tensor matrix, Tensor? bias, ScalarType dtype, Tensor? partials)"
     " -> (Tensor y, Tensor loss)",
-    launching(_plan),
+    _plan,
     _fake,
+    settings=tf32_is_allowed,
 )
 
 
@@ -376,9 +383,8 @@ def compile_cases() -> list[CompileCase]:
         rows, offsets = (torch.empty(s, dtype=torch.int32, device="meta") for s in (n * k, m + 1))
         matrix = torch.empty((c, m * c), dtype=dtype, device="meta")
         partials, target = outputs.float().flatten(), weights.long()
-        (y, loss), multiply, add = _plan(
-            outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, partials
-        )
+        forward = _plan(outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, partials)
+        (y, loss), (multiply, add) = forward.results, forward.launches
         wide = c % 4 == 0
         cases.append(multiply.compile_case(f"aggregate products {size}", wide=wide))
         cases.append(add.compile_case(f"aggregate sum {size}", wide=wide))

@@ -17,17 +17,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import CompileCase, cdiv, next_power_of_2, register
+from ._common import CompileCase, cdiv, next_power_of_2
+from ._launch import Launch, Plan, register
 from ._outputs import (
     TRITON_DTYPE,
-    Launch,
     accumulator,
     blocks,
     channels_minor,
     dense,
     empty,
     is_channels_last,
-    launching,
     settle,
     trailing_size,
     units,
@@ -163,7 +162,7 @@ def _runs(outputs: Tensor) -> tuple[int, int]:
     return (trailing, channels) if channels_minor(outputs) else (1, channels * trailing)
 
 
-def _plan_forward(outputs, weights, experts, positions, num_experts) -> tuple[Tensor, Launch]:
+def _plan_forward(outputs, weights, experts, positions, num_experts) -> Plan:
     n, k = experts.shape
     concat = empty(outputs, n, num_experts * outputs.shape[1], outputs.dtype)
     outer, inner = _runs(outputs)
@@ -172,7 +171,7 @@ def _plan_forward(outputs, weights, experts, positions, num_experts) -> tuple[Te
     block_k = next_power_of_2(k)
     block_p, block_l = blocks(inner)
     block_p = min(block_p, max(_MAX_LOOKUP // block_k, 1))
-    return concat, Launch(
+    launch = Launch(
         _combine_forward,
         cdiv(num_runs, block_p) * cdiv(inner, block_l),
         concat_ptr=concat,
@@ -191,6 +190,7 @@ def _plan_forward(outputs, weights, experts, positions, num_experts) -> tuple[Te
         BLOCK_P=block_p,
         BLOCK_L=block_l,
     )
+    return Plan(concat, [launch])
 
 
 def _plan_backward(
@@ -205,7 +205,7 @@ def _plan_backward(
     target,
     label_smoothing,
     ignore_index,
-) -> tuple[tuple[Tensor, Tensor], Launch]:
+) -> Plan:
     n, k = experts.shape
     with_loss = d_loss is not None
     d_outputs, d_weights = torch.empty_like(outputs), torch.empty_like(weights)
@@ -214,13 +214,13 @@ def _plan_backward(
     trailing = trailing_size(outputs)
     block_r, block_l = blocks(outer * inner)
     block_r = min(block_r, _MAX_SLOTS)
-    return (d_outputs, d_weights), Launch(
+    launch = Launch(
         _combine_backward,
         cdiv(n * k, block_r),
         d_outputs_ptr=d_outputs,
         d_weights_ptr=d_weights,
         outputs_ptr=outputs,
-        d_concat_ptr=dense(d_concat, is_channels_last(outputs)),
+        d_concat_ptr=d_concat,
         weights_ptr=weights,
         experts_ptr=experts,
         positions_ptr=positions,
@@ -245,12 +245,17 @@ def _plan_backward(
         BLOCK_R=block_r,
         BLOCK_L=block_l,
     )
+    return Plan((d_outputs, d_weights), [launch])
+
+
+def _settle_backward(d_concat, outputs, *rest) -> tuple:
+    return dense(d_concat, is_channels_last(outputs)), outputs, *rest
 
 
 combine_forward = register(
     "combine_forward(Tensor outputs, Tensor weights, Tensor experts, Tensor positions,"
     " SymInt num_experts) -> Tensor",
-    launching(_plan_forward),
+    _plan_forward,
     lambda outputs, weights, experts, positions, num_experts: empty(
         outputs, experts.shape[0], num_experts * outputs.shape[1], outputs.dtype
     ),
@@ -259,8 +264,9 @@ combine_backward = register(
     "combine_backward(Tensor d_concat, Tensor outputs, Tensor weights, Tensor experts,"
     " Tensor positions, SymInt num_experts, Tensor? d_loss, Tensor? logsumexp, Tensor? target,"
     " float label_smoothing, int ignore_index) -> (Tensor, Tensor)",
-    launching(_plan_backward),
+    _plan_backward,
     lambda d_concat, outputs, weights, *_: (torch.empty_like(outputs), torch.empty_like(weights)),
+    _settle_backward,
 )
 
 
@@ -325,12 +331,12 @@ def compile_cases() -> list[CompileCase]:
         outputs = torch.empty((n * k, c, *trailing), dtype=dtype, device="meta")
         weights = torch.empty((n, k), device="meta")
         experts, positions = weights.long(), weights.int()
-        concat, launch = _plan_forward(outputs, weights, experts, positions, m)
+        forward = _plan_forward(outputs, weights, experts, positions, m)
         wide = c % 4 == 0 and c > 16
-        cases.append(launch.compile_case(f"combine forward {size}", wide=wide))
+        cases.append(forward.launches[0].compile_case(f"combine forward {size}", wide=wide))
         loss = (weights.sum(), outputs.float(), weights.long())
         for name, extra in (("", (None, None, None)), (" with loss", loss)):
-            arguments = (concat, outputs, weights, experts, positions, m, *extra, 0.0, -100)
-            _, launch = _plan_backward(*arguments)
+            arguments = (outputs, weights, experts, positions, m, *extra, 0.0, -100)
+            (launch,) = _plan_backward(forward.results, *arguments).launches
             cases.append(launch.compile_case(f"combine backward{name} {size}", wide=wide))
     return cases

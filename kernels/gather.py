@@ -18,16 +18,14 @@ Offsets are 64 bits wherever they can pass 2^31 elements.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import CompileCase, cdiv, next_power_of_2, register
-from ._outputs import Launch
+from ._common import CompileCase, cdiv, next_power_of_2
+from ._launch import Launch, Plan, register
 from ._tiles import (
     FEW_CHANNELS,
     TILE,
@@ -189,21 +187,29 @@ def _gather_backward_kernel(
     tl.store(grad_x_ptr + target, total.to(grad_x_ptr.dtype.element_ty), mask)
 
 
+def _read_in_place(x: Tensor, channels_last: bool) -> Tensor:
+    """x, copied unless it lies in one of the two layouts; ``channels_last`` is the result's."""
+    if x.is_contiguous() or is_channels_last(x):
+        return x
+    return x.contiguous(memory_format=format_of(channels_last))
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _gather_launch(x, positions, offsets, scale, shift, out, capacity=None) -> Launch:
     channels_last, dtype = is_channels_last(out), out.dtype
     last = channels_last
     if not x.is_contiguous(memory_format=format_of(last)):
-        if is_channels_last(x) or (last and x.is_contiguous()):
-            last = not last  # turned over on the way
-        else:
-            x = x.contiguous(memory_format=format_of(last))
+        last = not last  # turned over on the way
     affine = scale is not None or shift is not None
     tensors = {
         "x_ptr": x,
         "positions_ptr": positions,
         "offsets_ptr": offsets,
-        "scale_ptr": None if scale is None else scale.contiguous(),
-        "shift_ptr": None if shift is None else shift.contiguous(),
+        "scale_ptr": scale,
+        "shift_ptr": shift,
         "out_ptr": out,
         "DTYPE": compute_dtype(x.dtype, dtype) if affine or dtype != x.dtype else None,
         "capacity": capacity,
@@ -227,56 +233,67 @@ def _gather_launch(x, positions, offsets, scale, shift, out, capacity=None) -> L
     )  # fmt: skip
 
 
-def _backward_launch(grad, positions, offsets, scale, dtype) -> Launch:
+def _backward_plan(grad, positions, offsets, scale, dtype) -> Plan:
     last = is_channels_last(grad)
-    grad = grad.contiguous(memory_format=format_of(last))
     out = empty(grad, positions.shape[0], dtype, last)
     programs, sizes = tile_walk(out, positions, offsets, scale is not None, last)
-    return Launch(
+    launch = Launch(
         _gather_backward_kernel, programs, grad_ptr=grad, positions_ptr=positions,
-        offsets_ptr=offsets, scale_ptr=None if scale is None else scale.contiguous(),
-        grad_x_ptr=out, DTYPE=compute_dtype(grad.dtype, dtype), **sizes,
+        offsets_ptr=offsets, scale_ptr=scale, grad_x_ptr=out,
+        DTYPE=compute_dtype(grad.dtype, dtype), **sizes,
     )  # fmt: skip
+    return Plan(out, [launch])
 
 
-def _run_gather(x, positions, offsets, scale, shift, dtype, channels_last) -> Tensor:
+def _backward_settle(grad, positions, offsets, scale, dtype):
+    grad = grad.contiguous(memory_format=format_of(is_channels_last(grad)))
+    return grad, positions, offsets, _contiguous(scale), dtype
+
+
+def _plan(x, positions, offsets, scale, shift, dtype, channels_last) -> Plan:
     out = empty(x, positions.numel(), dtype, channels_last)
-    _gather_launch(x, positions, offsets, scale, shift, out)()
-    return out
+    return Plan(out, [_gather_launch(x, positions, offsets, scale, shift, out)])
 
 
-def _run_gather_into(out, x, positions, offsets, scale, shift) -> None:
+def _settle(x, positions, offsets, scale, shift, dtype, channels_last):
+    x = _read_in_place(x, channels_last)
+    return x, positions, offsets, _contiguous(scale), _contiguous(shift), dtype, channels_last
+
+
+def _into_plan(out, x, positions, offsets, scale, shift) -> Plan:
     capacity = out.shape[0] // (offsets.numel() - 1)
-    _gather_launch(x, positions, offsets, scale, shift, out, capacity)()
+    return Plan(None, [_gather_launch(x, positions, offsets, scale, shift, out, capacity)])
 
 
-def _run_backward(*arguments) -> Tensor:
-    launch = _backward_launch(*arguments)
-    launch()
-    return launch.values["grad_x_ptr"]
+def _into_settle(out, x, positions, offsets, scale, shift):
+    x = _read_in_place(x, is_channels_last(out))
+    return out, x, positions, offsets, _contiguous(scale), _contiguous(shift)
 
 
 _forward = register(
     "gather(Tensor x, Tensor positions, Tensor offsets, Tensor? scale, Tensor? shift,"
     " ScalarType dtype, bool channels_last) -> Tensor",
-    _run_gather,
+    _plan,
     lambda x, positions, offsets, scale, shift, dtype, channels_last: empty(
         x, positions.numel(), dtype, channels_last
     ),
+    _settle,
 )
 _into = register(
     "gather_into(Tensor(a!) out, Tensor x, Tensor positions, Tensor offsets, Tensor? scale,"
     " Tensor? shift) -> ()",
-    _run_gather_into,
+    _into_plan,
     lambda *arguments: None,
+    _into_settle,
 )
 _backward = register(
     "gather_backward(Tensor grad, Tensor positions, Tensor offsets, Tensor? scale,"
     " ScalarType dtype) -> Tensor",
-    _run_backward,
+    _backward_plan,
     lambda grad, positions, offsets, scale, dtype: empty(
         grad, positions.shape[0], dtype, is_channels_last(grad)
     ),
+    _backward_settle,
 )
 
 
@@ -336,7 +353,6 @@ def compile_cases() -> list[CompileCase]:
     narrow = "loads are narrow by design: the result is written in order"
     bf16, fp16, fp32, uint8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
     cases = []
-    pointers = {uint8: "*u8", bf16: "*bf16", fp32: "*fp32"}
     for shape, dtype, out_dtype, x_last, last, affine in [
         ((48, 3, 224, 224), fp32, fp32, False, False, False),
         ((48, 3, 224, 224), uint8, bf16, False, False, True),
@@ -358,13 +374,10 @@ def compile_cases() -> list[CompileCase]:
         for place, rows, capacity in (("", 2 * shape[0], None), (" into", 5 * shape[0], shape[0])):
             out = empty(x, rows, out_dtype, last)
             launch = _gather_launch(x, positions, offsets, scale, scale, out, capacity)
-            launch.values["x_ptr"] = torch.empty(0, device="meta")  # Launch knows no type for bytes
             note = narrow if turned else ""
-            case = launch.compile_case(f"gather{place} {name}", not turned, note)
-            signature = {**case.signature, "x_ptr": pointers[dtype]}
-            cases.append(replace(case, signature=signature))
+            cases.append(launch.compile_case(f"gather{place} {name}", not turned, note))
         if dtype.is_floating_point:
             grad = empty(x, positions.numel(), out_dtype, last)
-            launch = _backward_launch(grad, positions, offsets, scale, dtype)
+            (launch,) = _backward_plan(grad, positions, offsets, scale, dtype).launches
             cases.append(launch.compile_case(f"gather backward {name}", True))
     return cases

@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _row_plan
-from ._common import CompileCase, cdiv, next_power_of_2, on_device_of, register
+from ._common import CompileCase, cdiv, next_power_of_2
+from ._launch import Launch, Plan, register
 from ._route import route_and_plan_kernel, route_kernel
 from ._scores import (
     as_tile,
@@ -172,22 +173,20 @@ def _one_launch(n: int, m: int, itemsize: int) -> dict | None:
     }
 
 
+def _rows(x: Tensor | None) -> Tensor | None:
+    """Any distance between samples will do, such as in the two halves of one [N, 2M] tensor."""
+    return x if x is None or x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
 def _inputs(clean, noise, eps, seed):
-    """What a kernel reads, ``(clean, noise, eps or seed)``, their strides, and where eps is from.
-
-    Any distance between samples will do, such as in the two halves of one [N, 2M] tensor.
-    """
-
-    def rows(x):
-        return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-    clean, noise = rows(clean), rows(noise)
+    """What a kernel reads, by name, the strides between samples, and where eps is from."""
+    read = {"clean_ptr": clean, "noise_ptr": noise}
     if seed is not None:
-        return (clean, noise, seed), (clean.stride(0), noise.stride(0), 0), DRAWN
+        return read | {"eps_ptr": seed}, (clean.stride(0), noise.stride(0), 0), DRAWN
     if eps is not None:
-        eps = rows(eps)
-        return (clean, noise, eps), (clean.stride(0), noise.stride(0), eps.stride(0)), GIVEN
-    return (clean, noise, clean), (clean.stride(0), 0, 0), NO_NOISE
+        strides = (clean.stride(0), noise.stride(0), eps.stride(0))
+        return read | {"eps_ptr": eps}, strides, GIVEN
+    return read | {"eps_ptr": clean}, (clean.stride(0), 0, 0), NO_NOISE
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -206,29 +205,31 @@ def _forward_fake(clean, noise, eps, seed, k, renormalize):
     )
 
 
-def _forward_launch(clean, noise, eps, seed, k, renormalize):
+def _forward_settle(clean, noise, eps, seed, k, renormalize):
+    return _rows(clean), _rows(noise), _rows(eps), seed, k, renormalize
+
+
+def _forward_plan(clean, noise, eps, seed, k, renormalize) -> Plan:
     outputs = _forward_fake(clean, noise, eps, seed, k, renormalize)
     weights, mean, experts, offsets, rows, positions = outputs
     n, m = clean.shape
     inputs, strides, source = _inputs(clean, noise, eps, seed)
     options = _options(m, k, clean.element_size(), source, renormalize, strides)
     small = _one_launch(n, m, clean.element_size())
-    with on_device_of(clean):
-        if small is not None:
-            route_and_plan_kernel[(1,)](
-                *inputs, weights, experts, positions, rows, offsets, mean, n, **options | small
-            )
-            return outputs
-        blocks, tiles = _blocks(n, m)
-        counts = clean.new_empty((blocks, m), dtype=torch.int32)
-        sums = clean.new_empty((blocks, m), dtype=mean.dtype)
-        if n > 0:
-            route_kernel[(blocks,)](
-                *inputs, weights, experts, positions, counts, sums, n, TILES=tiles, **options
-            )
-        samples = tiles * options["BLOCK_N"]
-        _row_plan.plan_rows(counts, sums, experts, positions, rows, offsets, mean, samples)
-    return outputs
+    written = {"weights_ptr": weights, "experts_ptr": experts}
+    if small is not None:
+        written |= {"positions_ptr": positions, "rows_ptr": rows}
+        written |= {"offsets_ptr": offsets, "mean_ptr": mean}
+        route = Launch(route_and_plan_kernel, 1, **inputs, **written, N=n, **options | small)
+        return Plan(outputs, [route])
+    blocks, tiles = _blocks(n, m)
+    counts = clean.new_empty((blocks, m), dtype=torch.int32)
+    sums = clean.new_empty((blocks, m), dtype=mean.dtype)
+    written |= {"ranks_ptr": positions, "counts_ptr": counts, "sums_ptr": sums}
+    route = Launch(route_kernel, blocks, **inputs, **written, N=n, TILES=tiles, **options)
+    samples = tiles * options["BLOCK_N"]
+    plan = _row_plan.plan_rows(counts, sums, experts, positions, rows, offsets, mean, samples)
+    return Plan(outputs, [route, *plan])
 
 
 def _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize):
@@ -236,49 +237,55 @@ def _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, re
     return clean.new_empty(clean.shape), noise.new_empty((0,) if silent else noise.shape)
 
 
-def _regular(grad: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
-    """An incoming gradient and its strides, which are compile-time and so must not follow N.
-
-    They do not for a dense gradient, nor for one number repeated, as a sum sends it back. Any
-    other is copied.
-    """
-    if grad is None:
-        return None, (0,) * len(shape)
-    if grad.is_contiguous() or any(grad.stride()):
-        return grad.contiguous(), (*shape[1:], 1)
-    return grad, (0,) * len(shape)
+def _regular(grad: Tensor | None) -> Tensor | None:
+    """An incoming gradient, copied unless it is dense or one number repeated, as a sum sends it
+    back: its strides are compile-time and must not follow N."""
+    return grad.contiguous() if grad is not None and any(grad.stride()) else grad
 
 
-def _backward_launch(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize):
+def _strides(grad: Tensor | None, *shape: int) -> tuple[int, ...]:
+    if grad is None or not grad.is_contiguous():
+        return (0,) * len(shape)
+    return *shape[1:], 1
+
+
+def _backward_settle(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize):
+    scores = (_rows(clean), _rows(noise), _rows(eps), seed)
+    return *scores, experts, _regular(grad_weights), _regular(grad_mean), renormalize
+
+
+def _backward_plan(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize) -> Plan:
     outputs = _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize)
     n, m = clean.shape
     k = experts.shape[1]
     inputs, strides, source = _inputs(clean, noise, eps, seed)
     options = _options(m, k, clean.element_size(), source, renormalize, strides)
-    grad_weights, (stride_wn, stride_wk) = _regular(grad_weights, (n, k))
-    grad_mean, (stride_m,) = _regular(grad_mean, (m,))
-    with on_device_of(clean):
-        if n > 0:
-            _route_backward_kernel[(cdiv(n, options["BLOCK_N"]),)](
-                *inputs, experts, grad_weights, grad_mean, *outputs, n,
-                STRIDE_WN=stride_wn, STRIDE_WK=stride_wk, STRIDE_M=stride_m,
-                DTYPE=tl.float64 if clean.dtype == torch.float64 else tl.float32,
-                HAS_WEIGHTS=grad_weights is not None, HAS_MEAN=grad_mean is not None, **options,
-            )  # fmt: skip
-    return outputs
+    stride_wn, stride_wk = _strides(grad_weights, n, k)
+    (stride_m,) = _strides(grad_mean, m)
+    backward = Launch(
+        _route_backward_kernel, cdiv(n, options["BLOCK_N"]), **inputs,
+        experts_ptr=experts, grad_weights_ptr=grad_weights, grad_mean_ptr=grad_mean,
+        grad_clean_ptr=outputs[0], grad_noise_ptr=outputs[1], N=n,
+        STRIDE_WN=stride_wn, STRIDE_WK=stride_wk, STRIDE_M=stride_m,
+        DTYPE=tl.float64 if clean.dtype == torch.float64 else tl.float32,
+        HAS_WEIGHTS=grad_weights is not None, HAS_MEAN=grad_mean is not None, **options,
+    )  # fmt: skip
+    return Plan(outputs, [backward])
 
 
 _forward = register(
     "noisy_topk(Tensor clean, Tensor noise, Tensor? eps, Tensor? seed, int k, bool renormalize)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward_launch,
+    _forward_plan,
     _forward_fake,
+    _forward_settle,
 )
 _backward = register(
     "noisy_topk_backward(Tensor clean, Tensor noise, Tensor? eps, Tensor? seed, Tensor experts,"
     " Tensor? grad_weights, Tensor? grad_mean, bool renormalize) -> (Tensor, Tensor)",
-    _backward_launch,
+    _backward_plan,
     _backward_fake,
+    _backward_settle,
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hubpath_fast.kernels import aggregate_with_exploit_loss, prefer_grouped
 from hubpath_fast.kernels._aggregate_backward import aggregate_backward
-from hubpath_fast.kernels._grouped import precision
+from hubpath_fast.kernels._grouped import product_constants
 from hubpath_fast.kernels.aggregate import aggregate, aggregate_forward
 from output_cases import (
     ROUNDING,
@@ -191,8 +191,8 @@ def test_tf32_only_where_torch_allows_it():
     try:
         for allow, expected in ((False, "ieee"), (True, "tf32")):
             torch.backends.cuda.matmul.allow_tf32 = allow
-            assert precision(torch.float32) == expected
-            assert precision(torch.float64) == "ieee"
+            assert product_constants(torch.float32)["PRECISION"] == expected
+            assert product_constants(torch.float64)["PRECISION"] == "ieee"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 

@@ -136,9 +136,10 @@ def aggregate_keys(n: int, m: int, c: int, dtype: torch.dtype) -> set[Key]:
     weights = torch.empty((n, K), device="meta")
     rows, offsets = (torch.empty(s, dtype=torch.int32, device="meta") for s in (n * K, m + 1))
     matrix = torch.empty((c, m * c), dtype=dtype, device="meta")
-    (y, loss), *launches = plan_forward(
+    forward = plan_forward(
         outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, torch.empty(16, device="meta")
     )
+    (y, loss), launches = forward.results, forward.launches
     shared = (y, outputs, weights, rows, offsets, matrix, dtype)
     logsumexp, target = torch.empty(n * K, device="meta"), rows.long()
     (_, dots), backward = plan_backward_rows(*shared, loss, logsumexp, target, 0.0, -100)

@@ -1,0 +1,274 @@
+"""How operations reach the GPU: planned and compiled once, from then on launched with addresses.
+
+An operation is a plan, ``plan(*arguments) -> Plan``: what it allocates, and the launches that fill
+it. Planning, and Triton's own choice of a compiled kernel for 15 to 30 arguments, cost the host
+several times what the launch itself does, and both follow from what stays the same from step to
+step. So the outcome is kept, by everything that either looks at: of each tensor shape, strides,
+dtype, device and whether its address is a multiple of 16, every other argument, and the settings
+read on the way. A call that finds its key allocates and launches; any other, and each one while
+kernels are interpreted or ``JITFunction.run`` is replaced, plans and lets Triton choose.
+
+What is kept holds no tensor. Nothing here waits for the device, so launches may be captured.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from ._common import CompileCase
+
+INTERPRETED = triton.knobs.runtime.interpret
+KEPT = 1024  # calls of an operation that are kept; each takes some kilobytes
+_POINTER = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+# FRAGMENT: every kernel file adds its own operations to the one namespace.
+_LIBRARY = torch.library.Library("hubpath_fast", "FRAGMENT")
+_TRITONS_RUN = JITFunction.run  # whoever replaces it gets every launch: tests, bench.precompile
+
+
+class Launch:
+    """A kernel with everything it is launched with; without a device it can still be compiled.
+
+    As in a launch of Triton's, ``arguments`` are the kernel's by name, those in capitals its
+    constants (``values``), and num_warps and the like (``options``).
+    """
+
+    def __init__(self, kernel: Any, programs: int, **arguments: Any) -> None:
+        self.kernel, self.programs = kernel, programs  # nothing runs when programs is 0
+        self.values = {name: arguments.pop(name) for name in kernel.arg_names}
+        self.options = arguments
+
+    def __call__(self) -> Any:
+        """Launch as Triton does, on the current device; the compiled kernel, if there is one."""
+        if self.programs == 0:
+            return None
+        return self.kernel[(self.programs,)](**self.values, **self.options)
+
+    def compile_case(self, name: str, wide: bool = False, note: str = "") -> CompileCase:
+        """The same launch for the compiler only, specialised as Triton's launcher would."""
+        signature, constexprs, aligned = {}, {}, []
+        varying = self.kernel.do_not_specialize
+        for key, value in self.values.items():
+            if isinstance(value, Tensor):
+                signature[key] = _POINTER[value.dtype]
+            elif key.isupper() or value is None or (value == 1 and key not in varying):
+                constexprs[key] = value
+            else:
+                signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0 and key not in varying:
+                    aligned.append(key)
+        return CompileCase(
+            name,
+            self.kernel,
+            signature,
+            constexprs,
+            num_warps=self.options.get("num_warps", 4),
+            num_stages=self.options.get("num_stages", 3),
+            wide=wide,
+            aligned=tuple(aligned),
+            note=note,
+        )
+
+
+@dataclass
+class Plan:
+    """What one call of an operation does.
+
+    Tensors in ``launches`` and ``results`` are the operation's arguments themselves or new and
+    uninitialised: no copies, and no views of others, for later calls allocate these anew by shape
+    and strides. ``finish`` makes of the results what the operation returns, else they are it; it
+    may keep numbers, not tensors.
+    """
+
+    results: Tensor | tuple[Tensor, ...] | None
+    launches: list[Launch]
+    finish: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def __call__(self) -> list[Any]:
+        """Launch everything; the compiled kernels."""
+        return [launch() for launch in self.launches]
+
+    def outcome(self) -> Any:
+        return self.results if self.finish is None else self.finish(*self.results)
+
+
+class _Kept:
+    """A plan without its tensors: what to allocate, and compiled kernels with their arguments."""
+
+    def __init__(self, arguments: tuple, plan: Plan, compiled: list[Any]) -> None:
+        found = [a for a in arguments if isinstance(a, Tensor)]
+        given = len(found)
+        results = plan.results if isinstance(plan.results, tuple) else (plan.results,)
+        results = [r for r in results if r is not None]
+        constants: list[Any] = []
+
+        def place(value: Any) -> int:
+            """Where a launch finds it: among the tensors' addresses (negative: the constants)."""
+            if isinstance(value, Tensor):
+                if value.numel() > 0 or any(value is r for r in results):
+                    at = [i for i, tensor in enumerate(found) if tensor is value]
+                    found.extend(() if at else (value,))
+                    return at[0] if at else len(found) - 1
+                value = 0  # the address of nothing
+            constants.append(value)
+            return -len(constants)
+
+        returned = [place(result) for result in results]
+        places = [
+            [place(launch.values[name]) for name in launch.kernel.arg_names]
+            for launch in plan.launches
+        ]
+        self._blanks = [(t.shape, t.stride(), t.dtype) for t in found[given:]]
+        self._device = found[0].device
+        self._constants = constants[::-1]
+        self._launches = [
+            (kernel[(launch.programs, 1, 1)], operator.itemgetter(*at))
+            for launch, kernel, at in zip(plan.launches, compiled, places, strict=True)
+            if launch.programs
+        ]
+        self._results = [at - given for at in returned]
+        self._is_tuple = isinstance(plan.results, tuple)
+        self._finish = plan.finish
+
+    def __call__(self, pointers: list[int], stream: int) -> Any:
+        blanks = [
+            torch.empty_strided(shape, strides, dtype=dtype, device=self._device)
+            for shape, strides, dtype in self._blanks
+        ]
+        values = [*pointers, *[blank.data_ptr() for blank in blanks], *self._constants]
+        for launch, arguments in self._launches:
+            launch(*arguments(values), stream=stream)
+        results = [blanks[at] for at in self._results]
+        if self._finish is not None:
+            return self._finish(*results)
+        if self._is_tuple:
+            return tuple(results)
+        return results[0] if results else None
+
+
+class Operation:
+    """Carries out a plan, see the module's docstring; the first argument is a tensor.
+
+    ``settle(*arguments)`` gives the arguments in the layouts that the plan takes, itself where they
+    are so already. ``settings()`` is what the plan reads beside its arguments.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[..., Plan],
+        settle: Callable[..., tuple] | None = None,
+        settings: Callable[[], Any] = bool,
+    ) -> None:
+        self._plan, self._settle, self._settings = plan, settle, settings
+        self._kept: dict[tuple, _Kept] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        device = device_of(arguments[0])
+        if device < 0 or INTERPRETED:
+            return self._carry_out(self._settled(arguments))
+        active = driver.active
+        if device != active.get_current_device():
+            with torch.cuda.device(device):  # Triton launches on the current one
+                return self(*arguments)
+        if not _is_direct():
+            return self._carry_out(self._settled(arguments))
+        key, pointers = _look(arguments, self._settings())
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept(pointers, active.get_current_stream(device))
+        settled = self._settled(arguments)
+        if any(a is not b for a, b in zip(settled, arguments, strict=True)):
+            return self(*settled)
+        return self._carry_out(arguments, key)
+
+    def _settled(self, arguments: tuple) -> tuple:
+        return arguments if self._settle is None else self._settle(*arguments)
+
+    def _carry_out(self, arguments: tuple, key: tuple | None = None) -> Any:
+        """Plan and launch, and keep it under ``key``, if there is one."""
+        if key is not None:
+            # One tensor given for two arguments must not be taken for one argument used twice.
+            arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
+        plan = self._plan(*arguments)
+        compiled = plan()
+        if key is not None and _are_launchable(plan, compiled):
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[key] = _Kept(arguments, plan, compiled)
+        return plan.outcome()
+
+
+device_of: Callable[[Tensor], int] = Tensor.get_device
+
+
+def _is_direct() -> bool:
+    """Whether nothing stands between an operation and Triton that has to see its launches.
+
+    Hooks on launches, as profilers set, do not: Triton calls them for a compiled kernel too.
+    """
+    if JITFunction.run is not _TRITONS_RUN:
+        return False
+    return getattr(triton.knobs.runtime, "add_stages_inspection_hook", None) is None
+
+
+def _look(arguments: tuple, settings: Any) -> tuple[tuple, list[int]]:
+    """Everything that the choice of a kernel follows from, and the tensors' addresses."""
+    knobs = triton.knobs
+    mode = getattr(knobs.compilation, "instrumentation_mode", None)
+    key, pointers = [settings, knobs.runtime.debug, mode], []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            pointer = argument.data_ptr()
+            pointers.append(pointer)
+            key += (
+                argument.shape,
+                argument.stride(),
+                argument.dtype,
+                argument.get_device(),
+                pointer % 16 == 0,
+            )
+        else:
+            key += (argument.__class__, argument)  # True is not 1, nor 1.0, to a kernel
+    return tuple(key), pointers
+
+
+def _are_launchable(plan: Plan, compiled: list[Any]) -> bool:
+    """A hook may have kept Triton from compiling: it then launches nothing, and gives None."""
+    pairs = zip(plan.launches, compiled, strict=True)
+    return all(launch.programs == 0 or kernel is not None for launch, kernel in pairs)
+
+
+def register(
+    schema: str,
+    plan: Callable[..., Plan],
+    fake: Callable,
+    settle: Callable[..., tuple] | None = None,
+    settings: Callable[[], Any] = bool,
+) -> Any:
+    """Define ``hubpath_fast::<schema>``, carried out by ``plan`` and traced through ``fake``.
+
+    Derivatives come from a ``torch.autograd.Function`` around the operation: this costs about
+    half of what ``torch.library.custom_op`` with ``register_autograd`` does per call, and still
+    passes ``opcheck`` and compiles without a graph break. Returns the callable operation.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, Operation(plan, settle, settings), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"hubpath_fast::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.hubpath_fast, name).default
