@@ -157,7 +157,7 @@ def _places(x: torch.Tensor, m: int, k: int, dtype: torch.dtype) -> None:
     HF.gather_into(out, x, routing, backend="triton")
 
 
-class _NoDevice:
+class NoDevice:
     """What Triton asks a driver for when it compiles."""
 
     def __init__(self, arch: int):
@@ -179,31 +179,44 @@ class _NoDevice:
 
 
 @contextlib.contextmanager
-def launches_go_to(take: Callable[..., object]) -> Iterator[None]:
-    """Within, public operations take CPU tensors to the kernels, and a launch calls ``take(kernel,
-    *arguments, grid=..., **options)`` instead: nothing is run, so nothing is computed."""
-    from hubpath_fast.kernels._tiles import expert_of
-
+def cpu_tensors_are_taken() -> Iterator[None]:
+    """Within, public operations take CPU tensors to the kernels, of which nothing may be run."""
     from hubpath_fast import kernels
 
-    kind = type(expert_of)  # of all kernels: compiled or interpreted
-    run, pick, counts = kind.run, HF._backend, Routing.counts
+    pick, counts = HF._backend, Routing.counts
 
     def shares(routing: Routing) -> list[int]:
         """Nothing was routed: every expert is given its share of the rows."""
         n, k = routing.experts.shape
         return [len(part) for part in torch.arange(n * k).tensor_split(routing.num_experts)]
 
-    def instead(self, *arguments, grid, warmup, **options):
-        return take(self, *arguments, grid=grid, **options)
-
-    kind.run, Routing.counts = instead, shares
+    Routing.counts = shares
     # The public operations refuse Triton for CPU tensors, rightly: nothing could run there.
     HF._backend = lambda name, x: pick(name, x) if name == "torch" else kernels
     try:
         yield
     finally:
-        kind.run, HF._backend, Routing.counts = run, pick, counts
+        HF._backend, Routing.counts = pick, counts
+
+
+@contextlib.contextmanager
+def launches_go_to(take: Callable[..., object]) -> Iterator[None]:
+    """Within, public operations take CPU tensors to the kernels, and a launch calls ``take(kernel,
+    *arguments, grid=..., **options)`` instead: nothing is run, so nothing is computed."""
+    from hubpath_fast.kernels._tiles import expert_of
+
+    kind = type(expert_of)  # of all kernels: compiled or interpreted
+    run = kind.run
+
+    def instead(self, *arguments, grid, warmup, **options):
+        return take(self, *arguments, grid=grid, **options)
+
+    kind.run = instead
+    try:
+        with cpu_tensors_are_taken():
+            yield
+    finally:
+        kind.run = run
 
 
 @contextlib.contextmanager
@@ -227,7 +240,7 @@ def launches_compile(arch: int) -> Iterator[list[str]]:
         names.append(kernel.fn.__name__)
         return compiled
 
-    driver.set_active(_NoDevice(arch))
+    driver.set_active(NoDevice(arch))
     try:
         with launches_go_to(compile_only):
             yield names

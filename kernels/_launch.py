@@ -188,7 +188,7 @@ class Operation:
                 return self(*arguments)
         if not _is_direct():
             return self._carry_out(self._settled(arguments))
-        key, pointers = _look(arguments, self._settings())
+        key, pointers = _look(arguments, active, self._settings())
         kept = self._kept.get(key)
         if kept is not None:
             return kept(pointers, active.get_current_stream(device))
@@ -227,11 +227,11 @@ def _is_direct() -> bool:
     return getattr(triton.knobs.runtime, "add_stages_inspection_hook", None) is None
 
 
-def _look(arguments: tuple, settings: Any) -> tuple[tuple, list[int]]:
+def _look(arguments: tuple, active: Any, settings: Any) -> tuple[tuple, list[int]]:
     """Everything that the choice of a kernel follows from, and the tensors' addresses."""
     knobs = triton.knobs
     mode = getattr(knobs.compilation, "instrumentation_mode", None)
-    key, pointers = [settings, knobs.runtime.debug, mode], []
+    key, pointers = [active, settings, knobs.runtime.debug, mode], []
     for argument in arguments:
         if isinstance(argument, Tensor):
             pointer = argument.data_ptr()

@@ -1,0 +1,74 @@
+"""Launches that end where Triton would hand them to the driver: the host's share without a GPU.
+
+    with launches_end_here(take) as compiled:
+        step()      # public operations, on CPU tensors
+
+Triton chooses a kernel for every launch as it does on a GPU, and takes one that was never compiled;
+``take(kernel, grid, arguments)`` stands for the launch. Nothing is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+from . import precompile
+
+DEVICE = 1000  # no real device's number: Triton keeps kernels by it
+
+
+class Stub:
+    """What Triton takes for a compiled kernel; ``source`` and ``options`` say which."""
+
+    def __init__(self, source, options: dict) -> None:
+        self.source, self.options = source, options
+
+
+class _Driver(precompile.NoDevice):
+    utils = SimpleNamespace(unload_module=lambda module: None)
+
+    def get_current_device(self) -> int:
+        return DEVICE
+
+
+@contextlib.contextmanager
+def launches_end_here(
+    take: Callable[[Stub, tuple[int, ...], tuple], object] = lambda *_: None, arch: int = 90
+) -> Iterator[list[Stub]]:
+    """Within, CPU tensors count as the GPU's, and a launch calls ``take``: what was compiled.
+
+    Raises RuntimeError where the kernels are interpreted.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set: nothing would be launched; unset it")
+    import triton.compiler
+    from hubpath_fast.kernels import _launch
+    from triton.compiler import CompiledKernel
+    from triton.runtime import driver
+
+    compiled: list[Stub] = []
+
+    def compile_nothing(source, target=None, options=None, **_):
+        stub = Stub(source, options)
+        compiled.append(stub)
+        kernel = object.__new__(CompiledKernel)
+        kernel.src, kernel.name = source, source.fn.__name__
+        kernel.module = kernel.function = kernel.packed_metadata = 0  # "loaded" already
+        # Behind the grid: stream, function, metadata of the kernel and the launch, two hooks.
+        kernel._run = lambda x, y, z, *rest: take(stub, (x, y, z), rest[6:])
+        return kernel
+
+    before, compile_one, device_of = driver._active, triton.compiler.compile, _launch.device_of
+    driver.set_active(_Driver(arch))
+    triton.compiler.compile, _launch.device_of = compile_nothing, lambda tensor: DEVICE
+    try:
+        with precompile.cpu_tensors_are_taken():
+            yield compiled
+    finally:
+        for stub in compiled:
+            stub.source.fn.device_caches.pop(DEVICE, None)
+            stub.source.fn.compile = compile_one
+        driver._active = before
+        triton.compiler.compile, _launch.device_of = compile_one, device_of
