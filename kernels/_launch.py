@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from torch.autograd import forward_ad
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -244,7 +245,7 @@ def _look(arguments: tuple, active: Any, settings: Any) -> tuple[tuple, list[int
                 pointer % 16 == 0,
             )
         else:
-            key += (argument.__class__, argument)  # True is not 1, nor 1.0, to a kernel
+            key.append(argument)
     return tuple(key), pointers
 
 
@@ -272,3 +273,35 @@ def register(
     _LIBRARY.impl(name, Operation(plan, settle, settings), "CompositeExplicitAutograd")
     torch.library.register_fake(f"hubpath_fast::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.hubpath_fast, name).default
+
+
+class _NothingKept:
+    """Stands for an autograd function's context where no backward will follow."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply``, or its forward alone if nothing needs a gradient: half the host's time.
+
+    Forward-mode derivatives and function transforms are left to ``apply``, which refuses them.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or (torch.is_grad_enabled() and any(_needs_gradient(a) for a in arguments))
+    ):
+        return function.apply(*arguments)
+    return function.forward(_NothingKept(), *arguments)
+
+
+def _needs_gradient(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad

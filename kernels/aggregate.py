@@ -36,7 +36,7 @@ from ._grouped import (
     tf32_is_allowed,
     tiles_for,
 )
-from ._launch import Launch, Plan, register
+from ._launch import Launch, Plan, apply, register
 from ._outputs import (
     TRITON_DTYPE,
     accumulator,
@@ -354,7 +354,8 @@ def aggregate(
         grouped = choose_grouped(outputs, weights, offsets, matrix)
     if not grouped:
         return linear(combine(outputs, weights, experts, rows, positions, offsets), matrix, bias)
-    return _Aggregate.apply(
+    return apply(
+        _Aggregate,
         outputs,
         weights,
         matrix,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._common import CompileCase, cdiv, next_power_of_2
-from ._launch import Launch, Plan, register
+from ._launch import Launch, Plan, apply, register
 from ._outputs import (
     TRITON_DTYPE,
     accumulator,
@@ -311,8 +311,13 @@ def combine(
         float64) and rounded once. Differentiable in ``outputs`` and ``weights``: both gradients
         come from one launch, without atomics, the same bits each time.
     """
-    return _Combine.apply(
-        outputs, weights, experts.contiguous(), positions.contiguous(), offsets.numel() - 1
+    return apply(
+        _Combine,
+        outputs,
+        weights,
+        experts.contiguous(),
+        positions.contiguous(),
+        offsets.numel() - 1,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ._launch import apply
 from ._outputs import settle
 from .aggregate import (
     aggregate_forward,
@@ -89,7 +90,8 @@ def combine_with_exploit_loss(
 
     Arguments, results and errors are those of ``combine`` and ``exploit_loss``.
     """
-    return _CombineWithLoss.apply(
+    return apply(
+        _CombineWithLoss,
         outputs,
         weights,
         experts.contiguous(),
@@ -127,7 +129,8 @@ def aggregate_with_exploit_loss(
             outputs, weights, *routing, target, label_smoothing, ignore_index
         )
         return linear(concat, matrix, bias), loss
-    return _AggregateWithLoss.apply(
+    return apply(
+        _AggregateWithLoss,
         outputs,
         weights,
         matrix,

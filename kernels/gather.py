@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._common import CompileCase, cdiv, next_power_of_2
-from ._launch import Launch, Plan, register
+from ._launch import Launch, Plan, apply, register
 from ._tiles import (
     FEW_CHANNELS,
     TILE,
@@ -328,7 +328,7 @@ def gather(
     Differentiable: x. ``rows`` is not read; it is there so that all operations take the same plan.
     """
     channels_last = memory_format == torch.channels_last
-    return _Gather.apply(x, positions, offsets, scale, shift, dtype, channels_last)
+    return apply(_Gather, x, positions, offsets, scale, shift, dtype, channels_last)
 
 
 def gather_into(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import _row_plan
 from ._common import CompileCase, cdiv, next_power_of_2
-from ._launch import Launch, Plan, register
+from ._launch import Launch, Plan, apply, register
 from ._route import route_and_plan_kernel, route_kernel
 from ._scores import (
     as_tile,
@@ -325,7 +325,7 @@ def noisy_topk(
     if isinstance(eps, str):
         seed = torch.randint(2**63 - 1, (1,), device=clean.device)
         eps = None
-    return _NoisyTopK.apply(clean, noise, eps, seed, k, renormalize)
+    return apply(_NoisyTopK, clean, noise, eps, seed, k, renormalize)
 
 
 def compile_cases() -> list[CompileCase]:
