@@ -12,7 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+
+import triton.compiler
+from hubpath_fast.kernels import _launch
+from triton.runtime import driver
 
 from . import precompile
 
@@ -26,9 +29,20 @@ class Stub:
         self.source, self.options = source, options
 
 
-class _Driver(precompile.NoDevice):
-    utils = SimpleNamespace(unload_module=lambda module: None)
+class _Kernel(triton.compiler.CompiledKernel):
+    """Never compiled, and "loaded" already."""
 
+    def __init__(self, stub: Stub, take: Callable) -> None:
+        self.src, self.name = stub.source, stub.source.fn.__name__
+        self.module = self.function = self.packed_metadata = 0
+        # Behind the grid: stream, function, metadata of the kernel and the launch, two hooks.
+        self._run = lambda x, y, z, *rest: take(stub, (x, y, z), rest[6:])
+
+    def __del__(self) -> None:
+        """There is nothing to unload."""
+
+
+class _Driver(precompile.NoDevice):
     def get_current_device(self) -> int:
         return DEVICE
 
@@ -43,22 +57,11 @@ def launches_end_here(
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set: nothing would be launched; unset it")
-    import triton.compiler
-    from hubpath_fast.kernels import _launch
-    from triton.compiler import CompiledKernel
-    from triton.runtime import driver
-
     compiled: list[Stub] = []
 
     def compile_nothing(source, target=None, options=None, **_):
-        stub = Stub(source, options)
-        compiled.append(stub)
-        kernel = object.__new__(CompiledKernel)
-        kernel.src, kernel.name = source, source.fn.__name__
-        kernel.module = kernel.function = kernel.packed_metadata = 0  # "loaded" already
-        # Behind the grid: stream, function, metadata of the kernel and the launch, two hooks.
-        kernel._run = lambda x, y, z, *rest: take(stub, (x, y, z), rest[6:])
-        return kernel
+        compiled.append(Stub(source, options))
+        return _Kernel(compiled[-1], take)
 
     before, compile_one, device_of = driver._active, triton.compiler.compile, _launch.device_of
     driver.set_active(_Driver(arch))

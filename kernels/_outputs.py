@@ -47,9 +47,10 @@ def is_channels_last(outputs: Tensor) -> bool:
 
 def dense(tensor: Tensor, channels_last: bool) -> Tensor:
     """``tensor`` in the given layout: itself if it is so already, else a copy."""
-    if channels_last:
-        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
-    return tensor.contiguous()
+    if not channels_last:
+        return tensor.contiguous()
+    moved = tensor.movedim(1, -1)
+    return tensor if moved.is_contiguous() else moved.contiguous().movedim(-1, 1)
 
 
 def settle(outputs: Tensor) -> Tensor:
