@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import triton.compiler
 from hubpath_fast.kernels import _launch
 from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 from . import precompile
 
@@ -75,3 +76,17 @@ def launches_end_here(
             stub.source.fn.compile = compile_one
         driver._active = before
         triton.compiler.compile, _launch.device_of = compile_one, device_of
+
+
+def planned_each_time(call: Callable[[], object]) -> Callable[[], object]:
+    """The same call with nothing taken from what was kept: ``JITFunction.run`` is replaced."""
+    run = JITFunction.run
+
+    def replaced() -> object:
+        JITFunction.run = lambda *arguments, **options: run(*arguments, **options)
+        try:
+            return call()
+        finally:
+            JITFunction.run = run
+
+    return replaced

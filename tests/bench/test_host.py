@@ -1,4 +1,9 @@
-"""The host's costs are measured for any of timm's models, and the rows are whole."""
+"""The host's costs are measured for any of timm's models and for the glue; the rows are whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from bench import host, jsonl
 
@@ -6,8 +11,26 @@ from bench import host, jsonl
 def test_a_row_for_each_thing_that_is_asked_at_every_step(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     out = tmp_path / "host.jsonl"
-    host.main(["--models", "test_resnet", "--seconds", "0", "--out", str(out)])
+    arguments = ["--models", "test_resnet", "--sizes", "--seconds", "0", "--out", str(out)]
+    host.main(arguments)
     rows = jsonl.read(out)
     assert [row["row"] for row in rows] == ["taken anew", "unchanged", "shared"]
     assert all(row["p50"] > 0 and row["model"] == "test_resnet" for row in rows)
     assert capsys.readouterr().out.startswith("test_resnet: taken anew ")
+
+
+def test_launches_from_a_kept_plan_take_less_than_planned_ones(tmp_path):
+    """In a process of its own: in this one kernels may be interpreted."""
+    out = tmp_path / "host.jsonl"
+    subprocess.run(
+        [sys.executable, "-m", "bench.host", "--models", "--sizes", "1", "--seconds", "0.3",
+         "--out", str(out)],
+        check=True, cwd=Path(host.__file__).parents[1],
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )  # fmt: skip
+    best = {row["row"]: row["best"] for row in jsonl.read(out) if row["N"] == 48}
+    assert set(best) == {
+        f"{a}, {b}" for a in ("training", "evaluation") for b in ("kept", "planned")
+    }
+    for mode in ("training", "evaluation"):
+        assert 0 < best[f"{mode}, kept"] < best[f"{mode}, planned"]
