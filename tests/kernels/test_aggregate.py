@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from hubpath_fast.kernels import aggregate_with_exploit_loss, prefer_grouped
-from hubpath_fast.kernels._aggregate_backward import aggregate_backward
 from hubpath_fast.kernels._grouped import product_constants
-from hubpath_fast.kernels.aggregate import aggregate, aggregate_forward
+from hubpath_fast.kernels.aggregate import aggregate
 from output_cases import (
     ROUNDING,
     SMALL,
@@ -230,7 +229,7 @@ def test_opcheck(case, device):
     outputs, weights, matrix, bias = sources(inputs)
     partials = torch.ones(16, device=device)
     arguments = (outputs, weights, inputs.positions, inputs.offsets, matrix, bias, torch.float32)
-    torch.library.opcheck(aggregate_forward, (*arguments, partials))
+    torch.library.opcheck(torch.ops.hubpath_fast.aggregate_forward.default, (*arguments, partials))
     plan = (outputs, weights, inputs.rows, inputs.offsets, matrix, torch.float32)
     loss = (None, None, None, 0.0, 0)
     for bias_dtype, for_rows, for_matrix in (
@@ -239,7 +238,9 @@ def test_opcheck(case, device):
         (None, False, True),
     ):
         wanted = (bias_dtype, for_rows, for_matrix)
-        torch.library.opcheck(aggregate_backward, (inputs.d_y, *plan, *wanted, *loss))
+        torch.library.opcheck(
+            torch.ops.hubpath_fast.aggregate_backward.default, (inputs.d_y, *plan, *wanted, *loss)
+        )
 
 
 @fused_cases
