@@ -201,11 +201,19 @@ def measure(
         if name not in steps:
             continue
         try:
-            graphs[name] = timing.capture(lambda name=name: steps[name])
+            graphs[name] = _captured(size, device, name)
         except Exception as error:
             note = f"not captured: {first_line(error)}"
             yield {**common, "row": name, "mode": "graph", "note": note}
     yield from _rows(timing.replayed(graphs, seconds), "graph", errors, common, base)
+
+
+def _captured(size: tuple[int, int, int, int], device: str, backend: str):
+    """The step as a graph, on leaves of its own: a node that accumulates other leaves' gradients
+    may still be alive (compiled code keeps some), on a stream that the capture must not wait for.
+    """
+    own = make(*size, device)
+    return timing.capture(lambda: step(own, backend))
 
 
 def _rows(times, mode: str, errors, common, base) -> list[dict]:

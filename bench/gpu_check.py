@@ -10,7 +10,7 @@ compared on small networks; captures fail on purpose; then come the GPU tests, t
 and the tests that torch compiles for, the slowest. DIR gets ``check.jsonl``, a line a result as it
 comes, and ``check.log``, what the groups print. Standard output ends with a table, failures first.
 Exit status: 0 if all went well, 1 if something failed or was skipped, 2 if there is no GPU. In a
-copy without .git, the variable HUBPATH_COMMIT names the commit.
+copy of which git knows nothing, or an older commit, the variable HUBPATH_COMMIT names it.
 """
 
 from __future__ import annotations

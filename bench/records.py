@@ -54,15 +54,17 @@ def slug(name: str) -> str:
 def commit() -> str:
     """The commit's short hash, with a plus sign where the working tree differs from it.
 
-    Where git does not know it (a copy without ``.git``), the variable HUBPATH_COMMIT says it.
+    The variable HUBPATH_COMMIT says it of a copy of which git knows nothing, or something older.
     """
+    if named := os.environ.get("HUBPATH_COMMIT"):
+        return named
     try:
         found = _run("git", "rev-parse", "--short=12", "HEAD")
         changed = _run(
             "git", "status", "--porcelain", "--", "hubpath_fast", "kernels", "bench/*.py"
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("HUBPATH_COMMIT", "unknown")
+        return "unknown"
     return found + ("+" if changed else "")
 
 

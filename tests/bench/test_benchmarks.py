@@ -86,6 +86,17 @@ def test_no_kept_forward_has_the_leaves_of_a_captured_backward(monkeypatch):
     assert ops._direction(recording, "backward", {"torch": 0.0}, "cuda", *arguments) == []
 
 
+def test_a_captured_glue_has_leaves_of_its_own(monkeypatch):
+    kept = glue.make(6, 3, 2, 4, "cpu")
+    met = []
+    step = glue.step
+    monkeypatch.setattr(glue, "step", lambda own, backend: met.append(own) or step(own, backend))
+    monkeypatch.setattr(glue.timing, "capture", lambda prepare: prepare()())
+    loss, *_ = glue._captured((6, 3, 2, 4), "cpu", "torch")
+    assert torch.equal(loss, step(kept, "torch")()[0])
+    assert not {id(leaf) for leaf in kept.leaves} & {id(leaf) for leaf in met[0].leaves}
+
+
 def test_operations_are_checked_without_tf32(tf32):
     flags, operation = [], operations.make("aggregate", SMALL, "cpu")
     expected = operations.truth(operation)

@@ -91,17 +91,24 @@ def test_lines_are_added_and_torn_ones_are_passed_over(tmp_path):
     assert jsonl.read(path) == [{"a": 1}, {"a": 2.5, "b": None}]
 
 
-def test_the_commit_is_gits_or_the_environments(monkeypatch):
+def test_the_commit_is_the_environments_or_gits(monkeypatch):
+    def git(*command):
+        return "0123456789ab" if "rev-parse" in command else ""
+
     def no_git(*command):
         raise subprocess.CalledProcessError(128, command)
 
-    monkeypatch.setattr(records, "_run", no_git)
-    for value in ("abc123", None):
+    # A copy may be a repository of its own, which knows an older commit.
+    for value, run, expected in (
+        ("abc123", git, "abc123"), ("abc123", no_git, "abc123"),
+        (None, git, "0123456789ab"), (None, no_git, "unknown"),
+    ):  # fmt: skip
+        monkeypatch.setattr(records, "_run", run)
         records.commit.cache_clear()
-        monkeypatch.setenv("HUBPATH_COMMIT", value) if value else monkeypatch.delenv(
-            "HUBPATH_COMMIT"
-        )
-        assert records.commit() == (value or "unknown")
+        monkeypatch.delenv("HUBPATH_COMMIT", raising=False)
+        if value:
+            monkeypatch.setenv("HUBPATH_COMMIT", value)
+        assert records.commit() == expected
     records.commit.cache_clear()
 
 
