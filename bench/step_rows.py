@@ -199,7 +199,9 @@ def glue_step(setting: Setting) -> Callable[[], None]:
     dtype = torch.bfloat16 if setting.amp else torch.float32
     experts = [Given(torch.randn(n, preset.outputs, dtype=dtype)) for _ in range(m)]
     scores = Scores(torch.zeros(n, m), torch.zeros(n, m))
-    model = hp.HubPathway(experts, scores, k=preset.k, num_outputs=preset.outputs)
+    model = hp.HubPathway(
+        experts, scores, k=preset.k, num_outputs=preset.outputs, executor="sequential"
+    )
     forward_backward = hub_losses(setting, model.to(setting.device))
 
     def step() -> None:

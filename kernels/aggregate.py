@@ -297,8 +297,9 @@ def prefer_grouped(
     """Whether the grouped form should beat the concatenation and a dense product.
 
     ``samples`` counts a map's every element. Compares bytes moved and operations done, forward
-    and backward, the latter turned into bytes at _BALANCE. The line was drawn by counting: it has
-    not been measured on a GPU yet, and bench/ is where to measure it.
+    and backward, the latter turned into bytes at _BALANCE. The line was drawn by counting. Far on
+    the grouped side of it, at (4096, 64, 2, 1000), the grouped form was 6.7 (bfloat16) and 11.6
+    times (float32) as fast on an H200; near the line nothing was measured.
     """
     rows, balance = samples * k, _BALANCE[itemsize == 2]
     # The concatenation and its gradient are each written once; the first is read twice, the

@@ -78,7 +78,7 @@ def test_runs_go_to_their_devices_and_into_the_tables(root):
     short, whole = ((root / name).read_text() for name in ("README.md", "bench/README.md"))
     assert short.startswith(f"before\n{BEGIN}\n**NVIDIA H100 80GB HBM3**, driver 580, torch 2.11.0")
     assert short.endswith(f"\n{END}\nafter\n")
-    assert "| graphs, 1 lane | 40.00 | 39.00 | 1.05 |" in short
+    assert "| experts as captured graphs, 1 lane | 40.00 | 39.00 | 1.05 |" in short
     assert ("3 of 16 goals are met, 12 not measured. Missed: the paper's step, time over K eager "
             "singles 1.05 (graphs, 1 lane) (at most 1.00).") in short  # fmt: skip
     assert "1 of 2 checks are right" in short
@@ -157,7 +157,7 @@ def test_one_cycle_is_not_shown_as_a_median(root):
     ])  # fmt: skip
     table(root, root.parent / "run", once)
     short, whole = ((root / name).read_text() for name in ("README.md", "bench/README.md"))
-    assert "| dense | 50.00 (one cycle) | - | - |" in short
+    assert "| every expert on every image | 50.00 (one cycle) | - | - |" in short
     assert "| dense | 50.00 (one cycle) | - | - | - |" in whole
     assert "| 4 | - | 25.00 (one cycle) |" in whole
 
@@ -279,3 +279,12 @@ def test_lines_stay_lines(root):
     table(root, root.parent / "run")
     assert path.read_text() == before
     assert all(isinstance(json.loads(line), dict) for line in before.splitlines())
+
+
+def test_a_slow_host_is_named_where_eager_rows_wait_for_it():
+    busy = row("speed", "step", "sequential", **times(0.100), busy=0.030, launches=4000)
+    rows = gpu_table.newest([busy])
+    (said,) = gpu_table.host(rows)
+    assert said.startswith("This machine's host takes 25 us for each launch of an eager step")
+    busy = row("speed", "step", "sequential", **times(0.040), busy=0.030, launches=4000)
+    assert gpu_table.host(gpu_table.newest([busy])) == []

@@ -204,7 +204,7 @@ def test_experts_that_share_a_module_share_a_lane(make, cuda):
 
 
 def test_nothing_is_collected_while_an_expert_is_captured(make, monkeypatch):
-    enabled, collected = [], []
+    enabled = []
     body = FakeCudaBackend.capture
 
     def capture(self, *arguments):
@@ -212,13 +212,10 @@ def test_nothing_is_collected_while_an_expert_is_captured(make, monkeypatch):
         return body(self, *arguments)
 
     monkeypatch.setattr(FakeCudaBackend, "capture", capture)
-    collect = gc.collect
-    monkeypatch.setattr(gc, "collect", lambda: collected.append(len(enabled)) or collect())
     model = make()
     for _ in range(MIN_SEEN):
         step(model)
     assert enabled == [False] * 2 * M
-    assert collected == [0, 2, 4, 6]  # before each expert's two graphs
     assert gc.isenabled()
 
 

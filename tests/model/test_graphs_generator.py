@@ -39,10 +39,11 @@ def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(make, backend
     assert model.generator.norm.num_batches_tracked == MIN_SEEN + 2
 
 
-def test_predictions_have_graphs_of_their_own(make):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_predictions_have_graphs_of_their_own(make, mode):
     model, plain = make().eval(), build("sequential").eval()
     x, _ = batch()
-    with torch.no_grad():
+    with mode():
         for _ in range(MIN_SEEN + 1):
             found, expected = model.route(x), plain.route(x)
             assert torch.equal(found.weights, expected.weights)

@@ -90,8 +90,7 @@ class CudaBackend:
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
         enabled = gc.isenabled()
-        gc.collect()  # a graph or a kernel's module that dies during a capture would end it
-        gc.disable()
+        gc.disable()  # a graph or a kernel's module that dies during a capture would end it
         try:
             yield
         finally:
