@@ -42,8 +42,8 @@ def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(make, backend
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_predictions_have_graphs_of_their_own(make, mode):
     model, plain = make().eval(), build("sequential").eval()
-    x, _ = batch()
     with mode():
+        x, _ = batch()
         for _ in range(MIN_SEEN + 1):
             found, expected = model.route(x), plain.route(x)
             assert torch.equal(found.weights, expected.weights)

@@ -137,3 +137,13 @@ def test_experts_that_may_mix_rows_get_exact_sizes():
     assert is_row_wise(row_wise_expert())
     assert not is_row_wise(conv_expert())  # BatchNorm
     assert not is_row_wise(Faulty())  # a forward of its own
+
+
+def test_predictions_in_inference_mode_are_captured_without_places_too(make):
+    """Their rows' places would take 73,728 bytes, more than a quarter of the budget."""
+    model, (x, _) = make(budget=200_000), batch()
+    for _ in range(MIN_SEEN):
+        predict(model, x, [6] * M, torch.inference_mode)
+    report = model.executor_report()
+    assert report.captured_predictions == {i: [8] for i in range(M)}
+    assert report.notes == ()

@@ -272,8 +272,9 @@ class GraphsExecutor(Executor):
         record, backend = self._records[use], self._backend
         places = None if use.index == GENERATOR else self._places_for(step)
         if places is None:
-            shape = (size, *own.shape[1:])
-            inputs = torch.empty_strided(shape, own.stride(), dtype=own.dtype, device=own.device)
+            shape, strides = (size, *own.shape[1:]), own.stride()
+            with torch.inference_mode(False):  # it is written outside of it, too
+                inputs = torch.empty_strided(shape, strides, dtype=own.dtype, device=own.device)
         else:
             inputs = places.of(use.index, size)
         if record.pool is None:
