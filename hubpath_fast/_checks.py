@@ -78,6 +78,8 @@ def check_target(
     check_device("target", target, routing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    if not isinstance(ignore_index, int):
+        raise ValueError(f"ignore_index: expected an integer, got {ignore_index!r}")
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = target.aminmax()  # one pass in the usual case, where all are in range
         if low >= 0 and high < outputs.shape[1]:

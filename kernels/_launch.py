@@ -92,10 +92,10 @@ class Launch:
 class Plan:
     """What one call of an operation does.
 
-    Tensors in ``launches`` and ``results`` are the operation's arguments themselves or new and
-    uninitialised: no copies, and no views of others, for later calls allocate these anew by shape
-    and strides. ``finish`` makes of the results what the operation returns, else they are it; it
-    may keep numbers, not tensors.
+    Tensors in ``launches`` are the operation's arguments themselves or new and uninitialised, and
+    ``results`` are new: no copies, and no views of others, for later calls allocate these anew by
+    shape and strides. ``finish`` makes of the results what the operation returns, else they are it;
+    it may keep numbers, not tensors.
     """
 
     results: Tensor | tuple[Tensor, ...] | None
@@ -132,6 +132,7 @@ class _Kept:
             return -len(constants)
 
         returned = [place(result) for result in results]
+        assert all(at >= given for at in returned), "a result is one of the arguments"
         places = [
             [place(launch.values[name]) for name in launch.kernel.arg_names]
             for launch in plan.launches
@@ -222,7 +223,8 @@ device_of: Callable[[Tensor], int] = Tensor.get_device
 def _is_direct() -> bool:
     """Whether nothing stands between an operation and Triton that has to see its launches.
 
-    Hooks on launches, as profilers set, do not: Triton calls them for a compiled kernel too.
+    Hooks on all launches, as profilers set, do not: Triton calls them for a compiled kernel too.
+    One kernel's own (``add_pre_run_hook``) is called where Triton chooses the kernel only.
     """
     if JITFunction.run is not _TRITONS_RUN:
         return False
@@ -277,23 +279,36 @@ def register(
     dispatched = getattr(torch.ops.hubpath_fast, name).default
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or not _is_plain(arguments):
+        if _is_traced() or not _is_plain(arguments):
             return dispatched(*arguments)
         return operation(*arguments)
 
     return call
 
 
+def _is_traced() -> bool:
+    """Whether operations are recorded, by torch.compile or torch.jit.trace."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def _is_plain(arguments: tuple) -> bool:
     """Whether the dispatcher would do nothing but call the operation: no subclass of a tensor, no
-    symbolic number, no mode or transform, no profiler to name it to, no view that negates."""
+    symbolic number, no mode or transform, no profiler to name it to, nothing but memory as it is.
+    (``ExecutionTraceObserver`` would like to know, too, and cannot be asked for.)"""
     return (
         _PLAIN.issuperset(map(type, arguments))
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and not torch._ops._len_torch_dispatch_stack_pre_dispatch()
         and not torch._C._are_functorch_transforms_active()
         and not torch.autograd.profiler._is_profiler_enabled
-        and not any(type(a) is Tensor and a.is_neg() for a in arguments)
+        and not any(isinstance(a, Tensor) and _needs_dispatch(a) for a in arguments)
     )
+
+
+def _needs_dispatch(tensor: Tensor) -> bool:
+    """Whether its memory is not what it says: negated, all zeros without any, or none at all."""
+    return tensor.is_neg() or tensor._is_zerotensor() or tensor.is_meta
 
 
 class _NothingKept:
@@ -315,7 +330,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     Forward-mode derivatives and function transforms are left to ``apply``, which refuses them.
     """
     if (
-        torch.compiler.is_compiling()
+        _is_traced()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or (torch.is_grad_enabled() and any(_needs_gradient(a) for a in arguments))

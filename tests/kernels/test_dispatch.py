@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hubpath_fast.kernels import combine, exploit_loss
+from hubpath_fast.kernels import aggregate, combine, exploit_loss, noisy_topk
 from output_cases import SMALL, make
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -59,3 +61,62 @@ def test_no_forward_derivative_is_lost_in_silence(inputs):
         dual = torch.autograd.forward_ad.make_dual(inputs.outputs, inputs.outputs)
         with pytest.raises(NotImplementedError, match="jvp"):
             combine(dual, inputs.weights, *inputs.routing)
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_of_functions_sees_the_operation(inputs):
+    with Functions() as functions:
+        combine(inputs.outputs, inputs.weights, *inputs.routing)
+    assert any("combine_forward" in name for name in functions.seen)
+
+
+def test_a_trace_before_dispatch_holds_the_operation(inputs):
+    def double(x):
+        return combine(x, inputs.weights, *inputs.routing) * 2
+
+    traced = make_fx(double, pre_dispatch=True)(inputs.outputs)
+    names = [node.target.name() for node in traced.graph.nodes if node.op == "call_function"]
+    assert NAME in names
+    assert torch.equal(traced(inputs.outputs + 1), double(inputs.outputs + 1))
+
+
+@pytest.mark.parametrize("name", ["exploit_loss", "noisy_topk"])
+@pytest.mark.filterwarnings("ignore")  # torch.jit's, of its age
+def test_torch_jit_records_the_operation(inputs, name):
+    calls = {
+        "exploit_loss": lambda x: exploit_loss(x, inputs.rows, inputs.target, SMALL.k),
+        "noisy_topk": lambda x: noisy_topk(x, x, None, 2, False)[0],
+    }
+    x = inputs.outputs
+    traced = torch.jit.trace(calls[name], (x,), check_trace=False)
+    assert torch.equal(traced(x + 1), calls[name](x + 1))
+
+
+def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(inputs):
+    outputs = inputs.outputs.clone().requires_grad_()
+    combine(outputs, inputs.weights, *inputs.routing).sgn().sum().backward()
+    assert torch.equal(outputs.grad, torch.zeros_like(outputs))
+
+
+def test_a_parameter_that_negates_is_read_as_it_reads(inputs):
+    matrix = nn.Parameter(torch._neg_view(inputs.matrix), requires_grad=False)
+    assert matrix.is_neg()
+    given = (inputs.outputs, inputs.weights, *inputs.routing)
+    found = aggregate(*given, matrix, inputs.bias, grouped=True)
+    assert torch.equal(found, aggregate(*given, -inputs.matrix, inputs.bias, grouped=True))
+
+
+def test_tensors_without_memory_have_shapes(inputs):
+    given = [t.to("meta") for t in (inputs.outputs, inputs.weights, *inputs.routing)]
+    assert combine(*given).shape == combine(
+        inputs.outputs, inputs.weights, *inputs.routing
+    ).shape  # fmt: skip
