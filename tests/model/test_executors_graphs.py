@@ -217,20 +217,21 @@ def test_out_of_memory_drops_the_graphs_and_training_goes_on(make):
 
 
 def test_over_budget_the_least_recently_used_expert_loses_its_graphs(make):
-    model, (x, y) = make(budget=900), batch()  # a pair of graphs holds 200 here: four fit
+    # A pair of graphs holds 200 bytes here, and 768 for each of its rows: four of six rows fit.
+    model, (x, y) = make(budget=22_000), batch()
     settled(model, x, y)
     assert model.executor_report().captured == {i: [6] for i in range(M)}
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model, counts=[9, 6, 6, 3]))
     # Expert 3 was replayed least recently when expert 0 at 9 came, and must now be seen six times.
     assert model.executor_report().captured == {0: [6, 9], 1: [6], 2: [6]}
-    assert model.executor_report().memory == 800
+    assert model.executor_report().memory == 4 * 200 + (9 + 6 + 6 + 6) * 768
     for _ in range(4):
         backward(model, x, y, fixed_routing(model, counts=[9, 6, 6, 3]))
-    assert model.executor_report().memory == 800
+    assert model.executor_report().memory == 4 * 200 + (9 + 6 + 6 + 6) * 768
     backward(model, x, y, fixed_routing(model, counts=[9, 6, 6, 3]))
     assert model.executor_report().captured == {1: [6], 2: [6], 3: [3]}
-    assert model.executor_report().memory == 600
+    assert model.executor_report().memory == 3 * 200 + (6 + 6 + 3) * 768
 
 
 def test_small_groups_and_training_mode_without_gradients_run_eagerly(make):

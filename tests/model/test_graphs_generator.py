@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs_cases import FakeBackend, assert_same, grads
+from graphs_cases import FakeBackend, assert_same, backward, fixed_routing, grads
 from tape_backend import TapeBackend
 from test_executors import M, batch, build
 from torch import nn
@@ -118,7 +118,7 @@ def test_it_is_not_counted_among_the_experts(make):
         routed(model, batch()[0])
     report = model.executor_report()
     assert (report.hits, report.misses, report.captured, report.eager) == (0, 0, {}, {})
-    assert report.memory == 200  # its two graphs'
+    assert report.memory == 200 + batch()[0].nbytes  # its two graphs', and what they read
 
 
 def test_its_failed_captures_are_told_and_then_given_up(make):
@@ -150,3 +150,129 @@ def test_its_pending_backward_does_not_keep_rows_from_their_places(make, monkeyp
     monkeypatch.setattr(RowSource, "rows", lambda source: pytest.fail("rows were gathered apart"))
     step()
     assert model.executor_report().hits > 0
+
+
+class Compared(nn.Module):
+    """A generator that couples samples: its scores are relative to the batch's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.linear = nn.Linear(3 * 64, M)
+
+    def forward(self, x):
+        clean = self.linear(x.flatten(1))
+        return clean - clean.mean(0), torch.zeros_like(clean)
+
+
+def both(make, generator):
+    """A model with captured graphs, and one without, of equal generators."""
+    model, plain = make(), build("sequential")
+    model.generator, plain.generator = generator(), generator()
+    return model, plain
+
+
+def test_predictions_see_no_samples_that_are_not_in_the_batch(make):
+    model, plain = (m.eval() for m in both(make, Compared))
+    for i in range(MIN_SEEN + 1):
+        x, _ = batch(25, seed=i)
+        with torch.no_grad():
+            assert torch.equal(model.route(x).weights, plain.route(x).weights)
+    assert sizes(model, "predictions") == "[25]"
+
+
+@pytest.mark.parametrize("layout", ["samples inside", "expanded", "every second", "channels last"])
+def test_batches_of_any_layout_are_read_as_they_are(make, layout):
+    def arranged(x):
+        return {
+            "samples inside": lambda: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+            "expanded": lambda: x[:, :1].expand(-1, 3, -1, -1),
+            "every second": lambda: x[::2],
+            "channels last": lambda: x.contiguous(memory_format=torch.channels_last),
+        }[layout]()
+
+    model, plain = both(make, lambda: build().generator)
+    # A larger batch comes first, and is captured first, from one of the others.
+    for i, n in enumerate([30, *[24] * (MIN_SEEN + 2), 30, 30]):
+        x = arranged(batch(n, seed=i)[0])
+        assert_same(routed(model, x), routed(plain, x))
+    assert sizes(model) == {"every second": "[12, 15]"}.get(layout, "[24, 30]")
+    input_bytes = {"every second": 12 + 15}.get(layout, 24 + 30) * 768
+    assert model.executor_report().memory == 400 + input_bytes
+
+
+def test_what_no_gradient_reaches_gets_none_as_it_does_eagerly(make):
+    """Without noise the noise head has no part in it: no decay must move its weights."""
+    model, plain = make(), build("sequential")
+    for i in range(MIN_SEEN + 2):
+        found = []
+        for each in (model, plain):
+            each.generator.zero_grad(set_to_none=True)
+            each.eval().route(batch(seed=i)[0]).weights.sum().backward()
+            found.append(grads(each.generator))
+        assert found[0]["noise.weight"] is None
+        assert_same(*found)
+    assert sizes(model, "evaluation, with gradients") == "[24]"
+
+
+class Constant(nn.Module):
+    """A generator whose noise is learned, the same for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.linear, self.scale = nn.Linear(3 * 64, M), nn.Parameter(torch.ones(M))
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)), self.scale.expand(len(x), M)
+
+
+def test_predictions_of_a_learned_constant_are_captured(make):
+    model, plain = (m.eval() for m in both(make, Constant))
+    x, _ = batch()
+    with torch.no_grad():
+        for _ in range(MIN_SEEN + 1):
+            assert torch.equal(model.route(x).weights, plain.route(x).weights)
+    assert sizes(model, "predictions") == "[24]"
+
+
+def test_over_budget_experts_lose_their_graphs_before_the_generator(make):
+    # The generator's two graphs and what they read take 18,632 bytes, an expert's at 6 rows 4,808.
+    model = make(budget=18_632 + 2 * 4_808)
+    x, y = batch()
+    for _ in range(2 * MIN_SEEN):
+        model.route(x)
+        backward(model, x, y, fixed_routing(model))
+    assert sizes(model) == "[24]"
+    assert 0 < len(model.executor_report().captured) <= 2
+
+
+class Counting(Compared):
+    """Its scores depend on how often it has run."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += 1
+        clean, noise = super().forward(x)
+        return clean * self.steps, noise
+
+
+class WithLoss(Compared):
+    """Leaves a loss of its own for the training loop."""
+
+    def forward(self, x):
+        clean, noise = super().forward(x)
+        self.aux_loss = clean.square().mean()
+        return clean, noise
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(Counting, "steps"), (WithLoss, "aux_loss")])
+def test_one_that_keeps_something_from_step_to_step_is_never_captured(make, kind, kept):
+    model, plain = both(make, kind)
+    for i in range(MIN_SEEN + 2):
+        assert_same(routed(model, batch(seed=i)[0]), routed(plain, batch(seed=i)[0]))
+    why = f"the generator: eager, keeps {kind.__name__}.{kept} for later, which a replay would not"
+    assert model.executor_report().notes == (why,)

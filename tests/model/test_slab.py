@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hubpath_fast.model.executors.slab import ALIGNMENT, Slab
+from hubpath_fast.model.executors.slab import ALIGNMENT, LARGE, Slab
 
 LIKE = [
     torch.zeros(3, 5),
@@ -40,6 +40,22 @@ def test_each_call_gives_new_memory_and_none_of_it_for_nothing():
     a, b = slab.new(torch.device("cpu")), slab.new(torch.device("cpu"))
     assert a[0].data_ptr() != b[0].data_ptr()
     assert Slab([]).new(torch.device("cpu")) == []
+
+
+def test_a_large_tensor_has_memory_of_its_own_and_a_small_one_pins_no_more_than_small_ones():
+    like = [torch.zeros(4), torch.zeros(LARGE // 4), torch.zeros(8)]
+    small, large, other = Slab(like).new(torch.device("cpu"))
+    assert large.untyped_storage().nbytes() == LARGE
+    assert small.untyped_storage().nbytes() == other.untyped_storage().nbytes() == 2 * ALIGNMENT
+
+
+def test_a_change_of_one_is_no_change_of_another():
+    a, b = Slab([torch.zeros(3), torch.zeros(3)]).new(torch.device("cpu"))
+    weight = torch.ones(3, requires_grad=True)
+    product = (weight * a.fill_(2)).sum()  # keeps a for the backward pass
+    b.mul_(2)
+    product.backward()
+    assert torch.equal(weight.grad, torch.full((3,), 2.0))
 
 
 def test_autograd_takes_its_tensors_as_gradients_without_a_copy():

@@ -154,7 +154,7 @@ class CudaBackend:
                 empty.capture_end()
         except Exception as again:
             raise BrokenCaptureError(
-                f"an expert could not be captured ({error}), and CUDA's state could not be cleaned "
+                f"a module could not be captured ({error}), and CUDA's state could not be cleaned "
                 f"up after it ({again}); start again from the last checkpoint with "
                 'executor="streams" or "sequential"'
             ) from error

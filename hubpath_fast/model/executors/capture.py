@@ -39,6 +39,7 @@ class Pool:
     def __init__(self, handle: object):
         self.handle = handle
         self.memory = 0  # bytes
+        self.inputs = 0  # bytes of what its graphs read, where that is not shared by all experts
         self.generation = 0
         self._pending: weakref.ref | None = None
 
@@ -108,9 +109,13 @@ class CapturedModule:
             with _replaced(module, stand_ins), torch.autocast(rows.device.type, enabled=False):
                 return list(torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True))
 
+        def wants_gradients(outputs: list[Tensor]) -> bool:
+            # Without gradients, a view of a parameter says that it requires one.
+            return torch.is_grad_enabled() and any(output.requires_grad for output in outputs)
+
         def warm() -> None:
             outputs = run()
-            if any(output.requires_grad for output in outputs):
+            if wants_gradients(outputs):
                 _check_leaves(outputs, leaves)
                 gradients(outputs, list(map(torch.zeros_like, outputs)))
 
@@ -129,7 +134,7 @@ class CapturedModule:
         self._forward = backend.capture(forward, self.pool.handle)
         self._outputs = [output.detach() for output in outputs]
         self._backward = None
-        if not any(output.requires_grad for output in outputs):
+        if not wants_gradients(outputs):
             return
         self._d_outputs = list(map(torch.zeros_like, self._outputs))
         found: list[Tensor | None] = []
@@ -138,6 +143,10 @@ class CapturedModule:
             found[:] = gradients(outputs, self._d_outputs)
             return list(found)
 
+        reached = [set(map(id, leaves_of(output))) for output in outputs]
+        # For each leaf, the outputs through which a backward pass comes to it.
+        paths = [[i for i, ids in enumerate(reached) if id(leaf) in ids] for leaf in leaves]
+        self._paths = paths[1:] if rows.requires_grad else paths
         self._backward = backend.capture(backward, self.pool.handle)
         # The memory of activations and gradients goes back to the pool, for the other sizes. The
         # gradients are read right after a replay, before another one can overwrite them.
@@ -161,11 +170,18 @@ class CapturedModule:
         return tuple(output[: len(rows)].clone() for output in self._outputs)
 
     def _replay_backward(
-        self, d_outputs: Sequence[Tensor]
+        self, d_outputs: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """The gradients of the rows, if they require one, and of the parameters: copies."""
-        count = len(d_outputs[0])
+        """The gradients of the rows, if they require one, and of the parameters: copies. None for
+        those to which nothing leads from an output with a gradient."""
+        given = {i for i, d_output in enumerate(d_outputs) if d_output is not None}
+        if not given:
+            return None, [None] * len(self.parameters)
+        count = next(len(d_output) for d_output in d_outputs if d_output is not None)
         for place, d_output in zip(self._d_outputs, d_outputs, strict=True):
+            if d_output is None:
+                place.zero_()
+                continue
             place[:count].copy_(d_output)
             if count < self.size:
                 place[count:].zero_()  # padded rows give no gradient
@@ -175,6 +191,9 @@ class CapturedModule:
             torch._foreach_copy_(copies, [g for g in self._gradients if g is not None])
         left = iter(copies)
         d_parameters = [None if g is None else next(left) for g in self._gradients]
+        if len(given) < len(d_outputs):
+            pairs = zip(d_parameters, self._paths, strict=True)
+            d_parameters = [None if given.isdisjoint(path) else d for d, path in pairs]
         d_input = self._d_input
         return None if d_input is None else d_input[:count].clone(), d_parameters
 
@@ -192,13 +211,14 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, captured: CapturedModule, rows: Tensor, *parameters: Tensor):
         ctx.captured = captured
+        ctx.set_materialize_grads(False)
         ctx.pending = captured.pool.claim()
         ctx.generation = captured.pool.generation
         return captured._replay_forward(rows)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *d_outputs: Tensor):
+    def backward(ctx, *d_outputs: Tensor | None):
         captured = ctx.captured
         # A captured backward overwrites activations that it no longer needs, as a forward does.
         if ctx.pending is None or ctx.generation != captured.pool.generation:

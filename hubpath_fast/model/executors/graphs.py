@@ -31,6 +31,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ... import functional as HF
 from .backend import Backend, BrokenCaptureError, CudaBackend
 from .base import Executor
 from .capture import CapturedModule, Pool
@@ -217,6 +218,9 @@ class GraphsExecutor(Executor):
         before = self._backend.random_state()
         output = run()
         record.signature.ran()
+        if record.eager is None and (carried := record.signature.carried):
+            record.eager = f"keeps {', '.join(carried)} for later, which a replay would not"
+            self._count()
         drew = not torch.equal(before, self._backend.random_state())
         draws = record.draws_unseen or drew
         if draws != record.draws:
@@ -236,7 +240,9 @@ class GraphsExecutor(Executor):
         if record is None or not record.signature.holds(expert, source):
             # Whether it draws is asked again when it runs; till then its lane is not given away.
             draws = record is not None and record.draws
-            self._records[use] = Record(Signature(expert, source), may_pad(expert), draws=draws)
+            # A generator sees the whole batch, and may compare its samples.
+            pads = use.index != GENERATOR and may_pad(expert)
+            self._records[use] = Record(Signature(expert, source), pads, draws=draws)
             self._count()
 
     def _captured(self, step: Step, use: Use, own: Tensor) -> CapturedModule | None:
@@ -272,13 +278,14 @@ class GraphsExecutor(Executor):
         record, backend = self._records[use], self._backend
         places = None if use.index == GENERATOR else self._places_for(step)
         if places is None:
-            shape, strides = (size, *own.shape[1:]), own.stride()
+            layout, like = HF.own_memory_format(own), {"dtype": own.dtype, "device": own.device}
             with torch.inference_mode(False):  # it is written outside of it, too
-                inputs = torch.empty_strided(shape, strides, dtype=own.dtype, device=own.device)
+                inputs = torch.empty((size, *own.shape[1:]), memory_format=layout, **like)
         else:
             inputs = places.of(use.index, size)
         if record.pool is None:
             record.pool = Pool(backend.new_pool())
+        record.pool.inputs += 0 if places is not None else inputs.nbytes
         lane = step.lanes[use.index]
         with backend.forked([lane], own), backend.lane(lane):
             captured = CapturedModule(step.modules[use.index], own, inputs, record.pool, backend)
@@ -290,11 +297,13 @@ class GraphsExecutor(Executor):
         record.graphs[size] = captured
         self._records.move_to_end(use)
         while self._held() > self._budget:
-            older = [r for u, r in self._records.items() if r.graphs and u != use]
+            older = [u for u, r in self._records.items() if r.graphs and u != use]
             if not older:
                 break
-            older[0].drop()
-            older[0].needed *= 2
+            # The generator was used in this very step.
+            oldest = min(older, key=lambda each: each.index == GENERATOR)
+            self._records[oldest].drop()
+            self._records[oldest].needed *= 2
         return True
 
     def _places_for(self, step: Step) -> Places | None:
@@ -331,7 +340,7 @@ class GraphsExecutor(Executor):
     def _held(self) -> int:
         pools = (record.pool for record in self._records.values() if record.pool is not None)
         places = sum(places.rows.nbytes for places in self._places.values())
-        return places + sum(pool.memory for pool in pools)
+        return places + sum(pool.memory + pool.inputs for pool in pools)
 
     def _count(self) -> None:
         c = self.counters
@@ -359,7 +368,8 @@ class GraphsExecutor(Executor):
                 failure = record.failures[-1]
                 yield f"{_name(use.index)}: a capture failed ({failure}); it is tried once more"
             if use.index == GENERATOR and record.graphs:
-                what = "training" if use.gradients else "predictions"
+                what = "training" if use.training else "evaluation, with gradients"
+                what = what if use.gradients else "predictions"
                 yield f"the generator: {what} at sizes {sorted(record.graphs)}"
             if use.index == GENERATOR and record.eager is not None:
                 yield f"the generator: eager, {record.eager}"

@@ -61,6 +61,11 @@ class Signature:
         """The expert has just run, and nothing else was done to it since ``holds``."""
         self._settings.ran()
 
+    @property
+    def carried(self) -> list[str]:
+        """The attributes by which the expert carries from step to step what no replay would."""
+        return sorted(self._settings.carried)
+
     def _read(self) -> tuple:
         """What may change of objects that stay the same."""
         parameters = self._parameters
@@ -80,6 +85,8 @@ class Settings:
     def __init__(self, modules: list[nn.Module]):
         self._attributes = [vars(module) for module in modules]
         self._rewritten: set[tuple[int, str]] = set()  # by the modules themselves, at each step
+        self._kinds = {id(vars(module)): type(module).__name__ for module in modules}
+        self.carried: set[str] = set()
         self._remember()
 
     def _remember(self) -> None:
@@ -116,8 +123,11 @@ class Settings:
         }
         for attributes in self._attributes:
             for key in attributes.keys() - MACHINERY:
-                if known.get((id(attributes), key), _MISSING) is not attributes[key]:
+                kept, found = known.get((id(attributes), key), _MISSING), attributes[key]
+                if kept is not found:
                     self._rewritten.add((id(attributes), key))
+                    if _carries(kept, found):
+                        self.carried.add(f"{self._kinds[id(attributes)]}.{key}")
         self._remember()
 
     def _same(self) -> bool:
@@ -130,6 +140,14 @@ class Settings:
 def _conditions(source: Batch) -> tuple:
     precision = HF.autocast_dtype(source.x.device.type)
     return precision, source.row_kind(), source.requires_grad
+
+
+def _carries(kept: object, found: object) -> bool:
+    """Whether the step itself made it so that a later one, or the loss, may depend on it: a number
+    that it changed (a count of steps), or a tensor to be differentiated (a loss of its own)."""
+    if isinstance(found, Tensor):
+        return found.requires_grad
+    return isinstance(kept, int | float) and isinstance(found, int | float) and kept != found
 
 
 def _equal(value: object, kept: object) -> bool:
