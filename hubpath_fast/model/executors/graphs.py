@@ -1,7 +1,8 @@
 """Experts as captured CUDA graphs: a replay is one launch where an expert has hundreds.
 
 So is the generator, whose few hundred small kernels would else cost the host as much as all
-replays together. What is said of experts here goes for it, too, but that it reads the batch itself.
+replays together. What is said of experts here goes for it, too, but that it reads the batch as it
+is, and is never padded.
 
 A graph is captured for an expert at a size once that pair was seen a few times: with gradients
 forward and backward, in predictions (evaluation mode without gradients) the forward alone. Training
