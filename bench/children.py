@@ -298,6 +298,19 @@ def arguments(name: str, about: str, seconds: float) -> argparse.ArgumentParser:
     return parser
 
 
+def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """The type of an argument that names some of these, with commas between."""
+
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := set(chosen) - set(names):
+            got = ", ".join(sorted(unknown))
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(names)}, got {got}")
+        return chosen
+
+    return parse
+
+
 def begun(argv: list[str] | None) -> float:
     """When a command began, by the monotonic clock. Its process did, unless it was called with
     arguments: imports, seconds long, are part of its time."""

@@ -215,14 +215,12 @@ def main(
     parser = children.arguments("bench.gpu_check", __doc__.split("\n")[0], seconds=180)
     every = groups(place)
     names = [group.name for group in every if group.name not in ALWAYS]
-    parser.add_argument("--only", help=f"of {','.join(names)}; default all")
+    parser.add_argument(
+        "--only", type=children.some_of(names), default=names,
+        help=f"of {','.join(names)}; default: all",
+    )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.only is not None:
-        chosen = args.only.split(",")
-        if unknown := set(chosen) - set(names):
-            expected = ", ".join(names)
-            parser.error(f"--only: expected some of {expected}, got {', '.join(sorted(unknown))}")
-        every = [group for group in every if group.name in (*ALWAYS, *chosen)]
+    every = [group for group in every if group.name in (*ALWAYS, *args.only)]
     stamped = functools.partial(stamp, place)
     return children.command(args, "check", every, stamped, start, runner)
 
