@@ -9,13 +9,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ._aggregate_matrix import plan_backward_matrix
 from ._aggregate_rows import has_dots, plan_backward_rows
 from ._grouped import tf32_is_allowed
 from ._launch import Plan, register
-from ._outputs import dense, is_channels_last
+from ._outputs import settle_gradient
 
 
 def _plan(
@@ -67,10 +66,6 @@ def _add_up(dots, matrix_shares, bias_shares, d_outputs, d_weights, d_matrix, d_
     return d_outputs, d_weights, d_matrix, d_bias
 
 
-def _settle(d_y: Tensor, outputs: Tensor, *rest) -> tuple:
-    return dense(d_y, is_channels_last(outputs)), outputs, *rest
-
-
 def _fake(
     d_y, outputs, weights, rows, offsets, matrix, dtype, bias_dtype, for_rows, for_matrix, *loss
 ):
@@ -90,6 +85,6 @@ aggregate_backward = register(
     " -> (Tensor d_outputs, Tensor d_weights, Tensor d_matrix, Tensor d_bias)",
     _plan,
     _fake,
-    _settle,
+    settle_gradient,
     tf32_is_allowed,
 )

@@ -58,6 +58,11 @@ def settle(outputs: Tensor) -> Tensor:
     return dense(outputs, is_channels_last(outputs))
 
 
+def settle_gradient(gradient: Tensor, outputs: Tensor, *rest) -> tuple:
+    """The arguments of a backward operation, the incoming gradient in the layout of ``outputs``."""
+    return dense(gradient, is_channels_last(outputs)), outputs, *rest
+
+
 def empty(outputs: Tensor, samples: int, channels: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised [samples, channels, ...] with the trailing shape and layout of ``outputs``."""
     trailing = outputs.shape[2:]

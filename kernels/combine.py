@@ -24,10 +24,9 @@ from ._outputs import (
     accumulator,
     blocks,
     channels_minor,
-    dense,
     empty,
-    is_channels_last,
     settle,
+    settle_gradient,
     trailing_size,
     units,
 )
@@ -248,10 +247,6 @@ def _plan_backward(
     return Plan((d_outputs, d_weights), [launch])
 
 
-def _settle_backward(d_concat, outputs, *rest) -> tuple:
-    return dense(d_concat, is_channels_last(outputs)), outputs, *rest
-
-
 combine_forward = register(
     "combine_forward(Tensor outputs, Tensor weights, Tensor experts, Tensor positions,"
     " SymInt num_experts) -> Tensor",
@@ -266,7 +261,7 @@ combine_backward = register(
     " float label_smoothing, int ignore_index) -> (Tensor, Tensor)",
     _plan_backward,
     lambda d_concat, outputs, weights, *_: (torch.empty_like(outputs), torch.empty_like(weights)),
-    _settle_backward,
+    settle_gradient,
 )
 
 

@@ -405,6 +405,10 @@ BAD_CALLS = {
         lambda: HF.exploit_loss(torch.zeros(12, 3), routed(), torch.zeros(6).long(), 1.5),
         "label_smoothing: .*1.5",
     ),
+    "an ignored class that is no integer": (
+        lambda: HF.exploit_loss(torch.zeros(12, 3), routed(), torch.zeros(6).long(), 0.0, -100.0),
+        r"ignore_index: expected an integer, got -100\.0",
+    ),
     "a matrix of means": (lambda: HF.exploration_loss(GOOD), "mean: expected a float vector"),
 }
 

@@ -39,7 +39,6 @@ class Pool:
     def __init__(self, handle: object):
         self.handle = handle
         self.memory = 0  # bytes
-        self.inputs = 0  # bytes of what its graphs read, where that is not shared by all experts
         self.generation = 0
         self._pending: weakref.ref | None = None
 
@@ -83,17 +82,17 @@ class CapturedModule:
         pool.memory = backend.memory(pool.handle)
 
     def _capture(self, module: nn.Module, rows: Tensor, inputs: Tensor, backend: Backend) -> None:
-        self._input = inputs.data  # detach() would count others' writes to their places as its own
+        self.inputs = inputs.data  # detach() would count others' writes to their places as its own
         self._fill(rows.detach())
-        self._input.requires_grad_(rows.requires_grad)
+        self.inputs.requires_grad_(rows.requires_grad)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         aliases = [nn.Parameter(p.detach()) for p in self.parameters]
         stand_ins = dict(zip(self.parameters, aliases, strict=True))
-        leaves = [self._input] * rows.requires_grad + aliases
+        leaves = [self.inputs] * rows.requires_grad + aliases
 
         def run() -> list[Tensor]:
             with _replaced(module, stand_ins):
-                found = module(self._input)
+                found = module(self.inputs)
             self._single = isinstance(found, Tensor)
             outputs = [found] if self._single else found
             if not (isinstance(outputs, list | tuple) and all(map(torch.is_tensor, outputs))):
@@ -186,7 +185,7 @@ class CapturedModule:
             if count < self.size:
                 place[count:].zero_()  # padded rows give no gradient
         self._backward()
-        copies = self._slab.new(self._input.device)
+        copies = self._slab.new(self.inputs.device)
         if copies:
             torch._foreach_copy_(copies, [g for g in self._gradients if g is not None])
         left = iter(copies)
@@ -200,7 +199,7 @@ class CapturedModule:
     def _fill(self, rows: Tensor) -> None:
         """The rows, then the first of them again: what is finite for a row is so for its copy."""
         with torch.no_grad():
-            static = self._input.detach()
+            static = self.inputs.detach()
             if rows.data_ptr() != static.data_ptr():
                 static[: len(rows)].copy_(rows)
             if len(rows) < self.size:

@@ -152,10 +152,7 @@ class GraphsExecutor(Executor):
         if captured is not None and not captured.pool.busy:
             with self._backend.forked([lane], x), self._backend.lane(lane):
                 return captured(x)
-        record = self._records[use]
-        if record.graphs or record.eager is not None:
-            return generator(x)
-        return self._watched(record, lambda: generator(x))
+        return self._watched(self._records[use], lambda: generator(x))
 
     def _start(self, device: torch.device) -> None:
         """Afresh on another device than before: graphs, places and lanes belong to one."""
@@ -173,7 +170,7 @@ class GraphsExecutor(Executor):
         return [first % self._backend.num_lanes for first in self._sharing(experts)]
 
     def _drawing(self, gradients: bool) -> set[int]:
-        """The experts whose graphs draw random numbers, or would."""
+        """The experts, and the generator, whose graphs draw random numbers, or would."""
         return {
             use.index
             for use, record in self._records.items()
@@ -210,16 +207,16 @@ class GraphsExecutor(Executor):
                 return captured(own)
             self.counters.misses += 1
             record = None if use is None else self._records[use]
-            if record is None or record.graphs or record.eager is not None:
-                return self._eager(step, group, own)
             return self._watched(record, lambda: self._eager(step, group, own))
 
-    def _watched(self, record: Record, run: Callable[[], Output]) -> Output:
-        """An eager run of what may be captured later, for which it is looked at."""
+    def _watched(self, record: Record | None, run: Callable[[], Output]) -> Output:
+        """An eager run; of what may be captured later it is looked at."""
+        if record is None or record.graphs or record.eager is not None:
+            return run()
         before = self._backend.random_state()
         output = run()
         record.signature.ran()
-        if record.eager is None and (carried := record.signature.carried):
+        if carried := record.signature.carried:
             record.eager = f"keeps {', '.join(carried)} for later, which a replay would not"
             self._count()
         drew = not torch.equal(before, self._backend.random_state())
@@ -286,7 +283,6 @@ class GraphsExecutor(Executor):
             inputs = places.of(use.index, size)
         if record.pool is None:
             record.pool = Pool(backend.new_pool())
-        record.pool.inputs += 0 if places is not None else inputs.nbytes
         lane = step.lanes[use.index]
         with backend.forked([lane], own), backend.lane(lane):
             captured = CapturedModule(step.modules[use.index], own, inputs, record.pool, backend)
@@ -339,9 +335,14 @@ class GraphsExecutor(Executor):
             record.eager = f"cannot be captured: {record.failures[-1]}"
 
     def _held(self) -> int:
-        pools = (record.pool for record in self._records.values() if record.pool is not None)
-        places = sum(places.rows.nbytes for places in self._places.values())
-        return places + sum(pool.memory + pool.inputs for pool in pools)
+        """Bytes of the pools, and of what graphs read, which many may share."""
+        records = self._records.values()
+        read = [places.rows for places in self._places.values()]
+        read += [graph.inputs for record in records for graph in record.graphs.values()]
+        storages = (tensor.untyped_storage() for tensor in read)
+        memory = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        pools = (record.pool for record in records if record.pool is not None)
+        return sum(memory.values()) + sum(pool.memory for pool in pools)
 
     def _count(self) -> None:
         c = self.counters
