@@ -13,5 +13,5 @@ setup(
         "hubpath_fast.kernels",
     ],
     package_dir={"hubpath_fast.kernels": "kernels"},
-    package_data={"hubpath_fast.recipes.compare": ["paper_tables.json"]},
+    package_data={"hubpath_fast.compare": ["paper_tables.json"]},
 )

@@ -24,9 +24,9 @@ import timm
 import torch
 
 from hubpath_fast import functional as HF
-from hubpath_fast.model.executors import RowPrecision, RowSource
-from hubpath_fast.model.executors.sharing import Sharing
-from hubpath_fast.model.executors.signature import Signature
+from hubpath_fast.executors import RowPrecision, RowSource
+from hubpath_fast.executors.graphs.signature import Signature
+from hubpath_fast.executors.sharing import Sharing
 
 from . import glue, jsonl, records, timing
 

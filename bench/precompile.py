@@ -29,7 +29,7 @@ from torch import nn
 import hubpath_fast as hp
 from hubpath_fast import Routing
 from hubpath_fast import functional as HF
-from hubpath_fast.model.executors.eligible import bucket
+from hubpath_fast.executors.graphs.eligible import bucket
 
 from . import check_executors, check_operations, glue, operations, ops, step_rows
 from .check_kernels import cases_of

@@ -34,7 +34,7 @@ import torch
 
 import hubpath_fast as hp
 from hubpath_fast._onednn import enlarge_primitive_cache
-from hubpath_fast.model.executors import choose
+from hubpath_fast.executors import choose
 
 from . import records, step_rows, timing
 from .counting import peak_memory

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import hubpath_fast as hp
 from hubpath_fast import reference
-from hubpath_fast.model.executors.groups import running_statistics
+from hubpath_fast.executors.groups import running_statistics
 
 from . import timing
 from .operations import relative_error

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import hubpath_fast as hp
 from hubpath_fast import reference
-from hubpath_fast.model.executors.backend import CudaBackend
-from hubpath_fast.model.executors.graphs import GraphsExecutor
+from hubpath_fast.executors.graphs.backend import CudaBackend
+from hubpath_fast.executors.graphs.executor import GraphsExecutor
 from hubpath_fast.training.optimizer import start_momentum
 
 from .precision import full_float32

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .ahead import Copier, CudaCopier, copied_ahead
 from .layouts import DataError
 from .order import Draw, SampleOrder
+from .prefetch import Copier, CudaCopier, copied_ahead
 from .splits import Split
 
 AHEAD = 4  # batches that each worker decodes ahead: enough for a few slow images in a row

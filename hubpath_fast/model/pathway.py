@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from .. import functional as HF
 from .._checks import check_k
 from .._onednn import enlarge_primitive_cache
-from ..routing import Routing
-from . import surgery
-from .aggregator import LinearAggregator
-from .executors import (
+from ..executors import (
     EXECUTORS,
     Executor,
     ExecutorReport,
@@ -25,6 +22,9 @@ from .executors import (
     make_executor,
     make_report,
 )
+from ..routing import Routing
+from . import surgery
+from .aggregator import LinearAggregator
 from .generator import check_scores
 
 

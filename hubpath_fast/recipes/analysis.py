@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compare.problems import open_problem
+from ..compare.results import RunFailed, SeedResults, read
+from ..compare.settings import COMPARE_FILE, CompareSettings, names_of_experts, read_compare
+from ..compare.tables import TABLE
 from ..data import open_dataset
 from ..data.transforms import eval_transform
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
+from ..runs.measure import dense_weights, probabilities
+from ..runs.resolve import FIT_FILE, SEEDS_FILE
 from ..training import load_weights, read_log
-from .compare.problems import open_problem
-from .compare.results import RunFailed, SeedResults, read
-from .compare.settings import COMPARE_FILE, CompareSettings, names_of_experts, read_compare
-from .compare.tables import TABLE
 from .fit import eval_batches, expert_names, make_pathway, open_run
-from .measure import dense_weights, probabilities
-from .settings import FIT_FILE, SEEDS_FILE
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
 OWN_EXPERTS = "the hub's own experts, each on all images"

@@ -22,15 +22,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..baselines import SingleModel, best_k, hard_vote, oracle, soft_vote
+from ..compare.digits_hub import NETWORKS, Pretraining, expert_names, pretrained_experts
 from ..data import DigitsTask, TensorBatches, TensorSet, TensorStream
 from ..files import write_json
 from ..hub import create_model
 from ..model import HubPathwayLoss
+from ..runs.measure import dense_weights, probabilities
 from ..training import PathwayObjective, SingleObjective, Trainer, TrainerConfig, TrainResult
 from ..training.random_state import seed_all
 from .demo_report import write_report
-from .digits_hub import NETWORKS, Pretraining, expert_names, pretrained_experts
-from .measure import dense_weights, probabilities
 
 SUMMARY, REPORT, RUNS = "summary.json", "report.html", "runs"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import report
-from .digits_hub import NETWORKS, expert_names
+from ..compare.digits_hub import NETWORKS, expert_names
 
 if TYPE_CHECKING:
     from .demo import Demo

@@ -31,10 +31,12 @@ from ..data.images import default_workers
 from ..data.named import FOLDER
 from ..data.splits import Split
 from ..data.transforms import eval_transform, resized_side, square_transform, train_transform
+from ..executors import choose
 from ..files import write_json
 from ..hub import Expert, build_experts, create_model, default_input_size, head_parameters
 from ..model import HubPathway, HubPathwayLoss, MLPAggregator
-from ..model.executors import choose
+from ..runs.config import FREE, FitConfig
+from ..runs.resolve import FIT_FILE, read_record
 from ..training import (
     PathwayObjective,
     Trainer,
@@ -44,8 +46,6 @@ from ..training import (
     load_weights,
 )
 from ..training.random_state import seed_all
-from .config import FREE, FitConfig
-from .settings import FIT_FILE, read_record
 
 RESULT_FILE = "result.json"
 

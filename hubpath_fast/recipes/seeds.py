@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from ..files import write_json
-from .config import FREE, FitConfig
+from ..runs.config import FREE, FitConfig
+from ..runs.resolve import FIT_FILE, read_record, write_seeds
 from .fit import RESULT_FILE, fit
-from .settings import FIT_FILE, read_record, write_seeds
 
 SPREAD = ("test_accuracy", "test_loss", "best_validation")
 

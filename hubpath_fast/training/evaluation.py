@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .batches import autocast, to_device
+from ..devices import autocast, to_device
 
 
 def evaluate(

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from .batches import autocast, micro_batch, to_device
+from ..devices import autocast, micro_batch, to_device
 from .checkpoint import (
     CheckpointError,
     check_config,

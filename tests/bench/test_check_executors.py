@@ -2,55 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from support.bench import Backend, chosen_for_cpu, make_hub, refuses
 
 import hubpath_fast as hp
 from bench import check_executors, step_models
-from hubpath_fast.model import pathway
-from hubpath_fast.model.executors.graphs import GraphsExecutor
-
-sys.path.append(str(Path(__file__).parents[1] / "model"))
-from graphs_cases import FakeBackend
-
-
-class Backend(FakeBackend):
-    """Says whether it captures, as CUDA does."""
-
-    capturing = False
-
-    def capture(self, function, pool):
-        Backend.capturing = True
-        try:
-            return super().capture(function, pool)
-        finally:
-            Backend.capturing = False
-
-
-def refuses(x):
-    if Backend.capturing:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-
-def make_hub(experts, executor):
-    """As ``check_executors.make_hub``, but graphs are stand-ins."""
-    model = check_executors.make_hub(experts, executor)
-    if executor == "graphs":
-        model._running = GraphsExecutor(Backend)
-    return model
-
-
-def chosen_for_cpu(monkeypatch):
-    """Lets a model on a CPU run graphs, if it is asked to."""
-    choose = pathway.choose
-
-    def chosen(asked, device, num_experts):
-        return ("graphs", ()) if asked == "graphs" else choose(asked, device, num_experts)
-
-    monkeypatch.setattr(pathway, "choose", chosen)
 
 
 @pytest.fixture
@@ -81,8 +38,8 @@ def test_executors_that_agree_are_ok(write, rows, make):
 
 
 def test_a_wrong_executor_is_named(write, rows, make, monkeypatch):
-    join = hp.model.executors.graphs.join
-    monkeypatch.setattr(hp.model.executors.graphs, "join", lambda *args: join(*args) * 1.3)
+    join = hp.executors.graphs.executor.join
+    monkeypatch.setattr(hp.executors.graphs.executor, "join", lambda *args: join(*args) * 1.3)
     check_executors.agreement(write, ["graphs"], "cpu", make, steps=8)
     assert not any(row["ok"] for row in rows)
     assert rows[0]["note"].startswith("step 0: prediction differ by ")
@@ -131,7 +88,7 @@ def test_a_capture_is_to_fail_twice_before_its_expert_is_eager(
     write, rows, make, monkeypatch, failures, wrong
 ):
     """As ``MAX_FAILURES`` says; here another number does."""
-    monkeypatch.setattr(hp.model.executors.graphs, "MAX_FAILURES", failures)
+    monkeypatch.setattr(hp.executors.graphs.executor, "MAX_FAILURES", failures)
     check_executors.capture_failures(
         write, "cpu", make, read=refuses, capturing=lambda: Backend.capturing
     )

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.bench import SMALL, TINY_GLUE, small_cases
 
 from bench import check_kernels, check_operations, glue, operations
 from bench.operations import Size
-
-SMALL, TINY_GLUE = Size(9, 4, 2, 6), (9, 4, 2, 5)
 
 
 class Written(list):
@@ -25,14 +24,6 @@ class Written(list):
 @pytest.fixture
 def write():
     return Written()
-
-
-def small_cases(names=check_operations.CASES):
-    dtypes = {"images": "bfloat16"}
-    return [
-        (name, check_operations.CASES[name][0], SMALL._replace(dtype=dtypes.get(name, "float32")))
-        for name in names
-    ]
 
 
 @pytest.mark.parametrize("name", check_operations.CASES)

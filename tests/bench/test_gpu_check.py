@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_check_executors import Backend, chosen_for_cpu, make_hub, refuses
-from test_check_kernels import TINY_GLUE, small_cases
+from support.bench import TINY_GLUE, Backend, chosen_for_cpu, make_hub, refuses, small_cases
 
 from bench import check_kernels, children, gpu_check, jsonl, precompile, pytest_lines
 from bench.children import Files, Writer

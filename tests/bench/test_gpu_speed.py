@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_check_executors import Backend, chosen_for_cpu
-from test_step import PRESET, linear_experts
+from support.bench import PRESET, Backend, chosen_for_cpu, linear_experts
 
 import hubpath_fast as hp
 from bench import (
@@ -356,8 +355,8 @@ def test_predictions_go_to_different_experts_and_wrong_ones_are_told(writer, qui
 
 
 def test_a_step_that_is_wrong_is_not_one_of_growth(place, writer, quick, monkeypatch):
-    join = hp.model.executors.sequential.join
-    monkeypatch.setattr(hp.model.executors.sequential, "join", lambda *args: join(*args) * 1.01)
+    join = hp.executors.sequential.join
+    monkeypatch.setattr(hp.executors.sequential, "join", lambda *args: join(*args) * 1.01)
     gpu_speed.growth(replace(place, executors=("sequential",)), writer, 1.0)
     assert [(row["name"], row.get("note")) for row in jsonl.read(writer.files.rows)] == [
         (f"sequential, M={m}", "ValueError: not timed: relative error 1.0e-02 above 2e-03")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-from test_check_executors import Backend, chosen_for_cpu, make_hub, refuses
+from support.bench import Backend, chosen_for_cpu, make_hub, refuses
+from support.specialisation import specialisation
 
 from bench import check_executors, check_kernels, glue, gpu_check, precompile, speed_step, step_rows
 from bench.timing import Times
-
-sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from specialisation import specialisation
 
 
 @pytest.mark.parametrize(

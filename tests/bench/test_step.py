@@ -6,21 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.bench import PRESET, linear_experts
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hubpath_fast as hp
 from bench import plot, step, step_counts, step_growth, step_models, step_rows
-
-PRESET = step_models.Preset(
-    lambda: [
-        nn.Sequential(
-            nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 5)
-        )
-        for _ in range(3)
-    ],
-    24, 2, 5, (16,), {16: 4}, 4,
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +56,8 @@ SINGLES = {f"single {i} (Sequential)" for i in range(3)}
 
 def test_a_wrong_hub_is_never_timed(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(step.PRESETS, "tiny", PRESET)
-    run = hp.model.executors.sequential.join
-    monkeypatch.setattr(hp.model.executors.sequential, "join", lambda *args: run(*args) * 1.01)
+    run = hp.executors.sequential.join
+    monkeypatch.setattr(hp.executors.sequential, "join", lambda *args: run(*args) * 1.01)
     file = tmp_path / "step.json"
     assert step.main(["--preset", "tiny", "--quick", "--json", str(file)]) == 1
     found = json.loads(file.read_text())
@@ -195,10 +186,6 @@ def test_balanced_scores_give_every_expert_its_share():
     scores = step_models.balanced_scores(48, 8, 2)
     routing = hp.functional.noisy_topk(*scores(None), 2)
     assert routing.counts() == [12] * 8
-
-
-def linear_experts(names, outputs):
-    return [nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, outputs)) for _ in names]
 
 
 def test_the_glues_step_does_nothing_that_a_step_with_experts_does_not():

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from source_trees import TREES, image
+from support.source_trees import TREES, image
 
 from hubpath_fast.data import (
     DATASETS,

@@ -23,5 +23,5 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# The kernel tests' inputs, references and bounds are a plain module of their folder.
-sys.path.append(str(Path(__file__).resolve().parent.parent / "kernels"))
+# ``python -m tests.emulator`` has no pytest to find tests/support.
+sys.path.append(str(Path(__file__).resolve().parent.parent))

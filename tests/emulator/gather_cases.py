@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from output_cases import ROUNDING, assert_within, double, poisoned
+from support.output_cases import ROUNDING, assert_within, double, poisoned
 from torch import Tensor
 
 from hubpath_fast import kernels, reference

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from output_cases import (
+from support.output_cases import (
     ROUNDING,
     Case,
     aggregate_reference,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from output_cases import assert_within, double, leaves, poisoned
+from support.output_cases import assert_within, double, leaves, poisoned
 from torch import Tensor
 from torch.nn.functional import softplus
 

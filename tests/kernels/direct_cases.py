@@ -27,9 +27,9 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 from hubpath_fast.kernels import _launch  # noqa: E402
-from output_cases import SMALL, SMALL_LAST, SMALL_MAPS, Case, leaves, make  # noqa: E402
+from support.output_cases import SMALL, SMALL_LAST, SMALL_MAPS, Case, leaves, make  # noqa: E402
 
 from bench.stubbed import Stub, launches_end_here  # noqa: E402
 from hubpath_fast import kernels  # noqa: E402

@@ -9,7 +9,7 @@ import torch
 from hubpath_fast.kernels import aggregate_with_exploit_loss, prefer_grouped
 from hubpath_fast.kernels._grouped import product_constants
 from hubpath_fast.kernels.aggregate import aggregate
-from output_cases import (
+from support.output_cases import (
     ROUNDING,
     SMALL,
     SMALL_LAST,

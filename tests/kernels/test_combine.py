@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hubpath_fast.kernels.combine import combine, combine_backward
-from output_cases import (
+from support.output_cases import (
     ROUNDING,
     SMALL,
     SMALL_LAST,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hubpath_fast.kernels import aggregate, combine, exploit_loss, noisy_topk
-from output_cases import SMALL, make
+from support.output_cases import SMALL, make
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode

@@ -13,7 +13,7 @@ from hubpath_fast.kernels import (
     gather,
     noisy_topk,
 )
-from output_cases import SMALL, leaves, make
+from support.output_cases import SMALL, leaves, make
 
 K = SMALL.k
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hubpath_fast.kernels import aggregate_with_exploit_loss, noisy_topk
-from output_cases import Case, leaves, make
+from support.output_cases import Case, leaves, make
 from triton.runtime.jit import JITFunction
 
 pytestmark = pytest.mark.gpu

@@ -18,7 +18,7 @@ from hubpath_fast.kernels import (
     combine_with_exploit_loss,
     exploit_loss,
 )
-from output_cases import (
+from support.output_cases import (
     Case,
     aggregate_reference,
     assert_within,

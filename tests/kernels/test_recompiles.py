@@ -26,8 +26,8 @@ from hubpath_fast.kernels import (
 from hubpath_fast.kernels._aggregate_matrix import plan_backward_matrix
 from hubpath_fast.kernels._aggregate_rows import has_dots, plan_backward_rows
 from hubpath_fast.kernels.aggregate import _plan as plan_forward
-from output_cases import Case, leaves, make
-from specialisation import Key, recorded, specialisation
+from support.output_cases import Case, leaves, make
+from support.specialisation import Key, recorded, specialisation
 
 M, K = 5, 2
 FIRST, OTHERS = 48, (47, 32, 24, 17, 64)

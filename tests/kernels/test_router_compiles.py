@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hubpath_fast.kernels import noisy_topk
-from specialisation import recorded
+from support.specialisation import recorded
 
 router = sys.modules["hubpath_fast.kernels.noisy_topk"]
 plan = sys.modules["hubpath_fast.kernels._row_plan"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from hubpath_fast.compare.digits_hub import Pretraining, pretrained_experts
 from hubpath_fast.data import RENDERINGS, DigitsTask, TensorBatches
 from hubpath_fast.hub import create_model, split_parameters
 from hubpath_fast.recipes.demo import DemoSettings, Row, demo, vote_rows
-from hubpath_fast.recipes.digits_hub import Pretraining, pretrained_experts
-from hubpath_fast.recipes.measure import dense_weights, inference_costs
+from hubpath_fast.runs.measure import dense_weights, inference_costs
 
 SMALL = DemoSettings(pretraining=Pretraining(epochs=1), epochs=1)
 

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from hubpath_fast.compare import compare
+from hubpath_fast.compare.settings import make_settings
 from hubpath_fast.data import open_images
 from hubpath_fast.data.digits import DigitsTask, write_image_folder
 from hubpath_fast.recipes.analysis import classes_alone, report
-from hubpath_fast.recipes.compare import compare
-from hubpath_fast.recipes.compare.settings import make_settings
 from hubpath_fast.recipes.fit import eval_batches, fit, open_run
-from hubpath_fast.recipes.settings import settings as fit_settings
+from hubpath_fast.runs.resolve import settings as fit_settings
 
 QUIET = Console(quiet=True)
 HUB = "test_resnet,test_efficientnet"

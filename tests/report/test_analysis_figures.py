@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from _drawn import FIVE, TEN, assert_inside, boxes, overlaps, texts
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
+from support.drawn import FIVE, TEN, assert_inside, boxes, overlaps, texts
 
 from hubpath_fast import report
 from hubpath_fast.report import style

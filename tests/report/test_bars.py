@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from _drawn import TEN, assert_inside, boxes, overlaps, texts
+from support.drawn import TEN, assert_inside, boxes, overlaps, texts
 
 from hubpath_fast import report
 from hubpath_fast.report import style

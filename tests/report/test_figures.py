@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from _drawn import FIVE, TEN, assert_inside, boxes, overlaps, texts
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
+from support.drawn import FIVE, TEN, assert_inside, boxes, overlaps, texts
 
 from hubpath_fast import report
 from hubpath_fast.report import style

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
+from support.training import single
 from torch import nn
-from training_tools import single
 
 from hubpath_fast.training import checkpoint as module
 from hubpath_fast.training.checkpoint import (

@@ -1,7 +1,7 @@
 import pytest
 import torch
+from support.training import Expert, pathway, single
 from torch import nn
-from training_tools import Expert, pathway, single
 
 from hubpath_fast.training import (
     ParameterGroup,

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from training_tools import (
+from support.training import (
     VALIDATION,
     Stream,
     make,

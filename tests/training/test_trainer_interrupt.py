@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_tools import VALIDATION, make, pathway, records, single
+from support.training import VALIDATION, make, pathway, records, single
 
 from hubpath_fast.training import Interrupt, read_log
 
@@ -21,7 +21,7 @@ import sys, time
 sys.path.insert(0, {here!r})
 import torch
 torch.set_num_threads({threads})
-from training_tools import VALIDATION, make, pathway, pathway_objective
+from support.training import VALIDATION, make, pathway, pathway_objective
 out, slow = sys.argv[1], float(sys.argv[2])
 
 def objective(model, x, y):
@@ -37,7 +37,7 @@ print("interrupted" if result.interrupted else "done", result.steps)
 
 def start(out, slow):
     # As many threads as here: sums are split among them, and runs are compared to the bit.
-    script = SCRIPT.format(here=str(HERE), threads=torch.get_num_threads())
+    script = SCRIPT.format(here=str(HERE.parent), threads=torch.get_num_threads())
     return subprocess.Popen(
         [sys.executable, "-c", script, str(out), str(slow)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from support.training import CLASSES, VALIDATION, Stream, make, pathway, pathway_objective, single
 from torch import nn
-from training_tools import CLASSES, VALIDATION, Stream, make, pathway, pathway_objective, single
 
 from hubpath_fast.training import (
     Losses,

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from support.training import VALIDATION, Stream, make, pathway, pathway_objective, records, single
 from torch import nn
-from training_tools import VALIDATION, Stream, make, pathway, pathway_objective, records, single
 
 from hubpath_fast.training import CheckpointError, Losses
 

@@ -1,0 +1,111 @@
+"""``hubpath compare`` and ``hubpath report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .messages import console, messages
+
+OptionalInt, OptionalFloat, OptionalStr = Optional[int], Optional[float], Optional[str]  # noqa: UP045
+
+
+def compare(
+    data: Annotated[
+        OptionalStr, typer.Option(help="folder of images, or a data set of `hubpath data list`")
+    ] = None,
+    hub: Annotated[
+        OptionalStr, typer.Option(help="model names, comma-separated, or a hub of `hubpath hub`")
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="all, or names, comma-separated: single, best-single, ensemble, distill, "
+            "soup-greedy, zoo-tuning, hub-pathway, k-sweep, ... (a wrong one lists them)"
+        ),
+    ] = "all",
+    seeds: Annotated[str, typer.Option(help="0,1,2: everything is done once a seed")] = "0",
+    out: Annotated[Path, typer.Option(help="folder of the comparison; finished runs are kept")] = (
+        Path("hubpath-compare")
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a few steps, to see it work; the figures say little")
+    ] = False,
+    preset: Annotated[
+        OptionalStr, typer.Option(help="budget of paper-homogeneous, paper-heterogeneous, ...")
+    ] = None,
+    data_root: Annotated[OptionalStr, typer.Option(help="folder that holds a named set")] = None,
+    rates: Annotated[
+        OptionalStr,
+        typer.Option(help="3e-4,1e-3: each method is tried with each, validation chooses"),
+    ] = None,
+    k: Annotated[OptionalInt, typer.Option("--k", help="active experts per image")] = None,
+    steps: Annotated[OptionalInt, typer.Option(help="optimizer updates of every run")] = None,
+    batch_size: Annotated[OptionalInt, typer.Option(help="images per update")] = None,
+    explore: Annotated[
+        OptionalFloat, typer.Option(help="lambda, weight of the exploration loss")
+    ] = None,
+    image_size: Annotated[OptionalInt, typer.Option(help="pixels a side")] = None,
+    validation: Annotated[
+        OptionalFloat, typer.Option(help="share of train held out if there is no validation split")
+    ] = None,
+    pretrained: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--pretrained/--no-pretrained", help="random weights need no network"),
+    ] = None,
+    temperature: Annotated[
+        OptionalFloat, typer.Option(help="of the ensemble's soft targets in distill")
+    ] = None,
+    distill_weight: Annotated[
+        OptionalFloat, typer.Option(help="share of the soft targets in distill's loss, 0 to 1")
+    ] = None,
+    workers: Annotated[
+        OptionalInt, typer.Option(help="runs side by side; default one a core, at most 4")
+    ] = None,
+    device: Annotated[OptionalStr, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+) -> None:
+    """Every method of the paper on the same data and hub, under one budget: one table."""
+    with messages():
+        from ..compare import compare as run
+        from ..compare.settings import make_settings, parse_rates
+        from ..runs.resolve import parse_seeds
+
+        settings = make_settings(
+            data,
+            hub,
+            data_root,
+            None if rates is None else parse_rates(rates),
+            quick,
+            preset,
+            top={
+                "k": k,
+                "explore": explore,
+                "image_size": image_size,
+                "validation": validation,
+                "pretrained": pretrained,
+            },
+            trainer={"steps": steps, "batch_size": batch_size, "device": device},
+            distill={"temperature": temperature, "distill_weight": distill_weight},
+        )
+        rows = run(settings, methods, parse_seeds(seeds), out, workers, console)
+        if any(row["status"] == "failed" for row in rows):
+            raise typer.Exit(1)
+
+
+def report(
+    run: Annotated[
+        Path, typer.Argument(help="folder of a run of `hubpath fit` or of `hubpath compare`")
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="folder for report.html and figures/; default RUN/report"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """The paper's analysis of a run: whom images were sent to, was it right, what did it cost."""
+    with messages():
+        from ..recipes.analysis import report as recipe
+
+        console.print(f"The report is in {recipe(run, out, device)}.", soft_wrap=True)

@@ -1,0 +1,67 @@
+"""The commands ``hubpath data list``, ``hubpath data check`` and ``hubpath data download``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+
+from .messages import console, messages
+
+app = typer.Typer(
+    help="The data sets that have a name.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Name = Annotated[str, typer.Argument(help="of `hubpath data list`")]
+
+
+@app.command("list")
+def list_datasets() -> None:
+    """Names, published counts, and where to get each."""
+    with messages():
+        from ..recipes.dataset_commands import dataset_table, origins
+
+        console.print(dataset_table())
+        for name, origin in origins().items():
+            console.print(f"[bold]{name}[/] {escape(origin)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def check(
+    name: Name,
+    root: Annotated[
+        Optional[Path],  # noqa: UP045  (Typer reads it on Python 3.10 too)
+        typer.Option(help="folder that holds the data set"),
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="read all pixels: finds images that were cut short")
+    ] = False,
+) -> None:
+    """Counts files, classes and splits against what was published; status 1 if they differ."""
+    with messages():
+        from ..data import check_dataset
+        from ..recipes.dataset_commands import report_table
+
+        report = check_dataset(name, root, decode)
+        console.print(report_table(report))
+        for note in report.notes:
+            console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
+        for problem in report.problems:
+            console.print(f"[bold red]wrong[/] {escape(problem)}", soft_wrap=True, highlight=False)
+        if not report.complete:
+            raise typer.Exit(1)
+        console.print("[bold green]complete[/]")
+
+
+@app.command()
+def download(
+    name: Name,
+    root: Annotated[Path, typer.Option(help="folder to put the data set into")],
+) -> None:
+    """Downloads a data set where its source still serves it; else says where to get it."""
+    with messages():
+        from ..recipes.dataset_commands import download as recipe
+
+        console.print(f"kept in {escape(str(recipe(name, root)))}", soft_wrap=True)

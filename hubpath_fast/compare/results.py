@@ -1,0 +1,89 @@
+"""What runs left behind: results, chosen rates and held-out scores of one seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..baselines import best_k
+
+RESULT, OUTPUTS, FAILED = "result.json", "outputs.safetensors", "failed.json"
+PROBLEM, TARGETS = "problem.json", "targets.safetensors"
+
+
+class RunFailed(ValueError):
+    """A run that is needed has failed."""
+
+
+def seed_folder(out_dir: Path, seed: int) -> Path:
+    return Path(out_dir) / "runs" / f"seed-{seed}"
+
+
+def run_folder(out_dir: Path, seed: int, run: str, rate: float | None) -> Path:
+    """rate: where several are tried for this run; else None."""
+    return seed_folder(out_dir, seed) / (run if rate is None else f"{run}-lr-{rate:g}")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A JSON file's contents; None where it is missing or damaged (then the run is done again)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+class SeedResults:
+    """Finished runs of one seed. rates: those that were tried for every tuned run."""
+
+    def __init__(self, out_dir: str | Path, seed: int, rates: Sequence[float]):
+        self.out_dir, self.seed, self.rates = Path(out_dir), seed, tuple(rates)
+        self._chosen: dict[str, tuple[Path, dict[str, Any]]] = {}
+        self.scores = lru_cache(maxsize=None)(self._scores)
+
+    @property
+    def problem(self) -> dict[str, Any] | None:
+        """What was noted of data and hub; None: not yet."""
+        return read(seed_folder(self.out_dir, self.seed) / PROBLEM)
+
+    def targets(self) -> dict[str, Tensor]:
+        """ "validation" and "test" int64 [n] each, and "groups" where test images have some."""
+        return load_file(seed_folder(self.out_dir, self.seed) / TARGETS)
+
+    def result(self, run: str) -> dict[str, Any]:
+        """Of a run, at its chosen rate: the best validation accuracy, among equals the lowest
+        validation loss, among those the first rate. Raises RunFailed if it failed at every rate."""
+        return self._choose(run)[1]
+
+    def folder(self, run: str) -> Path:
+        """Where the run lies, at its chosen rate."""
+        return self._choose(run)[0]
+
+    def best_singles(self) -> list[int]:
+        """All experts, the one that is best alone on validation data first."""
+        count = len(self.problem["experts"])
+        accuracies = [self.result(f"single-{i}")["validation"]["accuracy"] for i in range(count)]
+        return best_k(accuracies, count)
+
+    def _scores(self, run: str) -> dict[str, Tensor]:
+        """ "validation" and "test", float32 [n, C]: probabilities; of pathways also "weights"
+        [n, M] of the test images, 0 where an expert is inactive."""
+        return load_file(self.folder(run) / OUTPUTS)
+
+    def _choose(self, run: str) -> tuple[Path, dict[str, Any]]:
+        if run not in self._chosen:
+            folders = [run_folder(self.out_dir, self.seed, run, r) for r in (None, *self.rates)]
+            done = [(folder, r) for folder in folders if (r := read(folder / RESULT)) is not None]
+            if not done:
+                reasons = [f["error"] for folder in folders if (f := read(folder / FAILED))]
+                raise RunFailed(f"{run} failed: {reasons[0]}" if reasons else f"{run} is not done")
+            self._chosen[run] = max(
+                done,
+                key=lambda d: (d[1]["validation"]["accuracy"], -d[1]["validation"]["loss"]),
+            )
+        return self._chosen[run]

@@ -1,0 +1,224 @@
+"""What a comparison does: one budget for all methods, on one data set and one hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.digits import RENDERINGS
+from ..data.named import DIGITS, FOLDER, find_dataset
+from ..files import write_json
+from ..recipes.fit import expert_names
+from ..runs.config import FREE, FitConfig
+from ..runs.resolve import settings as fit_settings
+from ..training import TrainerConfig
+from .results import PROBLEM
+
+COMPARE_FILE = "compare.json"
+
+# What may differ between two calls on the same folder: nothing of it changes a result.
+FREE_TRAINER = ("device", "log_every", "save_every", "seed", "eval_every")
+
+# The digits' own budget, that of `hubpath demo`: 250 steps of 48 on 200 digits.
+DIGITS_TRAINER = TrainerConfig(
+    steps=250,
+    batch_size=48,
+    lr_expert=5e-4,
+    lr_head=3e-3,
+    lr_router=3e-3,
+    eval_every=25,
+    save_every=100,
+    log_every=10,
+)
+DIGITS_FIT: Mapping[str, Any] = {
+    "dataset": DIGITS,
+    "image_size": 32,
+    "flip": False,
+    "generator_stride": 2,
+    "explore": 1.0,
+    "workers": 0,
+    "channels_last": False,  # as in the demo
+}
+DIGITS_RATES = (5e-4, 2e-3)
+QUICK_STEPS, QUICK_PRETRAIN_EPOCHS = 60, 7
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Settings of a comparison.
+
+    fit: data, hub and budget, as of a run of ``hubpath fit``: the same for all methods. rates: peak
+        rates of the pre-trained bodies; every method is trained with each, and the one of the best
+        validation accuracy is kept, seed by seed (ties: the lower validation loss). Heads and
+        router keep their rates from ``fit``, but never learn slower than the bodies.
+    temperature, distill_weight: of ``DistillObjective``.
+    digits_pretrain_epochs, digits_validation: of the digits' own hub and split; no other data has
+        them.
+    """
+
+    fit: FitConfig
+    rates: tuple[float, ...]
+    temperature: float = 2.0
+    distill_weight: float = 0.5
+    digits_pretrain_epochs: int = 40
+    digits_validation: int = 100
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))
+        rates = self.rates
+        if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
+            raise ValueError(f"rates: expected different numbers above 0, got {list(rates)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: expected a number above 0, got {self.temperature}")
+        if not 0 <= self.distill_weight <= 1:
+            raise ValueError(f"distill_weight: expected 0 to 1, got {self.distill_weight}")
+
+    def trainer(self, seed: int, rate: float) -> TrainerConfig:
+        """The trainer's settings of one run; see ``rates``."""
+        base = self.fit.trainer
+        head = base.lr_expert if base.lr_head is None else base.lr_head
+        return base.replace(
+            seed=seed,
+            lr_expert=rate,
+            lr_head=max(rate, head),
+            lr_router=max(rate, base.lr_router),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        return {**values, "rates": list(self.rates), "fit": self.fit.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CompareSettings:
+        return cls(**{**values, "fit": FitConfig.from_dict(values["fit"])})
+
+    def identity(self) -> dict[str, Any]:
+        """Whatever changes a result, flat: {"hub": ..., "trainer.steps": ...}."""
+        values = self.to_dict()
+        fit = values.pop("fit")
+        trainer = fit.pop("trainer")
+        kept = {k: v for k, v in fit.items() if k not in (*FREE, "crops")}
+        if fit["dataset"] == FOLDER:
+            kept["data"] = fit["data"]
+        inner = {f"trainer.{k}": v for k, v in trainer.items() if k not in FREE_TRAINER}
+        return {**kept, **values, **inner}
+
+
+def make_settings(
+    data: str | None,
+    hub: str | None,
+    data_root: str | None = None,
+    rates: Sequence[float] | None = None,
+    quick: bool = False,
+    preset: str | None = None,
+    top: Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    distill: Mapping[str, Any] | None = None,
+) -> CompareSettings:
+    """Settings from what a user gives: ``data`` is a folder of images or the name of a data set,
+    whose folder is ``data_root``; ``hub`` names apart by commas. preset: of ``hubpath fit``, which
+    brings a hub and a budget. ``top`` and ``trainer``: further settings of ``hubpath fit``, and
+    ``distill`` of CompareSettings; None: not given. quick: a few steps, whose figures say little.
+
+    Raises ValueError for whatever is unknown or impossible.
+    """
+    given = {name: value for name, value in (top or {}).items() if value is not None}
+    inner = {name: value for name, value in (trainer or {}).items() if value is not None}
+    if data is None:
+        raise ValueError("data: nothing given; use --data FOLDER, or --data NAME --data-root DIR")
+    dataset = FOLDER if Path(data).is_dir() else _dataset(data)
+    if dataset == FOLDER:
+        given["data"] = data
+    else:
+        given |= {"dataset": dataset} | ({"data_root": data_root} if data_root else {})
+    if hub is not None:
+        given["hub"] = [name.strip() for name in hub.split(",") if name.strip()]
+    if inner.get("device", "cpu") == "cpu":
+        # Runs side by side keep the cores busy; starting decoders costs more than a short run.
+        given.setdefault("workers", 0)
+    extra = {name: value for name, value in (distill or {}).items() if value is not None}
+    if quick:
+        inner = {"steps": QUICK_STEPS} | inner
+    if dataset == DIGITS and preset is None:
+        given = {**DIGITS_FIT, **given}
+        budget = DIGITS_TRAINER.to_dict()
+        if "steps" in inner:
+            budget["eval_every"] = max(1, inner["steps"] // 10)
+        inner = budget | inner
+        rates = rates or (DIGITS_RATES[-1:] if quick else DIGITS_RATES)
+        extra |= {"digits_pretrain_epochs": QUICK_PRETRAIN_EPOCHS} if quick else {}
+    fit = fit_settings("", False, None, given, inner, preset)
+    return CompareSettings(fit, tuple(rates or (fit.trainer.lr_expert,)), **extra)
+
+
+def names_of_experts(settings: CompareSettings) -> list[str]:
+    """Of the digits' experts the renderings they know; of all others their models' names."""
+    hub = settings.fit.hub
+    if settings.fit.dataset == DIGITS and settings.fit.pretrained:
+        renderings = list(RENDERINGS)
+        return expert_names(tuple(renderings[i % len(renderings)] for i in range(len(hub))))
+    return expert_names(hub)
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """ "5e-4,2e-3" -> (0.0005, 0.002); ValueError unless it is a list of numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"rates: expected numbers such as 5e-4,2e-3, got {text!r}") from None
+
+
+def _dataset(name: str) -> str:
+    try:
+        found = find_dataset(name)
+    except ValueError as error:
+        raise ValueError(f"data: {name!r} is no folder, and as a name: {error}") from None
+    if found == FOLDER:
+        raise ValueError("data: give the folder itself")
+    return found
+
+
+def read_compare(out_dir: Path) -> dict[str, Any] | None:
+    """What ``compare.json`` of a folder says; None where there is none."""
+    path = out_dir / COMPARE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start anew") from error
+
+
+def open_folder(out_dir: Path, settings: CompareSettings) -> None:
+    """Takes a folder for a comparison; ValueError if it holds one of other data, hub or budget, or
+    something else."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ValueError(f"out: {out_dir} is a file; give a folder")
+    held = read_compare(out_dir)
+    begun = any(out_dir.glob(f"runs/*/{PROBLEM}"))
+    if held is None or not begun:
+        if (
+            held is None
+            and out_dir.is_dir()
+            and any(not p.name.startswith(".") for p in out_dir.iterdir())
+        ):
+            raise ValueError(
+                f"out: {out_dir} holds something that is no comparison; choose another folder"
+            )
+        write_json(out_dir / COMPARE_FILE, {"settings": settings.to_dict()})
+        return
+    old = CompareSettings.from_dict(held["settings"]).identity()
+    new = settings.identity()
+    changed = [key for key in new | old if new.get(key) != old.get(key)]
+    if changed:
+        differences = "; ".join(
+            f"{key}: {old.get(key)} there, {new.get(key)} now" for key in changed
+        )
+        raise ValueError(
+            f"out: {out_dir} holds runs of another comparison, which cannot stand in one table "
+            f"({differences}); use the same settings or another folder"
+        )

@@ -1,0 +1,93 @@
+"""A batch and its way to the generator and the experts: what an executor is given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import functional as HF
+from ..routing import Routing
+from .precision import RowPrecision
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples x [N, ...] as the generator reads them."""
+
+    x: Tensor
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.x.requires_grad and torch.is_grad_enabled()
+
+    def row_kind(self) -> tuple:
+        """What two batches must share for the same graph to read them."""
+        x = self.x
+        return x.device, x.dtype, x.shape[1:], HF.own_memory_format(x)
+
+
+@dataclass(frozen=True)
+class RowSource(Batch):
+    """Samples x [N, ...] that become rows, each normalised for its expert.
+
+    routing, scale and shift are those of ``functional.gather``; dtype and memory_format are of the
+    rows. precision: watches what experts do with their rows.
+    """
+
+    routing: Routing
+    scale: Tensor | None
+    shift: Tensor | None
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    precision: RowPrecision
+
+    def row_kind(self) -> tuple:
+        """What rows of two batches must share to lie in one tensor."""
+        x = self.x
+        return self.routing.num_experts, x.device, self.dtype, x.shape[1:], self.memory_format
+
+    def rows(self) -> Tensor:
+        """[R, ...] in expert order."""
+        return HF.gather(
+            self.x, self.routing, self.scale, self.shift, self.dtype, self.memory_format
+        )
+
+    def places(self, capacity: int) -> Places:
+        return Places(self, capacity)
+
+
+class Places:
+    """Fixed places for each expert's rows: ``rows[i * capacity:]`` are those of expert i.
+
+    capacity: at least the N of every batch that is written here.
+    """
+
+    def __init__(self, source: RowSource, capacity: int):
+        self.capacity, self.kind = capacity, source.row_kind()
+        # Tensors made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            shape = (capacity * source.routing.num_experts, *source.x.shape[1:])
+            rows = torch.zeros(shape, dtype=source.dtype, device=source.x.device)
+            self.rows = rows.contiguous(memory_format=source.memory_format)
+
+    @staticmethod
+    def nbytes(source: RowSource, capacity: int) -> int:
+        """What places for such rows take."""
+        elements = math.prod(source.x.shape[1:])
+        return capacity * source.routing.num_experts * elements * source.dtype.itemsize
+
+    def hold(self, source: RowSource) -> bool:
+        return self.kind == source.row_kind() and source.routing.num_samples <= self.capacity
+
+    def write(self, source: RowSource) -> None:
+        """The rows of a batch; waits for no count. x must not require a gradient."""
+        s = source
+        HF.gather_into(self.rows, s.x, s.routing, s.scale, s.shift)
+
+    def of(self, index: int, size: int) -> Tensor:
+        """The first ``size`` places of an expert: a view. size: at most the capacity."""
+        assert size <= self.capacity, (size, self.capacity)
+        return self.rows[index * self.capacity : index * self.capacity + size]

@@ -1,0 +1,118 @@
+"""What a trained model says about held-out images, and what asking it costs."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..model import HubPathway
+from ..devices import autocast
+
+BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are timed
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, batches: Iterable, device: str, amp: str = "none") -> Tensor:
+    """[n, C] float32 on the host, in evaluation mode."""
+    model.eval()
+    parts = []
+    for images, _ in batches:
+        with autocast(torch.device(device), amp):
+            prediction = model(images.to(device))
+        parts.append(prediction.float().softmax(dim=1).cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def dense_weights(model: HubPathway, batches: Iterable, device: str) -> Tensor:
+    """[n, M] float32 on the host: each image's weight for each expert, 0 where inactive."""
+    model.eval()
+    parts = []
+    for images, _ in batches:
+        routing = model.route(images.to(device))
+        dense = routing.weights.new_zeros(len(images), routing.num_experts)
+        parts.append(dense.scatter(1, routing.experts, routing.weights).float().cpu())
+    return torch.cat(parts)
+
+
+def quality(scores: Tensor, targets: Tensor) -> dict[str, float]:
+    """Accuracy and mean cross-entropy of probabilities [n, C]."""
+    loss = F.nll_loss(scores.double().clamp_min(1e-12).log(), targets)
+    right = scores.argmax(dim=1) == targets
+    return {"accuracy": right.double().mean().item(), "loss": loss.item()}
+
+
+@torch.no_grad()
+def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """What an image costs at inference, in batches of up to 64: expert forwards and GFLOPs (a
+    multiplication and an addition are two), counted, and milliseconds, the median of five.
+
+    A network that is no Hub-Pathway counts as one expert.
+    """
+    model.eval()
+    images = images[:BATCH].to(next(model.parameters()).device)
+    rows = 0
+
+    def count(_module, inputs, _output) -> None:
+        nonlocal rows
+        rows += len(inputs[0])
+
+    experts = model.experts if isinstance(model, HubPathway) else [model]
+    hooks = [expert.register_forward_hook(count) for expert in experts]
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return {
+        "forwards_per_sample": rows / len(images),
+        "gflops_per_sample": counter.get_total_flops() / len(images) / 1e9,
+        "milliseconds_per_sample": 1e3 * _seconds(model, images) / len(images),
+    }
+
+
+def _seconds(model: nn.Module, images: Tensor) -> float:
+    times = []
+    for _ in range(1 + REPEATS):  # the first prepares what later ones reuse
+        _wait(images)
+        began = time.perf_counter()
+        model(images)
+        _wait(images)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def _wait(images: Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+
+
+class PeakMemory:
+    """The most memory that a run held, in MiB, over what the process held before it: on a CUDA
+    device torch's, else the process's resident set. None where neither is known (Windows)."""
+
+    def __init__(self, device: str):
+        self.cuda = torch.device(device).type == "cuda"
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        self.before = self._now()
+
+    def mebibytes(self) -> float | None:
+        now = self._now()
+        return None if now is None else (now - self.before) / 2**20
+
+    def _now(self) -> int | None:
+        if self.cuda:
+            return torch.cuda.max_memory_allocated()
+        try:
+            import resource
+        except ImportError:
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

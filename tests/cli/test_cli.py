@@ -1,0 +1,345 @@
+"""``hubpath`` as a user types it, on a real folder of PNG files written from the digits."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from hubpath_fast.cli import app
+from hubpath_fast.data import DigitsTask, write_image_folder
+from hubpath_fast.recipes.fit import build_model
+from hubpath_fast.runs.config import FitConfig
+from hubpath_fast.training import Trainer
+
+HUB = "test_resnet,test_efficientnet,test_resnet"
+FIT = [
+    "fit", "--hub", HUB, "--no-pretrained", "--image-size", "32", "--batch-size", "16",
+    "--workers", "0", "--no-flip",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """80 training, 40 validation and 40 test digits as PNG files in folders of classes."""
+    task = DigitsTask(0, num_validation=60)
+    return write_image_folder(task, tmp_path_factory.mktemp("digits"), limit=60)
+
+
+def hubpath(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fit") / "run"
+    result = hubpath(*FIT, "--data", folder, "--steps", 6, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_fit_says_what_it_does_and_leaves_a_run(run):
+    out, output = run
+    assert "10 classes, 60 train, 60 validation, 60 test images at 32 px" in output
+    assert "K = 2 of 3" in output
+    assert (
+        "speed executor sequential (the experts are on cpu, and torch has one thread), "
+        "amp none, channels_last on, augment host, 0 workers\n"
+    ) in output
+    result = json.loads((out / "result.json").read_text())
+    assert f"test: {100 * result['test_accuracy']:.2f} % of 60 images" in output
+    assert (out / "best" / "model.safetensors").is_file()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6
+    assert len(lines[-1]["load"]) == 3
+
+
+def test_convolutions_are_channels_last_unless_it_is_set_off(run):
+    config = FitConfig.from_dict(json.loads((run[0] / "fit.json").read_text())["config"])
+    for layout, on in ((torch.channels_last, True), (torch.contiguous_format, False)):
+        model = build_model(dataclasses.replace(config, channels_last=on), 10, 32, False)
+        weights = [p for p in model.experts.parameters() if p.dim() == 4]
+        assert all(w.is_contiguous(memory_format=layout) for w in weights)
+
+
+def test_evaluate_repeats_the_result_of_fit(run, folder):
+    out, _ = run
+    expected = json.loads((out / "result.json").read_text())
+    output = hubpath("evaluate", out).output
+    assert f"test: accuracy {expected['test_accuracy']:.4f}" in output
+    assert hubpath("evaluate", out, "--data", folder).output == output
+
+
+def test_predict_names_class_probability_and_experts(run, folder):
+    out, _ = run
+    images = sorted((folder / "test").rglob("*.png"))[:3]
+    lines = hubpath("predict", out, *images).output.splitlines()
+    assert len(lines) == 3
+    for path, line in zip(images, lines, strict=True):
+        assert line.startswith(f"{path}: ")
+        experts = dict(part.rsplit(" ", 1) for part in line.split("experts: ")[1].split(", "))
+        assert len(experts) == 2
+        assert set(experts) <= {"test_resnet #1", "test_efficientnet", "test_resnet #2"}
+        weights = [float(w) for w in experts.values()]
+        assert weights == sorted(weights, reverse=True)
+        assert 0 < sum(weights) <= 1.01
+
+
+def test_print_config_is_read_back_and_options_go_first(run, folder, tmp_path):
+    shown = hubpath(*FIT, "--data", folder, "--steps", 6, "--lr", "0.001", "--print-config").output
+    settings = json.loads(shown)
+    assert settings["hub"] == HUB.split(",")
+    assert settings["trainer"]["lr_expert"] == 0.001
+    assert settings["trainer"]["lr_head"] == 0.003
+    assert settings["trainer"]["lr_router"] == 0.01
+    (tmp_path / "settings.json").write_text(shown)
+    again = hubpath("fit", "--config", tmp_path / "settings.json", "--k", 3, "--print-config")
+    assert json.loads(again.output) == {**settings, "k": 3}
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path):
+    """SIGTERM during a real process; --resume alone knows the rest of the settings."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ["--data", str(folder), "--steps", "40"]
+    assert hubpath(*FIT, *options, "--out", whole).exit_code == 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from hubpath_fast.cli import main; main()", *FIT, *options,
+         "--out", str(cut)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    log = cut / "log.jsonl"
+    while process.poll() is None and not (log.is_file() and log.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal reached it")
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert not (cut / "result.json").exists()
+    resumed = hubpath("fit", "--resume", "--out", cut)
+    assert resumed.exit_code == 0, resumed.output
+    for name in ("best", "last"):
+        first, second = (out / name / "model.safetensors" for out in (whole, cut))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_augmenting_on_the_device_resumes_to_the_same_weights(folder, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = [*FIT, "--data", folder, "--steps", 6, "--augment", "device"]
+    result = hubpath(*options, "--out", whole)
+    assert result.exit_code == 0, result.output
+    assert json.loads((whole / "fit.json").read_text())["config"]["augment"] == "device"
+
+    class Stops(Trainer):
+        def _step(self, *batch):
+            super()._step(*batch)
+            if self.state.step == 3:
+                self.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hubpath_fast.recipes.fit.Trainer", Stops)
+        assert hubpath(*options, "--out", cut).exit_code == 130
+    other = hubpath("fit", "--resume", "--augment", "host", "--out", cut)
+    assert other.exit_code == 2
+    assert "fit.augment: 'device' in the checkpoint, 'host' now" in other.stderr
+    assert hubpath("fit", "--resume", "--out", cut).exit_code == 0
+    first, second = (out / "last" / "model.safetensors" for out in (whole, cut))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "data")
+
+
+def no_images(folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    return [*FIT, "--data", tmp_path / "data"], "holds no images"
+
+
+def one_class(folder, tmp_path):
+    shutil.copytree(folder / "train" / "3", tmp_path / "data" / "train" / "3")
+    return [*FIT, "--data", tmp_path / "data"], "the one class '3'"
+
+
+def broken_image(folder, tmp_path):
+    broken = next((copy(folder, tmp_path) / "train").rglob("*.png"))
+    broken.write_bytes(b"no image")
+    return [*FIT, "--data", tmp_path / "data"], str(broken)
+
+
+def fewer_test_classes(folder, tmp_path):
+    shutil.rmtree(copy(folder, tmp_path) / "test" / "7")
+    return [*FIT, "--data", tmp_path / "data"], "has no images of 1 of the 10 classes"
+
+
+def unknown_model(folder, tmp_path):
+    return ["fit", "--data", folder, "--hub", "resnet5,test_resnet"], "resnet50"
+
+
+def k_too_large(folder, tmp_path):
+    return [*FIT, "--data", folder, "--k", "4"], "k: expected an integer in 1..3"
+
+
+def no_hub(folder, tmp_path):
+    return ["fit", "--data", folder], "hub: nothing given; use --hub"
+
+
+def unknown_setting(folder, tmp_path):
+    (tmp_path / "c.json").write_text('{"data": "x", "hub": ["test_resnet"], "epoch": 3}')
+    return ["fit", "--config", tmp_path / "c.json"], "unknown setting 'epoch'"
+
+
+def bad_optimizer(folder, tmp_path):
+    return [*FIT, "--data", folder, "--optimizer", "adamx"], "one of adamw, sgd"
+
+
+def bad_augment(folder, tmp_path):
+    return [*FIT, "--data", folder, "--augment", "gpu"], "augment: expected one of ('host', 'dev"
+
+
+def graphs_on_a_cpu(folder, tmp_path):
+    return [*FIT, "--data", folder, "--set", "executor=graphs"], "executor='graphs' needs CUDA"
+
+
+def no_run(folder, tmp_path):
+    return ["evaluate", tmp_path], "holds no run of `hubpath fit`"
+
+
+BAD = [
+    no_images, one_class, broken_image, fewer_test_classes, unknown_model, k_too_large, no_hub,
+    unknown_setting, bad_optimizer, bad_augment, graphs_on_a_cpu,
+    no_run,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.__name__)
+def test_wrong_input_is_one_clear_message(case, folder, tmp_path):
+    arguments, message = case(folder, tmp_path)
+    out = [] if arguments[0] == "evaluate" else ["--out", tmp_path / "out"]
+    result = hubpath(*arguments, *out)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_run_in_the_folder_is_refused_and_kept(run, folder):
+    out, _ = run
+    before = (out / "last" / "model.safetensors").read_bytes()
+    result = hubpath(*FIT, "--data", folder, "--steps", 6, "--out", out)
+    assert result.exit_code == 2
+    assert "holds another run" in result.stderr
+    changed = hubpath(*FIT, "--data", folder, "--steps", 6, "--out", out, "--resume", "--k", 1)
+    assert changed.exit_code == 2
+    assert "k" in changed.stderr
+    assert (out / "last" / "model.safetensors").read_bytes() == before
+
+
+def test_a_truncated_checkpoint_is_named(run, folder, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    weights = tmp_path / "run" / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = hubpath("evaluate", tmp_path / "run")
+    assert result.exit_code == 2
+    assert str(weights) in result.stderr
+
+
+def test_other_data_and_no_images_are_refused(run, folder, tmp_path):
+    out, _ = run
+    other = copy(folder, tmp_path)
+    for split in ("train", "val", "test"):
+        (other / split / "3").rename(other / split / "three")
+    result = hubpath("evaluate", out, "--data", other)
+    assert result.exit_code == 2
+    assert "three" in result.stderr
+    (tmp_path / "note.png").write_text("no image")
+    result = hubpath("predict", out, tmp_path / "note.png")
+    assert result.exit_code == 2
+    assert str(tmp_path / "note.png") in result.stderr
+
+
+def test_grey_and_odd_sized_images_are_taken(run, tmp_path):
+    Image.new("L", (17, 40), 200).save(tmp_path / "grey.png")
+    Image.new("RGBA", (64, 20), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
+    assert hubpath("predict", run[0], tmp_path / "grey.png", tmp_path / "alpha.png").exit_code == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_jpeg_that_was_cut_short_is_one_clear_message(folder, tmp_path, workers):
+    """Its header is whole, so that it is found when a worker decodes it."""
+    data = copy(folder, tmp_path)
+    cut = next((data / "train").rglob("*.png")).with_suffix(".jpg")
+    Image.effect_noise((64, 64), 90).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    options = ["--data", data, "--steps", 9, "--workers", workers, "--out", tmp_path / "run"]
+    result = hubpath(*FIT, *options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"error: cannot read the image {cut} (")
+    assert hubpath("data", "check", "folder", "--root", data).exit_code == 0
+    checked = hubpath("data", "check", "folder", "--root", data, "--decode")
+    assert checked.exit_code == 1
+    assert f"train: 1 images are broken: {cut}" in checked.output
+
+
+def test_data_list_and_check(folder, tmp_path):
+    listed = hubpath("data", "list").output
+    for name in ("cifar-100", "coco-70", "aircraft", "cars", "indoors", "dmlab", "eurosat"):
+        assert name in listed
+    assert "65,550" in listed
+    checked = hubpath("data", "check", "folder", "--root", folder)
+    assert checked.exit_code == 0
+    assert "complete" in checked.output
+    wrong = hubpath("data", "check", "cars", "--root", folder)
+    assert wrong.exit_code == 2
+    assert "expected:" in wrong.stderr
+    assert "├─ train/" in wrong.stderr.partition("found:")[2]
+    assert hubpath("data", "check", "car").exit_code == 2
+
+
+def test_data_download_says_where_from_and_where_to(tmp_path, monkeypatch):
+    """Without a network, and for a set that nobody serves any more."""
+    from torchvision.datasets import EuroSAT
+
+    def offline(self):
+        (tmp_path / "root").mkdir(exist_ok=True)
+        raise OSError("no network")
+
+    monkeypatch.setattr(EuroSAT, "download", offline)
+    for name, reason in (("eurosat", "(no network)"), ("cars", "cannot be downloaded")):
+        result = hubpath("data", "download", name, "--root", tmp_path / "root")
+        assert result.exit_code == 2
+        assert reason in result.stderr
+        assert "https://" in result.stderr
+        assert f"The root is {tmp_path / 'root'}, and is to look like this:" in result.stderr
+        assert not list((tmp_path / "root").iterdir())
+
+
+def test_data_download_puts_a_whole_set_in_place(tmp_path, monkeypatch):
+    from torchvision.datasets import EuroSAT
+
+    def served(self):
+        folder = f"{self._data_folder}/Forest"
+        os.makedirs(folder)
+        Image.new("RGB", (4, 4)).save(f"{folder}/Forest_1.jpg")
+
+    monkeypatch.setattr(EuroSAT, "download", served)
+    result = hubpath("data", "download", "eurosat", "--root", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["eurosat"]
+    assert (tmp_path / "eurosat" / "2750" / "Forest" / "Forest_1.jpg").is_file()
+    again = hubpath("data", "download", "eurosat", "--root", tmp_path)
+    assert "exists already" in again.stderr

@@ -1,0 +1,235 @@
+"""What captures ask of CUDA, and how they end: on a stand-in that fails as torch 2.8 to 2.11 do."""
+
+import gc
+
+import pytest
+import torch
+from support.fake_cuda import FakeCuda, FakeCudaBackend
+from support.graphs import fixed_routing, row_wise_expert
+from support.models import M, batch, build, conv_expert
+from torch import nn
+from torch.autograd.graph import get_gradient_edge
+
+import hubpath_fast as hp
+from hubpath_fast.executors.graphs import executor as graphs
+from hubpath_fast.executors.graphs.backend import BrokenCaptureError, CudaBackend
+from hubpath_fast.executors.graphs.executor import MIN_SEEN, GraphsExecutor
+from hubpath_fast.model import pathway
+
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return FakeCuda(monkeypatch)
+
+
+@pytest.fixture
+def make(monkeypatch, cuda):
+    """make(expert) -> a model whose experts run as graphs on the stand-in for CUDA."""
+    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: ("graphs", ()))
+    call = graphs.call_expert
+
+    def call_expert(*arguments):
+        output = call(*arguments)
+        if output.requires_grad:
+            cuda.made_here(output)
+        return output
+
+    monkeypatch.setattr(graphs, "call_expert", call_expert)
+
+    def build_with_graphs(expert=row_wise_expert):
+        model = build()
+        model.experts = nn.ModuleList(expert() for _ in range(M))
+        model._running = GraphsExecutor(FakeCudaBackend)
+        return model
+
+    return build_with_graphs
+
+
+def step(model, counts=None):
+    """A training step's loss, after its backward pass."""
+    x, y = batch()
+    loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model, counts=counts)), y).total
+    loss.backward()
+    return loss
+
+
+def captured(backend, function, lane=5, pool="pool"):
+    with backend.forked([lane], torch.zeros(1)), backend.lane(lane):
+        return backend.capture(function, pool)
+
+
+def test_a_capture_is_on_the_current_lane(cuda):
+    backend = CudaBackend(DEVICE)
+    replay = captured(backend, lambda: cuda.log.append("work"))
+    assert cuda.log[2:4] == [("capture", 5, "thread_local"), "work"]
+    assert cuda.is_clean()
+    replay()
+    assert cuda.log[-1] == ("replay", "caller")
+
+
+def breaks(cuda):
+    """Does what CUDA does not allow in a capture."""
+    cuda.broken = True
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def silently_breaks(cuda):
+    cuda.broken = True
+
+
+def refuses(cuda):
+    raise TypeError("gives a dict, not a tensor")
+
+
+@pytest.mark.parametrize("fault", [breaks, silently_breaks, refuses])
+def test_a_failed_capture_leaves_generator_and_pools_as_they_were(cuda, fault):
+    backend = CudaBackend(DEVICE)
+    captured(backend, lambda: None)
+    uses = cuda.uses["pool"]
+    with pytest.raises((RuntimeError, TypeError)):
+        captured(backend, lambda: fault(cuda))
+    assert cuda.is_clean()
+    assert cuda.uses["pool"] == uses
+    assert cuda.stream == "caller"
+    cuda.draw()
+    captured(backend, lambda: None, pool="another")
+    gc.collect()
+    assert cuda.is_clean()
+
+
+def test_what_cannot_be_cleaned_up_is_said_with_a_remedy(cuda):
+    cuda.every = True
+    with pytest.raises(BrokenCaptureError, match=r"not permitted.*last checkpoint.*sequential"):
+        captured(CudaBackend(DEVICE), lambda: breaks(cuda))
+
+
+def test_what_waits_for_the_device_is_found_before_a_capture(cuda):
+    backend = CudaBackend(DEVICE)
+    backend.warm_up(lambda: cuda.log.append("run"))
+    strict = [("sync debug", "error"), "run", ("sync debug", 1)]
+    assert cuda.log == ["run", "run", *strict, "empty cache"]
+
+    def waits():
+        if ("sync debug", "error") in cuda.log[6:]:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        backend.warm_up(waits)
+    assert cuda.log[-1] == ("sync debug", 1)
+
+
+def test_accumulators_that_live_on_another_stream_do_not_end_a_capture(make, cuda):
+    model = make()
+    kept = []  # as DistributedDataParallel keeps them, made on the caller's stream
+    for parameter in model.experts.parameters():
+        kept.append(get_gradient_edge(parameter).node)
+        kept[-1].metadata["stream"] = "caller"
+    for _ in range(MIN_SEEN + 1):
+        step(model)
+    report = model.executor_report()
+    assert (report.notes, report.eager) == ((), {})
+    assert report.captured == {i: [8] for i in range(M)}
+    assert report.hits == 2 * M
+
+
+@pytest.mark.parametrize("one_random_state", [True, False])
+def test_a_loss_that_the_loop_keeps_does_not_end_a_capture(make, one_random_state):
+    model = make(conv_expert)  # with dropout
+    step(model)
+    model._running._backend.one_random_state = one_random_state
+    for _ in range(MIN_SEEN):
+        step(model)
+    for _ in range(MIN_SEEN):  # sizes that run eagerly before they are captured
+        loss = step(model, [9, 5, 5, 5])
+    assert loss.isfinite()
+    report = model.executor_report()
+    assert report.eager == {}
+    assert report.captured == {0: [6, 9], 1: [5, 6], 2: [5, 6], 3: [5, 6]}
+
+
+def lanes_of(cuda):
+    """Of captures and of replays since: the streams, in order."""
+    log = [entry for entry in cuda.log if isinstance(entry, tuple)]
+    return (
+        [entry[1] for entry in log if entry[0] == "capture"],
+        [entry[1] for entry in log if entry[0] == "replay"],
+    )
+
+
+def some_with_dropout():
+    """Every second expert draws random numbers."""
+    made = [conv_expert() for _ in range(M)]
+    for expert in made[::2]:
+        expert[3].p = 0.0
+    return made
+
+
+@pytest.mark.parametrize(
+    ("one_random_state", "expected"), [(True, [0, 0, 0, 0]), (False, [0, 1, 2, 3])]
+)
+def test_each_expert_replays_on_the_lane_that_it_was_captured_on(
+    make, cuda, one_random_state, expected
+):
+    model = make()
+    model.experts = nn.ModuleList(some_with_dropout())
+    step(model)
+    model._running._backend.one_random_state = one_random_state
+    for _ in range(MIN_SEEN - 2):
+        step(model)
+    cuda.log.clear()
+    step(model)
+    captures, _ = lanes_of(cuda)
+    assert captures == [lane for lane in expected for _ in "fb"]  # forward and backward
+    cuda.log.clear()
+    step(model)
+    captures, replays = lanes_of(cuda)
+    assert captures == []
+    assert replays[:M] == expected
+    notes = model.executor_report().notes
+    shared = "all experts share a lane, since random numbers are drawn by experts[1], experts[3]"
+    assert [note for note in notes if note.startswith(shared)] == list(notes)
+    assert len(notes) == one_random_state
+
+
+def test_experts_that_share_a_module_share_a_lane(make, cuda):
+    model = make()
+    model.experts[3][0] = model.experts[1][0]
+    for _ in range(MIN_SEEN):
+        step(model)
+    cuda.log.clear()
+    step(model)
+    assert lanes_of(cuda)[1][:M] == [0, 1, 2, 1]
+
+
+def test_nothing_is_collected_while_an_expert_is_captured(make, monkeypatch):
+    enabled = []
+    body = FakeCudaBackend.capture
+
+    def capture(self, *arguments):
+        enabled.append(gc.isenabled())
+        return body(self, *arguments)
+
+    monkeypatch.setattr(FakeCudaBackend, "capture", capture)
+    model = make()
+    for _ in range(MIN_SEEN):
+        step(model)
+    assert enabled == [False] * 2 * M
+    assert gc.isenabled()
+
+
+def test_a_capture_that_cuda_breaks_off_costs_one_expert_one_try(make, cuda):
+    model = make()
+    for _ in range(MIN_SEEN - 1):
+        step(model)
+    cuda.broken = True  # the first capture
+    step(model)
+    assert cuda.is_clean()
+    cuda.draw()
+    report = model.executor_report()
+    assert report.captured == {i: [8] for i in range(1, M)}
+    assert "it is tried once more" in report.notes[0]
+    for _ in range(2 * MIN_SEEN):
+        step(model)
+    assert model.executor_report().captured == {i: [8] for i in range(M)}

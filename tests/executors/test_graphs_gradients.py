@@ -1,0 +1,219 @@
+"""Gradients of captured experts: where they come from, where they go, and in which state."""
+
+from collections import Counter
+
+import torch
+from support.graphs import (
+    FakeBackend,
+    assert_same,
+    backward,
+    fixed_routing,
+    grads,
+    row_wise_expert,
+    settled,
+)
+from support.models import M, batch, build
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hubpath_fast as hp
+from hubpath_fast.executors.graphs.capture import CapturedModule, Pool
+from hubpath_fast.executors.graphs.executor import MIN_SEEN
+
+
+def test_micro_batches_add_up(make, monkeypatch):
+    model, (x, y) = make(), batch()
+    settled(model, x, y)
+    hits = model.executor_report().hits
+    torch.manual_seed(5)
+    for _ in range(2):
+        backward(model, x, y, fixed_routing(model))
+    assert model.executor_report().hits == hits + 2 * M
+    twin = build()
+    twin.load_state_dict(model.state_dict())
+    monkeypatch.undo()
+    torch.manual_seed(5)
+    for _ in range(2):
+        backward(twin, x, y, fixed_routing(twin))
+    assert_same(grads(model), grads(twin))
+
+
+def test_gradients_are_not_the_buffers_that_the_next_replay_writes(make):
+    model, (x, y) = make(), batch()
+    settled(model, x, y)
+    weight, found = model.experts[0][0].weight, []
+    for scale in (1.0, 3.0):
+        out = model(x, routing=fixed_routing(model))
+        [grad] = torch.autograd.grad(out.expert_outputs.square().sum() * scale, weight)
+        found.append((grad, grad.clone()))
+        del out  # experts 1 to 3 wait for a backward until then
+    assert model.executor_report().hits == 3 * M
+    assert torch.equal(*found[0])
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_two_forwards_before_a_backward_are_right(make, monkeypatch):
+    model, (x, y) = make(row_wise_expert), batch()
+    settled(model, x, y)
+    hits = model.executor_report().hits
+    criterion = hp.HubPathwayLoss()
+    first, second = (model(part, routing=fixed_routing(model)) for part in (x, x.flip(0)))
+    assert model.executor_report().hits == hits + M  # the second ran eagerly
+    (criterion(first, y).total + criterion(second, y).total).backward()
+    found = grads(model)
+    monkeypatch.undo()
+    model._running = None
+    model.zero_grad(set_to_none=True)
+    first, second = (model(part, routing=fixed_routing(model)) for part in (x, x.flip(0)))
+    (criterion(first, y).total + criterion(second, y).total).backward()
+    for name, value in grads(model).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_an_expert_that_uses_a_foreign_tensor_is_not_captured_since_that_would_get_no_gradient(
+    make,
+):
+    outside = torch.ones(3, requires_grad=True)
+
+    class Foreign(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * outside.sum()
+
+    model, (x, y) = make(lambda: Foreign(*row_wise_expert())), batch()
+    settled(model, x, y, 4 * MIN_SEEN)
+    report = model.executor_report()
+    assert report.captured == {}
+    assert "uses a tensor [3] that requires a gradient" in report.eager[0]
+    outside.grad = None
+    backward(model, x, y, fixed_routing(model))
+    assert outside.grad.isfinite().all()
+
+
+class Assorted(nn.Module):
+    """Parameters of several layouts and dtypes; one is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last))
+        self.wide = nn.Parameter(torch.rand(4, dtype=torch.float64))
+        self.scalar = nn.Parameter(torch.rand(()))
+        self.turned = nn.Parameter(torch.rand(7, 4).t())
+        self.spare = nn.Parameter(torch.rand(2))
+
+    def forward(self, x):
+        pooled = nn.functional.conv2d(x, self.kernel).mean((2, 3)) * self.wide.float()
+        return pooled @ self.turned * self.scalar
+
+
+def test_handed_out_gradients_have_their_parameters_layout_and_memory_of_their_own():
+    expert, (x, _) = Assorted(), batch()
+    captured = CapturedModule(expert, x[:6], x[:6].clone(), Pool(None), FakeBackend(None))
+    found = []
+    for rows in (x[:6], x[6:12]):
+        d_output = torch.rand(6, 7)
+        given = torch.autograd.grad(
+            captured(rows), expert.parameters(), d_output, allow_unused=True
+        )
+        right = torch.autograd.grad(expert(rows), expert.parameters(), d_output, allow_unused=True)
+        found.append((given, right))
+    for given, right in found:  # after the second: it may not have touched the first
+        for name, parameter, a, b in zip(
+            dict(expert.named_parameters()), expert.parameters(), given, right, strict=True
+        ):
+            assert (a is None) == (b is None) == (name == "spare")
+            if a is not None:
+                same = parameter.dtype, parameter.shape, parameter.stride()
+                assert (a.dtype, a.shape, a.stride()) == same, name
+                assert torch.equal(a, b), name
+
+
+def test_a_gradient_is_copied_once(make):
+    model, (x, y) = make(), batch()
+    settled(model, x, y)
+    loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model)), y).total
+    with Copies() as copies:
+        loss.backward()
+    weight = model.experts[0][0].weight
+    # The stand-in's replay copies into its static results, once; what is handed out is the other.
+    assert copies.of[weight.shape] == 2 * M
+
+
+class Copies(TorchDispatchMode):
+    """of: shape -> how many tensors of that shape were written by a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten._foreach_copy_):
+            written = args[0] if isinstance(args[0], list) else [args[0]]
+            self.of.update(tensor.shape for tensor in written)
+        if func.overloadpacket == torch.ops.aten.clone:
+            self.of[args[0].shape] += 1
+        return func(*args, **(kwargs or {}))
+
+
+AUTOCAST_SEEN: list[bool] = []
+
+
+class Recording(torch.autograd.Function):
+    """The identity; its backward notes whether it runs in autocast."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        AUTOCAST_SEEN.append(torch.is_autocast_enabled("cpu"))
+        return grad
+
+
+def test_a_backward_is_captured_outside_of_autocast_as_it_is_run_eagerly(make):
+    class Expert(nn.Sequential):
+        def forward(self, x):
+            return Recording.apply(super().forward(x))
+
+    model, (x, y) = make(lambda: Expert(*row_wise_expert())), batch()
+    AUTOCAST_SEEN.clear()
+    for _ in range(1 + MIN_SEEN):  # after the first, rows are gathered in autocast's precision
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model)), y).total
+        loss.backward()
+    assert model.executor_report().captured == {i: [6] for i in range(M)}
+    # Three eager backwards for each expert, then one to warm up, one captured and one replayed.
+    assert AUTOCAST_SEEN == [False] * M * 6
+
+
+def test_a_parameter_that_is_not_used_gets_no_gradient(make, monkeypatch):
+    def expert():
+        made = row_wise_expert()
+        made.spare = nn.Parameter(torch.ones(3))
+        return made
+
+    class Ignoring(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    model, (x, y) = make(lambda: Ignoring(expert(), nn.Linear(2, 2))), batch()
+    settled(model, x, y, MIN_SEEN + 1)
+    assert model.executor_report().hits == 2 * M
+    backward(model, x, y, fixed_routing(model))
+    found = grads(model)
+    assert all(found[f"experts.{i}.{name}"] is None for i in range(M) for name in ("1.weight",))
+    assert found["experts.0.0.spare"] is None
+    monkeypatch.undo()
+    model._running = None
+    model.zero_grad(set_to_none=True)
+    backward(model, x, y, fixed_routing(model))
+    assert_same(found, grads(model))
+
+
+def test_frozen_experts_have_no_captured_backward(make):
+    model, (x, y) = make(), batch()
+    model.experts.requires_grad_(False)
+    settled(model, x, y, MIN_SEEN + 1)
+    assert model.executor_report().hits == 2 * M
+    assert model._running._backend.captures == M
+    assert all(p.grad is None for p in model.experts.parameters())

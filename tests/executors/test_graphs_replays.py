@@ -1,0 +1,297 @@
+"""Captured experts train like sequential ones, on a stand-in whose replays run no Python code and
+that overwrites what a graph may not rely on."""
+
+import copy
+import random
+
+import pytest
+import torch
+from support.graphs import Recurrent, backward, fixed_routing, grads, row_wise_expert
+from support.models import C, M, batch, build, conv_expert
+from support.tape_backend import TapeBackend
+from torch import nn
+
+import hubpath_fast as hp
+from hubpath_fast.executors import make_executor
+from hubpath_fast.executors.graphs.executor import MIN_SEEN, GraphsExecutor
+from hubpath_fast.model import pathway
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """pair(expert) -> a model whose experts are replayed, and a sequential twin; in float64."""
+    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: ("graphs", ()))
+
+    def make(expert):
+        model = build()
+        model.experts = nn.ModuleList(expert() for _ in range(M))
+        twin = copy.deepcopy(model.double())
+        model._running = GraphsExecutor(TapeBackend)
+        twin._running = make_executor("sequential")
+        twin._running.name = "graphs"  # as the fixture makes the models choose
+        return model, twin
+
+    return make
+
+
+def assert_close(found, expected):
+    """Gradients, or outputs: in float64, padded batches sum in another order."""
+    for name, value in expected.items():
+        assert (found[name] is None) == (value is None), name
+        if value is not None:
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def doubles(n=24, seed=0):
+    x, y = batch(n=n, seed=seed)
+    return x.double(), y
+
+
+def compare_steps(model, twin, steps, counts=None):
+    """Both are trained alike, and have the same gradients at each step and state in the end."""
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, twin)]
+    for i in range(steps):
+        x, y = doubles(seed=i)
+        for each in (model, twin):
+            torch.manual_seed(i)
+            backward(each, x, y, fixed_routing(each, counts=counts))
+        assert_close(grads(model), grads(twin))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_close(model.state_dict(), twin.state_dict())
+
+
+def norm_expert():
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(144, C))
+
+
+KINDS = (None, "drop", "predict", "predict", "train", "train", "train", "train")
+
+
+def play(model, plan, step):
+    """A step's forwards, then one backward pass for all; the predictions."""
+    losses, predictions = [], []
+    for n, counts, kind, seed in plan:
+        x, y = doubles(n, seed)
+        torch.manual_seed(seed)
+        routing = fixed_routing(model, n, counts)
+        if kind == "predict":
+            model.eval()
+            with torch.inference_mode() if seed % 2 else torch.no_grad():
+                predictions.append(model(x, routing=routing).clone())
+            model.train()
+            continue
+        loss = hp.HubPathwayLoss()(model(x, routing=routing), y).total
+        if kind == "train":
+            losses.append(loss)
+        elif kind is None:
+            loss.backward()
+        del loss
+    torch.manual_seed(step)
+    if losses:
+        sum(losses).backward(retain_graph=step % 2 == 0)
+    return predictions
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("expert", [row_wise_expert, norm_expert, conv_expert])
+def test_anything_that_a_loop_may_do_gives_what_it_gives_one_after_another(pair, expert, seed):
+    """Several sizes and batches, forwards before a backward, dropped outputs, predictions between,
+    gradients that add up, and parts that are frozen and thawed."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    model, twin = pair(expert)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.02, momentum=0.9) for m in (model, twin)]
+    for step in range(40):
+        plan = []
+        for _ in range(draw.choice([1, 1, 1, 2, 3])):
+            n = draw.choice([24, 24, 16, 40])
+            counts = [None, [n - 12, 4, 4, 4], [4, n - 12, 4, 4], [n // 2, n // 2, 0, 0]]
+            plan.append((n, draw.choice(counts), draw.choice(KINDS), draw.randrange(1000)))
+        found, expected = (play(each, plan, step) for each in (model, twin))
+        assert_close(dict(enumerate(found)), dict(enumerate(expected)))
+        assert_close(grads(model), grads(twin))
+        for optimizer in optimizers:
+            optimizer.step()
+        if draw.random() < 0.7:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+        if draw.random() < 0.05:
+            index = draw.randrange(M)
+            for each in (model, twin):
+                weight = next(each.experts[index].parameters())
+                weight.requires_grad_(not weight.requires_grad)
+    assert_close(model.state_dict(), twin.state_dict())
+    assert model.executor_report().hits > 40
+
+
+@pytest.mark.parametrize("counts", [[40, 8, 8, 8], [8, 8, 8, 40]])
+def test_a_larger_batch_before_the_first_capture_gets_places_that_hold_its_sizes(pair, counts):
+    model, twin = pair(row_wise_expert)
+    large, small = doubles(64), doubles(24)
+    for each in (model, twin):
+        backward(each, *large, fixed_routing(each, counts=counts))
+        for _ in range(MIN_SEEN):
+            backward(each, *small, fixed_routing(each))
+        each.zero_grad()
+        backward(each, *large, fixed_routing(each, counts=counts))
+    assert model.executor_report().captured[counts.index(40)] == [8, 40]
+    assert_close(grads(model), grads(twin))
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM])
+def test_recurrent_layers_read_the_weights_of_today(pair, monkeypatch, layer):
+    """On a GPU such a layer moves its weights to one flat memory when they were replaced."""
+
+    def flatten(self):
+        flat = torch.cat([weight.detach().reshape(-1) for weight in self._flat_weights])
+        with torch.no_grad():
+            for weight in self._flat_weights:
+                own, flat = flat[: weight.numel()], flat[weight.numel() :]
+                weight.set_(own.view_as(weight))
+
+    model, twin = pair(lambda: Recurrent(layer))
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
+    compare_steps(model, twin, 2 * MIN_SEEN)
+    assert model.executor_report().hits == (MIN_SEEN + 1) * M
+
+
+class Moving(nn.Linear):
+    """Moves a weight to memory of its own when it meets it first."""
+
+    met = None
+
+    def forward(self, x):
+        if self.met is not self.weight:
+            with torch.no_grad():
+                self.weight.set_(self.weight.detach().clone())
+            self.__dict__["met"] = self.weight
+        return super().forward(x)
+
+
+def test_an_expert_that_moves_its_weights_is_not_captured(pair):
+    model, twin = pair(lambda: nn.Sequential(nn.Flatten(), Moving(192, C)))
+    compare_steps(model, twin, 4 * MIN_SEEN)
+    assert model.executor_report().captured == {}
+
+
+def test_a_capture_between_a_forward_and_its_backward_leaves_what_that_needs(pair):
+    model, twin = pair(norm_expert)
+    criterion = hp.HubPathwayLoss()
+    for each in (model, twin):
+        x, y = doubles()
+        backward(each, x, y, fixed_routing(each))
+        for _ in range(2):  # the second forward of the first round is the third of its size
+            outs = [each(part, routing=fixed_routing(each)) for part in (x, x.flip(0))]
+            sum(criterion(out, y).total for out in outs).backward()
+    assert model.executor_report().captured == {i: [6] for i in range(M)}
+    assert_close(grads(model), grads(twin))
+
+
+class Average(nn.Module):
+    """Keeps statistics in a parameter without a gradient, as some codebooks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(192), requires_grad=False)
+        self.head = nn.Linear(192, C)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(0), 0.1)
+        return self.head(x - self.mean)
+
+
+class Decaying(nn.Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.mul_(0.9)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("expert", [Average, lambda: nn.Sequential(nn.Flatten(), Decaying(192, C))])
+def test_what_a_forward_writes_to_parameters_happens_once_a_step(pair, expert):
+    model, twin = pair(expert)
+    compare_steps(model, twin, 2 * MIN_SEEN)
+    assert model.executor_report().hits > 0
+
+
+def test_parameters_that_are_replaced_on_their_memory_get_the_gradients(pair):
+    model, twin = pair(row_wise_expert)
+    compare_steps(model, twin, MIN_SEEN + 1)
+    for each in (model, twin):
+        each.load_state_dict(each.state_dict(), assign=True)
+    compare_steps(model, twin, MIN_SEEN + 1)
+
+
+def test_an_expert_that_draws_keeps_the_lane_when_it_changes(pair):
+    model, _ = pair(conv_expert)
+    for expert in model.experts[1:]:
+        expert[3].p = 0.0
+    x, y = doubles()
+    for _ in range(MIN_SEEN + 1):
+        backward(model, x, y, fixed_routing(model))
+    hits = model.executor_report().hits
+    model.experts[0][0].bias.requires_grad_(False)
+    for _ in range(MIN_SEEN):
+        backward(model, x, y, fixed_routing(model))
+    # The others are replayed all along, and it is again once it has been seen as often.
+    assert model.executor_report().hits == hits + (M - 1) * MIN_SEEN + 1
+
+
+class DrawsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 + 0 * torch.rand(()))
+
+
+class Secretive(nn.Sequential):
+    """Draws random numbers where only a capture sees it."""
+
+    def forward(self, x):
+        return DrawsBackward.apply(super().forward(x))
+
+
+def test_an_expert_that_a_capture_shows_to_draw_is_captured_on_the_common_lane_alone(pair):
+    model, _ = pair(lambda: Secretive(*row_wise_expert()))
+    x, y = doubles()
+    for counts in [[12, 4, 4, 4], *[[6] * M] * (MIN_SEEN - 1)]:
+        backward(model, x, y, fixed_routing(model, counts=counts))
+    log = model._running._backend.log
+    log.clear()
+    backward(model, x, y, fixed_routing(model))
+    assert model.executor_report().captured == {}
+    log.clear()
+    for _ in range(MIN_SEEN):
+        backward(model, x, y, fixed_routing(model))
+    assert set(log) == {0}
+    assert set(model.executor_report().captured) == set(range(M))
+
+
+def test_a_hub_that_shrinks_keeps_nothing_of_its_last_expert(pair):
+    model, _ = pair(row_wise_expert)
+    x, y = doubles()
+    for _ in range(MIN_SEEN):
+        backward(model, x, y, fixed_routing(model))
+    assert {use.index for use in model._running._records} == set(range(M))
+    scores = torch.zeros(24, M - 1)
+    source = model._row_source(x, hp.functional.noisy_topk(scores, scores, 1))
+    model._running(model.experts[: M - 1], source, 2)
+    assert {use.index for use in model._running._records} == set(range(M - 1))
+
+
+def test_graphs_of_one_device_are_not_used_on_another(pair):
+    model, twin = pair(row_wise_expert)
+    compare_steps(model, twin, MIN_SEEN + 1)
+    executor = model._running
+    first, executor._device = executor._backend, torch.device("meta")  # it was there before
+    compare_steps(model, twin, 1)
+    assert executor._backend is not first
+    assert model.executor_report().captured == {}

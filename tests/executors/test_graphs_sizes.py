@@ -1,0 +1,149 @@
+"""Predictions as captured graphs, padded sizes, and which experts get which."""
+
+import pytest
+import torch
+from support.graphs import (
+    assert_same,
+    backward,
+    fixed_routing,
+    grads,
+    predict,
+    row_wise_expert,
+    settled,
+)
+from support.models import Faulty, M, batch, build, conv_expert
+from torch import nn
+
+import hubpath_fast as hp
+from hubpath_fast.executors.graphs.eligible import bucket, is_row_wise, may_pad
+from hubpath_fast.executors.graphs.executor import MIN_SEEN
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_predictions_are_captured_in_buckets_though_there_is_batch_norm(make, monkeypatch, mode):
+    model, (x, _) = make(), batch()
+    sizes = ([5, 6, 4, 9], [7, 5, 3, 9], [8, 8, 4, 4], [6, 7, 0, 11])
+    found = [predict(model, x, counts, mode) for counts in sizes for _ in range(2)]
+    report = model.executor_report()
+    assert report.captured == {}
+    assert report.captured_predictions == {0: [8], 1: [8], 2: [4], 3: [12]}
+    assert model._running._backend.captures == M  # forwards alone
+    # The graph comes with the third sight of its size: of eight predictions without expert 2 in
+    # two, and expert 3 twice at 4 instead of 12.
+    assert report.hits == 6 + 6 + 4 + 4
+    assert "experts[3]: predictions at sizes [12]" in str(report)
+    monkeypatch.undo()
+    model._running = None
+    expected = [predict(model, x, counts, mode) for counts in sizes for _ in range(2)]
+    for a, b in zip(found, expected, strict=True):
+        assert a.is_inference() == b.is_inference()
+        # float32: padded batches may be summed in another order
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_inference_mode_and_no_grad_share_graphs(make):
+    model, (x, _) = make(), batch()
+    for _ in range(MIN_SEEN):
+        first = predict(model, x, [6] * M, torch.inference_mode)
+    hits = model.executor_report().hits
+    assert torch.equal(predict(model, x, [6] * M, torch.no_grad), first)
+    assert model.executor_report().hits == hits + M
+    assert model._running._backend.captures == M
+
+
+def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_other(
+    make, monkeypatch
+):
+    model, (x, y) = make(), batch()
+    settled(model, x, y)
+    for _ in range(MIN_SEEN):
+        predict(model, x, [6] * M)
+    captures = model._running._backend.captures
+    assert captures == 3 * M  # forward and backward, and forward
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def round_of_both():
+        """A prediction between a forward and its backward; another after the update."""
+        torch.manual_seed(3)
+        optimizer.zero_grad()
+        out = model(x, routing=fixed_routing(model))
+        between = predict(model, x, [6] * M)
+        hp.HubPathwayLoss()(out, y).total.backward()
+        optimizer.step()
+        return between, predict(model, x, [6] * M)
+
+    twin = build()
+    twin.load_state_dict(model.state_dict())
+    hits = model.executor_report().hits
+    between, after = round_of_both()
+    assert model.executor_report().hits == hits + 3 * M
+    assert model._running._backend.captures == captures
+    assert not torch.equal(between, after)
+    found = grads(model)
+    monkeypatch.undo()
+    model, optimizer = twin, torch.optim.SGD(twin.parameters(), lr=0.1)
+    for a, b in zip((between, after), round_of_both(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert_same(found, grads(twin))
+
+
+def test_batch_statistics_in_evaluation_forbid_padding():
+    class Own(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x):
+            return self.norm(x)
+
+    assert not may_pad(Own(nn.BatchNorm1d(4)))  # in training
+    assert may_pad(Own(nn.BatchNorm1d(4)).eval())
+    assert not may_pad(Own(nn.BatchNorm1d(4, track_running_stats=False)).eval())
+    partly = Own(nn.BatchNorm1d(4)).eval()
+    partly.norm.train()
+    assert not may_pad(partly)
+
+
+def test_rows_are_padded_where_no_layer_couples_them(make, monkeypatch):
+    model, (x, y) = make(row_wise_expert), batch()
+    for _ in range(MIN_SEEN):
+        backward(model, x, y, fixed_routing(model, counts=[5, 6, 4, 9]))
+    assert model.executor_report().captured == {0: [8], 1: [8], 2: [4], 3: [12]}
+    model.zero_grad(set_to_none=True)
+    hits = model.executor_report().hits
+    routing = fixed_routing(model, counts=[7, 5, 3, 9])
+    backward(model, x, y, routing)
+    assert model.executor_report().hits == hits + M
+    found = grads(model)
+    monkeypatch.undo()
+    model._running = None
+    model.zero_grad(set_to_none=True)
+    backward(model, x, y, fixed_routing(model, counts=[7, 5, 3, 9]))
+    for name, value in grads(model).items():
+        if value is not None:  # float32, sums over more (zero) terms in another order
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_buckets_hold_their_counts_and_waste_little():
+    sizes = [bucket(count) for count in range(1, 1025)]
+    assert sizes == sorted(sizes)
+    assert sorted(set(sizes))[:11] == [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert all(count <= size for count, size in enumerate(sizes, 1))
+    assert all(size <= count * 1.125 for count, size in enumerate(sizes, 1) if count > 32)
+    assert len(set(sizes)) <= 50
+
+
+def test_experts_that_may_mix_rows_get_exact_sizes():
+    assert is_row_wise(row_wise_expert())
+    assert not is_row_wise(conv_expert())  # BatchNorm
+    assert not is_row_wise(Faulty())  # a forward of its own
+
+
+def test_predictions_in_inference_mode_are_captured_without_places_too(make):
+    """Their rows' places would take 73,728 bytes, more than a quarter of the budget."""
+    model, (x, _) = make(budget=200_000), batch()
+    for _ in range(MIN_SEEN):
+        predict(model, x, [6] * M, torch.inference_mode)
+    report = model.executor_report()
+    assert report.captured_predictions == {i: [8] for i in range(M)}
+    assert report.notes == ()

@@ -1,0 +1,73 @@
+"""Stand-ins that let benchmarks of a GPU run on a CPU."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench import check_executors, check_operations, step_models
+from bench.operations import Size
+from hubpath_fast.executors.graphs import GraphsExecutor
+from hubpath_fast.model import pathway
+from support.graphs import FakeBackend
+
+
+class Backend(FakeBackend):
+    """Says whether it captures, as CUDA does."""
+
+    capturing = False
+
+    def capture(self, function, pool):
+        Backend.capturing = True
+        try:
+            return super().capture(function, pool)
+        finally:
+            Backend.capturing = False
+
+
+def refuses(x):
+    if Backend.capturing:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def make_hub(experts, executor):
+    """As ``check_executors.make_hub``, but graphs are stand-ins."""
+    model = check_executors.make_hub(experts, executor)
+    if executor == "graphs":
+        model._running = GraphsExecutor(Backend)
+    return model
+
+
+def chosen_for_cpu(monkeypatch):
+    """Lets a model on a CPU run graphs, if it is asked to."""
+    choose = pathway.choose
+
+    def chosen(asked, device, num_experts):
+        return ("graphs", ()) if asked == "graphs" else choose(asked, device, num_experts)
+
+    monkeypatch.setattr(pathway, "choose", chosen)
+
+
+SMALL, TINY_GLUE = Size(9, 4, 2, 6), (9, 4, 2, 5)
+
+
+def small_cases(names=check_operations.CASES):
+    dtypes = {"images": "bfloat16"}
+    return [
+        (name, check_operations.CASES[name][0], SMALL._replace(dtype=dtypes.get(name, "float32")))
+        for name in names
+    ]
+
+
+PRESET = step_models.Preset(
+    lambda: [
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 5)
+        )
+        for _ in range(3)
+    ],
+    24, 2, 5, (16,), {16: 4}, 4,
+)  # fmt: skip
+
+
+def linear_experts(names, outputs):
+    return [nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, outputs)) for _ in names]

@@ -1,0 +1,136 @@
+"""What the tests of captured graphs share: a stand-in for CUDA's, experts, fixed routings."""
+
+import contextlib
+from collections import Counter
+
+import torch
+from torch import nn
+
+import hubpath_fast as hp
+from hubpath_fast.executors.graphs.executor import MIN_SEEN
+from support.models import C, M
+
+
+def run_again(function, static):
+    """Its results go where those of its first run lie, as a graph's do."""
+    with torch.enable_grad():
+        results = function()
+    for place, result in zip(static, results, strict=True):
+        if place is not None:
+            place.detach().copy_(result.detach())
+
+
+class FakeBackend:
+    """Replays a function by running it again, into the tensors of its first run."""
+
+    num_lanes = 3
+    one_random_state = True
+
+    def __init__(self, device):
+        self.captures, self.fail = 0, None
+        self.held = Counter()  # bytes of each pool
+        self.lanes, self.log = [], []  # forked now; the lane of each call
+
+    @contextlib.contextmanager
+    def forked(self, lanes, reads):
+        before = self.lanes
+        self.lanes = [*before, *lanes]
+        yield
+        self.lanes = before
+
+    @contextlib.contextmanager
+    def lane(self, index):
+        assert index in self.lanes, "a lane is used that does not wait for the caller"
+        self.log.append(index)
+        yield
+
+    def new_pool(self):
+        return object()
+
+    def warm_up(self, function):
+        function()
+
+    def capture(self, function, pool):
+        if self.fail is not None:
+            raise self.fail
+        self.captures += 1
+        self.held[pool] += 100
+        first = function()
+        return lambda: run_again(function, first)
+
+    def undisturbed(self):
+        return contextlib.nullcontext()
+
+    def borrow(self, tensor):
+        return tensor
+
+    def memory(self, pool):
+        return self.held[pool]
+
+    def budget(self):
+        return 10**6  # places for the rows of ``batch()`` take 73,728 of them
+
+    def random_state(self):
+        return torch.get_rng_state()
+
+    def set_random_state(self, state):
+        torch.set_rng_state(state)
+
+
+def row_wise_expert(outputs=C):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.LayerNorm(36), nn.Linear(36, outputs)
+    )
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer=nn.GRU):
+        super().__init__()
+        self.layer, self.head = layer(8, 5, batch_first=True), nn.Linear(5, C)
+
+    def forward(self, x):
+        return self.head(self.layer(x.flatten(1, 2))[0][:, -1])
+
+
+def fixed_routing(model, n=24, counts=None, device="cpu"):
+    """A routing that gives every expert the same n*K/M rows, or the rows of ``counts`` (K = 1)."""
+    counts = counts or [n // M] * M
+    chosen = torch.repeat_interleave(torch.arange(M), torch.tensor(counts))
+    clean = torch.zeros(len(chosen), M).scatter(1, chosen[:, None], 9.0)
+    clean = clean.to(device).requires_grad_()
+    return hp.functional.noisy_topk(clean, torch.zeros_like(clean), 1)
+
+
+def backward(model, x, y, routing):
+    out = model(x, routing=routing)
+    hp.HubPathwayLoss()(out, y).total.backward()
+
+
+def grads(model):
+    return {
+        name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+    }
+
+
+def assert_same(found, expected):
+    for name, value in expected.items():
+        assert (found[name] is None) == (value is None), name
+        if value is not None:
+            assert torch.equal(found[name], value), name
+
+
+def settled(model, x, y, steps=MIN_SEEN):
+    """After enough steps on one routing for its sizes to be captured; gradients dropped."""
+    for _ in range(steps):
+        backward(model, x, y, fixed_routing(model))
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+def predict(model, x, counts, mode=torch.inference_mode):
+    """A prediction that gives experts ``counts`` rows; the model is left in training mode."""
+    model.eval()
+    with mode():
+        prediction = model(x, routing=fixed_routing(model, counts=counts))
+    model.train()
+    return prediction

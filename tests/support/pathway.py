@@ -1,0 +1,74 @@
+"""A Hub-Pathway in float64 beside the reference with the same parameters."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+import hubpath_fast as hp
+from hubpath_fast import reference
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # float64 on both sides, see test_functional
+
+
+class TableGenerator(nn.Module):
+    """Scores that a test chooses: row n of the batch gets row n of the tables."""
+
+    def __init__(self, clean, noise):
+        super().__init__()
+        self.clean, self.noise = nn.Parameter(clean), nn.Parameter(noise)
+
+    def forward(self, x):
+        return self.clean[: len(x)], self.noise[: len(x)]
+
+
+def conv_expert(channels=4, num_outputs=7):
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, num_outputs),
+    )  # fmt: skip
+
+
+def linear_expert(num_outputs=7):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, num_outputs))
+
+
+def build(n, m, k, clean=None, noise=None, expert=linear_expert, seed=0, **options):
+    """Our model and the reference on copies of the same modules, in float64 training mode."""
+    torch.manual_seed(seed)
+    experts = [expert() for _ in range(m)]
+    clean = torch.randn(n, m) if clean is None else clean
+    noise = torch.randn(n, m) if noise is None else noise
+    ours = hp.HubPathway(experts, TableGenerator(clean, noise), k=k, **options).double()
+    nn.init.normal_(ours.aggregator.weight)
+    parts = copy.deepcopy((list(ours.experts), ours.generator, ours.aggregator))
+    truth = reference.ReferenceHubPathway(*parts, k=k, min_group=ours.min_group)
+    x = torch.randn(n, 3, 4, 4, dtype=torch.float64)
+    return ours, truth, x, torch.randint(0, 7, (n,)), torch.randn(n, m, dtype=torch.float64)
+
+
+def assert_equal_step(ours, truth, x, y, eps):
+    out, expected = ours(x, eps), truth(x, eps)
+    torch.testing.assert_close(out.prediction, expected.prediction, **CLOSE)
+    torch.testing.assert_close(out.expert_outputs, expected.expert_outputs, **CLOSE)
+    losses = hp.HubPathwayLoss(explore=0.7)(out, y)
+    total, *parts = reference.losses(expected, y, explore=0.7)
+    for value, true_value in zip(
+        (losses.total, losses.task, losses.explore, losses.exploit), (total, *parts), strict=True
+    ):
+        torch.testing.assert_close(value, true_value, **CLOSE)
+    losses.total.backward()
+    total.backward()
+    assert_same_state(ours, truth)
+
+
+def assert_same_state(ours, truth):
+    for (name, p), (_, q) in zip(ours.named_parameters(), truth.named_parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, msg=name, **CLOSE)
+    theirs = dict(truth.named_buffers())
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, theirs[name], msg=name, **CLOSE)
