@@ -1,0 +1,48 @@
+"""What a task is judged by: a name, which way is better, and how a value reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of merit, one value for each sample or their mean.
+
+    name: its key in logs and results, such as "accuracy". better: "max" or "min". limits: the
+    values it can take, (lowest, highest); None where it has no bound. scale, unit, decimals: how it
+    is shown: a value of 0.934 as "93.4 %" with 100, "%" and 1.
+    """
+
+    name: str
+    better: str = "max"
+    limits: tuple[float | None, float | None] = (None, None)
+    scale: float = 1.0
+    unit: str = ""
+    decimals: int = 3
+
+    def __post_init__(self) -> None:
+        if self.better not in ("max", "min"):
+            raise ValueError(f'better: expected "max" or "min", got {self.better!r}')
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether ``value`` is strictly better; NaN never is."""
+        return value > than if self.better == "max" else value < than
+
+    def best(self, values: Sequence[float]) -> float:
+        return max(values) if self.better == "max" else min(values)
+
+    def ranked(self, values: Sequence[float]) -> list[int]:
+        """Positions of the values, the best first, among equals the lowest position."""
+        sign = -1 if self.better == "max" else 1
+        return sorted(range(len(values)), key=lambda i: sign * values[i])
+
+    def text(self, value: float, unit: bool = True) -> str:
+        number = f"{self.scale * value:.{self.decimals}f}"
+        return f"{number} {self.unit}" if unit and self.unit else number
+
+    @property
+    def label(self) -> str:
+        """For axes and columns: "accuracy, %"."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name

@@ -1,0 +1,128 @@
+"""Classification: one class for each image.
+
+Letters: S models, N samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..measure import Measure
+from ..model import HubPathwayLoss
+
+ACCURACY = Measure("accuracy", "max", (0.0, 1.0), scale=100, unit="%", decimals=1)
+
+
+def soft_vote(probabilities: Tensor) -> Tensor:
+    """[S, N, C] -> [N, C]: the mean probabilities."""
+    return probabilities.mean(dim=0)
+
+
+def hard_vote(probabilities: Tensor) -> Tensor:
+    """[S, N, C] -> [N, C]: ballots for the class of largest probability; a tie goes to the soft
+    vote.
+
+    The mean probability is below 1 a ballot, so half of it can decide a tie but never overturn a
+    majority.
+    """
+    ballots = F.one_hot(probabilities.argmax(dim=2), probabilities.shape[2]).sum(dim=0)
+    return (ballots + 0.5 * probabilities.mean(dim=0)) / (len(probabilities) + 0.5)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The task of giving each image one of ``classes``; see ``training.Task``.
+
+    label_smoothing: of the cross-entropy that is trained with, in [0, 1]. What evaluations report
+    as "loss" is the plain cross-entropy.
+    """
+
+    classes: tuple[str, ...]
+    label_smoothing: float = 0.0
+
+    name = "classification"
+    metric = ACCURACY
+    votes: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+        {"soft": soft_vote, "hard": hard_vote}
+    )
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.classes)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """[N] of logits [N, C, ...] and classes [N, ...]; averaged over the positions of a map."""
+        smoothing = self.label_smoothing
+        loss = F.cross_entropy(_full(outputs), targets, reduction="none", label_smoothing=smoothing)
+        return loss if loss.dim() == 1 else loss.flatten(1).mean(dim=1)
+
+    def criterion(self, explore: float, exploit: bool = True) -> HubPathwayLoss:
+        return HubPathwayLoss(None, explore, self.label_smoothing, exploit)
+
+    def ensemble(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """[S, N, C] -> [N, C]: T log of the mean over models of softmax(z / T)."""
+        probabilities = (_full(outputs) / temperature).softmax(dim=2).mean(dim=0)
+        return temperature * probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+    def distance(self, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """[N]: T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [N, C].
+
+        T^2 undoes the 1 / T^2 by which a higher temperature shrinks the gradient.
+        """
+        log_p = F.log_softmax(_full(teacher).detach() / temperature, dim=1)
+        log_q = F.log_softmax(_full(student) / temperature, dim=1)
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
+        return temperature**2 * divergence.sum(dim=1)
+
+    def meter(self, device: torch.device) -> ClassificationMeter:
+        return ClassificationMeter(device)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Logits [N, C] -> probabilities [N, C]."""
+        return outputs.float().softmax(dim=1)
+
+    def scores(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """1 where the likeliest class is right, else 0."""
+        return (predictions.argmax(dim=1) == targets).double()
+
+    def results(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        loss = F.nll_loss(predictions.double().clamp_min(1e-12).log(), targets)
+        return {"accuracy": self.scores(predictions, targets).mean().item(), "loss": loss.item()}
+
+    def expected_shape(self, size: int) -> tuple[int, ...]:
+        return (self.num_outputs,)
+
+    def attach_head(self, network: nn.Module) -> None:
+        """Nothing: the libraries make their networks for a number of classes."""
+
+
+class ClassificationMeter:
+    """Accuracy (0..1) and mean cross-entropy of logits [N, C, ...] and classes [N, ...]."""
+
+    def __init__(self, device: torch.device):
+        self._totals = torch.zeros(2, dtype=torch.float64, device=device)
+        self._samples = self._labels = 0
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        outputs = _full(outputs)
+        loss = F.cross_entropy(outputs, targets, reduction="sum")
+        correct = (outputs.argmax(1) == targets).sum()
+        self._totals += torch.stack([correct.double(), loss.double()])
+        self._samples, self._labels = self._samples + len(outputs), self._labels + targets.numel()
+
+    def result(self) -> dict[str, float]:
+        if not self._samples:
+            raise ValueError("batches yielded no sample to evaluate on; give it some")
+        correct, loss = (self._totals / self._labels).tolist()
+        return {"accuracy": correct, "loss": loss, "n": self._samples}
+
+
+def _full(logits: Tensor) -> Tensor:
+    """At least float32: under autocast logits may come with 8 bits of precision."""
+    return logits if logits.dtype == torch.float64 else logits.float()
