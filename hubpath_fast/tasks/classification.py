@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +47,9 @@ class Classification:
     classes: tuple[str, ...]
     label_smoothing: float = 0.0
 
-    name = "classification"
-    metric = ACCURACY
-    votes: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    name: ClassVar[str] = "classification"
+    metric: ClassVar[Measure] = ACCURACY
+    votes: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = MappingProxyType(
         {"soft": soft_vote, "hard": hard_vote}
     )
 

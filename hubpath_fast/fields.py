@@ -1,0 +1,256 @@
+"""Settings: frozen dataclasses that check themselves, and survive a trip to JSON.
+
+Everything that is known of a setting stands at its field, once: what it may be, what it means, and
+whether two runs that differ in it count as the same. Commands make their options from the fields,
+the documentation its table, and resuming compares by ``identity()``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any, TypeVar
+
+S = TypeVar("S", bound="Settings")
+
+_WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
+
+
+def setting(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Any] | None = None,
+    finite: bool = True,
+    free: bool = False,
+) -> Any:
+    """A field of a ``Settings`` class.
+
+    help: what it means, a phrase or a sentence. low, high: the least and the largest value. above,
+    below: bounds that are not allowed themselves. choices: the only values. finite: False allows
+    infinity. free: two runs may differ in it and still be the same run: it changes no result but by
+    rounding.
+    """
+    rules = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
+    metadata = {**rules, "help": help, "finite": finite, "free": free}
+    if isinstance(default, (Settings, type)):
+        factory = default if isinstance(default, type) else lambda: default
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting.
+
+    kind: int, float, bool or str, of a list of them its items' kind. many: whether it is a list
+    (kept as a tuple). optional: whether it may be None. inner: for settings inside settings, their
+    class.
+    """
+
+    name: str
+    kind: type
+    many: bool
+    optional: bool
+    default: Any
+    rules: Mapping[str, Any]
+    inner: type[Settings] | None = None
+
+    @property
+    def help(self) -> str:
+        return self.rules.get("help", "")
+
+    @property
+    def free(self) -> bool:
+        return self.rules.get("free", False)
+
+    def allowed(self) -> str:
+        """What a value may be, in words: "an integer in 1..5", "one of adamw, sgd"."""
+        rules, word = self.rules, _WORDS.get(self.kind, self.kind.__name__)
+        if rules.get("choices") is not None:
+            text = f"one of {', '.join(map(str, rules['choices']))}"
+        else:
+            low, high = rules.get("low"), rules.get("high")
+            above, below = rules.get("above"), rules.get("below")
+            text = f"a list, each {word}" if self.many else word
+            if low is not None and high is not None:
+                text += f" in {low}..{high}" if self.kind is int else f" from {low} to {high}"
+            else:
+                bounds = [
+                    f"{phrase} {bound}"
+                    for phrase, bound in (
+                        ("of at least", low), ("of at most", high),
+                        ("above", above), ("below", below),
+                    )
+                    if bound is not None
+                ]  # fmt: skip
+                text += f" {' and '.join(bounds)}" if bounds else ""
+        return f"{text}, or None" if self.optional else text
+
+    def checked(self, value: Any) -> Any:
+        """The value in the form that is kept: lists as tuples, integers of a number as floats.
+
+        Raises ValueError for anything that is not allowed.
+        """
+        if self.inner is not None:
+            made = self.inner.from_dict(value) if isinstance(value, Mapping) else value
+            if not isinstance(made, self.inner):
+                raise ValueError(f"{self.name}: expected {self.inner.__name__}, got {value!r}")
+            return made
+        if value is None and self.optional:
+            return None
+        if self.many:
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise self._refusal(value)
+            return tuple(self._item(item, value) for item in value)
+        return self._item(value, value)
+
+    def _item(self, item: Any, value: Any) -> Any:
+        rules = self.rules
+        kinds = (int, float) if self.kind is float else (self.kind,)
+        ok = isinstance(item, kinds) and (self.kind is bool or not isinstance(item, bool))
+        if ok and self.kind is float:
+            item = float(item)
+            ok = math.isfinite(item) or (not rules.get("finite", True) and not math.isnan(item))
+        for rule, holds in (
+            ("low", lambda bound: item >= bound),
+            ("high", lambda bound: item <= bound),
+            ("above", lambda bound: item > bound),
+            ("below", lambda bound: item < bound),
+            ("choices", lambda choices: item in choices),
+        ):
+            if ok and rules.get(rule) is not None:
+                ok = holds(rules[rule])
+        if not ok:
+            raise self._refusal(value)
+        return item
+
+    def _refusal(self, value: Any) -> ValueError:
+        return ValueError(f"{self.name}: expected {self.allowed()}, got {value!r}")
+
+
+class Settings:
+    """Base of the frozen dataclasses whose fields are made by ``setting``.
+
+    A value is checked when an object is made, and kept in one form. ``check`` is for what several
+    settings must be together; ``upgrade`` brings the contents of an older file to today's names.
+    """
+
+    def __post_init__(self) -> None:
+        for known in self.settings():
+            object.__setattr__(self, known.name, known.checked(getattr(self, known.name)))
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError where settings do not fit each other."""
+
+    @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings of an older file under today's names."""
+        return values
+
+    @classmethod
+    def settings(cls) -> tuple[Setting, ...]:
+        """What is known of each, in order."""
+        found = cls.__dict__.get("_settings")
+        if found is None:
+            hints = typing.get_type_hints(cls)
+            found = tuple(_read(field, hints[field.name]) for field in dataclasses.fields(cls))
+            cls._settings = found
+        return found
+
+    def replace(self: S, **changes: Any) -> S:
+        """A copy with some settings changed, checked again."""
+        check_names(changes, [known.name for known in self.settings()])
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as JSON takes them."""
+        return {known.name: _plain(getattr(self, known.name)) for known in self.settings()}
+
+    @classmethod
+    def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
+        """The inverse of ``to_dict``; also reads older files.
+
+        Raises ValueError for an unknown name, with the closest ones, and for values not allowed.
+        """
+        values = cls.upgrade(values)
+        check_names(values, [known.name for known in cls.settings()])
+        missing = [
+            known.name
+            for known in cls.settings()
+            if known.default is MISSING and known.name not in values
+        ]
+        if missing:
+            raise ValueError(f"{missing[0]}: nothing given; there is no default")
+        return cls(**values)
+
+    def identity(self) -> dict[str, Any]:
+        """Whatever changes a result, flat: {"k": 2, "trainer.steps": 2000}."""
+        found: dict[str, Any] = {}
+        for known in self.settings():
+            value = getattr(self, known.name)
+            if known.free:
+                continue
+            if isinstance(value, Settings):
+                inner = value.identity()
+                found |= {f"{known.name}.{name}": inner[name] for name in inner}
+            else:
+                found[known.name] = _plain(value)
+        return found
+
+
+def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Setting]]:
+    """All settings with their dotted names, those inside of settings too."""
+    for known in cls.settings():
+        if known.inner is None:
+            yield prefix + known.name, known
+        else:
+            yield from leaves(known.inner, f"{prefix}{known.name}.")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where two identities differ, in words: "k: 2 there, 3 now"."""
+    absent = "absent"
+    return [
+        f"{name}: {old.get(name, absent)!r} there, {new.get(name, absent)!r} now"
+        for name in {**old, **new}
+        if old.get(name, absent) != new.get(name, absent)
+    ]
+
+
+def check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises ValueError for the first name that is not known, with the closest."""
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+            hint = f"closest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
+            raise ValueError(f"unknown setting {name!r}; {hint}")
+
+
+def _read(field: dataclasses.Field, hint: Any) -> Setting:
+    args = typing.get_args(hint)
+    optional = type(None) in args and typing.get_origin(hint) in (typing.Union, types.UnionType)
+    if optional:
+        [hint] = [kind for kind in args if kind is not type(None)]
+    many = typing.get_origin(hint) is tuple
+    kind = typing.get_args(hint)[0] if many else hint
+    inner = kind if isinstance(kind, type) and issubclass(kind, Settings) else None
+    factory = field.default_factory
+    default = field.default if factory is MISSING else factory()
+    return Setting(field.name, kind, many, optional, default, field.metadata, inner)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
