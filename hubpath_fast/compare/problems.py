@@ -30,7 +30,7 @@ from ..data.digits import SIZE, DigitsTask
 from ..data.named import DIGITS
 from ..data.transforms import eval_transform
 from ..hub import Expert, default_input_size
-from ..recipes.fit import eval_batches, make_experts, train_stream
+from ..runs.build import eval_batches, make_experts, train_stream
 from .digits_hub import Pretraining, pretrained_experts
 from .settings import CompareSettings, names_of_experts
 

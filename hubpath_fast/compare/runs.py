@@ -31,7 +31,7 @@ from ..baselines import (
 )
 from ..hub import Expert
 from ..model import HubPathway, HubPathwayLoss
-from ..recipes.fit import make_pathway
+from ..runs.build import make_pathway
 from ..training import PathwayObjective, SingleObjective, Trainer, evaluate, load_weights
 from ..training.random_state import seed_all
 from .plan import Job

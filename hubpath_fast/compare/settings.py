@@ -12,7 +12,7 @@ from typing import Any
 from ..data.digits import RENDERINGS
 from ..data.named import DIGITS, FOLDER, find_dataset
 from ..files import write_json
-from ..recipes.fit import expert_names
+from ..runs.build import expert_names
 from ..runs.config import FREE, FitConfig
 from ..runs.resolve import settings as fit_settings
 from ..training import TrainerConfig

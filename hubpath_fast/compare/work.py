@@ -26,7 +26,7 @@ from ..baselines import difference
 from ..files import write_bytes, write_json
 from ..hub import HubError
 from ..model import HubPathway
-from ..recipes.fit import expert_names
+from ..runs.build import expert_names
 from ..runs.measure import PeakMemory, dense_weights, inference_costs, probabilities, quality
 from ..training import Interrupt, NonFiniteLoss, RoutingCollapseWarning
 from .plan import PREPARE, Job, training_forwards

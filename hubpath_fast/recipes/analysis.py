@@ -17,10 +17,11 @@ from ..data import open_dataset
 from ..data.transforms import eval_transform
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
+from ..runs.build import eval_batches, expert_names, make_pathway
+from ..runs.folder import open_run
 from ..runs.measure import dense_weights, probabilities
 from ..runs.resolve import FIT_FILE, SEEDS_FILE
 from ..training import load_weights, read_log
-from .fit import eval_batches, expert_names, make_pathway, open_run
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
 OWN_EXPERTS = "the hub's own experts, each on all images"

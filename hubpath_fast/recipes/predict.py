@@ -12,7 +12,8 @@ import torch
 from ..data import load_image, open_dataset
 from ..data.named import FOLDER
 from ..data.transforms import eval_transform
-from .fit import expert_names, open_run, score
+from ..runs.build import expert_names, score
+from ..runs.folder import open_run
 
 BATCH = 32  # images at a time, so that a thousand files do not need a thousand images of memory
 

@@ -14,8 +14,8 @@ from ..data.cache import CACHES
 from ..data.named import FOLDER, find_dataset, needs_root
 from ..data.splits import check_share
 from ..data.transforms import CROPS
-from ..hub.spec import expand_names
 from ..executors import EXECUTORS
+from ..hub.spec import expand_names
 from ..training import TrainerConfig
 
 # What may differ between two runs that count as the same: where the data lies, and what changes no

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model import HubPathway
 from ..devices import autocast
+from ..model import HubPathway
 
 BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are timed
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hubpath_fast.cli import app
 from hubpath_fast.data import DigitsTask, write_image_folder
-from hubpath_fast.recipes.fit import build_model
+from hubpath_fast.runs.build import build_model
 from hubpath_fast.runs.config import FitConfig
 from hubpath_fast.training import Trainer
 

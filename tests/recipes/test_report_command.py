@@ -17,7 +17,9 @@ from hubpath_fast.compare.settings import make_settings
 from hubpath_fast.data import open_images
 from hubpath_fast.data.digits import DigitsTask, write_image_folder
 from hubpath_fast.recipes.analysis import classes_alone, report
-from hubpath_fast.recipes.fit import eval_batches, fit, open_run
+from hubpath_fast.recipes.fit import fit
+from hubpath_fast.runs.build import eval_batches
+from hubpath_fast.runs.folder import open_run
 from hubpath_fast.runs.resolve import settings as fit_settings
 
 QUIET = Console(quiet=True)

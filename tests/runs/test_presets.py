@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from hubpath_fast.cli import app
 from hubpath_fast.data import DigitsTask, write_image_folder
 from hubpath_fast.hub import HUBS, build_experts, head_parameters
-from hubpath_fast.runs.config import FitConfig
-from hubpath_fast.recipes.fit import draw_head
-from hubpath_fast.runs.presets import PRESETS, preset
 from hubpath_fast.recipes.seeds import summarise
+from hubpath_fast.runs.build import draw_head
+from hubpath_fast.runs.config import FitConfig
+from hubpath_fast.runs.presets import PRESETS, preset
 from hubpath_fast.runs.resolve import parse_seeds, settings
 
 QUICK = ["fit", "--preset", "tiny", "--steps", 3, "--crops", 1]

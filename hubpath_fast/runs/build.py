@@ -1,0 +1,140 @@
+"""A run's model and its batches, from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..data import (
+    EvalBatches,
+    ImageDataset,
+    RandomCrops,
+    SummedCrops,
+    TrainStream,
+)
+from ..data.splits import Split
+from ..data.transforms import eval_transform, square_transform, train_transform
+from ..hub import Expert, build_experts, create_model, head_parameters
+from ..model import HubPathway, MLPAggregator
+from ..training import (
+    evaluate,
+)
+from ..training.random_state import seed_all
+from .config import FitConfig
+
+
+def build_model(config: FitConfig, num_outputs: int, image_size: int, pretrained: bool):
+    """The Hub-Pathway that ``config`` describes, for images of ``image_size`` pixels a side."""
+    experts = make_experts(config, num_outputs, image_size, pretrained)
+    return make_pathway(config, experts, num_outputs, image_size)
+
+
+def build_seeded(config: FitConfig, num_outputs: int, image_size: int) -> HubPathway:
+    """The model with its new parts drawn by the run's seed, whatever was drawn before."""
+    seed_all(config.trainer.seed)
+    return build_model(config, num_outputs, image_size, config.pretrained)
+
+
+def make_experts(
+    config: FitConfig, num_outputs: int, image_size: int, pretrained: bool
+) -> list[Expert]:
+    """The hub of ``config``, each expert with a new head."""
+    experts = build_experts(config.hub, num_outputs, pretrained, image_size)
+    for expert in experts:
+        if config.head_init is not None:
+            draw_head(expert.module, config.head_init)
+        if config.channels_last:
+            expert.module.to(memory_format=torch.channels_last)
+    return experts
+
+
+def make_pathway(
+    config: FitConfig,
+    experts: Sequence[Expert],
+    num_outputs: int,
+    image_size: int,
+    k: int | None = None,
+) -> HubPathway:
+    """A Hub-Pathway of these experts. k: in place of ``config.k``."""
+    aggregator = MLPAggregator(len(experts), num_outputs) if config.aggregator == "mlp" else None
+    model = create_model(
+        experts,
+        num_outputs,
+        config.k if k is None else k,
+        input_size=image_size,
+        generator_width=config.generator_width,
+        generator_stride=config.generator_stride,
+        aggregator=aggregator,
+        min_group=config.min_group,
+        renormalize=config.renormalize,
+        executor=config.executor,
+    )
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+
+
+def draw_head(expert: nn.Module, std: float) -> None:
+    """Draws the weights of an expert's new head from N(0, std), and sets its biases to 0."""
+    head = {id(p) for p in head_parameters(expert)}
+    for layer in expert.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in head:
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def train_stream(split: Split, config: FitConfig, image_size: int) -> TrainStream:
+    """The training batches, cropped and flipped where ``config.augment`` says."""
+    settings, augment = config.trainer, None
+    if config.augment == "device":
+        transform = square_transform(image_size)
+        augment = RandomCrops(image_size, config.flip, config.min_area, settings.seed)
+    else:
+        transform = train_transform(image_size, config.flip, config.min_area)
+    return TrainStream(
+        ImageDataset(split, transform),
+        settings.batch_size,
+        settings.seed,
+        config.workers,
+        settings.device,
+        config.ahead,
+        augment,
+    )
+
+
+def eval_batches(
+    split: Split, config: FitConfig, image_size: int, crops: int = 1, device: str | None = None
+) -> EvalBatches:
+    """A split in its own order, centre crops or several an image, ready for ``evaluate``."""
+    dataset = ImageDataset(split, eval_transform(image_size, crops))
+    return EvalBatches(
+        dataset,
+        config.trainer.batch_size,
+        config.workers,
+        device or config.trainer.device,
+        config.ahead,
+    )
+
+
+def score(
+    model: HubPathway,
+    split: Split,
+    config: FitConfig,
+    image_size: int,
+    crops: int = 1,
+    device: str | None = None,
+) -> dict[str, float]:
+    """What ``evaluate`` says of a split, over ``crops`` crops of each image."""
+    batches = eval_batches(split, config, image_size, crops, device)
+    scored = model if crops == 1 else SummedCrops(model)
+    return evaluate(scored, batches, device, config.trainer.amp)
+
+
+def expert_names(hub: tuple[str, ...]) -> list[str]:
+    """The names of a hub's experts, told apart by a number where one occurs again."""
+    names = []
+    for i, name in enumerate(hub):
+        again = hub[:i].count(name) + 1
+        names.append(name if hub.count(name) == 1 else f"{name} #{again}")
+    return names
