@@ -1,16 +1,30 @@
-"""Batches: to the device, in micro-batches, in the chosen precision."""
+"""What runs a model: batches on its device, in micro-batches; its precision, and its mode."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The precision context of ``TrainerConfig.amp``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode; after it each module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def to_device(value: Any, device: torch.device) -> Any:
