@@ -7,7 +7,7 @@ from .knowledge_flow import KnowledgeFlow, KnowledgeFlowObjective, knowledge_flo
 from .single import SingleModel
 from .soups import greedy_soup, reestimate_batchnorm, uniform_soup
 from .variants import Noiseless, RandomGenerator, TaskGenerator
-from .votes import best_k, hard_vote, oracle, soft_vote
+from .votes import oracle
 from .zoo_tuning import ZooTuning, zoo_tuning_groups
 
 __all__ = [
@@ -19,14 +19,11 @@ __all__ = [
     "SingleModel",
     "TaskGenerator",
     "ZooTuning",
-    "best_k",
     "difference",
     "greedy_soup",
-    "hard_vote",
     "knowledge_flow_groups",
     "oracle",
     "reestimate_batchnorm",
-    "soft_vote",
     "uniform_soup",
     "zoo_tuning_groups",
 ]

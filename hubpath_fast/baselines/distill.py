@@ -1,81 +1,85 @@
 """Distillation of an ensemble into one network (Hinton, Vinyals & Dean, 2015).
 
-    p = mean over teachers of softmax(z_t / T),   q = softmax(z_s / T)
-    loss = (1 - weight) * cross-entropy(z_s, y) + weight * T^2 * KL(p || q)
+    loss = (1 - weight) * task loss(student, y) + weight * distance(student, ensemble; T)
 
-both averaged over the batch. T^2 undoes the 1 / T^2 by which a higher temperature shrinks the
-second term's gradient. Letters: N samples, C classes, T temperature.
+averaged over the batch. What the ensemble of the teachers says and how far from it the student is
+at the temperature T, the task knows: for classification, the mean of the teachers' softmax(z / T)
+and T^2 KL of it to the student's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..training import Losses
+from ..training import Losses, Task
 
 
 class DistillObjective:
     """The student's loss under fine-tuned teachers, for ``Trainer``.
 
-    teachers: modules, images [N, 3, S, S] -> logits [N, C], that get the very images the student
-        gets. They are evaluated without gradients, in eval mode, on the images' device (they are
-        moved there), and are no part of the model: neither trained nor saved with it.
-    temperature: T, above 0. weight: of the distillation, in [0, 1]. The paper compared with leaves
-        both open; the defaults are our choice.
+    Args:
+        task: what is learned.
+        teachers: modules, images [N, 3, S, S] -> outputs [N, C, ...], that get the very images the
+            student gets. They are evaluated without gradients, in eval mode, on the images' device
+            (they are moved there), and are no part of the model: neither trained nor saved with it.
+        temperature: T, above 0.
+        weight: of the distillation, in [0, 1]. The paper compared with leaves both open; the
+            defaults are our choice.
 
-    Calling it returns ``Losses`` with the parts "task" (the cross-entropy) and "distill"
-    (T^2 KL), neither weighted. Raises ValueError for bad arguments; on a call, for teachers that
-    disagree on C with each other or the student, or that share parameters with the student.
+    Calling it returns ``Losses`` with the parts "task" and "distill", neither weighted.
+
+    Raises:
+        ValueError: bad arguments; on a call, teachers whose outputs differ in shape from each
+            other's or the student's, or that share parameters with the student.
     """
 
     def __init__(
-        self, teachers: Sequence[nn.Module], temperature: float = 2.0, weight: float = 0.5
+        self,
+        task: Task,
+        teachers: Sequence[nn.Module],
+        temperature: float = 2.0,
+        weight: float = 0.5,
     ) -> None:
         teachers = list(teachers)
         if not teachers:
-            raise ValueError("teachers: got none; give at least one module")
+            raise ValueError("teachers: expected at least one module, got none")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature: expected a number above 0, got {temperature}")
         if not 0 <= weight <= 1:
-            raise ValueError(f"weight: expected a number in [0, 1], got {weight}")
+            raise ValueError(f"weight: expected a number from 0 to 1, got {weight}")
+        self.task = task
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.temperature, self.weight = float(temperature), float(weight)
 
-    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Losses:
+    def __call__(self, model: nn.Module, images: Tensor, targets: Any) -> Losses:
         self._check_apart(model)
-        logits = _full(model(images))
-        soft = self.soft_targets(images)
-        if soft.shape != logits.shape:
+        outputs = model(images)
+        ensemble = self.ensemble(images)
+        if ensemble.shape != outputs.shape:
             raise ValueError(
-                f"teachers: give {list(soft.shape)} for the student's {list(logits.shape)}; "
-                "all need one output for each class of the task"
+                f"teachers: expected outputs {list(outputs.shape)} as the student's, got "
+                f"{list(ensemble.shape)}; all need the same outputs"
             )
-        task = F.cross_entropy(logits, targets)
-        divergence = F.kl_div(
-            F.log_softmax(logits / self.temperature, dim=1), soft, reduction="batchmean"
-        )
-        distill = self.temperature**2 * divergence
+        task = self.task.loss(outputs, targets).mean()
+        distill = self.task.distance(outputs, ensemble, self.temperature).mean()
         total = (1 - self.weight) * task + self.weight * distill
         return Losses(total, {"task": task, "distill": distill})
 
     @torch.no_grad()
-    def soft_targets(self, images: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, C]: the teachers' mean probabilities at the temperature."""
-        outputs = [
-            _full(teacher.eval().to(images.device)(images)) / self.temperature
-            for teacher in self.teachers
-        ]
-        widths = [output.shape[1] for output in outputs]
-        if len(set(widths)) > 1:
+    def ensemble(self, images: Tensor) -> Tensor:
+        """[N, 3, S, S] -> [N, C, ...]: what the teachers say together at the temperature."""
+        outputs = [teacher.eval().to(images.device)(images) for teacher in self.teachers]
+        shapes = [list(output.shape) for output in outputs]
+        if any(shape != shapes[0] for shape in shapes):
             raise ValueError(
-                f"teachers: give {', '.join(map(str, widths))} outputs; all need the same number"
+                f"teachers: expected outputs of one shape, got {', '.join(map(str, shapes))}"
             )
-        return torch.stack([output.softmax(dim=1) for output in outputs]).mean(dim=0)
+        return self.task.ensemble(torch.stack(outputs), self.temperature)
 
     def _check_apart(self, model: nn.Module) -> None:
         """A student that was a teacher too would have been frozen, and would learn from itself."""
@@ -85,8 +89,3 @@ class DistillObjective:
                 raise ValueError(
                     f"teachers: number {i} shares parameters with the student; give a copy"
                 )
-
-
-def _full(logits: Tensor) -> Tensor:
-    """At least float32: under autocast logits may come with 8 bits of precision."""
-    return logits if logits.dtype == torch.float64 else logits.float()

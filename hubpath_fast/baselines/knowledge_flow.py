@@ -7,10 +7,11 @@ help it at L depths. At depth l its layer's output h becomes
 
 with h_t teacher t's output at the same depth and Q learned 1x1 convolutions. The loss is
 
-    task + dependency * (- sum_l log w[l, 0]) + keep * KL(prediction before the last update || now)
+    task + dependency * (- sum_l log w[l, 0]) + keep * distance(now, before the last update)
 
 The second term drives the weights to the student, which stands alone in the end; the third keeps
-its predictions steady while its teachers withdraw. When evaluating, the student is all that runs.
+its outputs steady while its teachers withdraw; its distance is the task's, for classification the
+Kullback-Leibler divergence. When evaluating, the student is all that runs.
 
 What the paper leaves open, or what differs, is our choice: the teachers help at the same depth only
 (equal networks make the correspondence plain), Q starts as the identity, the student starts as a
@@ -28,14 +29,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import eval_mode
 from ..hub import Expert
 from ..hub.expert import network
-from ..training import Losses, ParameterGroup, TrainerConfig, single_groups
+from ..training import Losses, ParameterGroup, Task, TrainerConfig, single_groups
 from .architectures import difference
 from .single import SingleModel
 
@@ -162,34 +165,46 @@ class Flow(nn.Module):
 class KnowledgeFlowObjective:
     """The losses of a ``KnowledgeFlow``, for ``Trainer``: see the module's formula.
 
-    steps: updates of the whole training. dependency: its term's weight, reached after RISE of them.
-    keep: the weight of the last term; 0 saves a forward pass of the student. accumulate: the
-    trainer's. The paper tunes both weights; the defaults are our choice.
+    Args:
+        task: what is learned.
+        steps: updates of the whole training.
+        dependency: its term's weight, reached after RISE of the steps.
+        keep: the weight of the last term; 0 saves a forward pass of the student. The paper tunes
+            both weights; the defaults are our choice.
+        accumulate: the trainer's.
 
     Calling it returns ``Losses`` with the parts "task", "dependency" and "keep", none weighted, and
     "own", the geometric mean over depths of the student's weight. What it knows of the past is in
     the model's buffers, so that a resumed run goes on as it would have.
+
+    Raises:
+        ValueError: bad arguments.
     """
 
     def __init__(
-        self, steps: int, dependency: float = 1.0, keep: float = 1.0, accumulate: int = 1
+        self,
+        task: Task,
+        steps: int,
+        dependency: float = 1.0,
+        keep: float = 1.0,
+        accumulate: int = 1,
     ) -> None:
         for name, value in (("steps", steps), ("accumulate", accumulate)):
             if value < 1:
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {value}")
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
         for name, value in (("dependency", dependency), ("keep", keep)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a number of at least 0, got {value}")
-        self.steps, self.accumulate = steps, accumulate
+        self.task, self.steps, self.accumulate = task, steps, accumulate
         self.dependency, self.keep = dependency, keep
 
-    def __call__(self, model: KnowledgeFlow, images: Tensor, targets: Tensor) -> Losses:
+    def __call__(self, model: KnowledgeFlow, images: Tensor, targets: Any) -> Losses:
         taught = model.teach(images)
-        logits = _full(model.flow(images, taught))
-        task = F.cross_entropy(logits, targets)
+        outputs = model.flow(images, taught)
+        task = self.task.loss(outputs, targets).mean()
         log_own = model.flow.logits.log_softmax(dim=1)[:, 0]
         dependency = -log_own.sum()
-        keep = self._change(model, images, taught, logits)
+        keep = self._change(model, images, taught, outputs)
         total = task + self.dependency * self._rise(model) * dependency + self.keep * keep
         model.batches += 1
         own = log_own.mean().exp()
@@ -199,22 +214,17 @@ class KnowledgeFlowObjective:
         """A scalar from 0 to 1, by the batches that the model has seen."""
         return (model.batches / (RISE * self.steps * self.accumulate)).clamp(max=1)
 
-    def _change(self, model: KnowledgeFlow, images: Tensor, taught, logits: Tensor) -> Tensor:
-        """KL(before the last update || now), the mean over the batch.
+    def _change(self, model: KnowledgeFlow, images: Tensor, taught, outputs: Tensor) -> Tensor:
+        """The distance to the outputs before the last update, the mean over the batch.
 
         The earlier flow runs in the model's mode, since BatchNorm's batch statistics are what the
         prediction now was made with.
         """
         if self.keep == 0:
-            return logits.new_zeros(())
+            return model.flow.logits.new_zeros(())
         with torch.no_grad():
-            before = _full(model.previous(images, taught))
-        change = F.kl_div(
-            F.log_softmax(logits, dim=1),
-            F.log_softmax(before, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
+            before = model.previous(images, taught)
+        change = self.task.distance(outputs, before).mean()
         # The update follows the last micro-batch. (Reading the count makes a GPU wait.)
         if self.accumulate == 1 or int(model.batches) % self.accumulate == self.accumulate - 1:
             model.remember()
@@ -287,14 +297,11 @@ def _shapes(model: SingleModel, size: int) -> dict[str, tuple[int, ...]]:
             several.add(name)
         shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else ()
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     parameter = next(model.parameters())
     image = torch.full((1, 3, size, size), 0.5, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), _hooked(body, names, lambda index: partial(note, index)):
+    hooked = _hooked(body, names, lambda index: partial(note, index))
+    with eval_mode(model), torch.no_grad(), hooked:
         model(image)
-    for module, training in modes.items():
-        module.training = training
     return {name: s for name, s in shapes.items() if s and name not in several}
 
 
@@ -360,8 +367,3 @@ def _fit(theirs: Tensor, own: Tensor) -> Tensor:
 
 def _all_tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def _full(logits: Tensor) -> Tensor:
-    """At least float32: under autocast logits may come with 8 bits of precision."""
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..devices import eval_mode
+from ..measure import Measure
+
 State = Mapping[str, Tensor]
 
 
@@ -42,30 +45,40 @@ def uniform_soup(states: Sequence[State]) -> dict[str, Tensor]:
 def greedy_soup(
     states: Sequence[State],
     score: Callable[[dict[str, Tensor]], float],
+    measure: Measure,
     scores: Sequence[float] | None = None,
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The paper's recipe 1: goes through the states from the best to the worst, and keeps each that
-    does not lower the score of the soup, that is, if score(soup with it) >= score(soup so far).
+    does not make the soup worse.
 
-    score: of a state on held-out data, larger is better, as accuracy is; it should re-estimate
-        BatchNorm first. scores: of the states alone; None: ``score`` of each. Among equals the
-        state given first comes first.
+    Args:
+        states: to choose from.
+        score: of a state on held-out data; it should re-estimate BatchNorm first.
+        measure: what ``score`` returns; says which of two scores is better.
+        scores: of the states alone; None: ``score`` of each. Among equals the state given first
+            comes first.
 
-    Returns the soup and the indices of its ingredients in the order they were added. Raises
-    ValueError as ``uniform_soup`` does, for scores of another number than states, and for NaN.
+    Returns:
+        (the soup, the indices of its ingredients in the order they were added).
+
+    Raises:
+        ValueError: as ``uniform_soup``; scores of another number than states; NaN.
     """
     _check(states)
     if scores is None:
         scores = [score(uniform_soup([state])) for state in states]
     if len(scores) != len(states):
-        raise ValueError(f"scores: got {len(scores)} for {len(states)} states; give one for each")
-    order = sorted(range(len(states)), key=lambda i: -_number(scores[i], f"state {i}"))
+        raise ValueError(f"scores: expected {len(states)}, one for each state, got {len(scores)}")
+    for i, value in enumerate(scores):
+        _check_number(value, f"state {i}")
+    order = measure.ranked(scores)
     chosen, best = order[:1], scores[order[0]]
     soup = uniform_soup([states[order[0]]])
     for i in order[1:]:
         trial = uniform_soup([states[j] for j in (*chosen, i)])
-        reached = _number(score(trial), f"the soup of states {[*chosen, i]}")
-        if reached >= best:
+        reached = score(trial)
+        _check_number(reached, f"the soup of states {[*chosen, i]}")
+        if not measure.is_better(best, than=reached):
             chosen, best, soup = [*chosen, i], reached, trial
     return soup, chosen
 
@@ -99,22 +112,19 @@ def reestimate_batchnorm(
     if batch is None:
         raise ValueError("batches: got none to estimate BatchNorm's statistics on; give some")
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     used = 0
     try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.training, layer.momentum = True, None  # None: the plain mean over all batches
-        while batch is not None:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(images.to(device))
-            used += 1
-            batch = next(iterator, None)
+        with eval_mode(model):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.training, layer.momentum = True, None  # None: the plain mean over all batches
+            while batch is not None:
+                images = batch[0] if isinstance(batch, (tuple, list)) else batch
+                model(images.to(device))
+                used += 1
+                batch = next(iterator, None)
     finally:
-        for module, training in modes.items():
-            module.training = training
         for layer, momentum in momenta.items():
             layer.momentum = momentum
     return used
@@ -141,7 +151,6 @@ def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _number(value: float, what: str) -> float:
+def _check_number(value: float, what: str) -> None:
     if math.isnan(value):
-        raise ValueError(f"score: is NaN for {what}; it must be comparable")
-    return float(value)
+        raise ValueError(f"score: expected a number, got NaN for {what}; it must be comparable")

@@ -27,7 +27,8 @@ from ..baselines import SingleModel
 from ..data import RENDERINGS, DigitsTask, TensorStream
 from ..files import user_cache_folder, write_bytes, write_json
 from ..hub import Expert, build_experts, load_body
-from ..training import SingleObjective, Trainer, TrainerConfig
+from ..tasks import Classification
+from ..training import Reporting, SingleObjective, Trainer, TrainerConfig
 from ..training.random_state import seed_all
 
 # One network a rendering, in the order of RENDERINGS.
@@ -122,17 +123,16 @@ def _pretrain(folder, settings, network, seed, data, console, rendering, start):
     [expert] = build_experts([network], data.num_classes, pretrained=False, input_size=32)
     if start is not None:
         load_body(expert, start, source="the hub's first expert")
-    config = settings.trainer_config(len(data), seed)
+    config, task = settings.trainer_config(len(data), seed), Classification(tuple(data.classes))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             SingleModel(expert),
-            SingleObjective(),
+            SingleObjective(task.loss),
             TensorStream(data, config.batch_size, config.seed),
             config,
             Path(scratch) / "run",
-            console=console,
-            tensorboard=False,
-            label=f"pre-train {rendering}",
+            task=task,
+            reporting=Reporting(console, f"pre-train {rendering}", tensorboard=False),
         )
         result = trainer.fit()
     if result.interrupted:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..baselines import hard_vote, oracle, soft_vote
+from ..baselines import oracle
+from ..tasks import Classification
 from .results import SeedResults
 
+TASK = Classification(())
 COSTS = ("forwards_per_sample", "gflops_per_sample", "milliseconds_per_sample")
 
 RunNames = Callable[[int, int], list[str]]  # of (M, K)
@@ -70,7 +73,7 @@ def vote(
     decide: Callable[[Tensor, Tensor], Tensor],
 ) -> Callable[[SeedResults], Entry]:
     """The entry of a vote. choose: whose votes count. decide: test probabilities [S, n, C] of those
-    and targets [n] -> [n] bool, whether the vote is right. All singles were trained for it, and
+    and targets [n] -> [n], 1 where the vote is right. All singles were trained for it, and
     each member is asked at inference, one after another."""
 
     def entry(results: SeedResults) -> Entry:
@@ -108,11 +111,11 @@ def of_best(count: int) -> Callable[[SeedResults], list[int]]:
 
 
 def soft(probabilities: Tensor, targets: Tensor) -> Tensor:
-    return soft_vote(probabilities) == targets
+    return TASK.scores(TASK.votes["soft"](probabilities), targets)
 
 
 def hard(probabilities: Tensor, targets: Tensor) -> Tensor:
-    return hard_vote(probabilities) == targets
+    return TASK.scores(TASK.votes["hard"](probabilities), targets)
 
 
 def _singles(results: SeedResults) -> list[dict[str, Any]]:
@@ -169,7 +172,7 @@ def methods_of(experts: Sequence[str], k: int) -> list[Method]:
         for n in range(1, len(experts) + 1)
         if n != k
     ]
-    best = vote(everyone, oracle)
+    best = vote(everyone, partial(oracle, TASK))
     return [*found, Method("oracle", "oracle", all_singles, best, bound=True, paper=("Oracle",))]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..baselines import best_k
+from ..tasks import Classification
 
 RESULT, OUTPUTS, FAILED = "result.json", "outputs.safetensors", "failed.json"
 PROBLEM, TARGETS = "problem.json", "targets.safetensors"
@@ -68,7 +68,7 @@ class SeedResults:
         """All experts, the one that is best alone on validation data first."""
         count = len(self.problem["experts"])
         accuracies = [self.result(f"single-{i}")["validation"]["accuracy"] for i in range(count)]
-        return best_k(accuracies, count)
+        return Classification.metric.ranked(accuracies)
 
     def _scores(self, run: str) -> dict[str, Tensor]:
         """ "validation" and "test", float32 [n, C]: probabilities; of pathways also "weights"

@@ -30,9 +30,17 @@ from ..baselines import (
     zoo_tuning_groups,
 )
 from ..hub import Expert
-from ..model import HubPathway, HubPathwayLoss
-from ..runs.build import make_pathway
-from ..training import PathwayObjective, SingleObjective, Trainer, evaluate, load_weights
+from ..model import HubPathway
+from ..runs.build import make_pathway, make_task
+from ..tasks import Classification
+from ..training import (
+    PathwayObjective,
+    Reporting,
+    SingleObjective,
+    Trainer,
+    evaluate,
+    load_weights,
+)
 from ..training.random_state import seed_all
 from .plan import Job
 from .problems import Problem
@@ -59,6 +67,10 @@ class Context:
     def seed(self) -> int:
         return self.job.seed
 
+    @property
+    def task(self) -> Classification:
+        return make_task(self.problem.fit, self.problem.classes)
+
     def train(self, model: nn.Module, objective, groups: Callable | None = None) -> nn.Module:
         """Trains for the common budget, from where an earlier call was stopped if it was. The
         weights of the last step are kept: nothing is chosen among steps.
@@ -74,12 +86,15 @@ class Context:
             config,
             self.folder,
             groups=None if groups is None else groups(model, config),
+            task=self.task,
             validation=self.problem.batches("validation"),
-            expert_names=self.problem.expert_names if is_pathway else None,
-            console=self.console,
-            tensorboard=False,
             resume=True,
-            label=self.job.run,
+            reporting=Reporting(
+                self.console,
+                self.job.run,
+                self.problem.expert_names if is_pathway else None,
+                tensorboard=False,
+            ),
         )
         result = trainer.fit()
         if result.interrupted:
@@ -109,21 +124,21 @@ class Context:
         return make_pathway(problem.fit, problem.experts(), problem.num_classes, problem.size, k)
 
     def pathway_objective(self, explore: bool = True, exploit: bool = True) -> PathwayObjective:
-        fit = self.settings.fit
-        weight = fit.explore if explore else 0.0
-        loss = HubPathwayLoss(None, weight, fit.label_smoothing, exploit)
-        return PathwayObjective(loss)
+        weight = self.settings.fit.explore if explore else 0.0
+        return PathwayObjective(self.task.criterion(weight, exploit))
 
 
 def single(context: Context, index: int) -> nn.Module:
-    return context.train(context.single(index), SingleObjective())
+    return context.train(context.single(index), SingleObjective(context.task.loss))
 
 
 def distill(context: Context) -> nn.Module:
     """The fine-tuned experts teach the one that is best alone, from its pre-trained weights."""
     student = context.single(context.best_single())
     settings = context.settings
-    objective = DistillObjective(context.singles(), settings.temperature, settings.distill_weight)
+    objective = DistillObjective(
+        context.task, context.singles(), settings.temperature, settings.distill_weight
+    )
     return context.train(student, objective)
 
 
@@ -140,24 +155,28 @@ def soup(context: Context, greedy: bool) -> nn.Module:
     if not greedy:
         return refreshed(uniform_soup(states))
 
+    metric = context.task.metric
+
     def score(state) -> float:
-        return evaluate(refreshed(state), context.problem.batches("validation"))["accuracy"]
+        batches = context.problem.batches("validation")
+        return evaluate(refreshed(state), batches, context.task)[metric.name]
 
     alone = [context.results.result(f"single-{i}") for i in range(len(states))]
-    state, _ = greedy_soup(states, score, [r["validation"]["accuracy"] for r in alone])
+    scores = [result["validation"][metric.name] for result in alone]
+    state, _ = greedy_soup(states, score, metric, scores)
     return refreshed(state)
 
 
 def knowledge_flow(context: Context) -> nn.Module:
     trainer = context.settings.fit.trainer
     model = KnowledgeFlow(context.problem.experts(), context.best_single())
-    objective = KnowledgeFlowObjective(trainer.steps, accumulate=trainer.accumulate)
+    objective = KnowledgeFlowObjective(context.task, trainer.steps, accumulate=trainer.accumulate)
     return context.train(model, objective, knowledge_flow_groups).student
 
 
 def zoo_tuning(context: Context, lite: bool) -> nn.Module:
     model = ZooTuning(context.problem.experts(), lite=lite)
-    context.train(model, SingleObjective(), zoo_tuning_groups)
+    context.train(model, SingleObjective(context.task.loss), zoo_tuning_groups)
     return model.merged() if lite else model
 
 

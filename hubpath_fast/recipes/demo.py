@@ -21,14 +21,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..baselines import SingleModel, best_k, hard_vote, oracle, soft_vote
+from ..baselines import SingleModel, oracle
 from ..compare.digits_hub import NETWORKS, Pretraining, expert_names, pretrained_experts
 from ..data import DigitsTask, TensorBatches, TensorSet, TensorStream
 from ..files import write_json
 from ..hub import create_model
-from ..model import HubPathwayLoss
 from ..runs.measure import dense_weights, probabilities
-from ..training import PathwayObjective, SingleObjective, Trainer, TrainerConfig, TrainResult
+from ..tasks import Classification
+from ..training import (
+    PathwayObjective,
+    Reporting,
+    SingleObjective,
+    Trainer,
+    TrainerConfig,
+    TrainResult,
+)
 from ..training.random_state import seed_all
 from .demo_report import write_report
 
@@ -204,7 +211,9 @@ class Bench:
         rows, validation, probabilities = [], [], []
         for expert, name in zip(make(), expert_names(), strict=True):
             model = SingleModel(expert)
-            result = self._train(model, SingleObjective(), rates, f"single {name}")
+            result = self._train(
+                model, SingleObjective(self._classification.loss), rates, f"single {name}"
+            )
             correct = self._probabilities(model, self.task.validation).argmax(1)
             validation.append((correct == self.task.validation.targets).double().mean().item())
             probabilities.append(self._probabilities(model, self.task.test))
@@ -222,7 +231,7 @@ class Bench:
             settings.k,
             generator_stride=settings.generator_stride,
         )
-        objective = PathwayObjective(HubPathwayLoss(explore=settings.explore))
+        objective = PathwayObjective(self._classification.criterion(settings.explore))
         result = self._train(model, objective, settings.rates, "Hub-Pathway", expert_names())
         prediction = self._probabilities(model, self.task.test).argmax(1)
         test = TensorBatches(self.task.test, device=self.device)
@@ -230,6 +239,10 @@ class Bench:
         correct = prediction == self.task.test.targets
         row = Row("Hub-Pathway", correct, settings.k, result.seconds)
         return row, weights, prediction, result.history
+
+    @property
+    def _classification(self) -> Classification:
+        return Classification(tuple(self.task.target.classes))
 
     def _train(
         self, model: nn.Module, objective, rates: Rates, label: str, names: list[str] | None = None
@@ -242,11 +255,9 @@ class Bench:
             TensorStream(self.task.target, config.batch_size, self.seed, device=self.device),
             config,
             self.out_dir / RUNS / label.replace(": ", "-").replace(" ", "-"),
+            task=self._classification,
             validation=TensorBatches(self.task.validation, device=self.device),
-            expert_names=names,
-            console=self.console,
-            label=label,
-            tensorboard=False,
+            reporting=Reporting(self.console, label, names, tensorboard=False),
         )
         result = trainer.fit()
         if result.interrupted:
@@ -266,18 +277,23 @@ def vote_rows(
     The best are chosen on the validation accuracies; the row "in hindsight" is the single expert
     that happens to be best on the test split, which nobody can choose.
     """
-    top = best_k(validation, k)
+    task = Classification(tuple(map(str, range(probabilities.shape[2]))))
+    top = task.metric.ranked(validation)[:k]
+
+    def right(vote: str, members: Tensor) -> Tensor:
+        return task.scores(task.votes[vote](members), targets).bool()
+
     hindsight = max(singles, key=lambda row: row.accuracy)
     everyone, seconds = len(singles), sum(row.seconds for row in singles)
-    soft, hard = soft_vote(probabilities) == targets, hard_vote(probabilities) == targets
-    of_best = soft_vote(probabilities[top]) == targets
+    soft, hard = right("soft", probabilities), right("hard", probabilities)
+    of_best = right("soft", probabilities[top])
     return [
         Row("best single", singles[top[0]].correct, 1, seconds),
         Row("best single, in hindsight", hindsight.correct, 1, seconds, bound=True),
         Row(f"ensemble of the best {k}", of_best, k, seconds),
         Row("ensemble, soft vote", soft, everyone, seconds),
         Row("ensemble, hard vote", hard, everyone, seconds),
-        Row("oracle", oracle(probabilities, targets), everyone, seconds, bound=True),
+        Row("oracle", oracle(task, probabilities, targets).bool(), everyone, seconds, bound=True),
     ]
 
 

@@ -24,15 +24,18 @@ from ..data.transforms import resized_side
 from ..executors import choose
 from ..files import write_json
 from ..hub import default_input_size
-from ..model import HubPathway, HubPathwayLoss
-from ..runs.build import build_seeded, eval_batches, expert_names, score, train_stream
+from ..model import HubPathway
+from ..runs.build import (
+    build_seeded,
+    eval_batches,
+    expert_names,
+    make_task,
+    score,
+    train_stream,
+)
 from ..runs.config import FREE, FitConfig
 from ..runs.resolve import FIT_FILE
-from ..training import (
-    PathwayObjective,
-    Trainer,
-    TrainResult,
-)
+from ..training import PathwayObjective, Reporting, Trainer, TrainResult
 
 RESULT_FILE = "result.json"
 
@@ -57,23 +60,24 @@ def fit(
     _banner(console, config, splits, image_size, model)
     splits = _cached(splits, config, image_size, console)
 
-    settings = config.trainer
+    settings, task = config.trainer, make_task(config, splits.classes)
     trainer = Trainer(
         model,
-        PathwayObjective(
-            HubPathwayLoss(explore=config.explore, label_smoothing=config.label_smoothing)
-        ),
+        PathwayObjective(task.criterion(config.explore)),
         train_stream(splits.train, config, image_size),
         settings,
         out_dir,
+        task=task,
         validation=eval_batches(splits.validation, config, image_size)
         if len(splits.validation)
         else None,
         run={"fit": _identity(config), "classes": list(splits.classes)},
         resume=resume,
-        expert_names=expert_names(config.hub),
-        console=console,
-        resume_hint=f"the same command and --resume (--out {out_dir})",
+        reporting=Reporting(
+            console,
+            expert_names=expert_names(config.hub),
+            resume_hint=f"the same command and --resume (--out {out_dir})",
+        ),
     )
     write_json(
         out_dir / FIT_FILE,
@@ -83,7 +87,7 @@ def fit(
     if result.interrupted:
         return result, {}
     trainer.load_best()
-    test = score(model, splits.test, config, image_size)
+    test = score(model, task, splits.test, config, image_size)
     summary = {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
@@ -97,7 +101,7 @@ def fit(
         "seed": settings.seed,
     }
     if config.crops > 1:
-        scores = score(model, splits.test, config, image_size, config.crops)
+        scores = score(model, task, splits.test, config, image_size, config.crops)
         summary[f"test_accuracy_{config.crops}_crops"] = scores["accuracy"]
     write_json(out_dir / RESULT_FILE, summary)
     name = "validation (there is no test split)" if splits.test_is_validation else "test"

@@ -12,7 +12,7 @@ import torch
 from ..data import load_image, open_dataset
 from ..data.named import FOLDER
 from ..data.transforms import eval_transform
-from ..runs.build import expert_names, score
+from ..runs.build import expert_names, make_task, score
 from ..runs.folder import open_run
 
 BATCH = 32  # images at a time, so that a thousand files do not need a thousand images of memory
@@ -55,7 +55,8 @@ def evaluate(
             f"{place} has other classes than the run {run}: without {missing[:5]}, "
             f"with {new[:5]} in addition; evaluate on the {len(opened.classes)} classes it knows"
         )
-    scores = score(opened.model, splits.test, config, opened.image_size, crops, device)
+    task = make_task(opened.config, opened.classes)
+    scores = score(opened.model, task, splits.test, config, opened.image_size, crops, device)
     return {**scores, "split": "validation" if splits.test_is_validation else "test"}
 
 

@@ -18,9 +18,8 @@ from ..data.splits import Split
 from ..data.transforms import eval_transform, square_transform, train_transform
 from ..hub import Expert, build_experts, create_model, head_parameters
 from ..model import HubPathway, MLPAggregator
-from ..training import (
-    evaluate,
-)
+from ..tasks import Classification
+from ..training import Task, evaluate
 from ..training.random_state import seed_all
 from .config import FitConfig
 
@@ -117,8 +116,14 @@ def eval_batches(
     )
 
 
+def make_task(config: FitConfig, classes: Sequence[str]) -> Classification:
+    """What a run learns, of data with these classes."""
+    return Classification(tuple(classes), config.label_smoothing)
+
+
 def score(
     model: HubPathway,
+    task: Task,
     split: Split,
     config: FitConfig,
     image_size: int,
@@ -128,7 +133,7 @@ def score(
     """What ``evaluate`` says of a split, over ``crops`` crops of each image."""
     batches = eval_batches(split, config, image_size, crops, device)
     scored = model if crops == 1 else SummedCrops(model)
-    return evaluate(scored, batches, device, config.trainer.amp)
+    return evaluate(scored, batches, task, device, config.trainer.amp)
 
 
 def expert_names(hub: tuple[str, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from .config import TrainerConfig
 from .evaluation import evaluate
 from .guard import NonFiniteLoss
 from .interrupt import Interrupt
-from .log import read_log
+from .log import Reporting, read_log
 from .metrics import RoutingCollapseWarning
 from .objective import Losses, PathwayObjective, SingleObjective
 from .optimizer import (
@@ -17,18 +17,22 @@ from .optimizer import (
     single_groups,
 )
 from .run_state import TrainResult
-from .schedule import apply_schedule, lr_factor
+from .schedule import apply_schedule, schedule_factor
+from .task import Meter, Task
 from .trainer import Trainer
 
 __all__ = [
     "CheckpointError",
     "Interrupt",
     "Losses",
+    "Meter",
     "NonFiniteLoss",
     "ParameterGroup",
     "PathwayObjective",
+    "Reporting",
     "RoutingCollapseWarning",
     "SingleObjective",
+    "Task",
     "TrainResult",
     "Trainer",
     "TrainerConfig",
@@ -41,8 +45,8 @@ __all__ = [
     "load_config",
     "load_state",
     "load_weights",
-    "lr_factor",
     "pathway_groups",
     "read_log",
+    "schedule_factor",
     "single_groups",
 ]

@@ -15,7 +15,7 @@ import torch
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("one-cycle", "steps", "cosine", "constant")
 PRECISIONS = ("none", "bf16")
-MODES = ("max", "min")
+MODES = (None, "max", "min")
 
 # What may differ between a checkpoint and the run that resumes it: where it runs and how often it
 # reports and saves. Everything else changes the result.
@@ -41,7 +41,8 @@ class TrainerConfig:
     amp: "none" or "bf16" (autocast).
     eval_every: steps between evaluations (0: only after the last step).
     patience: evaluations without a better metric before training stops (None: never).
-    metric, metric_mode: the key of the evaluation that chooses the best step, and "max" or "min".
+    metric, metric_mode: the result of an evaluation that chooses the best step, and "max" or "min";
+        None: the task's own metric.
     save_every: steps between checkpoints (0: only at the end or when interrupted).
     log_every: steps that one line of the log averages over.
     collapse_entropy: warn when the entropy of the mean routing falls below this share of log M.
@@ -68,8 +69,8 @@ class TrainerConfig:
     amp: str = "none"
     eval_every: int = 0
     patience: int | None = None
-    metric: str = "accuracy"
-    metric_mode: str = "max"
+    metric: str | None = None
+    metric_mode: str | None = None
     save_every: int = 500
     log_every: int = 20
     collapse_entropy: float = 0.1
@@ -101,11 +102,13 @@ class TrainerConfig:
             ("amp", PRECISIONS),
             ("metric_mode", MODES),
         ):
-            self._require(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+            self._require(
+                name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}"
+            )
         self._require(
             "metric",
-            isinstance(self.metric, str) and self.metric != "",
-            "the name of one result of the evaluation, such as accuracy",
+            self.metric is None or (isinstance(self.metric, str) and self.metric != ""),
+            "the name of one result of the evaluation, or None",
         )
         if self.clip_norm is not None:
             ok = _is_real(self.clip_norm) and self.clip_norm > 0  # inf: log the norm, never clip

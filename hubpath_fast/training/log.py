@@ -7,12 +7,30 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """How a run reports.
+
+    console: where progress is shown; None: standard output. label: the first word of its line.
+    expert_names: for logs and messages. tensorboard: whether events are written to
+    ``out_dir/tensorboard``. progress: False shows nothing. resume_hint: how to resume, in words.
+    """
+
+    console: Console | None = None
+    label: str = ""
+    expert_names: Sequence[str] | None = None
+    tensorboard: bool = True
+    progress: bool = True
+    resume_hint: str = "resume=True"
 
 
 class JsonLog:

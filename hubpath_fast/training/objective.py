@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -46,10 +45,11 @@ class PathwayObjective:
 
 
 class SingleObjective:
-    """One loss of a model's prediction: ``loss(prediction, targets)``, a scalar mean."""
+    """The mean of one loss of a model's outputs: ``loss(outputs, targets) -> [N]``, one value for
+    each sample, such as ``task.loss``."""
 
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> None:
+    def __init__(self, loss: Callable[[Tensor, Any], Tensor]) -> None:
         self.loss = loss
 
-    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Losses:
-        return Losses(self.loss(model(images), targets))
+    def __call__(self, model: nn.Module, images: Tensor, targets: Any) -> Losses:
+        return Losses(self.loss(model(images), targets).mean())

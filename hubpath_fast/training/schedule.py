@@ -14,7 +14,7 @@ ONE_CYCLE_END = 1 / 25 / 1e4
 MOMENTUM_HIGH, MOMENTUM_LOW = 0.95, 0.85
 
 
-def lr_factor(config: TrainerConfig, step: int) -> float:
+def schedule_factor(config: TrainerConfig, step: int) -> float:
     """The share of the peak rate that update ``step`` (from 0) uses."""
     if config.schedule == "one-cycle":
         return _one_cycle(config, step, ONE_CYCLE_START, 1.0, ONE_CYCLE_END)
@@ -37,7 +37,7 @@ def momentum_at(config: TrainerConfig, step: int) -> float:
 
 def apply_schedule(optimizer: torch.optim.Optimizer, config: TrainerConfig, step: int) -> None:
     """Set every group's rate (its ``peak_lr`` times the factor), and momentum where it cycles."""
-    factor = lr_factor(config, step)
+    factor = schedule_factor(config, step)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         if not config.cycle_momentum:

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from ..devices import autocast, micro_batch, to_device
+from ..measure import Measure
 from .checkpoint import (
     CheckpointError,
     check_config,
@@ -27,7 +28,7 @@ from .config import FREE_KEYS, TrainerConfig
 from .evaluation import evaluate
 from .guard import FiniteGuard
 from .interrupt import Interrupt
-from .log import JsonLog, ProgressLine, TensorBoardLog
+from .log import JsonLog, ProgressLine, Reporting, TensorBoardLog
 from .metrics import CollapseWatch, RoutingCollapseWarning, StepWindow
 from .objective import Losses
 from .optimizer import (
@@ -40,6 +41,7 @@ from .optimizer import (
 from .random_state import random_state, seed_all, set_random_state
 from .run_state import RunState, TrainResult
 from .schedule import apply_schedule
+from .task import Task
 
 Objective = Callable[[nn.Module, Any, Any], Losses]
 
@@ -53,12 +55,10 @@ class Trainer:
         what an uninterrupted one would.
     groups: parameter groups; None: :func:`default_groups`.
     validation: batches to evaluate on, iterable again and again, or a callable that returns them.
-    evaluation: ``(model, batches) -> {metric: value}``; None: :func:`evaluate` (a classifier's).
+    task: what is learned; it evaluates, and its metric chooses the best step.
     run: what else defines the run (data, hub): kept in config.json, compared when resuming.
     resume: go on from ``out_dir/last`` if it exists. Without it a folder with a run is refused.
-    expert_names: for logs and messages. tensorboard: write events to ``out_dir/tensorboard``.
-    progress: show progress on ``console``. label: its first word. resume_hint: how to resume, for
-        messages.
+    reporting: what is shown and logged, and how.
 
     ``fit()`` writes ``last/`` and, given validation, ``best/`` (see checkpoint.py), and
     ``log.jsonl``. On the CPU a resumed run equals an uninterrupted one to the bit.
@@ -72,17 +72,12 @@ class Trainer:
         config: TrainerConfig,
         out_dir: str | Path,
         *,
-        groups: Sequence[ParameterGroup] | None = None,
+        task: Task,
         validation: Iterable | Callable[[], Iterable] | None = None,
-        evaluation: Callable[[nn.Module, Iterable], Mapping[str, float]] | None = None,
+        groups: Sequence[ParameterGroup] | None = None,
         run: Mapping[str, Any] | None = None,
         resume: bool = False,
-        expert_names: Sequence[str] | None = None,
-        tensorboard: bool = True,
-        progress: bool = True,
-        console: Console | None = None,
-        label: str = "",
-        resume_hint: str = "resume=True",
+        reporting: Reporting | None = None,
     ) -> None:
         self.device = torch.device(config.device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -94,17 +89,18 @@ class Trainer:
             )
         self.model, self.objective, self.stream = model.to(self.device), objective, stream
         self.config, self.out_dir, self.validation = config, Path(out_dir), validation
-        self.evaluation = evaluation or self._evaluate_classifier
+        self.task, self.metric = task, chosen_metric(task, config)
         self.optimizer = build_optimizer(model, groups or default_groups(model, config), config)
-        self.expert_names = list(expert_names) if expert_names else None
+        self.reporting = reporting = reporting or Reporting()
+        names = reporting.expert_names
+        self.expert_names = list(names) if names else None
         num_experts = len(getattr(model, "experts", self.expert_names or ()))
         if self.expert_names and len(self.expert_names) != num_experts:
             raise ValueError(
                 f"expert_names has {len(self.expert_names)} names for {num_experts} experts; "
                 "give one for each"
             )
-        self.tensorboard, self.label, self.resume_hint = tensorboard, label, resume_hint
-        self.console = console if progress else Console(quiet=True)
+        self.console = reporting.console if reporting.progress else Console(quiet=True)
         self.state, self.window = RunState(), StepWindow()
         self.watch = CollapseWatch(config.collapse_entropy, self.expert_names)
         self._settings = {"trainer": config.to_dict(), "run": dict(run or {})}
@@ -128,10 +124,10 @@ class Trainer:
         start = self.state.step
         self._log = JsonLog(self.out_dir / "log.jsonl", self.state.reported)
         self._writers = [self._log]
-        if self.tensorboard:
+        if self.reporting.tensorboard:
             folder = self.out_dir / "tensorboard"
             self._writers.append(TensorBoardLog(folder, self.state.reported, self.expert_names))
-        self._line = ProgressLine(self.config.steps, start, self.console, self.label)
+        self._line = ProgressLine(self.config.steps, start, self.console, self.reporting.label)
         self._stop = False
         try:
             with self._interrupt:
@@ -144,7 +140,7 @@ class Trainer:
             by = self._interrupt.requested or "stop()"
             self._line.message(
                 f"Stopped by {by} after step {self.state.step} of {self.config.steps}; saved in "
-                f"{self.out_dir / 'last'}. Go on with {self.resume_hint}."
+                f"{self.out_dir / 'last'}. Go on with {self.reporting.resume_hint}."
             )
         s = self.state
         return TrainResult(
@@ -301,20 +297,20 @@ class Trainer:
         before = random_state(self.device)
         batches = self.validation() if callable(self.validation) else self.validation
         try:
-            scores = dict(self.evaluation(self.model, self._until_stopped(batches)))
+            scores = evaluate(
+                self.model, self._until_stopped(batches), self.task, self.device, config.amp
+            )
             scores = {k: v if isinstance(v, int) else float(v) for k, v in scores.items()}
         except _EvaluationStopped:
             set_random_state(before, self.device)
             return None
-        if config.metric not in scores:
+        if self.metric.name not in scores:
             raise ValueError(
-                f"metric={config.metric!r} is none of the evaluation's results "
-                f"({', '.join(scores)}); name one of them"
+                f"metric: expected one of {', '.join(scores)}, got {self.metric.name!r}; name a "
+                "result of the evaluation, or None for the task's own metric"
             )
-        metric = scores[config.metric]
-        better = state.best is None or (
-            metric > state.best if config.metric_mode == "max" else metric < state.best
-        )
+        metric = scores[self.metric.name]
+        better = state.best is None or self.metric.is_better(metric, state.best)
         if better and math.isfinite(metric):
             state.best, state.best_step, state.stale = metric, state.step, 0
             self._save("best")
@@ -337,9 +333,6 @@ class Trainer:
             if self.stopping:
                 raise _EvaluationStopped
             yield batch
-
-    def _evaluate_classifier(self, model: nn.Module, batches: Iterable) -> dict[str, float]:
-        return evaluate(model, batches, self.device, self.config.amp)
 
     def _begin_interval(self, images: int = 0, waited: float = 0.0, seconds: float = 0.0) -> None:
         self._images, self._waited, self._began = images, waited, time.perf_counter() - seconds
@@ -393,7 +386,7 @@ class Trainer:
             if held:
                 raise ValueError(
                     f"out_dir={str(self.out_dir)!r} holds another run ({', '.join(held)}); go on "
-                    f"with it by {self.resume_hint}, delete it, or choose another folder"
+                    f"with it by {self.reporting.resume_hint}, delete it, or choose another folder"
                 )
             return
         free = frozenset(f"trainer.{key}" for key in FREE_KEYS)
@@ -419,6 +412,17 @@ class Trainer:
     def _continue_from(self, state: Mapping[str, Any]) -> None:
         self._random, self._interval = state["random"], state["interval"]
         self._saved = (self.state.step, self.state.reported)
+
+
+def chosen_metric(task: Task, config: TrainerConfig) -> Measure:
+    """What chooses the best step: the task's metric, or another result that the settings name."""
+    name, better = config.metric or task.metric.name, config.metric_mode
+    if better is None and name != task.metric.name:
+        raise ValueError(
+            f"metric_mode: expected max or min with metric={name!r}, got None; only of the task's "
+            f"own metric, {task.metric.name}, is it known which is better"
+        )
+    return Measure(name, better or task.metric.better)
 
 
 class _EvaluationStopped(Exception):

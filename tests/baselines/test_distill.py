@@ -5,14 +5,17 @@ import copy
 import numpy as np
 import pytest
 import torch
+from support.training import QUIET
 from torch import nn
 
 from hubpath_fast.baselines.distill import DistillObjective
 from hubpath_fast.baselines.single import SingleModel
 from hubpath_fast.hub import build_experts
+from hubpath_fast.tasks import Classification
 from hubpath_fast.training import Trainer, TrainerConfig
 
 N, FEATURES, CLASSES = 5, 4, 3
+TASK = Classification(("a", "b", "c"))
 
 
 class Fixed(nn.Module):
@@ -51,7 +54,7 @@ def test_the_loss_and_its_gradient_are_the_formulas(temperature, weight):
     gradient += weight * temperature * (np.exp(log_q) - p) / N
 
     model = Fixed(student)
-    objective = DistillObjective([Fixed(t) for t in teachers], temperature, weight)
+    objective = DistillObjective(TASK, [Fixed(t) for t in teachers], temperature, weight)
     losses = objective(model, torch.zeros(N, 1), torch.as_tensor(targets))
     losses.total.backward()
     assert losses.parts["task"].item() == pytest.approx(task, rel=1e-12)
@@ -73,7 +76,7 @@ def test_weights_learn_what_a_loop_over_samples_says():
         kl = sum(p[c] * (p[c].log() - (z / 2.5).log_softmax(0)[c]) for c in range(CLASSES))
         total = total + (0.3 * -z.log_softmax(0)[y[n]] + 0.7 * 2.5**2 * kl) / N
     total.backward()
-    losses = DistillObjective(teachers, temperature=2.5, weight=0.7)(student, x, y)
+    losses = DistillObjective(TASK, teachers, temperature=2.5, weight=0.7)(student, x, y)
     losses.total.backward()
     torch.testing.assert_close(losses.total, total, rtol=1e-12, atol=0)
     torch.testing.assert_close(student.weight.grad, twin.weight.grad, rtol=1e-11, atol=1e-14)
@@ -83,7 +86,7 @@ def test_teachers_neither_learn_nor_leave_eval_mode():
     """A BatchNorm in training mode would move its statistics, and a gradient would be kept."""
     teacher = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, CLASSES))
     before = copy.deepcopy(teacher.state_dict())
-    objective = DistillObjective([teacher])
+    objective = DistillObjective(TASK, [teacher])
     teacher.train()  # as a careless caller may leave it
     student = nn.Linear(FEATURES, CLASSES)
     x, y = torch.randn(N, FEATURES) + 5, torch.zeros(N, dtype=torch.int64)
@@ -96,7 +99,7 @@ def test_teachers_neither_learn_nor_leave_eval_mode():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"teachers": []}, "teachers: got none"),
+        ({"teachers": []}, "teachers: expected at least one module, got none"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"weight": 1.5}, "weight"),
@@ -105,18 +108,20 @@ def test_teachers_neither_learn_nor_leave_eval_mode():
 )
 def test_bad_arguments(changes, match):
     with pytest.raises(ValueError, match=match):
-        DistillObjective(**{"teachers": [nn.Linear(1, 2)], **changes})
+        DistillObjective(TASK, **{"teachers": [nn.Linear(1, 2)], **changes})
 
 
 def test_networks_that_disagree_are_refused():
     x, y = torch.randn(N, FEATURES), torch.zeros(N, dtype=torch.int64)
     three, four = nn.Linear(FEATURES, 3), nn.Linear(FEATURES, 4)
-    with pytest.raises(ValueError, match="give 3, 4 outputs"):
-        DistillObjective([three, four])(nn.Linear(FEATURES, 3), x, y)
-    with pytest.raises(ValueError, match=r"give \[5, 4\] for the student's \[5, 3\]"):
-        DistillObjective([four])(nn.Linear(FEATURES, 3), x, y)
+    with pytest.raises(ValueError, match=r"expected outputs of one shape, got \[5, 3\], \[5, 4\]"):
+        DistillObjective(TASK, [three, four])(nn.Linear(FEATURES, 3), x, y)
+    with pytest.raises(
+        ValueError, match=r"expected outputs \[5, 3\] as the student's, got \[5, 4\]"
+    ):
+        DistillObjective(TASK, [four])(nn.Linear(FEATURES, 3), x, y)
     with pytest.raises(ValueError, match="number 1 shares parameters"):
-        DistillObjective([nn.Linear(FEATURES, 3), three])(three, x, y)
+        DistillObjective(TASK, [nn.Linear(FEATURES, 3), three])(three, x, y)
 
 
 class Images:
@@ -136,8 +141,8 @@ def trainer(folder, resume=False):
     experts = build_experts(["test_resnet"] * 3, 4, pretrained=False, input_size=32)
     student, *teachers = map(SingleModel, experts)
     config = TrainerConfig(steps=5, batch_size=6)
-    options = {"tensorboard": False, "progress": False, "resume": resume}
-    return Trainer(student, DistillObjective(teachers), Images(), config, folder, **options)
+    options = {"task": TASK, "reporting": QUIET, "resume": resume}
+    return Trainer(student, DistillObjective(TASK, teachers), Images(), config, folder, **options)
 
 
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support.training import QUIET
 from torch import nn
 
 from hubpath_fast.baselines.knowledge_flow import (
@@ -14,8 +15,10 @@ from hubpath_fast.baselines.knowledge_flow import (
 )
 from hubpath_fast.baselines.single import SingleModel
 from hubpath_fast.hub import ExpertSpec, build_experts
+from hubpath_fast.tasks import Classification
 from hubpath_fast.training import Trainer, TrainerConfig
 
+TASK = Classification(("a", "b", "c", "d"))
 STAGES = ("act1", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -127,7 +130,7 @@ def test_teachers_stay_as_they_are_and_out_of_checkpoints():
     experts = hub()
     model = KnowledgeFlow(experts).train()
     before = [copy.deepcopy(teacher.state_dict()) for teacher in model.teachers]
-    objective = KnowledgeFlowObjective(10)
+    objective = KnowledgeFlowObjective(TASK, 10)
     objective(model, *batch()).total.backward()
     torch.optim.SGD(model.parameters(), 0.1).step()
     for old, teacher in zip(before, model.teachers, strict=True):
@@ -148,7 +151,7 @@ def test_the_losses_by_hand():
     batch after 2 others has 2/5 of the weight; the KL is that to the flow before the update."""
     model = KnowledgeFlow(hub()).double().train()
     random_mixture(model)
-    objective = KnowledgeFlowObjective(steps=10, dependency=0.7, keep=1.3)
+    objective = KnowledgeFlowObjective(TASK, steps=10, dependency=0.7, keep=1.3)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     old = None
     for step in range(3):
@@ -187,7 +190,7 @@ def test_the_losses_by_hand():
 def test_the_dependencys_gradient_is_softmax_minus_the_student():
     model = KnowledgeFlow(hub()).double().train()
     random_mixture(model)
-    losses = KnowledgeFlowObjective(1)(model, *batch())
+    losses = KnowledgeFlowObjective(TASK, 1)(model, *batch())
     [gradient] = torch.autograd.grad(losses.parts["dependency"], model.flow.logits)
     expected = model.weights().detach() - torch.tensor([1.0, 0, 0])
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
@@ -196,7 +199,7 @@ def test_the_dependencys_gradient_is_softmax_minus_the_student():
 
 def test_the_dependency_rises_over_half_the_micro_batches_and_stays():
     model = KnowledgeFlow(hub(), layers=["layer3"]).train()
-    objective = KnowledgeFlowObjective(steps=4, dependency=2.0, keep=0.0, accumulate=2)
+    objective = KnowledgeFlowObjective(TASK, steps=4, dependency=2.0, keep=0.0, accumulate=2)
     seen = []
     for _ in range(6):
         losses = objective(model, *batch())
@@ -208,7 +211,7 @@ def test_the_dependency_rises_over_half_the_micro_batches_and_stays():
 
 def test_micro_batches_share_the_flow_before_the_last_update():
     model = KnowledgeFlow(hub(), layers=["layer3"]).train()
-    objective = KnowledgeFlowObjective(steps=4, accumulate=2)
+    objective = KnowledgeFlowObjective(TASK, steps=4, accumulate=2)
     kept = []
     for step in range(2):
         for part in range(2):
@@ -233,9 +236,9 @@ class Images:
 def trainer(folder, steps=5, resume=False, dependency=1.0, **settings):
     model = KnowledgeFlow(hub(), student=1)
     config = TrainerConfig(steps=steps, batch_size=6, **settings)
-    objective = KnowledgeFlowObjective(steps, dependency, accumulate=config.accumulate)
+    objective = KnowledgeFlowObjective(TASK, steps, dependency, accumulate=config.accumulate)
     groups = knowledge_flow_groups(model, config)
-    options = {"tensorboard": False, "progress": False, "groups": groups, "resume": resume}
+    options = {"task": TASK, "reporting": QUIET, "groups": groups, "resume": resume}
     return Trainer(model, objective, Images(), config, folder, **options)
 
 
@@ -353,4 +356,4 @@ def test_bad_arguments(options, match):
 )
 def test_bad_weights(changes, match):
     with pytest.raises(ValueError, match=match):
-        KnowledgeFlowObjective(**{"steps": 5, **changes})
+        KnowledgeFlowObjective(TASK, **{"steps": 5, **changes})

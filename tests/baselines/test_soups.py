@@ -4,13 +4,19 @@ import copy
 
 import pytest
 import torch
+from support.training import QUIET
 from torch import nn
 
 from hubpath_fast.baselines.architectures import difference
 from hubpath_fast.baselines.single import SingleModel
 from hubpath_fast.baselines.soups import greedy_soup, reestimate_batchnorm, uniform_soup
 from hubpath_fast.hub import Resized, RunningStatistics, build_experts
+from hubpath_fast.measure import Measure
+from hubpath_fast.tasks import Classification
 from hubpath_fast.training import SingleObjective, Trainer, TrainerConfig
+
+ACCURACY = Measure("accuracy")
+TASK = Classification(("a", "b", "c", "d"))
 
 
 def net(seed=0, width=3, stride=1):
@@ -79,7 +85,7 @@ def test_a_greedy_soup_leaves_out_what_lowers_the_score():
     0 lowers the soup; 3 leaves it as it is, and stays; 1, the worst alone, raises it."""
     table = {(0, 2): 0.89, (2, 3): 0.9, (1, 2, 3): 0.95}
     calls = []
-    soup, chosen = greedy_soup(numbered(4), scorer(table, calls), scores=[0.8, 0.5, 0.9, 0.8])
+    soup, chosen = greedy_soup(numbered(4), scorer(table, calls), ACCURACY, [0.8, 0.5, 0.9, 0.8])
     assert calls == [(0, 2), (2, 3), (1, 2, 3)]
     assert chosen == [2, 3, 1]
     assert soup["w"].item() == (4 + 8 + 2) / 3
@@ -89,7 +95,7 @@ def test_a_greedy_soup_compares_with_the_soup_so_far():
     """2 would equal the best state alone (0.7), but not the soup with 1 (0.8)."""
     table = {(0,): 0.7, (1,): 0.6, (2,): 0.5, (0, 1): 0.8, (0, 1, 2): 0.7}
     calls = []
-    soup, chosen = greedy_soup(numbered(3), scorer(table, calls))
+    soup, chosen = greedy_soup(numbered(3), scorer(table, calls), ACCURACY)
     assert calls == [(0,), (1,), (2,), (0, 1), (0, 1, 2)]
     assert chosen == [0, 1]
     assert soup["w"].item() == 1.5
@@ -97,7 +103,7 @@ def test_a_greedy_soup_compares_with_the_soup_so_far():
 
 def test_equal_states_make_a_soup_of_all():
     state = ready().state_dict()
-    soup, chosen = greedy_soup([state] * 3, lambda _: 0.5)
+    soup, chosen = greedy_soup([state] * 3, lambda _: 0.5, ACCURACY)
     assert chosen == [0, 1, 2]
     for name, value in state.items():
         assert torch.equal(soup[name], value)
@@ -112,7 +118,7 @@ def test_states_of_different_architectures_are_refused():
     with pytest.raises(ValueError, match=match):
         uniform_soup([a, a, wider])
     with pytest.raises(ValueError, match=r"0.bias is in state 0, not in state 1"):
-        greedy_soup([a, less], lambda _: 0.5)
+        greedy_soup([a, less], lambda _: 0.5, ACCURACY)
     with pytest.raises(ValueError, match=r"0.bias is in state 1, not in state 0"):
         uniform_soup([less, a])
 
@@ -120,10 +126,10 @@ def test_states_of_different_architectures_are_refused():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="states: got none"):
         uniform_soup([])
-    with pytest.raises(ValueError, match="got 1 for 2"):
-        greedy_soup(numbered(2), len, scores=[0.1])
-    with pytest.raises(ValueError, match="NaN for state 1"):
-        greedy_soup(numbered(2), len, scores=[0.1, float("nan")])
+    with pytest.raises(ValueError, match="expected 2, one for each state, got 1"):
+        greedy_soup(numbered(2), len, ACCURACY, scores=[0.1])
+    with pytest.raises(ValueError, match="got NaN for state 1"):
+        greedy_soup(numbered(2), len, ACCURACY, scores=[0.1, float("nan")])
 
 
 def test_batchnorm_gets_the_mean_statistics_of_the_batches():
@@ -195,8 +201,8 @@ def test_a_soup_of_trained_networks(tmp_path):
     models = [SingleModel(expert) for expert in experts]
     for i, model in enumerate(models):
         config = TrainerConfig(steps=5, batch_size=6, seed=i)
-        options = {"tensorboard": False, "progress": False}
-        Trainer(model, SingleObjective(), Images(), config, tmp_path / str(i), **options).fit()
+        objective, folder = SingleObjective(TASK.loss), tmp_path / str(i)
+        Trainer(model, objective, Images(), config, folder, task=TASK, reporting=QUIET).fit()
     soup = uniform_soup([model.state_dict() for model in models])
     image = next(Images().batches(9))[0]
     outputs = []

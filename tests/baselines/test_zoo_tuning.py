@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from support.training import QUIET
 from torch import nn
 
 from hubpath_fast.baselines import SingleModel
@@ -18,11 +19,13 @@ from hubpath_fast.baselines.zoo_layers import MixedConv2d
 from hubpath_fast.baselines.zoo_tuning import ZooTuning, zoo_tuning_groups
 from hubpath_fast.hub import Expert, ExpertSpec, build_experts
 from hubpath_fast.model.heads import set_lr_factor
+from hubpath_fast.tasks import Classification
 from hubpath_fast.training import SingleObjective, Trainer, TrainerConfig
 from hubpath_fast.training.optimizer import build_optimizer
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 M = 3
+TASK = Classification(tuple("0123456789"))
 
 
 def hub(name="timm/test_resnet", count=M, classes=10):
@@ -326,8 +329,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lite):
     def run(folder, resume=False, stop=None):
         model = ZooTuning(small_hub(seed=1 if resume else 0), lite)
         trainer = Trainer(
-            model, SingleObjective(), Stream(), config, tmp_path / folder, resume=resume,
-            groups=zoo_tuning_groups(model, config), progress=False, tensorboard=False,
+            model, SingleObjective(TASK.loss), Stream(), config, tmp_path / folder, resume=resume,
+            groups=zoo_tuning_groups(model, config), task=TASK, reporting=QUIET,
         )  # fmt: skip
         if stop is not None:
             update = trainer.optimizer.step

@@ -10,6 +10,7 @@ from torch import nn
 
 from hubpath_fast.data import SummedCrops, eval_transform
 from hubpath_fast.data.transforms import resize, resized_side
+from hubpath_fast.tasks import Classification
 from hubpath_fast.training import evaluate
 
 
@@ -63,7 +64,8 @@ def test_evaluate_takes_it_as_any_classifier():
     mixed = ones.clone()
     mixed[:, 0] = 2  # 3 * 1 against 1 * 4: class 1
     images = torch.cat([ones, twos, mixed])
-    scores = evaluate(SummedCrops(Marked()), [(images, torch.tensor([1, 0, 1]))])
+    batches = [(images, torch.tensor([1, 0, 1]))]
+    scores = evaluate(SummedCrops(Marked()), batches, Classification(()))
     assert scores["accuracy"] == 1.0
     assert scores["n"] == 3
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from support.training import QUIET, TASK
 from torch import nn
 
 from hubpath_fast.data import ImageDataset, TrainStream, images, open_images, train_transform
@@ -21,7 +22,10 @@ import torch
 from torch import nn
 torch.set_num_threads(1)
 from hubpath_fast.data import *
-from hubpath_fast.training import SingleObjective, Trainer, TrainerConfig
+from hubpath_fast.tasks import Classification
+from hubpath_fast.training import Reporting, SingleObjective, Trainer, TrainerConfig
+
+task = Classification(("a", "b", "c"))
 
 class Slow(SingleObjective):
     def __call__(self, model, x, y):
@@ -32,8 +36,8 @@ splits = open_images(sys.argv[1])
 stream = TrainStream(ImageDataset(splits.train, train_transform(8)), 4, workers=2)
 model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
 config = TrainerConfig(steps=2000, batch_size=4, lr_expert=1e-3, log_every=2)
-trainer = Trainer(model, Slow(), stream, config, sys.argv[2],
-                  tensorboard=False)
+trainer = Trainer(model, Slow(task.loss), stream, config, sys.argv[2], task=task,
+                  reporting=Reporting(tensorboard=False))
 result = trainer.fit()
 print("interrupted" if result.interrupted else "done", result.steps)
 """
@@ -77,8 +81,8 @@ class Breaking:
 def trainer_of(stream, out, **options):
     config = TrainerConfig(steps=9, batch_size=4, lr_expert=1e-3)
     trainer = Trainer(
-        nn.Linear(6, 3), SingleObjective(), stream, config, out,
-        tensorboard=False, progress=False, **options,
+        nn.Linear(6, 3), SingleObjective(TASK.loss), stream, config, out, task=TASK,
+        reporting=QUIET, **options,
     )  # fmt: skip
     stream.trainer = trainer
     return trainer

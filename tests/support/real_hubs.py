@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 
 import hubpath_fast as hp
+from hubpath_fast.tasks import Classification
 from hubpath_fast.training import (
     PathwayObjective,
+    Reporting,
     Trainer,
     TrainerConfig,
     evaluate,
@@ -31,6 +33,7 @@ from hubpath_fast.training import (
 )
 
 CLASSES, SIDE, LIMIT = 100, 224, 20e9
+TASK = Classification(tuple(map(str, range(CLASSES))))
 
 
 class Noise:
@@ -63,12 +66,18 @@ def main(hub: str, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         trainer = Trainer(
-            model, PathwayObjective(hp.HubPathwayLoss()), data, config, out, tensorboard=False
+            model,
+            PathwayObjective(TASK.criterion(0.5)),
+            data,
+            config,
+            out,
+            task=TASK,
+            reporting=Reporting(tensorboard=False),
         )
         trainer.fit()
         moved = sum(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
         assert moved > 0.9 * len(before), f"only {moved} of {len(before)} parameters moved"
-        scores = evaluate(model, [data.batch(1)])
+        scores = evaluate(model, [data.batch(1)], TASK)
         assert scores["n"] == batch_size, scores
         fresh = hp.create_model(hub, CLASSES, k=2, pretrained=False, input_size=SIDE)
         load_weights(fresh, out / "last")

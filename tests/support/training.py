@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from hubpath_fast.reference import ReferenceHubPathway, losses
-from hubpath_fast.training import Losses, SingleObjective, Trainer, TrainerConfig
+from hubpath_fast.tasks import Classification
+from hubpath_fast.training import Losses, Reporting, SingleObjective, Trainer, TrainerConfig
 
 FEATURES, CLASSES = 6, 3
+TASK = Classification(("a", "b", "c"))
+QUIET = Reporting(tensorboard=False, progress=False)
 
 
 class Stream:
@@ -75,18 +78,18 @@ VALIDATION = [Stream(seed=99).batch(step) for step in range(4)]
 
 def make(model, out_dir, stream=None, objective=None, **settings):
     """A trainer of ``model``; settings of TrainerConfig and of Trainer may be mixed."""
-    own = {"validation", "evaluation", "run", "resume", "expert_names", "console", "groups"}
+    own = {"validation", "task", "run", "resume", "reporting", "groups"}
     options = {key: settings.pop(key) for key in own & set(settings)}
     config = TrainerConfig(**{"steps": 12, "batch_size": 8, "lr_expert": 0.01, **settings})
     if objective is None:
-        objective = pathway_objective if hasattr(model, "experts") else SingleObjective()
+        objective = pathway_objective if hasattr(model, "experts") else SingleObjective(TASK.loss)
     return Trainer(
         model,
         objective,
         stream or Stream(),
         config,
         out_dir,
-        **{"progress": "console" in options, "tensorboard": False, **options},
+        **{"task": TASK, "reporting": QUIET, **options},
     )
 
 

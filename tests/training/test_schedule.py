@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from hubpath_fast.training import TrainerConfig, apply_schedule, lr_factor
+from hubpath_fast.training import TrainerConfig, apply_schedule, schedule_factor
 
 STEPS = 20
 
@@ -48,23 +48,23 @@ def test_one_cycle_equals_torchs_for_rates_and_momentum(warmup):
 def test_cosine_and_steps_equal_torchs():
     cosine = TrainerConfig(steps=STEPS, schedule="cosine")
     rates = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS))
-    assert [lr_factor(cosine, s) for s in range(STEPS)] == pytest.approx(rates, abs=1e-12)
+    assert [schedule_factor(cosine, s) for s in range(STEPS)] == pytest.approx(rates, abs=1e-12)
 
     steps = TrainerConfig(steps=STEPS, schedule="steps", milestones=(6, 12))
     rates = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [6, 12], gamma=0.1))
-    assert [lr_factor(steps, s) for s in range(STEPS)] == pytest.approx(rates, abs=1e-12)
+    assert [schedule_factor(steps, s) for s in range(STEPS)] == pytest.approx(rates, abs=1e-12)
 
 
 def test_a_warm_up_rises_linearly_to_the_full_rate():
     constant = TrainerConfig(steps=STEPS, schedule="constant", warmup_steps=4)
-    assert [lr_factor(constant, s) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [schedule_factor(constant, s) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     cosine = TrainerConfig(steps=STEPS, schedule="cosine", warmup_steps=4)
-    assert [lr_factor(cosine, s) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert lr_factor(cosine, 12) == pytest.approx(0.5)  # half-way between warm-up and end
+    assert [schedule_factor(cosine, s) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert schedule_factor(cosine, 12) == pytest.approx(0.5)  # half-way between warm-up and end
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_runs_have_finite_rates(steps):
     for schedule in ("one-cycle", "cosine", "constant"):
         config = TrainerConfig(steps=steps, schedule=schedule)
-        assert all(0 <= lr_factor(config, s) <= 1 for s in range(steps))
+        assert all(0 <= schedule_factor(config, s) <= 1 for s in range(steps))

@@ -3,10 +3,12 @@
 import errno
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from support.training import (
+    QUIET,
     VALIDATION,
     Stream,
     make,
@@ -35,7 +37,7 @@ def poison_at(trainer, step, act):
 
 def test_a_bad_expert_is_named_with_the_step_and_the_terms_and_the_checkpoint_is_kept(tmp_path):
     names = ["resnet", "swin", "convnext"]
-    trainer = make(pathway(), tmp_path, save_every=4, expert_names=names)
+    trainer = make(pathway(), tmp_path, save_every=4, reporting=replace(QUIET, expert_names=names))
     poison_at(trainer, 7, lambda model: model.experts[1].head.weight.fill_(math.nan))
     with pytest.raises(NonFiniteLoss) as info:
         trainer.fit()
@@ -123,9 +125,11 @@ def test_bad_arguments_of_the_trainer_are_named(tmp_path):
     with pytest.raises(ValueError, match="patience=2 stops on the validation metric"):
         make(single(), tmp_path, patience=2)
     with pytest.raises(ValueError, match="expert_names has 2 names for 3 experts"):
-        make(pathway(), tmp_path, expert_names=["a", "b"])
-    with pytest.raises(ValueError, match=r"metric='f1' is none of .*\(accuracy, loss, n\)"):
-        make(single(), tmp_path / "f1", metric="f1", validation=VALIDATION).fit()
+        make(pathway(), tmp_path, reporting=replace(QUIET, expert_names=["a", "b"]))
+    with pytest.raises(ValueError, match=r"metric: expected one of accuracy, loss, n, got 'f1'"):
+        make(single(), tmp_path / "f1", metric="f1", metric_mode="max", validation=VALIDATION).fit()
+    with pytest.raises(ValueError, match="metric_mode: expected max or min with metric='loss'"):
+        make(single(), tmp_path / "loss", metric="loss", validation=VALIDATION)
     with pytest.raises(ValueError, match="no sample to evaluate on"):
         make(single(), tmp_path / "empty", validation=[]).fit()
     if not torch.cuda.is_available():

@@ -21,7 +21,7 @@ import sys, time
 sys.path.insert(0, {here!r})
 import torch
 torch.set_num_threads({threads})
-from support.training import VALIDATION, make, pathway, pathway_objective
+from support.training import VALIDATION, Reporting, make, pathway, pathway_objective
 out, slow = sys.argv[1], float(sys.argv[2])
 
 def objective(model, x, y):
@@ -29,7 +29,7 @@ def objective(model, x, y):
     return pathway_objective(model, x, y)
 
 trainer = make(pathway(), out, objective=objective, steps=60, log_every=4, eval_every=10,
-               validation=VALIDATION, console=None)
+               validation=VALIDATION, reporting=Reporting(tensorboard=False))
 result = trainer.fit()
 print("interrupted" if result.interrupted else "done", result.steps)
 """

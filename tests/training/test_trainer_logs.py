@@ -8,12 +8,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
-from support.training import CLASSES, VALIDATION, Stream, make, pathway, pathway_objective, single
+from support.training import (
+    CLASSES,
+    TASK,
+    VALIDATION,
+    Stream,
+    make,
+    pathway,
+    pathway_objective,
+    single,
+)
 from torch import nn
 
 from hubpath_fast.training import (
     Losses,
     PathwayObjective,
+    Reporting,
     RoutingCollapseWarning,
     evaluate,
     read_log,
@@ -26,7 +36,7 @@ def test_evaluate_equals_a_loop_without_noise_and_restores_each_modules_mode():
     model.train()
     model.experts[0].body.eval()  # frozen by the caller
     modes = [m.training for m in model.modules()]
-    result = evaluate(model, VALIDATION)
+    result = evaluate(model, VALIDATION, TASK)
     assert [m.training for m in model.modules()] == modes
     model.eval()
     x, y = (torch.cat(parts) for parts in zip(*VALIDATION, strict=True))
@@ -45,7 +55,7 @@ def test_evaluate_equals_a_loop_without_noise_and_restores_each_modules_mode():
 
     model.train()
     with pytest.raises(RuntimeError, match="broken image"):
-        evaluate(model, failing())
+        evaluate(model, failing(), TASK)
     assert all(m.training for m in model.modules())
 
 
@@ -160,7 +170,8 @@ def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tm
         config = TrainerConfig(steps=8, batch_size=8, log_every=2, eval_every=4, save_every=4)
         trainer = Trainer(
             pathway(), pathway_objective, Stream(), config, tmp_path, validation=VALIDATION,
-            expert_names=["a", "b", "c"], progress=False, resume=resume,
+            task=TASK, resume=resume,
+            reporting=Reporting(expert_names=["a", "b", "c"], progress=False),
         )  # fmt: skip
         if stop_at:
 
@@ -189,7 +200,8 @@ def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tm
 def test_without_a_terminal_each_log_interval_is_one_plain_line(tmp_path):
     out = io.StringIO()
     make(
-        pathway(), tmp_path, console=Console(file=out, width=40), validation=VALIDATION,
+        pathway(), tmp_path, reporting=Reporting(Console(file=out, width=40), tensorboard=False),
+        validation=VALIDATION,
         steps=9, log_every=3, eval_every=3,
     ).fit()  # fmt: skip
     lines = out.getvalue().splitlines()
@@ -205,7 +217,8 @@ def test_without_a_terminal_each_log_interval_is_one_plain_line(tmp_path):
 def test_on_a_terminal_one_line_renews_itself(tmp_path):
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=200)
-    make(pathway(), tmp_path, console=console, steps=6, log_every=3).fit()
+    reporting = Reporting(console, tensorboard=False)
+    make(pathway(), tmp_path, reporting=reporting, steps=6, log_every=3).fit()
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
     assert "step 6/6" in text
     assert "100%" in text
@@ -248,4 +261,4 @@ def test_the_best_weights_come_back_and_a_single_model_learns(tmp_path):
     with torch.no_grad():
         trainer.model.head.weight.zero_()
     trainer.load_best()
-    assert evaluate(trainer.model, VALIDATION)["accuracy"] == result.best_metric
+    assert evaluate(trainer.model, VALIDATION, TASK)["accuracy"] == result.best_metric

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from hubpath_fast.data import TensorSet, TensorStream
-from hubpath_fast.model import HubPathway, HubPathwayLoss, PathwayGenerator
-from hubpath_fast.training import NonFiniteLoss, PathwayObjective, Trainer, TrainerConfig
+from hubpath_fast.model import HubPathway, PathwayGenerator
+from hubpath_fast.tasks import Classification
+from hubpath_fast.training import NonFiniteLoss, PathwayObjective, Reporting, Trainer, TrainerConfig
 
 M, C = 3, 2
+TASK = Classification(("dark", "bright"))
 
 
 def images():
@@ -43,10 +45,11 @@ def trainer(out_dir, seed=0, **options):
         eval_every=5,
         save_every=4,
     )
-    data = images()
+    data, reporting = images(), Reporting(None, "", ["a", "b", "c"], False, False)
+    stream = TensorStream(data, 12, seed=1)
     return Trainer(
-        model, PathwayObjective(HubPathwayLoss()), TensorStream(data, 12, seed=1), config, out_dir,
-        validation=[(data.images, data.targets)], tensorboard=False, progress=False, **options,
+        model, PathwayObjective(TASK.criterion(0.5)), stream, config, out_dir, task=TASK,
+        validation=[(data.images, data.targets)], reporting=reporting, **options,
     )  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def test_groups_are_the_experts_and_the_router(tmp_path):
 
 @pytest.mark.parametrize("part", ["expert", "scores"])
 def test_nan_in_an_expert_or_in_the_scores_is_told_apart(tmp_path, part):
-    run = trainer(tmp_path, expert_names=["a", "b", "c"])
+    run = trainer(tmp_path)
     plain = run.objective
 
     def objective(model, x, y):

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from support.training import VALIDATION, Stream, make, pathway, pathway_objective, records, single
 from torch import nn
 
+from hubpath_fast.measure import Measure
+from hubpath_fast.tasks import Classification
 from hubpath_fast.training import CheckpointError, Losses
 
 
@@ -184,28 +187,30 @@ def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path):
     assert records(result) == records(expected)
 
 
-def scripted(values):
-    """An evaluation with a given course: {step: accuracy}."""
-
-    def evaluation(model, batches):
-        return {"accuracy": values[evaluation.trainer.state.step]}
-
-    return evaluation
-
-
 COURSE = {2: 0.3, 4: 0.5, 6: 0.5, 8: 0.4, 10: 0.9, 12: 0.9}
+
+
+class Scripted(Classification):
+    """A task whose metric has a given course over the steps of ``trainer``."""
+
+    trainer = None
+
+    def meter(self, device):
+        value = COURSE[Scripted.trainer.state.step]
+        return SimpleNamespace(add=lambda *_: None, result=lambda: {self.metric.name: value})
+
+
+def scripted(tmp_path, task, **settings):
+    Scripted.trainer = make(
+        single(), tmp_path, eval_every=2, validation=VALIDATION, task=task(()), **settings
+    )
+    return Scripted.trainer
 
 
 @pytest.mark.parametrize("cut", [None, 5, 6, 7, 8])
 def test_early_stopping_counts_across_a_resume(tmp_path, cut):
     def trainer(**more):
-        evaluation = scripted(COURSE)
-        made = make(
-            single(), tmp_path, eval_every=2, patience=2, validation=VALIDATION,
-            evaluation=evaluation, **more,
-        )  # fmt: skip
-        evaluation.trainer = made
-        return made
+        return scripted(tmp_path, Scripted, patience=2, **more)
 
     if cut is None:
         result = trainer().fit()
@@ -220,14 +225,13 @@ def test_early_stopping_counts_across_a_resume(tmp_path, cut):
     assert records(again) == records(result)
 
 
-def test_a_smaller_metric_can_be_the_better(tmp_path):
-    evaluation = scripted(COURSE)
-    trainer = make(
-        single(), tmp_path, eval_every=2, metric_mode="min", validation=VALIDATION,
-        evaluation=evaluation,
-    )  # fmt: skip
-    evaluation.trainer = trainer
-    result = trainer.fit()
+class Erring(Scripted):
+    metric = Measure("error", "min")
+
+
+@pytest.mark.parametrize(("task", "settings"), [(Scripted, {"metric_mode": "min"}), (Erring, {})])
+def test_a_smaller_metric_can_be_the_better(tmp_path, task, settings):
+    result = scripted(tmp_path, task, **settings).fit()
     assert (result.best_metric, result.best_step) == (0.3, 2)
 
 
