@@ -1,12 +1,12 @@
 """Training: one thin loop, its settings, checkpoints that survive a crash, and its logs."""
 
 from .checkpoint import CheckpointError, find_checkpoint, load_config, load_state, load_weights
+from .collapse import RoutingCollapseWarning
 from .config import TrainerConfig
 from .evaluation import evaluate
 from .guard import NonFiniteLoss
 from .interrupt import Interrupt
 from .log import Reporting, read_log
-from .metrics import RoutingCollapseWarning
 from .objective import Losses, PathwayObjective, SingleObjective
 from .optimizer import (
     ParameterGroup,

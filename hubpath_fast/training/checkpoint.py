@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written beside, synced, renamed.
+"""Checkpoints that are whole or absent: written to a temporary folder, synced, renamed.
 
 A checkpoint is a folder: ``model.safetensors`` (parameters and buffers), ``state.pt`` (all else
 that a run needs to go on: plain types and tensors, read with ``weights_only=True``) and
@@ -34,13 +34,13 @@ class CheckpointError(ValueError):
 def save_checkpoint(
     folder: Path, model: nn.Module, state: Mapping[str, Any], config: Mapping[str, Any]
 ) -> None:
-    """Write ``folder`` anew; whatever happens, the previous checkpoint stays whole until then.
+    """Replace the checkpoint in ``folder``; until that is done the previous one stays whole.
 
     Raises OSError (with the errno, such as ENOSPC) when it cannot be written; nothing half-written
     is left behind.
     """
     folder = Path(folder)
-    new, old = _beside(folder, "new"), _beside(folder, "old")
+    new, old = _temporary(folder, "new"), _temporary(folder, "old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _recover(folder)
@@ -77,7 +77,7 @@ def save_checkpoint(
 
 def find_checkpoint(folder: Path) -> Path | None:
     """Where the checkpoint lies: ``folder``, its predecessor if a save was cut short, or None."""
-    return next((p for p in (Path(folder), _beside(Path(folder), "old")) if p.is_dir()), None)
+    return next((p for p in (Path(folder), _temporary(Path(folder), "old")) if p.is_dir()), None)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -126,30 +126,9 @@ def load_config(folder: Path) -> dict[str, Any]:
         raise _damaged(path, error) from error
 
 
-def check_config(
-    folder: Path, current: Mapping[str, Any], free: frozenset[str] = frozenset()
-) -> None:
-    """Raise CheckpointError when the checkpoint's configuration differs from ``current``.
-
-    Nested settings are named by dots; ``free`` holds the names that may differ.
-    """
-    saved = _flatten(load_config(folder))
-    now = _flatten(json.loads(json.dumps(current)))
-    absent = "absent"
-    differing = [
-        f"{key}: {saved.get(key, absent)!r} in the checkpoint, {now.get(key, absent)!r} now"
-        for key in sorted({*saved, *now} - free)
-        if saved.get(key, absent) != now.get(key, absent)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{folder} is of another configuration ({'; '.join(differing)}); "
-            "use the same settings to resume, or another output folder"
-        )
-
-
 def _flat_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What safetensors can hold: contiguous tensors that share no memory, and who equals whom."""
+    """What safetensors can hold: contiguous tensors that share no memory; and the names of those
+    that are another one, with its name."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple, str] = {}
@@ -174,16 +153,6 @@ def _flat_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str
     return tensors, aliases
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _existing(folder: Path) -> Path:
     found = find_checkpoint(folder)
     if found is None:
@@ -191,13 +160,13 @@ def _existing(folder: Path) -> Path:
     return found
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def _temporary(folder: Path, suffix: str) -> Path:
     return folder.with_name(f".{folder.name}.{suffix}")
 
 
 def _recover(folder: Path) -> None:
     """Undo a save that was cut short between its two renames, or finish tidying after one."""
-    old = _beside(folder, "old")
+    old = _temporary(folder, "old")
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
     shutil.rmtree(old, ignore_errors=True)

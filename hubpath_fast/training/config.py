@@ -181,6 +181,10 @@ class TrainerConfig:
         values["milestones"] = list(self.milestones)
         return values
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that change a result: a run can be resumed with others different."""
+        return {name: value for name, value in self.to_dict().items() if name not in FREE_KEYS}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainerConfig:
         """The inverse of :meth:`to_dict`; an unknown key is a ValueError with the closest names."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import find_checkpoint
-from .metrics import StepWindow
+from .step_window import StepWindow
 
 
 class NonFiniteLoss(FloatingPointError):

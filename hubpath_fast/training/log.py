@@ -1,19 +1,20 @@
-"""The run's records: ``log.jsonl``, TensorBoard events, and what the terminal shows."""
+"""The run's records: ``log.jsonl``, TensorBoard events, and the line that the terminal shows."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from torch import nn
+
+from .progress import ProgressLine
+from .run_state import RunState
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Reporting:
     tensorboard: bool = True
     progress: bool = True
     resume_hint: str = "resume=True"
+
+    def names_of(self, model: nn.Module) -> Sequence[str] | None:
+        """The experts' names; ValueError unless there is one for each expert of the model."""
+        experts = getattr(model, "experts", None)
+        if self.expert_names and experts is not None and len(self.expert_names) != len(experts):
+            raise ValueError(
+                f"expert_names: expected {len(experts)}, one for each expert, got "
+                f"{len(self.expert_names)}"
+            )
+        return self.expert_names
 
 
 class JsonLog:
@@ -103,76 +114,37 @@ class TensorBoardLog:
         self._writer.close()
 
 
-class ProgressLine:
-    """One line that renews itself on a terminal, one plain line per log interval elsewhere."""
+class RunLog:
+    """All that a run's records go to: ``log.jsonl``, TensorBoard and the progress line.
 
-    REFRESH_SECONDS = 0.2
+    state: where the run stands; lines of later steps are dropped.
+    """
 
-    def __init__(self, steps: int, start: int, console: Console | None, label: str = "") -> None:
-        self.steps, self.start, self.label = steps, start, label
-        self.console = Console(stderr=False) if console is None else console
-        self._text, self._best, self._shown, self._began = "", "", 0.0, time.monotonic()
-        self._bar = self._task = None
-        if self.console.is_terminal and not self.console.quiet:
-            whole = {"no_wrap": True}
-            columns = (
-                TextColumn("{task.description}", table_column=Column(**whole)),
-                TextColumn("step {task.completed}/{task.total}", table_column=Column(**whole)),
-                BarColumn(bar_width=10),
-                TextColumn("{task.percentage:>3.0f}% ETA", table_column=Column(**whole)),
-                TimeRemainingColumn(compact=True, table_column=Column(**whole)),
-                # The one column that gives way on a narrow terminal: the least important last.
-                TextColumn(
-                    "{task.fields[text]}",
-                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-                ),
-            )
-            # No refresh thread: it would contend with the step for the interpreter.
-            self._bar = Progress(*columns, console=self.console, auto_refresh=False, expand=True)
-            self._task = self._bar.add_task(label, total=steps, completed=start, text="")
-            self._bar.start()
+    def __init__(self, out_dir: Path, reporting: Reporting, steps: int, state: RunState) -> None:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        self._json = JsonLog(out_dir / "log.jsonl", state.reported)
+        self._writers = [self._json]
+        if reporting.tensorboard:
+            names = reporting.expert_names
+            self._writers.append(TensorBoardLog(out_dir / "tensorboard", state.reported, names))
+        console = reporting.console if reporting.progress else Console(quiet=True)
+        self._progress = ProgressLine(steps, state.step, console, reporting.label)
+        self.advance, self.message = self._progress.advance, self._progress.message
+        self.sync = self._json.sync
 
-    def advance(self, step: int) -> None:
-        """Move to ``step``; cheap enough for every step."""
-        now = time.monotonic()
-        if self._bar is not None and now - self._shown > self.REFRESH_SECONDS:
-            self._shown = now
-            self._bar.update(self._task, completed=step, text=self._text, refresh=True)
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self._json.records
 
-    def report(self, record: Mapping[str, Any], losses: Sequence[str] = ("loss",)) -> None:
-        """Show a record of the log, of its values the named losses."""
-        step = record["step"]
-        if "validation" in record:
-            scores = record["validation"]
-            names = [k for k in scores if k not in ("n", "loss")] or ["loss"]
-            self._best = " ".join(f"val {k} {scores[k]:.3f}" for k in names)
-        rate = record.get("time", {}).get("images_per_second")
-        shown = [f"{k} {record[k]:.3g}" for k in losses if record.get(k) is not None]
-        parts = [f"{rate:.0f} images/s"] * (rate is not None) + [self._best] * bool(self._best)
-        parts += [" ".join(shown)] * bool(shown)
-        if "entropy_fraction" in record:
-            parts.append(f"entropy {record['entropy_fraction']:.2f}")
-        if parts:
-            self._text = " | ".join(parts)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=self._text, refresh=True)
-            return
-        done = step - self.start
-        left = (time.monotonic() - self._began) / done * (self.steps - step) if done else math.nan
-        eta = "" if math.isnan(left) else f" ETA {int(left) // 60}:{int(left) % 60:02d}"
-        head = f"{self.label} " if self.label else ""
-        self._print(f"{head}step {step}/{self.steps} {step / self.steps:.0%}{eta} | {self._text}")
-
-    def message(self, text: str) -> None:
-        """Say something above the progress line."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def write(self, record: Mapping[str, Any], losses: Sequence[str]) -> None:
+        """A line of the log; the progress line shows the named losses of it."""
+        for writer in self._writers:
+            writer.write(record)
+        self._progress.report(record, losses)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        for part in (self._progress, *self._writers):
+            part.close()
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -26,6 +26,9 @@ class Losses:
     expert_outputs: Tensor | None = None
 
 
+Objective = Callable[[nn.Module, Any, Any], Losses]
+
+
 class PathwayObjective:
     """A Hub-Pathway's task, explore and exploit losses (equation 6), from ``HubPathwayLoss``."""
 

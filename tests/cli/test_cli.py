@@ -154,7 +154,7 @@ def test_augmenting_on_the_device_resumes_to_the_same_weights(folder, tmp_path, 
         assert hubpath(*options, "--out", cut).exit_code == 130
     other = hubpath("fit", "--resume", "--augment", "host", "--out", cut)
     assert other.exit_code == 2
-    assert "fit.augment: 'device' in the checkpoint, 'host' now" in other.stderr
+    assert "fit.augment: 'device' there, 'host' now" in other.stderr
     assert hubpath("fit", "--resume", "--out", cut).exit_code == 0
     first, second = (out / "last" / "model.safetensors" for out in (whole, cut))
     assert first.read_bytes() == second.read_bytes()

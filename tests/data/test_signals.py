@@ -112,8 +112,9 @@ def test_an_evaluation_that_breaks_while_stopping_is_done_after_resuming(tmp_pat
             while True:
                 yield torch.randn(4, 6), torch.arange(4) % 3
 
-    first = trainer_of(Endless(False), tmp_path, validation=Validation(None))
-    first.validation.trainer = first
+    validation = Validation(None)
+    first = trainer_of(Endless(False), tmp_path, validation=validation)
+    validation.trainer = first
     result = first.fit()
     assert (result.interrupted, result.steps, result.best_metric) == (True, 9, None)
     again = trainer_of(Endless(False), tmp_path, validation=Validation(None), resume=True).fit()

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,6 @@ from torch import nn
 from hubpath_fast.training import checkpoint as module
 from hubpath_fast.training.checkpoint import (
     CheckpointError,
-    check_config,
     find_checkpoint,
     load_config,
     load_state,
@@ -216,16 +214,3 @@ def test_another_model_is_named_by_its_first_difference(tmp_path):
         load_weights(single().double(), tmp_path / "last")
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         load_weights(single(), tmp_path / "best")
-
-
-def test_another_configuration_is_named_key_by_key(tmp_path):
-    save(tmp_path / "last", single())
-    check_config(tmp_path / "last", CONFIG)
-    other = json.loads(json.dumps(CONFIG))
-    other["trainer"]["milestones"] = [1]
-    other["run"] = {"hub": "tiny", "k": 2}
-    with pytest.raises(CheckpointError) as info:
-        check_config(tmp_path / "last", other)
-    assert "run.k: 'absent' in the checkpoint, 2 now" in str(info.value)
-    assert "trainer.milestones: [1, 2] in the checkpoint, [1] now" in str(info.value)
-    check_config(tmp_path / "last", other, frozenset({"run.k", "trainer.milestones"}))

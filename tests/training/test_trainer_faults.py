@@ -18,7 +18,7 @@ from support.training import (
 )
 
 from hubpath_fast.training import Losses, NonFiniteLoss, load_state, load_weights
-from hubpath_fast.training.metrics import StepWindow
+from hubpath_fast.training.step_window import StepWindow
 
 
 def poison_at(trainer, step, act):
@@ -122,9 +122,9 @@ def test_no_room_for_a_checkpoint_says_so_and_the_run_can_go_on(tmp_path, monkey
 
 
 def test_bad_arguments_of_the_trainer_are_named(tmp_path):
-    with pytest.raises(ValueError, match="patience=2 stops on the validation metric"):
+    with pytest.raises(ValueError, match="patience: expected None without validation"):
         make(single(), tmp_path, patience=2)
-    with pytest.raises(ValueError, match="expert_names has 2 names for 3 experts"):
+    with pytest.raises(ValueError, match="expert_names: expected 3, one for each expert, got 2"):
         make(pathway(), tmp_path, reporting=replace(QUIET, expert_names=["a", "b"]))
     with pytest.raises(ValueError, match=r"metric: expected one of accuracy, loss, n, got 'f1'"):
         make(single(), tmp_path / "f1", metric="f1", metric_mode="max", validation=VALIDATION).fit()
@@ -133,5 +133,5 @@ def test_bad_arguments_of_the_trainer_are_named(tmp_path):
     with pytest.raises(ValueError, match="no sample to evaluate on"):
         make(single(), tmp_path / "empty", validation=[]).fit()
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device='cuda': torch sees no CUDA device; use cpu"):
+        with pytest.raises(ValueError, match="device: torch sees no CUDA device, got 'cuda'"):
             make(single(), tmp_path, device="cuda")

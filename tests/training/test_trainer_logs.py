@@ -28,7 +28,9 @@ from hubpath_fast.training import (
     evaluate,
     read_log,
 )
-from hubpath_fast.training.metrics import CollapseWatch, StepWindow
+from hubpath_fast.training.collapse import CollapseWatch
+from hubpath_fast.training.progress import ProgressLine
+from hubpath_fast.training.step_window import StepWindow
 
 
 def test_evaluate_equals_a_loop_without_noise_and_restores_each_modules_mode():
@@ -197,21 +199,25 @@ def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tm
     assert values == pytest.approx([r["load"][1] for r in history], rel=1e-6)  # float32 there
 
 
-def test_without_a_terminal_each_log_interval_is_one_plain_line(tmp_path):
+@pytest.mark.parametrize(("start", "count"), [(0, 20), (500, 10)])
+def test_without_a_terminal_a_plain_line_for_every_twentieth_of_the_steps(start, count):
+    """However often the log has one; what an evaluation said stays on the lines after it."""
     out = io.StringIO()
-    make(
-        pathway(), tmp_path, reporting=Reporting(Console(file=out, width=40), tensorboard=False),
-        validation=VALIDATION,
-        steps=9, log_every=3, eval_every=3,
-    ).fit()  # fmt: skip
+    line = ProgressLine(1000, start, Console(file=out, width=40), "demo")
+    for step in range(start + 4, 1001, 4):
+        record = {"step": step, "loss": 0.5, "time": {"images_per_second": 80.4}}
+        line.advance(step)
+        line.report(record | ({"validation": {"error": 0.25, "n": 9}} if step == 600 else {}))
     lines = out.getvalue().splitlines()
-    assert len(lines) == 3
-    for line, step in zip(lines, (3, 6, 9), strict=True):
-        assert re.match(
-            rf"step {step}/9 {step / 9:.0%} ETA \d+:\d\d \| \d+ images/s \| val accuracy [\d.]+ \| "
-            r"loss [\d.]+ task [\d.]+ explore -[\d.]+ exploit [\d.]+ \| entropy \d\.\d\d$",
-            line,
-        ), line
+    assert len(lines) == count
+    for text, step in zip(lines, range(start + 50, 1001, 50), strict=True):
+        step += -step % 4  # the first line of the log that is not before
+        value = " | val error 0.250" if step >= 600 else ""
+        assert re.fullmatch(
+            rf"demo step {step}/1000 {step / 1000:.0%} ETA \d+:\d\d \| 80 images/s"
+            + re.escape(f"{value} | loss 0.5"),
+            text,
+        ), text
 
 
 def test_on_a_terminal_one_line_renews_itself(tmp_path):

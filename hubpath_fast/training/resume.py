@@ -1,0 +1,79 @@
+"""Runs that go on: whether a folder holds the one that is asked for, and its state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..fields import differences
+from .checkpoint import CheckpointError, find_checkpoint, load_config, load_state, load_weights
+from .config import TrainerConfig
+from .optimizer import group_names, match_layouts
+
+
+def refuse_other_run(out_dir: Path, resume_hint: str) -> None:
+    """Raises ValueError if the folder holds a run already, or is none."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ValueError(f"out_dir: expected a folder, got the file {str(out_dir)!r}")
+    held = [str(p) for p in (out_dir / "last", out_dir / "best") if find_checkpoint(p)]
+    log = out_dir / "log.jsonl"
+    held += [str(log)] if log.exists() else []
+    if held:
+        raise ValueError(
+            f"out_dir: expected a new folder, but {str(out_dir)!r} holds another run "
+            f"({', '.join(held)}); go on with it by {resume_hint}, delete it, or choose another"
+        )
+
+
+def check_same_run(out_dir: Path, config: TrainerConfig, run: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a checkpoint in the folder is of another run: of other settings,
+    but for those that change no result, or another ``run`` as given to the trainer."""
+    now = _identity(config, json.loads(json.dumps(run)))
+    for folder in (out_dir / "last", out_dir / "best"):
+        if find_checkpoint(folder) is None:
+            continue
+        saved = load_config(folder)
+        found = differences(_identity(TrainerConfig.from_dict(saved["trainer"]), saved["run"]), now)
+        if found:
+            raise CheckpointError(
+                f"{folder} is of another configuration ({'; '.join(found)}); use the same settings "
+                "to resume, or another output folder"
+            )
+
+
+def load_run(last: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Loads a checkpoint into model and optimizer; its whole state.
+
+    Raises CheckpointError if it is damaged, or of another model or other parameter groups.
+    """
+    state = load_state(last)
+    if state["groups"] != group_names(model, optimizer):
+        raise CheckpointError(
+            f"{last} is of another optimizer: its parameter groups are not the ones given now; "
+            "use the same groups to resume, or another output folder"
+        )
+    load_weights(model, last)
+    optimizer.load_state_dict(state["optimizer"])
+    match_layouts(optimizer)
+    return state
+
+
+def _identity(config: TrainerConfig, run: Mapping[str, Any]) -> dict[str, Any]:
+    trainer = {f"trainer.{name}": value for name, value in config.identity().items()}
+    return {**trainer, **_flat(run, "run.")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
