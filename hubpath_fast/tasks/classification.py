@@ -1,6 +1,6 @@
-"""Classification: one class for each image.
+"""Classification: one class for each image, or for each position of one.
 
-Letters: S models, N samples, C classes.
+Letters: S models, N samples, C classes, ... the positions of a map, which a sample is the mean of.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ ACCURACY = Measure("accuracy", "max", (0.0, 1.0), scale=100, unit="%", decimals=
 
 
 def soft_vote(probabilities: Tensor) -> Tensor:
-    """[S, N, C] -> [N, C]: the mean probabilities."""
+    """[S, N, C, ...] -> [N, C, ...]: the mean probabilities."""
     return probabilities.mean(dim=0)
 
 
 def hard_vote(probabilities: Tensor) -> Tensor:
-    """[S, N, C] -> [N, C]: ballots for the class of largest probability; a tie goes to the soft
-    vote.
+    """[S, N, C, ...] -> [N, C, ...]: the share of models for which a class is the likeliest; a tie
+    goes to the soft vote.
 
     The mean probability is below 1 a ballot, so half of it can decide a tie but never overturn a
     majority.
     """
     ballots = F.one_hot(probabilities.argmax(dim=2), probabilities.shape[2]).sum(dim=0)
+    ballots = ballots.movedim(-1, 1)
     return (ballots + 0.5 * probabilities.mean(dim=0)) / (len(probabilities) + 0.5)
 
 
@@ -58,39 +59,40 @@ class Classification:
         return len(self.classes)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """[N] of logits [N, C, ...] and classes [N, ...]; averaged over the positions of a map."""
+        """[N]: the smoothed cross-entropy of logits [N, C, ...] and int64 classes [N, ...]."""
         smoothing = self.label_smoothing
         loss = F.cross_entropy(_full(outputs), targets, reduction="none", label_smoothing=smoothing)
-        return loss if loss.dim() == 1 else loss.flatten(1).mean(dim=1)
+        return _by_sample(loss)
 
     def criterion(self, explore: float, exploit: bool = True) -> HubPathwayLoss:
         return HubPathwayLoss(None, explore, self.label_smoothing, exploit)
 
     def ensemble(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
-        """[S, N, C] -> [N, C]: T log of the mean over models of softmax(z / T)."""
+        """[S, N, C, ...] -> [N, C, ...]: T log of the mean over models of softmax(z / T), logits
+        whose softmax at the temperature T is that mean."""
         probabilities = (_full(outputs) / temperature).softmax(dim=2).mean(dim=0)
         return temperature * probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-        """[N]: T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [N, C].
+        """[N]: T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [N, C, ...].
 
         T^2 undoes the 1 / T^2 by which a higher temperature shrinks the gradient.
         """
         log_p = F.log_softmax(_full(teacher).detach() / temperature, dim=1)
         log_q = F.log_softmax(_full(student) / temperature, dim=1)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
-        return temperature**2 * divergence.sum(dim=1)
+        return temperature**2 * _by_sample(divergence.sum(dim=1))
 
     def meter(self, device: torch.device) -> ClassificationMeter:
         return ClassificationMeter(device)
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Logits [N, C] -> probabilities [N, C]."""
+        """Logits [N, C, ...] -> probabilities [N, C, ...], float32."""
         return outputs.float().softmax(dim=1)
 
     def scores(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """1 where the likeliest class is right, else 0."""
-        return (predictions.argmax(dim=1) == targets).double()
+        """[N] float64: 1 where the likeliest class is right, else 0."""
+        return _by_sample((predictions.argmax(dim=1) == targets).double())
 
     def results(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
         loss = F.nll_loss(predictions.double().clamp_min(1e-12).log(), targets)
@@ -119,9 +121,14 @@ class ClassificationMeter:
 
     def result(self) -> dict[str, float]:
         if not self._samples:
-            raise ValueError("batches yielded no sample to evaluate on; give it some")
+            raise ValueError("batches: expected at least one sample to evaluate on, got none")
         correct, loss = (self._totals / self._labels).tolist()
         return {"accuracy": correct, "loss": loss, "n": self._samples}
+
+
+def _by_sample(values: Tensor) -> Tensor:
+    """[N, ...] -> [N]: the means over the positions of maps."""
+    return values if values.dim() == 1 else values.flatten(1).mean(dim=1)
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,8 +10,6 @@ from torch import nn
 
 from ..model.heads import head_parameters, lr_factor
 from .config import TrainerConfig
-
-HeadFinder = Callable[[nn.Module], Iterable[nn.Parameter]]
 
 
 class ParameterGroup(NamedTuple):
@@ -22,14 +20,12 @@ class ParameterGroup(NamedTuple):
     lr: float
 
 
-def pathway_groups(
-    model: nn.Module, config: TrainerConfig, head: HeadFinder = head_parameters
-) -> list[ParameterGroup]:
+def pathway_groups(model: nn.Module, config: TrainerConfig) -> list[ParameterGroup]:
     """Groups of a Hub-Pathway: the experts' bodies, their heads, and the router (all the rest).
 
     Bodies with a factor of their own (``model.heads.lr_factor``) make a group for each factor.
     """
-    heads = [p for expert in model.experts for p in head(expert)]
+    heads = [p for expert in model.experts for p in head_parameters(expert)]
     bodies: dict[float, list[nn.Parameter]] = {1.0: []}
     taken = list(heads)
     for expert in model.experts:
@@ -39,12 +35,10 @@ def pathway_groups(
     return _groups(config, bodies, heads, router=_without(model.parameters(), taken))
 
 
-def single_groups(
-    model: nn.Module, config: TrainerConfig, head: HeadFinder = head_parameters
-) -> list[ParameterGroup]:
+def single_groups(model: nn.Module, config: TrainerConfig) -> list[ParameterGroup]:
     """Groups of a single network: its body at ``lr_expert`` (times its factor, if it has one) and
     its head at ``lr_head``."""
-    heads = list(head(model))
+    heads = head_parameters(model)
     bodies = {lr_factor(model): _without(model.parameters(), heads)}
     return _groups(config, bodies, heads, router=[])
 

@@ -130,7 +130,7 @@ def test_bad_arguments_of_the_trainer_are_named(tmp_path):
         make(single(), tmp_path / "f1", metric="f1", metric_mode="max", validation=VALIDATION).fit()
     with pytest.raises(ValueError, match="metric_mode: expected max or min with metric='loss'"):
         make(single(), tmp_path / "loss", metric="loss", validation=VALIDATION)
-    with pytest.raises(ValueError, match="no sample to evaluate on"):
+    with pytest.raises(ValueError, match="at least one sample to evaluate on"):
         make(single(), tmp_path / "empty", validation=[]).fit()
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device: torch sees no CUDA device, got 'cuda'"):
