@@ -25,22 +25,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..devices import eval_mode
 from ..hub import Expert
 from ..hub.expert import network
 from ..training import Losses, ParameterGroup, Task, TrainerConfig, single_groups
 from .architectures import difference
 from .single import SingleModel
+from .stages import channels_of, hooked, layer_outputs, layer_shapes, stage_layers
 
 OWN = 0.5  # the student's weight at every depth before training; the teachers share the rest
 RISE = 0.5  # the share of the training over which the dependency's weight rises
@@ -53,16 +50,18 @@ class KnowledgeFlow(nn.Module):
     In training the student is helped by its teachers, and the prediction comes from its own head;
     in eval mode it is alone, and no teacher runs.
 
-    experts: the teachers, of one architecture; all are copied, so that the originals stay as they
-        are. student: which one the student starts from, head included. layers: names of the layers
-        to help at, within the network, each run once a forward pass with an output [n, C, h, w];
-        None: the outputs of its stages (see ``stage_layers``).
-
     Teachers need no gradient, stay in eval mode, and are in no ``state_dict``: they are the experts
     that the model was built from, and would make a checkpoint M times as large. A resumed run must
     be built from the same experts.
 
-    Raises ValueError for no experts, different architectures, and layers that cannot be mixed.
+    Args:
+        experts: the teachers, of one architecture; copied, so that the originals stay as they are.
+        student: which one the student starts from, head included.
+        layers: names of the layers to help at, within the network, each run once a forward pass
+            with an output [n, C, h, w]; None: the outputs of its stages (see ``stage_layers``).
+
+    Raises:
+        ValueError: no experts, different architectures, or layers that cannot be mixed.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class KnowledgeFlow(nn.Module):
         super().__init__()
         experts = list(experts)
         if not experts:
-            raise ValueError("experts: got none; Knowledge Flow needs at least one teacher")
+            raise ValueError("experts: expected at least one teacher, got none")
         if not 0 <= student < len(experts):
             raise ValueError(f"student: expected 0..{len(experts) - 1}, got {student}")
         reason = difference([e.module for e in experts], [e.name for e in experts])
@@ -81,12 +80,12 @@ class KnowledgeFlow(nn.Module):
         for teacher in self._teachers:
             teacher.eval().requires_grad_(False)
         own = SingleModel(copy.deepcopy(experts[student]))
-        shapes = _shapes(own, experts[student].size)
         body = network(own.module)
+        shapes = layer_shapes(own, body, experts[student].size)
         names = stage_layers(body, shapes) if layers is None else list(layers)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"layers: expected at least one and none twice, got {names}")
-        channels = [_channels(name, shapes) for name in names]
+        channels = [channels_of(name, shapes) for name in names]
         self.layers = tuple(names)
         self.flow = Flow(own, self.layers, channels, len(experts))
         # The flow before the last update, in the checkpoint so that a resumed run is the same run.
@@ -114,7 +113,10 @@ class KnowledgeFlow(nn.Module):
     @torch.no_grad()
     def teach(self, images: Tensor) -> list[list[Tensor]]:
         """What the teachers make of images: for each depth the M outputs [N, C, h, w]."""
-        outputs = [_record(teacher, self.layers, images) for teacher in self._teachers]
+        outputs = [
+            layer_outputs(teacher, network(teacher.module), self.layers, images)
+            for teacher in self._teachers
+        ]
         return [list(depth) for depth in zip(*outputs, strict=True)]
 
     @torch.no_grad()
@@ -158,7 +160,7 @@ class Flow(nn.Module):
             return mixed
 
         body = network(self.student.module)
-        with _hooked(body, self.layers, lambda depth: lambda _, __, own: mix(depth, own)):
+        with hooked(body, self.layers, lambda depth: lambda _, __, own: mix(depth, own)):
             return self.student(images)
 
 
@@ -244,112 +246,6 @@ def knowledge_flow_groups(model: KnowledgeFlow, config: TrainerConfig) -> list[P
         ParameterGroup("projections", list(model.flow.projections.parameters()), config.lr_router),
         ParameterGroup("weights", [model.flow.logits], LOGIT_TRAVEL / config.steps),
     ]
-
-
-def stage_layers(body: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """The layers at which a network's stages end.
-
-    Of a timm network those of its ``feature_info``. Of others: its children, or those of the only
-    child with parameters that makes images, as long as there is only one; from each run of them
-    with the same channels and size the last that does not pool, if there are parameters in the run.
-
-    shapes: the output shapes of its layers in the order they run, without those that run several
-    times or give something else than a tensor.
-    """
-    info = getattr(body, "feature_info", None)
-    if isinstance(info, list) and info:
-        return [entry["module"] for entry in info]
-    prefix = ""
-    while True:
-        children = [
-            name
-            for name, shape in shapes.items()
-            if len(shape) == 4 and name.rpartition(".")[0] == prefix
-        ]
-        deep = [name for name in children if _has(body.get_submodule(name).parameters())]
-        if len(deep) != 1 or not _has(body.get_submodule(deep[0]).children()):
-            break
-        prefix = deep[0]
-    ends = []
-    for _, run in groupby(children, key=shapes.get):
-        kinds = {name: type(body.get_submodule(name)).__name__.lower() for name in run}
-        layers = [name for name, kind in kinds.items() if "pool" not in kind]
-        if any(name in deep for name in layers):
-            ends.append(layers[-1])
-    if not ends:
-        raise ValueError(
-            f"layers: found no stages in {type(body).__name__}: none of its layers gives "
-            "[n, C, h, w]; Knowledge Flow mixes convolutional networks"
-        )
-    return ends
-
-
-def _shapes(model: SingleModel, size: int) -> dict[str, tuple[int, ...]]:
-    """What ``stage_layers`` reads, from one grey image of ``size`` pixels a side."""
-    body = network(model.module)
-    shapes: dict[str, tuple[int, ...]] = {}
-    several: set[str] = set()
-    names = [name for name, _ in body.named_modules() if name]
-
-    def note(index: int, _module, _args, output) -> None:
-        name = names[index]
-        if name in shapes:
-            several.add(name)
-        shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else ()
-
-    parameter = next(model.parameters())
-    image = torch.full((1, 3, size, size), 0.5, device=parameter.device, dtype=parameter.dtype)
-    hooked = _hooked(body, names, lambda index: partial(note, index))
-    with eval_mode(model), torch.no_grad(), hooked:
-        model(image)
-    return {name: s for name, s in shapes.items() if s and name not in several}
-
-
-def _channels(name: str, shapes: dict[str, tuple[int, ...]]) -> int:
-    """The channels of a layer's output; ValueError if that cannot be mixed."""
-    if name not in shapes:
-        raise ValueError(
-            f"layers: {name!r} does not run exactly once with a tensor as output; layers that do: "
-            f"{', '.join(n for n, s in shapes.items() if len(s) == 4 and '.' not in n)}, ..."
-        )
-    shape = shapes[name]
-    if len(shape) != 4 or shape[2] != shape[3]:  # square images in: [n, h, w, C] is not square
-        raise ValueError(
-            f"layers: {name!r} gives {list(shape)} for one square image, not [n, C, h, w]; "
-            "Knowledge Flow mixes convolutional networks"
-        )
-    return shape[1]
-
-
-def _record(teacher: SingleModel, layers: Sequence[str], images: Tensor) -> list[Tensor]:
-    """The outputs of a teacher's layers, in their order."""
-    outputs: dict[int, Tensor] = {}
-
-    def note(index: int, _module, _args, output: Tensor) -> None:
-        outputs[index] = output.clone()  # an activation in place may follow
-
-    with _hooked(network(teacher.module), layers, lambda index: partial(note, index)):
-        teacher(images)
-    return [outputs[index] for index in range(len(layers))]
-
-
-@contextmanager
-def _hooked(body: nn.Module, layers: Sequence[str], hook: Callable) -> Iterator[None]:
-    """``hook(index)`` as forward hook of each layer, for as long as the context lasts: a hook that
-    stayed would be copied with the network, and would go on writing into the original."""
-    handles = [
-        body.get_submodule(name).register_forward_hook(hook(i)) for i, name in enumerate(layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _has(items: Iterable) -> bool:
-    """Whether there is one; the truth of a parameter or module is another question."""
-    return next(iter(items), None) is not None
 
 
 def _identity(width: int) -> nn.Conv2d:

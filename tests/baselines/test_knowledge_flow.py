@@ -330,7 +330,7 @@ def test_a_teacher_that_works_at_another_size_is_resized_to_the_student():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"experts": []}, "experts: got none"),
+        ({"experts": []}, "experts: expected at least one teacher, got none"),
         ({"student": 2}, r"student: expected 0\.\.1, got 2"),
         ({"layers": ["layer9"]}, "'layer9' does not run exactly once .* conv1, bn1"),
         ({"layers": ["fc"]}, r"'fc' gives \[1, 4\]"),
@@ -344,7 +344,7 @@ def test_bad_arguments(options, match):
     options = dict(options)
     experts = hub(options.pop("experts", ["test_resnet"] * 2) or ["test_resnet"],
                   size=options.pop("size", 32))  # fmt: skip
-    if match == "experts: got none":
+    if match == "experts: expected at least one teacher, got none":
         experts = []
     with pytest.raises(ValueError, match=match):
         KnowledgeFlow(experts, **options)
