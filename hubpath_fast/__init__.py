@@ -9,25 +9,20 @@ named models, ``HF`` the operations underneath, ``hp.reference`` the method in a
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import functional, reference
+from .hub import create_model
 from .model import (
     HubPathway,
     HubPathwayLoss,
     LinearAggregator,
     MLPAggregator,
-    PathwayConfig,
     PathwayGenerator,
     PathwayLosses,
     PathwayOutput,
 )
 from .routing import Routing
-
-if TYPE_CHECKING:
-    from .hub import create_model
 
 # An installation has the kernels as ``hubpath_fast/kernels``. A checkout that was never installed
 # has them at its top, and must run too: a machine with a GPU is not always one to install on.
@@ -41,7 +36,6 @@ __all__ = [
     "HubPathwayLoss",
     "LinearAggregator",
     "MLPAggregator",
-    "PathwayConfig",
     "PathwayGenerator",
     "PathwayLosses",
     "PathwayOutput",
@@ -50,10 +44,3 @@ __all__ = [
     "functional",
     "reference",
 ]
-
-
-def __getattr__(name: str):
-    # timm and torchvision take seconds to import: only who asks for a named hub pays for them.
-    if name == "create_model":
-        return import_module(".hub", __name__).create_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
