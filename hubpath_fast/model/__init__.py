@@ -3,14 +3,14 @@
 from .aggregator import LinearAggregator, MLPAggregator
 from .generator import PathwayGenerator
 from .losses import HubPathwayLoss, PathwayLosses
-from .pathway import HubPathway, PathwayConfig, PathwayOutput
+from .output import PathwayOutput
+from .pathway import HubPathway
 
 __all__ = [
     "HubPathway",
     "HubPathwayLoss",
     "LinearAggregator",
     "MLPAggregator",
-    "PathwayConfig",
     "PathwayGenerator",
     "PathwayLosses",
     "PathwayOutput",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as HF
+from .output import PathwayOutput
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class HubPathwayLoss(nn.Module):
         """Whether the model may compute the exploit loss itself: it is the plain cross-entropy."""
         return self.task_loss is None and self.exploit
 
-    def forward(self, out, y: Tensor, sample_weight: Tensor | None = None) -> PathwayLosses:
+    def forward(
+        self, out: PathwayOutput, y: Tensor, sample_weight: Tensor | None = None
+    ) -> PathwayLosses:
         """Losses of a ``PathwayOutput`` against targets y [N, ...].
 
         Args:
@@ -90,16 +93,19 @@ class HubPathwayLoss(nn.Module):
         explore = HF.exploration_loss(_mean_over_ranks(routing.mean))
         if not self.exploit:
             return PathwayLosses(task + self.explore * explore, task, explore, task.new_zeros(()))
-        exploit = getattr(out, "exploit", None)
-        if exploit is None or not self.can_fuse or sample_weight is not None:
-            exploit = self._exploit(out.expert_outputs, routing, y, sample_weight)
+        exploit = self._exploit(out, y, sample_weight)
         return PathwayLosses(task + self.explore * explore + exploit, task, explore, exploit)
 
-    def _exploit(self, outputs: Tensor, routing, y: Tensor, sample_weight: Tensor | None) -> Tensor:
+    def _exploit(self, out: PathwayOutput, y: Tensor, sample_weight: Tensor | None) -> Tensor:
+        routing = out.routing
         if self.task_loss is None and sample_weight is None:
-            return HF.exploit_loss(outputs, routing, y, self.label_smoothing)
+            fused = out.fused_exploit
+            loss = None if fused is None else fused.loss(y, self.label_smoothing)
+            if loss is not None:
+                return loss
+            return HF.exploit_loss(out.expert_outputs, routing, y, self.label_smoothing)
         sample = torch.div(routing.rows, routing.experts.shape[1], rounding_mode="floor")
-        loss = self._per_sample(outputs, y.index_select(0, sample))
+        loss = self._per_sample(out.expert_outputs, y.index_select(0, sample))
         if sample_weight is not None:
             loss = loss * sample_weight.index_select(0, sample)
         return loss.sum() / len(y)

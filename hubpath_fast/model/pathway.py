@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,34 +25,7 @@ from ..routing import Routing
 from . import surgery
 from .aggregator import LinearAggregator
 from .generator import check_scores
-
-
-class _Output(NamedTuple):
-    prediction: Tensor  # [N, C, ...]
-    expert_outputs: Tensor  # [R, C, ...], in row order
-    routing: Routing
-
-
-class PathwayOutput(_Output):
-    """What the model returns in training mode: (prediction, expert_outputs, routing).
-
-    ``exploit`` is the exploit loss where the model was given the targets and fused it with the
-    aggregation (see ``HubPathway.forward``), else None; it is no part of the tuple.
-    """
-
-    exploit: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class PathwayConfig:
-    """The plain settings of a ``HubPathway``: everything but its modules. Pickles, and compares."""
-
-    num_experts: int
-    k: int
-    num_outputs: int | None
-    min_group: int
-    executor: str
-    renormalize: bool
+from .output import FusedExploit, PathwayOutput
 
 
 class HubPathway(nn.Module):
@@ -72,10 +44,11 @@ class HubPathway(nn.Module):
             experts' last layers.
         min_group: an expert with fewer rows than this in a training step runs its BatchNorm layers
             on running statistics.
-        executor: what runs the experts: "sequential" (one after another), "threads" (side by side
-            on a CPU's threads), "streams" (side by side on CUDA streams), "graphs" (captured as
-            CUDA graphs), or "auto" to let the model choose. On another device than an executor's
-            the first call is a ValueError. ``executor_report()`` says what runs, and why.
+        executor: what runs the experts: "sequential" (one after another), "threads" (concurrent on
+            a CPU's threads), "streams" (concurrent on CUDA streams), "graphs" (captured as CUDA
+            graphs), or "auto" to let the model choose; on another device than an executor's the
+            first call is a ValueError. Or an ``Executor`` of your own, which is taken as it is.
+            ``executor_report()`` says what runs, and why.
         normalization: (mean [M, channels], std [M, channels]) of the images each expert was
             pre-trained on, in units of images in [0, 1]. With it, x is images as uint8 or as floats
             in [0, 1]; without it, every expert gets x as it is.
@@ -100,7 +73,7 @@ class HubPathway(nn.Module):
         k: int = 2,
         num_outputs: int | None = None,
         min_group: int = 2,
-        executor: str = "auto",
+        executor: str | Executor = "auto",
         normalization: tuple[Tensor, Tensor] | None = None,
         renormalize: bool = False,
     ):
@@ -111,8 +84,11 @@ class HubPathway(nn.Module):
         check_k(k, len(experts))
         if min_group < 1:
             raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
-        if executor not in EXECUTORS:
-            raise ValueError(f"executor: expected one of {EXECUTORS}, got {executor!r}")
+        if not isinstance(executor, Executor) and executor not in EXECUTORS:
+            raise ValueError(
+                f"executor: expected one of {', '.join(EXECUTORS)}, or an Executor, "
+                f"got {executor!r}"
+            )
         if aggregator is None:
             num_outputs = _infer_num_outputs(experts) if num_outputs is None else num_outputs
             aggregator = LinearAggregator(len(experts), num_outputs)
@@ -133,13 +109,6 @@ class HubPathway(nn.Module):
         self._precision = RowPrecision()
         self._compiled = False
 
-    @property
-    def config(self) -> PathwayConfig:
-        return PathwayConfig(
-            len(self.experts), self.k, self.num_outputs, self.min_group, self.executor,
-            self.renormalize,
-        )  # fmt: skip
-
     def forward(
         self,
         x: Tensor,
@@ -154,9 +123,10 @@ class HubPathway(nn.Module):
             x: the samples.
             eps: [N, M], replaces the noise that training draws.
             routing: replaces what ``route`` would say; the generator is not run.
-            target: [N, ...] classes, in training mode: the exploit loss is computed along with the
-                aggregation, so that a row's output is read once in backward and its gradient
-                written once. ``HubPathwayLoss`` finds it in the output and does not compute it.
+            target: [N, ...] int64 indices, in training mode: the exploit loss (cross-entropy) is
+                computed along with the aggregation, so that a row's output is read once in backward
+                and its gradient written once. A ``HubPathwayLoss`` that is called with this very
+                tensor, and has the same label smoothing, takes it; any other computes its own.
             label_smoothing: of that loss.
         """
         routing = self.route(x, eps) if routing is None else routing
@@ -177,7 +147,7 @@ class HubPathway(nn.Module):
             )
             prediction = self.aggregator(concat)
         output = PathwayOutput(prediction, outputs, routing)
-        output.exploit = exploit
+        output.fused_exploit = FusedExploit(exploit, target, label_smoothing)
         return output
 
     def _aggregate(self, outputs: Tensor, routing: Routing) -> Tensor:
@@ -213,8 +183,11 @@ class HubPathway(nn.Module):
         Before the first call: what would run where the model's parameters are now.
         """
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        executor = self._executor(device)
+        if executor is self.executor:
+            return make_report(executor.name, executor, ("it was given",), self._compiled)
         _, reasons = choose(self.executor, device, len(self.experts))
-        return make_report(self.executor, self._executor(device), reasons, self._compiled)
+        return make_report(self.executor, executor, reasons, self._compiled)
 
     def compile_experts(self, **options) -> HubPathway:
         """Compiles each expert by ``torch.compile`` with dynamic shapes, in place; returns self.
@@ -235,6 +208,8 @@ class HubPathway(nn.Module):
         return super().__getstate__() | {"_compiled": False}  # modules drop their compiled calls
 
     def _executor(self, device: torch.device) -> Executor:
+        if isinstance(self.executor, Executor):
+            return self.executor
         name, _ = choose(self.executor, device, len(self.experts))
         if self._running is None or self._running.name != name:
             self._running = make_executor(name)
@@ -254,7 +229,7 @@ class HubPathway(nn.Module):
     def _rows_format(self, x: Tensor) -> torch.memory_format:
         """channels_last where the experts' convolutions are, else x's own.
 
-        The gather writes the rows anew in any case; in the experts' layout they need no copy.
+        The gather writes the rows in any case; in the experts' layout they need no copy.
         """
         # A 1 x 1 kernel is in both layouts at once, and says nothing.
         kernels = (p for p in self.experts.parameters() if p.dim() == 4 and p.shape[-1] > 1)
@@ -264,13 +239,81 @@ class HubPathway(nn.Module):
             return HF.own_memory_format(x)
         return last
 
-    def add_expert(self, module: nn.Module, mean=None, std=None, score: float = 0.0) -> None:
-        """Appends an expert, in place, with all that was learned kept: ``surgery.add_expert``."""
-        surgery.add_expert(self, module, mean, std, score)
+    def add_expert(
+        self,
+        module: nn.Module,
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
+        score: float = 0.0,
+    ) -> None:
+        """Appends ``module`` to the experts, in place, with all that was learned kept.
+
+        The aggregator adds the new expert's weighted output to the prediction, as a fresh one does.
+        Its scores are the mean of the other experts' plus ``score``: at 0 it is chosen as often as
+        an average expert, at -30 never before it has learned (the prediction then stays as it was).
+        Its noise scale is the mean of the others'. Parameters that grow are new objects: an
+        optimizer must be made again.
+
+        Args:
+            module: x [n, ...] -> [n, C, ...], C as of the other experts; moved to their device.
+            mean, std: [channels] of its images, in units of images in [0, 1]; needed where the
+                model has a normalisation, and only there.
+            score: added to the new expert's clean score.
+
+        Raises:
+            ValueError: a wrong argument, a generator other than a ``PathwayGenerator``, an
+                aggregator other than a ``LinearAggregator`` or an ``MLPAggregator``; nothing is
+                changed then.
+        """
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"module: expected an nn.Module, got {type(module).__name__}")
+        rows = surgery.normalization_rows(self.input_mean, mean, std)
+        surgery.check_resizable(self.generator, self.aggregator)
+        kept = range(len(self.experts))
+        surgery.resize_generator(self.generator, kept, score)
+        surgery.resize_aggregator(self.aggregator, kept, one_more=True)
+        if rows is not None:
+            self.input_mean = torch.cat([self.input_mean, rows[0]])
+            self.input_std = torch.cat([self.input_std, rows[1]])
+        device = self.generator.clean.weight.device
+        self.experts.append(module.to(device).train(self.training))
+        self._restart_executor()
 
     def remove_expert(self, index: int) -> nn.Module:
-        """Takes an expert away, in place, and returns it: see ``surgery.remove_expert``."""
-        return surgery.remove_expert(self, index)
+        """Takes expert ``index`` (0..M-1, or negative from the end) away, in place, and returns it.
+
+        Predictions stay as they were for every input that gave this expert no weight; where it had
+        some, the others' weights grow, since they are a softmax over the experts that remain.
+
+        Raises:
+            ValueError: no such expert; fewer experts than K would remain (lower ``model.k`` first);
+                a generator or an aggregator that ``add_expert`` does not take.
+        """
+        count = len(self.experts)
+        if not isinstance(index, int) or not -count <= index < count:
+            raise ValueError(f"index: expected an expert, 0..{count - 1}, got {index!r}")
+        if count == 1:
+            raise ValueError("index: the only expert cannot be removed")
+        if count - 1 < self.k:
+            raise ValueError(
+                f"index: without expert {index} there are {count - 1} experts for k={self.k} "
+                "active ones; lower model.k first"
+            )
+        surgery.check_resizable(self.generator, self.aggregator)
+        kept = [i for i in range(count) if i != index % count]
+        surgery.resize_generator(self.generator, kept)
+        surgery.resize_aggregator(self.aggregator, kept, one_more=False)
+        if self.input_mean is not None:
+            self.input_mean, self.input_std = self.input_mean[kept], self.input_std[kept]
+        module = self.experts[index]
+        del self.experts[index]
+        self._restart_executor()
+        return module
+
+    def _restart_executor(self) -> None:
+        """An executor may keep things by an expert's number; a copy starts with nothing."""
+        self._running = None
+        self.executor = copy.copy(self.executor)
 
     def extra_repr(self) -> str:
         return f"k={self.k}, min_group={self.min_group}, executor={self.executor!r}"

@@ -1,14 +1,12 @@
-"""Adding an expert to a trained Hub-Pathway, and taking one away.
+"""A trained generator and aggregator for other experts: some of the old ones, and one more.
 
-The generator's heads, the aggregator and the normalisation grow or shrink by one expert, in place;
-everything else that was learned is kept. Parameters that change their shape are new objects, so an
-optimizer made before must be made anew. Nothing is changed if anything is wrong.
+Everything that was learned of the experts that stay is kept. Parameters that change their shape are
+new objects, so an optimizer must be made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,172 +14,81 @@ from torch import Tensor, nn
 from .aggregator import LinearAggregator, MLPAggregator
 from .generator import PathwayGenerator
 
-if TYPE_CHECKING:
-    from .pathway import HubPathway
 
-Change = Callable[[], None]
+def check_resizable(generator: nn.Module, aggregator: nn.Module) -> None:
+    """Raises ValueError for kinds of modules that cannot be given another number of experts."""
+    for name, module, kinds in (
+        ("generator", generator, (PathwayGenerator,)),
+        ("aggregator", aggregator, (LinearAggregator, MLPAggregator)),
+    ):
+        if not isinstance(module, kinds):
+            raise ValueError(
+                f"{name}: experts can be added and removed with a "
+                f"{' or an '.join(kind.__name__ for kind in kinds)}, not with a "
+                f"{type(module).__name__}; build a new HubPathway"
+            )
 
 
-def add_expert(
-    model: HubPathway,
-    module: nn.Module,
-    mean: Sequence[float] | Tensor | None = None,
-    std: Sequence[float] | Tensor | None = None,
-    score: float = 0.0,
+@torch.no_grad()
+def resize_generator(
+    generator: PathwayGenerator, kept: Sequence[int], score: float | None = None
 ) -> None:
-    """Appends ``module`` to the experts, as number M.
-
-    The aggregator adds the new expert's weighted output to the prediction, as a fresh one does. Its
-    scores are the mean of the other experts' plus ``score``: at 0 it is chosen as often as an
-    average expert, at -30 never before it has learned (the prediction then stays as it was). Its
-    noise scale is the mean of the others'.
-
-    Args:
-        model: with a ``PathwayGenerator`` and a ``LinearAggregator`` or an ``MLPAggregator``.
-        module: x [n, ...] -> [n, C, ...], C as the other experts have it; moved to their device.
-        mean, std: [channels] of its images, in units of images in [0, 1]; needed where the model
-            has a normalisation, and only there.
-        score: added to the new expert's clean score.
-
-    Raises:
-        ValueError: anything of the above that is otherwise.
-    """
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"module: expected an nn.Module, got {type(module).__name__}")
-    rows = _new_normalization(model, mean, std)
-    count = len(model.experts)
-    changes = [
-        *_generator_changes(model.generator, _with_mean_row, score),
-        *_aggregator_changes(model.aggregator, count, lambda blocks, new: [*blocks, new]),
-    ]
-    for change in changes:
-        change()
-    _set_num_experts(model, count + 1)
-    if rows is not None:
-        model.input_mean = torch.cat([model.input_mean, rows[0]])
-        model.input_std = torch.cat([model.input_std, rows[1]])
-    anchor = model.generator.clean.weight
-    model.experts.append(module.to(anchor.device).train(model.training))
+    """Keeps the heads of the experts ``kept``. With a score there is one more expert: its scores
+    are the mean of all others', its clean score that much higher."""
+    for head in (generator.clean, generator.noise):
+        for name in ("weight", "bias"):
+            old = getattr(head, name)
+            more = [] if score is None else [old.mean(dim=0, keepdim=True)]
+            _replace(head, name, torch.cat([old[kept], *more]))
+        head.out_features = generator.num_experts = len(head.bias)
+    if score is not None:
+        generator.clean.bias[-1] += score
 
 
-def remove_expert(model: HubPathway, index: int) -> nn.Module:
-    """Takes expert ``index`` (0..M-1, or negative from the end) away and returns it.
-
-    Predictions stay as they were for every input that gave this expert no weight; where it had
-    some, the others' weights grow, since they are a softmax over the experts that remain.
-
-    Raises:
-        ValueError: no such expert; fewer experts than K would remain (lower ``model.k`` first); a
-            generator or an aggregator of another kind than ``add_expert`` takes.
-    """
-    count = len(model.experts)
-    if not isinstance(index, int) or not -count <= index < count:
-        raise ValueError(f"index: expected an expert, 0..{count - 1}, got {index!r}")
-    if count - 1 < max(model.k, 1):
-        raise ValueError(
-            f"index: without expert {index} there are {count - 1} experts for k={model.k} active "
-            "ones; lower model.k first"
-            if count > 1
-            else "index: the only expert cannot be removed"
-        )
-    index %= count
-    kept = [i for i in range(count) if i != index]
-    changes = [
-        *_generator_changes(model.generator, lambda old: old[kept], None),
-        *_aggregator_changes(model.aggregator, count, lambda blocks, _: [blocks[i] for i in kept]),
-    ]
-    for change in changes:
-        change()
-    _set_num_experts(model, count - 1)
-    if model.input_mean is not None:
-        model.input_mean, model.input_std = model.input_mean[kept], model.input_std[kept]
-    module = model.experts[index]
-    del model.experts[index]
-    return module
-
-
-def _generator_changes(
-    generator: nn.Module, rows: Callable[[Tensor], Tensor], score: float | None
-) -> list[Change]:
-    """rows: a head's weight or bias [M, ...] -> the same for the new number of experts."""
-    if not isinstance(generator, PathwayGenerator):
-        raise ValueError(
-            f"generator: experts can be added and removed with a PathwayGenerator, not with a "
-            f"{type(generator).__name__}; build a new HubPathway"
-        )
-
-    def change() -> None:
-        for head in (generator.clean, generator.noise):
-            _replace(head, "weight", rows(head.weight))
-            _replace(head, "bias", rows(head.bias))
-            head.out_features = len(head.bias)
-        if score is not None:
-            with torch.no_grad():
-                generator.clean.bias[-1] += score
-
-    return [change]
-
-
-def _with_mean_row(old: Tensor) -> Tensor:
-    return torch.cat([old, old.mean(dim=0, keepdim=True)])
-
-
-def _aggregator_changes(aggregator: nn.Module, count: int, blocks) -> list[Change]:
-    """blocks: (the M blocks [out, C] of a matrix [out, M*C], a new one) -> those to keep."""
-    if isinstance(aggregator, LinearAggregator):
-        linear, layers = aggregator, []
-    elif isinstance(aggregator, MLPAggregator):
-        linear, layers = aggregator.linear, [aggregator.expand]
-    else:
-        raise ValueError(
-            f"aggregator: experts can be added and removed with a LinearAggregator or an "
-            f"MLPAggregator, not with a {type(aggregator).__name__}; build a new HubPathway"
-        )
+@torch.no_grad()
+def resize_aggregator(
+    aggregator: LinearAggregator | MLPAggregator, kept: Sequence[int], one_more: bool
+) -> None:
+    """Keeps the blocks of the experts ``kept``. With one more, its output is added to the weighted
+    sum as it is; a trained correction to that sum knows nothing of it yet."""
+    linear = aggregator if isinstance(aggregator, LinearAggregator) else aggregator.linear
     outputs = linear.num_outputs
-
-    def change() -> None:
-        # The weighted sum takes the newcomer's output as it is; a trained correction to that sum
-        # knows nothing of it yet.
-        eye = torch.eye(outputs, dtype=linear.weight.dtype, device=linear.weight.device)
-        parts = [(linear, eye)]
-        parts += [(layer, layer.weight.new_zeros(len(layer.weight), outputs)) for layer in layers]
-        for layer, new in parts:
-            old = layer.weight.detach().unflatten(1, (count, outputs)).unbind(1)
-            _replace(layer, "weight", torch.cat(blocks(list(old), new), dim=1))
-        for layer in layers:
+    layers = [(linear, torch.eye(outputs).to(linear.weight))]
+    if isinstance(aggregator, MLPAggregator):
+        hidden = aggregator.expand
+        layers.append((hidden, hidden.weight.new_zeros(hidden.out_features, outputs)))
+    for layer, new in layers:
+        blocks = layer.weight.unflatten(1, (-1, outputs)).unbind(1)
+        chosen = [*(blocks[i] for i in kept), *[new] * one_more]
+        _replace(layer, "weight", torch.cat(chosen, dim=1))
+        if isinstance(layer, nn.Linear):
             layer.in_features = layer.weight.shape[1]
+    linear.num_experts = len(kept) + one_more
 
-    return [change]
 
-
-def _new_normalization(model: HubPathway, mean, std) -> tuple[Tensor, Tensor] | None:
-    if (mean is None) != (std is None) or (mean is None) != (model.input_mean is None):
-        has = "no" if model.input_mean is None else "a"
+def normalization_rows(
+    old: Tensor | None, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """(mean [1, channels], std [1, channels]) of one more expert's images, where there are ``old``
+    means [M, channels]; else None. Raises ValueError where one is missing, too much, or wrong."""
+    if (mean is None) != (std is None) or (mean is None) != (old is None):
         raise ValueError(
-            f"mean, std: the model has {has} normalisation of its experts' images, so "
-            + ("leave both out" if model.input_mean is None else "give both for the new one")
+            f"mean, std: the model has {'no' if old is None else 'a'} normalisation of its experts'"
+            f" images, so {'leave both out' if old is None else 'give both for the new one'}"
         )
     if mean is None:
         return None
-    channels = model.input_mean.shape[1]
     rows = []
     for name, value in (("mean", mean), ("std", std)):
-        row = torch.as_tensor(value).to(model.input_mean)
-        if list(row.shape) != [channels]:
-            raise ValueError(f"{name}: expected [{channels}] values, got shape {list(row.shape)}")
+        row = torch.as_tensor(value).to(old)
+        if row.shape != old.shape[1:]:
+            raise ValueError(
+                f"{name}: expected [{old.shape[1]}] values, got shape {list(row.shape)}"
+            )
         rows.append(row[None])
     if not bool((rows[1] > 0).all()):
         raise ValueError(f"std: expected values above 0, got {rows[1][0].tolist()}")
     return rows[0], rows[1]
-
-
-def _set_num_experts(model: HubPathway, count: int) -> None:
-    """The numbers that modules keep for their own messages; and an executor made anew, since one
-    may keep things by an expert's number."""
-    model._running = None
-    for module in (model.generator, model.aggregator, getattr(model.aggregator, "linear", None)):
-        if hasattr(module, "num_experts"):
-            module.num_experts = count
 
 
 def _replace(layer: nn.Module, name: str, value: Tensor) -> None:

@@ -1,7 +1,6 @@
 """The model against the reference: predictions, losses, gradients, buffers; and its manners."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -185,7 +184,6 @@ def test_behaves_as_any_module(tmp_path):
     expected = ours(x, eps).prediction
     assert torch.equal(twin(x, eps).prediction, expected)
     assert torch.equal(fresh(x, eps).prediction, expected)
-    assert pickle.loads(pickle.dumps(ours.config)) == fresh.config
     assert ours.to(torch.float32)(x.float(), eps.float()).prediction.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         out = ours(x.float(), eps.float())
@@ -287,14 +285,40 @@ def test_the_exploit_loss_may_be_computed_along_with_the_aggregation(aggregator)
         if aggregator is not None:
             ours.aggregator = copy.deepcopy(aggregator).double()
         out = ours(x, eps, target=y, label_smoothing=0.1) if fused else ours(x, eps)
-        assert (out.exploit is not None) == fused
         _, outputs, _ = out
         assert outputs is out.expert_outputs
         losses = hp.HubPathwayLoss(label_smoothing=0.1)(out, y)
+        assert (out.fused_exploit is not None) == fused
+        assert not fused or out.fused_exploit.loss(y, 0.1) is losses.exploit
         losses.total.backward()
         results.append((losses.exploit, *(p.grad for p in ours.parameters() if p.grad is not None)))
     for ours, truth in zip(*results, strict=True):
         torch.testing.assert_close(ours, truth, **CLOSE)
+
+
+def ignored(y):
+    y[0] = -100
+    return y
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda y: y, {"label_smoothing": 0.1}),
+        (lambda y: (y + 1) % 7, {}),
+        (ignored, {}),  # in place
+        (lambda y: y, {"task_loss": lambda p, y: p.square().sum(1)}),
+        (lambda y: y, {"exploit": False}),
+    ],
+    ids=["label smoothing", "other targets", "targets changed", "another loss", "left out"],
+)
+def test_an_exploit_loss_that_was_fused_for_something_else_is_not_taken(change, options):
+    ours, _, x, y, eps = build(20, 5, 2)
+    out = ours(x, eps, target=y)
+    y, criterion = change(y), hp.HubPathwayLoss(**options)
+    found, expected = criterion(out, y), criterion(hp.PathwayOutput(*out), y)
+    assert torch.equal(found.exploit, expected.exploit)
+    assert torch.equal(found.total, expected.total)
 
 
 def test_a_given_routing_replaces_the_generator():

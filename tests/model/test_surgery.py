@@ -66,7 +66,7 @@ def test_removing_an_expert_without_weight_changes_no_prediction(aggregator, ind
     assert model.remove_expert(index) is expert
     # The sums run over fewer terms: a few roundings of float64 on values below 1e3.
     torch.testing.assert_close(model(images), before, rtol=1e-12, atol=1e-12)
-    assert len(model.experts) == model.config.num_experts == M - 1
+    assert len(model.experts) == model.generator.num_experts == M - 1
 
 
 @pytest.mark.parametrize("aggregator", [hp.LinearAggregator, hp.MLPAggregator])
