@@ -86,9 +86,9 @@ def hub(setting: Setting, executor: str = "sequential", lanes: int | None = None
     """A Hub-Pathway with its own copies of the experts. lanes: that captured graphs run on."""
     preset = setting.preset
     parts = copy.deepcopy((setting.experts, setting.generator))
-    model = hp.HubPathway(*parts, k=preset.k, num_outputs=preset.outputs, executor=executor)
     if lanes is not None:
-        model._running = GraphsExecutor(functools.partial(CudaBackend, num_lanes=lanes))
+        executor = GraphsExecutor(functools.partial(CudaBackend, num_streams=lanes))
+    model = hp.HubPathway(*parts, k=preset.k, num_outputs=preset.outputs, executor=executor)
     return model.to(setting.device)
 
 

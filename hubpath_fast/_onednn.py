@@ -1,7 +1,7 @@
 """The one setting of oneDNN, torch's convolution library on CPUs, that a hub cannot do without.
 
 Group sizes differ at every step, and each is another shape to every layer of an expert: far more
-than the 1,024 prepared primitives that oneDNN keeps by default, so it prepares them anew. There is
+than the 1,024 prepared primitives that oneDNN keeps by default, so it prepares them again. There is
 no function of torch for it; oneDNN reads an environment variable once, when it prepares its first
 primitive.
 """

@@ -1,10 +1,12 @@
 """Executors: what runs each expert on its rows.
 
 - ``sequential``: one expert after another.
-- ``threads`` (CPU): experts side by side on two threads, in training steps.
-- ``streams`` (CUDA): experts side by side on a few streams.
-- ``graphs`` (CUDA): each expert as captured graphs, one a group size, in training and predictions.
+- ``threads`` (CPU): experts concurrent on torch's threads, in training steps.
+- ``streams`` (CUDA): experts concurrent on a few streams.
+- ``graphs`` (CUDA): each expert as captured graphs, one per group size, in all steps.
 - ``auto``: chooses, and says why (``HubPathway.executor_report()``).
+
+Others derive from ``Executor``; ``HubPathway(executor=...)`` takes an object, too.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from .report import ExecutorReport
 from .rows import RowSource
 from .sequential import SequentialExecutor
 from .streams import StreamsExecutor
-from .threads import LANES, ThreadsExecutor
+from .threads import ThreadsExecutor
 
-EXECUTORS = ("auto", "sequential", "threads", "streams", "graphs")
-ENOUGH = 4  # experts, for two threads: with fewer, one often waits for the other's last
-_NEEDS = {"threads": "cpu", "streams": "cuda", "graphs": "cuda"}  # the device
-_KINDS = (SequentialExecutor, ThreadsExecutor, StreamsExecutor, GraphsExecutor)
-_CLASSES = {kind.name: kind for kind in _KINDS}
+_CLASSES = {
+    kind.name: kind
+    for kind in (SequentialExecutor, ThreadsExecutor, StreamsExecutor, GraphsExecutor)
+}
+EXECUTORS = ("auto", *_CLASSES)
+MIN_EXPERTS_FOR_THREADS = 4  # with fewer, one thread often waits for the other's last expert
 
 __all__ = [
     "EXECUTORS",
@@ -39,18 +42,18 @@ __all__ = [
 
 
 def choose(asked: str, device: torch.device, num_experts: int) -> tuple[str, tuple[str, ...]]:
-    """(executor, reasons) for so many experts on ``device``.
+    """(executor, reasons) for that many experts on ``device``.
 
     Raises:
         ValueError: an executor that needs another device.
     """
     if asked == "auto":
         return _automatic(device, num_experts)
-    needed = _NEEDS.get(asked, device.type)
-    if device.type != needed:
+    needed = _CLASSES[asked].needs
+    if needed not in (None, device.type):
         place = "a CPU" if needed == "cpu" else "CUDA"
         raise ValueError(
-            f"executor={asked!r} needs {place}, but the input is on {device}; move the model and "
+            f"executor: {asked!r} needs {place}, but the input is on {device}; move the model and "
             'its input there, or use executor="auto"'
         )
     return asked, ("it was asked for",)
@@ -68,16 +71,15 @@ def _automatic(device: torch.device, num_experts: int) -> tuple[str, tuple[str, 
     threads = torch.get_num_threads()
     if threads == 1:
         return "sequential", ("the experts are on cpu, and torch has one thread",)
-    if threads != LANES:
-        reason = (
-            f"torch has {threads} threads, and experts side by side were measured with {LANES} "
-            'only; ask for them by executor="threads", and compare'
+    if num_experts < MIN_EXPERTS_FOR_THREADS:
+        return "sequential", (
+            f"threads gain by {MIN_EXPERTS_FOR_THREADS} experts or more, and the hub has "
+            f"{num_experts}",
         )
-        return "sequential", (reason,)
-    if num_experts < ENOUGH:
-        reason = f"two threads gain by {ENOUGH} experts or more, and the hub has {num_experts}"
-        return "sequential", (reason,)
-    return "threads", (f"torch has {threads} threads, and experts gain more from one each",)
+    return "threads", (
+        f"the experts that have rows, at most {threads} at once, share torch's {threads} threads: "
+        "they gain more from a few each than one after another from all",
+    )
 
 
 def make_executor(name: str) -> Executor:

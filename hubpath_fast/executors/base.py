@@ -21,9 +21,11 @@ class Executor(ABC):
     """``executor(experts, source, min_group)``. A copy of one starts with nothing."""
 
     name: str
+    needs: str | None = None  # the type of device it runs on; None: any
 
-    def __init__(self):
+    def __init__(self, *arguments: object):
         self.counters = Counters()
+        self._arguments = arguments  # that make another one like it
 
     def __call__(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         kept = getattr(source.routing, "_counts", None) is not None  # once read
@@ -41,4 +43,4 @@ class Executor(ABC):
 
     def __reduce__(self):
         # Streams, graphs and counts belong to one model in one process.
-        return type(self), ()
+        return type(self), self._arguments

@@ -24,12 +24,12 @@ class Group(NamedTuple):
 
 def groups_of(routing: Routing) -> list[Group]:
     """The groups that have rows, in the experts' order. Reads the counts: see ``Routing``."""
-    found, start = [], 0
+    groups, start = [], 0
     for index, count in enumerate(routing.counts()):
         if count:
-            found.append(Group(index, start, count))
+            groups.append(Group(index, start, count))
         start += count
-    return found
+    return groups
 
 
 def expert_name(experts: Sequence[nn.Module], index: int) -> str:
@@ -101,7 +101,7 @@ def check_outputs(experts: Sequence[nn.Module], groups: list[Group], outputs: li
             )
         if output.shape[1:] != first.shape[1:]:
             raise ValueError(
-                f"{name} gives outputs of shape {list(output.shape[1:])} a row, but "
+                f"{name} gives outputs of shape {list(output.shape[1:])} per row, but "
                 f"{expert_name(experts, groups[0].index)} gives {list(first.shape[1:])}; "
                 "all experts need the same C (and map size): replace their heads for the task"
             )

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import functional as HF
-from .members import Members
+from .structure import Structure
+from .torch_private import is_compiled
 
 
 class RowPrecision:
@@ -62,7 +63,7 @@ class RowPrecision:
             known = self._known[expert] = _Known(expert)
         if (expert.training, target) in known.answers:
             yield
-        elif expert._compiled_call_impl is not None:  # what a compiler made of it cannot be watched
+        elif is_compiled(expert):  # what a compiler made of it cannot be watched
             known.answers[expert.training, target] = False
             yield
         else:
@@ -77,13 +78,13 @@ class _Known:
 
     def __init__(self, expert: nn.Module):
         modules = list(expert.modules())
-        self._members = Members(modules)
+        self._structure = Structure(modules)
         self._hooks = [module._forward_pre_hooks for module in modules]
         self._hooked = list(map(len, self._hooks))
         self.answers: dict[tuple[bool, torch.dtype], bool] = {}
 
     def holds(self) -> bool:
-        return self._members.same() and self._hooked == list(map(len, self._hooks))
+        return self._structure.unchanged() and self._hooked == list(map(len, self._hooks))
 
     def only_casts(self, training: bool, target: torch.dtype) -> bool:
         return self.answers.get((training, target), False) and self.holds()

@@ -56,7 +56,7 @@ class ExecutorReport:
         lines = [f"executor: {self.executor}{asked}", *(f"  because {r}" for r in self.reasons)]
         reads = self.host_reads_per_step
         lines.append(
-            f"  {self.steps} steps" + ("" if reads is None else f", {reads:g} host reads a step")
+            f"  {self.steps} steps" + ("" if reads is None else f", {reads:g} host reads per step")
         )
         if self.compiled:
             lines.append("  experts compiled by torch.compile, with dynamic batch")

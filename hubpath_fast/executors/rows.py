@@ -55,12 +55,9 @@ class RowSource(Batch):
             self.x, self.routing, self.scale, self.shift, self.dtype, self.memory_format
         )
 
-    def places(self, capacity: int) -> Places:
-        return Places(self, capacity)
 
-
-class Places:
-    """Fixed places for each expert's rows: ``rows[i * capacity:]`` are those of expert i.
+class InputBuffers:
+    """Static memory for each expert's rows: ``rows[i * capacity:]`` are those of expert i.
 
     capacity: at least the N of every batch that is written here.
     """
@@ -75,11 +72,11 @@ class Places:
 
     @staticmethod
     def nbytes(source: RowSource, capacity: int) -> int:
-        """What places for such rows take."""
+        """What buffers for such rows take."""
         elements = math.prod(source.x.shape[1:])
         return capacity * source.routing.num_experts * elements * source.dtype.itemsize
 
-    def hold(self, source: RowSource) -> bool:
+    def fit(self, source: RowSource) -> bool:
         return self.kind == source.row_kind() and source.routing.num_samples <= self.capacity
 
     def write(self, source: RowSource) -> None:
@@ -88,6 +85,6 @@ class Places:
         HF.gather_into(self.rows, s.x, s.routing, s.scale, s.shift)
 
     def of(self, index: int, size: int) -> Tensor:
-        """The first ``size`` places of an expert: a view. size: at most the capacity."""
+        """The first ``size`` rows of an expert's buffer: a view. size: at most the capacity."""
         assert size <= self.capacity, (size, self.capacity)
         return self.rows[index * self.capacity : index * self.capacity + size]

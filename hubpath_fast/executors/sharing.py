@@ -12,7 +12,7 @@ from operator import is_
 
 from torch import nn
 
-from .members import Members
+from .structure import Structure
 
 
 class Sharing:
@@ -23,18 +23,18 @@ class Sharing:
 
     def __init__(self):
         self._experts: list[nn.Module] = []
-        self._members = Members([])
+        self._structure = Structure([])
         self._first: list[int] = []
 
     def __call__(self, experts: Sequence[nn.Module]) -> list[int]:
         same = len(experts) == len(self._experts) and all(map(is_, experts, self._experts))
-        if not (same and self._members.same()):
+        if not (same and self._structure.unchanged()):
             self._look(experts)
         return self._first
 
     def _look(self, experts: Sequence[nn.Module]) -> None:
         self._experts, owners = list(experts), {}
-        self._members = Members(chain.from_iterable(expert.modules() for expert in experts))
+        self._structure = Structure(chain.from_iterable(expert.modules() for expert in experts))
         self._first = list(range(len(experts)))
         for index, expert in enumerate(experts):
             for held in chain(expert.modules(), expert.parameters(), expert.buffers()):

@@ -12,7 +12,7 @@ from .base import Executor
 from .groups import Group, call_expert, groups_of, join
 from .rows import RowSource
 from .sharing import Sharing
-from .stream_pool import Lanes
+from .stream_pool import StreamPool
 
 NUM_STREAMS = 4
 
@@ -33,23 +33,23 @@ def assign(groups: Sequence[Group], num_streams: int, first: Sequence[int]) -> l
 
 
 class StreamsExecutor(Executor):
-    name = "streams"
+    name, needs = "streams", "cuda"
 
     def __init__(self):
         super().__init__()
-        self._lanes: dict[torch.device, Lanes] = {}
+        self._pools: dict[torch.device, StreamPool] = {}
         self._sharing = Sharing()
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         rows = source.rows()
         groups = groups_of(source.routing)
-        if rows.device not in self._lanes:
-            self._lanes[rows.device] = Lanes(rows.device, NUM_STREAMS)
-        lanes = self._lanes[rows.device]
+        if rows.device not in self._pools:
+            self._pools[rows.device] = StreamPool(rows.device, NUM_STREAMS)
+        pool = self._pools[rows.device]
         assigned, outputs = assign(groups, NUM_STREAMS, self._sharing(experts)), []
-        with lanes.forked(assigned, rows):
+        with pool.forked(assigned, rows):
             # In the experts' order, so that each draws the random numbers it draws sequentially.
-            for group, lane in zip(groups, assigned, strict=True):
-                with lanes.lane(lane):
+            for group, stream in zip(groups, assigned, strict=True):
+                with pool.on(stream):
                     outputs.append(call_expert(experts, group, rows, min_group, source.precision))
         return join(experts, groups, outputs)

@@ -106,5 +106,5 @@ def check_scores(clean: Tensor, noise: Tensor, num_samples: int, num_experts: in
         if list(scores.shape) != [num_samples, num_experts]:
             raise ValueError(
                 f"generator: its {name} scores have shape {list(scores.shape)}, but the hub needs "
-                f"[samples, experts] = [{num_samples}, {num_experts}]; give it one output an expert"
+                f"[samples, experts] = [{num_samples}, {num_experts}]; give it one output per expert"
             )

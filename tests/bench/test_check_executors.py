@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from support.bench import Backend, chosen_for_cpu, make_hub, refuses
+from support.bench import Backend, make_hub, refuses
 
 import hubpath_fast as hp
 from bench import check_executors, step_models
-
-
-@pytest.fixture
-def make(monkeypatch):
-    chosen_for_cpu(monkeypatch)
-    return make_hub
 
 
 @pytest.fixture
@@ -26,8 +22,8 @@ def write(rows):
     return lambda name, ok=True, **values: rows.append({"name": name, "ok": ok, **values})
 
 
-def test_executors_that_agree_are_ok(write, rows, make):
-    check_executors.agreement(write, ["graphs", "threads"], "cpu", make, steps=8)
+def test_executors_that_agree_are_ok(write, rows):
+    check_executors.agreement(write, ["graphs", "threads"], "cpu", make_hub, steps=8)
     assert [row["name"] for row in rows] == [
         f"{executor} {network} {precision}"
         for network in ("BatchNorm", "LayerNorm")
@@ -37,41 +33,41 @@ def test_executors_that_agree_are_ok(write, rows, make):
     assert [row for row in rows if not row["ok"]] == []
 
 
-def test_a_wrong_executor_is_named(write, rows, make, monkeypatch):
+def test_a_wrong_executor_is_named(write, rows, monkeypatch):
     join = hp.executors.graphs.executor.join
     monkeypatch.setattr(hp.executors.graphs.executor, "join", lambda *args: join(*args) * 1.3)
-    check_executors.agreement(write, ["graphs"], "cpu", make, steps=8)
+    check_executors.agreement(write, ["graphs"], "cpu", make_hub, steps=8)
     assert not any(row["ok"] for row in rows)
     assert rows[0]["note"].startswith("step 0: prediction differ by ")
 
 
-def test_graphs_that_replay_nothing_are_no_success(write, rows, make):
-    check_executors.agreement(write, ["graphs"], "cpu", make, steps=1)
+def test_graphs_that_replay_nothing_are_no_success(write, rows):
+    check_executors.agreement(write, ["graphs"], "cpu", make_hub, steps=1)
     assert [row["note"] for row in rows] == ["no graph was replayed: nothing was captured"] * 4
 
 
-def test_an_error_is_a_line_and_the_others_go_on(write, rows, make):
-    check_executors.agreement(write, ["streams", "threads"], "cpu", make, steps=1)
+def test_an_error_is_a_line_and_the_others_go_on(write, rows):
+    check_executors.agreement(write, ["streams", "threads"], "cpu", make_hub, steps=1)
     assert [row["ok"] for row in rows] == [False, True] * 4
-    assert "executor='streams' needs CUDA" in rows[0]["note"]
+    assert "executor: 'streams' needs CUDA" in rows[0]["note"]
 
 
-def test_dropout_is_checked_by_what_it_leaves(write, rows, make, monkeypatch):
-    check_executors.dropout(write, ["sequential", "graphs"], "cpu", make, steps=8)
+def test_dropout_is_checked_by_what_it_leaves(write, rows, monkeypatch):
+    check_executors.dropout(write, ["sequential", "graphs"], "cpu", make_hub, steps=8)
     assert [(row["name"], row["ok"]) for row in rows] == [
         ("sequential dropout", True), ("graphs dropout", True),
     ]  # fmt: skip
     del rows[:]
     keep = torch.arange(256) % 2 * 2.0
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * keep)
-    check_executors.dropout(write, ["sequential"], "cpu", make, steps=2)
+    check_executors.dropout(write, ["sequential"], "cpu", make_hub, steps=2)
     [row] = rows
     assert row["note"] == "step 1, not so: other ones than before"
 
 
-def test_after_failed_captures_all_is_as_before(write, rows, make):
+def test_after_failed_captures_all_is_as_before(write, rows):
     check_executors.capture_failures(
-        write, "cpu", make, read=refuses, capturing=lambda: Backend.capturing
+        write, "cpu", make_hub, read=refuses, capturing=lambda: Backend.capturing
     )
     assert [row["name"] for row in rows] == ["after a failed capture", "draws", "a good capture"]
     assert [row for row in rows if not row["ok"]] == []
@@ -84,11 +80,9 @@ def test_after_failed_captures_all_is_as_before(write, rows, make):
         (9, "no note does after the second; what failed twice is eager"),
     ],
 )
-def test_a_capture_is_to_fail_twice_before_its_expert_is_eager(
-    write, rows, make, monkeypatch, failures, wrong
-):
-    """As ``MAX_FAILURES`` says; here another number does."""
-    monkeypatch.setattr(hp.executors.graphs.executor, "MAX_FAILURES", failures)
+def test_a_capture_is_to_fail_twice_before_its_expert_is_eager(write, rows, failures, wrong):
+    """As the executor's default says; here another number does."""
+    make = partial(make_hub, max_failures=failures)
     check_executors.capture_failures(
         write, "cpu", make, read=refuses, capturing=lambda: Backend.capturing
     )
@@ -110,19 +104,19 @@ def test_memory_is_back_where_no_more_of_it_is_in_use(monkeypatch, after, back):
     assert check_executors._blocks_return() == back
 
 
-def test_an_error_after_a_failed_capture_hides_no_other_check(write, rows, make, monkeypatch):
+def test_an_error_after_a_failed_capture_hides_no_other_check(write, rows, monkeypatch):
     def broken(*_):
         raise RuntimeError("Offset increment outside graph capture")
 
     monkeypatch.setattr(check_executors, "step", broken)
-    check_executors.capture_failures(write, "cpu", make, 2)
+    check_executors.capture_failures(write, "cpu", make_hub, 2)
     assert [(row["name"], row["ok"]) for row in rows] == [
         ("after a failed capture", False), ("draws", True), ("a good capture", False),
     ]  # fmt: skip
     assert rows[0]["note"] == "RuntimeError: Offset increment outside graph capture"
 
 
-def test_draws_that_are_broken_by_a_failed_capture_are_seen(write, rows, make, monkeypatch):
+def test_draws_that_are_broken_by_a_failed_capture_are_seen(write, rows, monkeypatch):
     monkeypatch.setattr(check_executors.torch, "rand", lambda *size, device: torch.zeros(size))
     assert check_executors._draws("cpu") == {"torch draws anew": False, "routing draws anew": True}
 

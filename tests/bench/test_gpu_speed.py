@@ -49,10 +49,10 @@ def lanes(monkeypatch):
     """The numbers of lanes that graphs were asked to run on; they are stand-ins."""
 
     class Lanes(Backend):
-        def __init__(self, device, num_lanes=8):
+        def __init__(self, device, num_streams=8):
             super().__init__(device)
-            self.num_lanes = num_lanes
-            asked.append(num_lanes)
+            self.num_streams = num_streams
+            asked.append(num_streams)
 
     asked = []
     chosen_for_cpu(monkeypatch)
@@ -169,7 +169,7 @@ def test_a_wrong_row_is_told_and_the_others_are_timed(writer, monkeypatch):
     rows = jsonl.read(writer.files.rows)
     assert [(row["name"], row.get("note")) for row in rows if not row["ok"]] == [
         ("threads", "ValueError: not timed: prediction: off"),
-        ("streams", "ValueError: executor='streams' needs CUDA, but the input is on cpu; move the "
+        ("streams", "ValueError: executor: 'streams' needs CUDA, but the input is on cpu; move the "
                     'model and its input there, or use executor="auto"'),
     ]  # fmt: skip
     assert [row["name"] for row in rows if row["ok"]] == ["sequential", "sequential"]
@@ -350,7 +350,7 @@ def test_predictions_go_to_different_experts_and_wrong_ones_are_told(writer, qui
     predictions.measure(writer, PRESET, 16, rows, (4,), "cpu", 1.0)
     notes = {row["name"]: row["note"] for row in jsonl.read(writer.files.rows) if not row["ok"]}
     assert notes["threads, N=4"] == "not timed: it differs from the reference"
-    assert "executor='streams' needs CUDA" in notes["streams, N=4"]
+    assert "executor: 'streams' needs CUDA" in notes["streams, N=4"]
     assert list(notes) == ["threads, N=4", "streams, N=4"]
 
 

@@ -64,9 +64,9 @@ def assert_compiled(found, compiled):
 
 
 class Lanes(Backend):
-    def __init__(self, device, num_lanes=8):
+    def __init__(self, device, num_streams=8):
         super().__init__(device)
-        self.num_lanes = num_lanes
+        self.num_streams = num_streams
 
     def budget(self):
         return 10**10  # the places of the paper's images take 72 MB

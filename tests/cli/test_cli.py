@@ -211,7 +211,7 @@ def bad_augment(folder, tmp_path):
 
 
 def graphs_on_a_cpu(folder, tmp_path):
-    return [*FIT, "--data", folder, "--set", "executor=graphs"], "executor='graphs' needs CUDA"
+    return [*FIT, "--data", folder, "--set", "executor=graphs"], "executor: 'graphs' needs CUDA"
 
 
 def no_run(folder, tmp_path):

@@ -11,10 +11,9 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 import hubpath_fast as hp
+from hubpath_fast.executors.graphs import MIN_SEEN, GraphsExecutor
 from hubpath_fast.executors.graphs import executor as graphs
 from hubpath_fast.executors.graphs.backend import BrokenCaptureError, CudaBackend
-from hubpath_fast.executors.graphs.executor import MIN_SEEN, GraphsExecutor
-from hubpath_fast.model import pathway
 
 DEVICE = torch.device("cuda", 0)
 
@@ -27,7 +26,6 @@ def cuda(monkeypatch):
 @pytest.fixture
 def make(monkeypatch, cuda):
     """make(expert) -> a model whose experts run as graphs on the stand-in for CUDA."""
-    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: ("graphs", ()))
     call = graphs.call_expert
 
     def call_expert(*arguments):
@@ -39,9 +37,8 @@ def make(monkeypatch, cuda):
     monkeypatch.setattr(graphs, "call_expert", call_expert)
 
     def build_with_graphs(expert=row_wise_expert):
-        model = build()
+        model = build(GraphsExecutor(FakeCudaBackend))
         model.experts = nn.ModuleList(expert() for _ in range(M))
-        model._running = GraphsExecutor(FakeCudaBackend)
         return model
 
     return build_with_graphs
@@ -55,12 +52,12 @@ def step(model, counts=None):
     return loss
 
 
-def captured(backend, function, lane=5, pool="pool"):
-    with backend.forked([lane], torch.zeros(1)), backend.lane(lane):
+def captured(backend, function, stream=5, pool="pool"):
+    with backend.forked([stream], torch.zeros(1)), backend.on(stream):
         return backend.capture(function, pool)
 
 
-def test_a_capture_is_on_the_current_lane(cuda):
+def test_a_capture_is_on_the_current_stream(cuda):
     backend = CudaBackend(DEVICE)
     replay = captured(backend, lambda: cuda.log.append("work"))
     assert cuda.log[2:4] == [("capture", 5, "thread_local"), "work"]
@@ -138,7 +135,7 @@ def test_accumulators_that_live_on_another_stream_do_not_end_a_capture(make, cud
 def test_a_loss_that_the_loop_keeps_does_not_end_a_capture(make, one_random_state):
     model = make(conv_expert)  # with dropout
     step(model)
-    model._running._backend.one_random_state = one_random_state
+    model.executor._backend.one_random_state = one_random_state
     for _ in range(MIN_SEEN):
         step(model)
     for _ in range(MIN_SEEN):  # sizes that run eagerly before they are captured
@@ -149,7 +146,7 @@ def test_a_loss_that_the_loop_keeps_does_not_end_a_capture(make, one_random_stat
     assert report.captured == {0: [6, 9], 1: [5, 6], 2: [5, 6], 3: [5, 6]}
 
 
-def lanes_of(cuda):
+def streams_of(cuda):
     """Of captures and of replays since: the streams, in order."""
     log = [entry for entry in cuda.log if isinstance(entry, tuple)]
     return (
@@ -169,38 +166,38 @@ def some_with_dropout():
 @pytest.mark.parametrize(
     ("one_random_state", "expected"), [(True, [0, 0, 0, 0]), (False, [0, 1, 2, 3])]
 )
-def test_each_expert_replays_on_the_lane_that_it_was_captured_on(
+def test_each_expert_replays_on_the_stream_that_it_was_captured_on(
     make, cuda, one_random_state, expected
 ):
     model = make()
     model.experts = nn.ModuleList(some_with_dropout())
     step(model)
-    model._running._backend.one_random_state = one_random_state
+    model.executor._backend.one_random_state = one_random_state
     for _ in range(MIN_SEEN - 2):
         step(model)
     cuda.log.clear()
     step(model)
-    captures, _ = lanes_of(cuda)
-    assert captures == [lane for lane in expected for _ in "fb"]  # forward and backward
+    captures, _ = streams_of(cuda)
+    assert captures == [stream for stream in expected for _ in "fb"]  # forward and backward
     cuda.log.clear()
     step(model)
-    captures, replays = lanes_of(cuda)
+    captures, replays = streams_of(cuda)
     assert captures == []
     assert replays[:M] == expected
     notes = model.executor_report().notes
-    shared = "all experts share a lane, since random numbers are drawn by experts[1], experts[3]"
+    shared = "all experts share a stream, since random numbers are drawn by experts[1], experts[3]"
     assert [note for note in notes if note.startswith(shared)] == list(notes)
     assert len(notes) == one_random_state
 
 
-def test_experts_that_share_a_module_share_a_lane(make, cuda):
+def test_experts_that_share_a_module_share_a_stream(make, cuda):
     model = make()
     model.experts[3][0] = model.experts[1][0]
     for _ in range(MIN_SEEN):
         step(model)
     cuda.log.clear()
     step(model)
-    assert lanes_of(cuda)[1][:M] == [0, 1, 2, 1]
+    assert streams_of(cuda)[1][:M] == [0, 1, 2, 1]
 
 
 def test_nothing_is_collected_while_an_expert_is_captured(make, monkeypatch):

@@ -19,7 +19,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @contextlib.contextmanager
 def host_reads():
-    """The list of places where values of tensors are read on the host."""
+    """The list of calls that read values of tensors on the host."""
     found, originals = [], {}
 
     def spy(name, original):
@@ -67,7 +67,7 @@ def test_the_report_says_what_runs_and_why():
     }  # fmt: skip
     assert "executor: sequential (asked for: auto)" in str(report)
     assert "because the experts are on cpu" in str(report)
-    assert "1 host reads a step" in str(report)
+    assert "1 host reads per step" in str(report)
 
 
 def test_auto_takes_on_a_gpu_what_was_measured_to_be_fastest():

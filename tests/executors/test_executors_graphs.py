@@ -17,12 +17,12 @@ from support.models import Faulty, M, batch, build, conv_expert, train
 from torch import nn
 
 import hubpath_fast as hp
+from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.graphs.backend import BrokenCaptureError
 from hubpath_fast.executors.graphs.capture import CapturedModule, Pool
-from hubpath_fast.executors.graphs.executor import MIN_SEEN
 
 
-def test_training_is_the_same_to_the_bit_with_dropout_and_batch_norm(make, monkeypatch):
+def test_training_is_the_same_to_the_bit_with_dropout_and_batch_norm(make):
     graphs = make()
     state = train(graphs, 20)
     report = graphs.executor_report()
@@ -30,10 +30,9 @@ def test_training_is_the_same_to_the_bit_with_dropout_and_batch_norm(make, monke
     assert report.hits + report.misses == 20 * M
     generator = 1  # at the one size of all batches
     graphs_made = sum(map(len, report.captured.values())) + generator
-    assert graphs_made == graphs._running._backend.captures / 2  # forward and backward
+    assert graphs_made == graphs.executor._backend.captures / 2  # forward and backward
     assert "the generator: training at sizes [24]" in report.notes
     assert f"graphs: {report.hits} groups replayed" in str(report)
-    monkeypatch.undo()
     assert_same(state, train(build(), 20))
 
 
@@ -81,7 +80,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_expert_is_captured_anew(make, name):
+def test_a_changed_expert_is_captured_again(make, name):
     model, (x, y) = make(), batch()
     settled(model, x, y)
     CHANGES[name](model)
@@ -96,7 +95,7 @@ def test_a_changed_expert_is_captured_anew(make, name):
 
 def test_an_expert_that_cannot_be_captured_runs_eagerly_and_is_named(make):
     model, (x, y) = make(), batch()
-    executor = model._running
+    executor = model.executor
     settled(model, x, y, 1)
     executor._backend.fail = RuntimeError("operation not permitted\nwhen stream is capturing")
     settled(model, x, y)
@@ -120,9 +119,9 @@ def test_an_expert_that_cannot_be_captured_runs_eagerly_and_is_named(make):
 def test_an_expert_whose_capture_failed_once_is_captured_when_it_was_seen_again(make):
     model, (x, y) = make(), batch()
     settled(model, x, y, MIN_SEEN - 1)
-    model._running._backend.fail = RuntimeError("another thread called CUDA")
+    model.executor._backend.fail = RuntimeError("another thread called CUDA")
     settled(model, x, y, 1)
-    model._running._backend.fail = None
+    model.executor._backend.fail = None
     settled(model, x, y, 2 * MIN_SEEN - 1)
     assert model.executor_report().captured == {}
     settled(model, x, y, 1)
@@ -134,7 +133,7 @@ def test_an_expert_whose_capture_failed_once_is_captured_when_it_was_seen_again(
 def test_what_cannot_be_cleaned_up_ends_the_training(make):
     model, (x, y) = make(), batch()
     settled(model, x, y, MIN_SEEN - 1)
-    model._running._backend.fail = BrokenCaptureError("start again from the last checkpoint")
+    model.executor._backend.fail = BrokenCaptureError("start again from the last checkpoint")
     with pytest.raises(BrokenCaptureError, match="last checkpoint"):
         settled(model, x, y, 1)
 
@@ -144,7 +143,7 @@ def test_the_first_capture_of_an_expert_is_of_its_largest_size_so_far(make):
     for counts in ([9, 5, 5, 5], [6] * M, [6] * M, [6] * M):
         backward(model, x, y, fixed_routing(model, counts=counts))
     assert model.executor_report().captured == {0: [6, 9], 1: [6], 2: [6], 3: [6]}
-    sizes = [captured.size for captured in model._running._records[(0, True, True)].graphs.values()]
+    sizes = [captured.size for captured in model.executor._records[(0, True, True)].graphs.values()]
     assert sizes == [9, 6]
     for _ in range(MIN_SEEN):  # a size that comes later is captured alone
         backward(model, x, y, fixed_routing(model, counts=[7, 6, 6, 5]))
@@ -202,15 +201,15 @@ def test_an_expert_that_raises_while_captured_raises_its_own_error(make):
 def test_out_of_memory_drops_the_graphs_and_training_goes_on(make):
     model, (x, y) = make(), batch()
     settled(model, x, y)
-    places = M * 24 * 3 * 8 * 8 * 4  # of 24 rows of float32 for each expert
-    assert model.executor_report().memory == 200 * M + places
-    model._running._backend.fail = torch.OutOfMemoryError("CUDA out of memory")
+    buffers = M * 24 * 3 * 8 * 8 * 4  # of 24 rows of float32 for each expert
+    assert model.executor_report().memory == 200 * M + buffers
+    model.executor._backend.fail = torch.OutOfMemoryError("CUDA out of memory")
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model, counts=[3, 7, 7, 7]))
     report = model.executor_report()
     assert (report.memory, report.captured, report.eager) == (0, {}, {})
     assert "out of memory while capturing" in report.notes[0]
-    model._running._backend.fail = None
+    model.executor._backend.fail = None
     settled(model, x, y)
     assert model.executor_report().captured == {}
     assert all(p.isfinite().all() for p in model.parameters())
@@ -248,7 +247,7 @@ def test_small_groups_and_training_mode_without_gradients_run_eagerly(make):
     assert model.executor_report().hits == hits
 
 
-def test_experts_in_evaluation_mode_are_trained_by_graphs_of_their_own(make, monkeypatch):
+def test_experts_in_evaluation_mode_are_trained_by_graphs_of_their_own(make):
     model, (x, y) = make(), batch()
     settled(model, x, y)
     hits = model.executor_report().hits
@@ -261,8 +260,7 @@ def test_experts_in_evaluation_mode_are_trained_by_graphs_of_their_own(make, mon
     model.experts.train()
     backward(model, x, y, fixed_routing(model))
     assert model.executor_report().hits == hits + 4 * M  # those of training mode are still there
-    monkeypatch.undo()
-    model._running = None
+    model.executor = "sequential"
     model.load_state_dict(state)
     model.zero_grad(set_to_none=True)
     model.experts.eval()

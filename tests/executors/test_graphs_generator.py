@@ -9,7 +9,7 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast.executors import RowSource
-from hubpath_fast.executors.graphs.executor import MIN_SEEN, GraphsExecutor
+from hubpath_fast.executors.graphs import MIN_SEEN, GraphsExecutor
 
 
 def routed(model, x):
@@ -28,14 +28,13 @@ def sizes(model, what="training"):
 
 
 @pytest.mark.parametrize("backend", [FakeBackend, TapeBackend])
-def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(make, backend):
-    model, plain = make(), build("sequential")
-    model._running = GraphsExecutor(backend)
+def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(backend):
+    model, plain = build(GraphsExecutor(backend)), build("sequential")
     for i in range(MIN_SEEN + 2):
         x, _ = batch(seed=i)
         assert_same(routed(model, x), routed(plain, x))
     assert sizes(model) == "[24]"
-    assert model._running._backend.captures == 2
+    assert model.executor._backend.captures == 2
     assert model.generator.norm.num_batches_tracked == MIN_SEEN + 2
 
 
@@ -48,7 +47,7 @@ def test_predictions_have_graphs_of_their_own(make, mode):
             found, expected = model.route(x), plain.route(x)
             assert torch.equal(found.weights, expected.weights)
     assert (sizes(model), sizes(model, "predictions")) == (None, "[24]")
-    assert model._running._backend.captures == 1
+    assert model.executor._backend.captures == 1
 
 
 def test_a_smaller_last_batch_runs_eagerly(make):
@@ -124,7 +123,7 @@ def test_it_is_not_counted_among_the_experts(make):
 def test_its_failed_captures_are_told_and_then_given_up(make):
     model = make()
     routed(model, batch()[0])
-    model._running._backend.fail = RuntimeError("not permitted")
+    model.executor._backend.fail = RuntimeError("not permitted")
     for _ in range(MIN_SEEN):
         routed(model, batch()[0])
     failed = "the generator: a capture failed (RuntimeError: not permitted); it is tried once more"
@@ -135,7 +134,7 @@ def test_its_failed_captures_are_told_and_then_given_up(make):
     assert model.executor_report().notes == (given_up,)
 
 
-def test_its_pending_backward_does_not_keep_rows_from_their_places(make, monkeypatch):
+def test_its_pending_backward_does_not_keep_rows_from_their_buffers(make, monkeypatch):
     model = make()
     x, y = batch()
     eps = torch.zeros(24, M)

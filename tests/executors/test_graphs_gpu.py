@@ -7,8 +7,8 @@ from support.models import M, batch, build, train
 from torch import nn
 
 import hubpath_fast as hp
+from hubpath_fast.executors.graphs import GENERATOR, MIN_SEEN
 from hubpath_fast.executors.graphs.backend import CudaBackend
-from hubpath_fast.executors.graphs.executor import GENERATOR, MIN_SEEN
 
 pytestmark = pytest.mark.gpu
 
@@ -48,7 +48,7 @@ def test_graphs_give_the_same_predictions_on_a_gpu(amp):
     assert model.executor_report().hits > 20, str(model.executor_report())
 
 
-def test_dropout_draws_anew_in_each_replay_on_a_gpu():
+def test_dropout_draws_again_in_each_replay_on_a_gpu():
     model, (x, y) = build("graphs", "cuda"), batch(device="cuda")
     outputs = []
     for _ in range(MIN_SEEN + 3):
@@ -86,7 +86,7 @@ def test_a_failed_capture_leaves_the_generator_and_the_allocator_usable_on_a_gpu
 
     def captured(function):
         pool = backend.new_pool()
-        with backend.forked([1], x), backend.lane(1):
+        with backend.forked([1], x), backend.on(1):
             return backend.capture(function, pool)
 
     results = []
@@ -98,7 +98,7 @@ def test_a_failed_capture_leaves_the_generator_and_the_allocator_usable_on_a_gpu
     replay = captured(lambda: results.append(x + torch.rand(4, device=device)))
     draws = []
     for _ in range(2):
-        with backend.forked([1], x), backend.lane(1):
+        with backend.forked([1], x), backend.on(1):
             replay()
         draws.append(results[-1].clone())
     assert not torch.equal(*draws)
@@ -143,8 +143,8 @@ def test_experts_side_by_side_train_like_one_after_another():
     torch.manual_seed(2)
     found, model = states("graphs")
     assert model.executor_report().hits > 30, str(model.executor_report())
-    lanes = {use.index: r.lane for use, r in model._running._records.items() if use.gradients}
-    assert lanes == {GENERATOR: 0} | {i: i for i in range(M)}
+    streams = {use.index: r.stream for use, r in model._running._records.items() if use.gradients}
+    assert streams == {GENERATOR: 0} | {i: i for i in range(M)}
     for name, value in expected.items():
         # Padded batches are summed in another order.
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)

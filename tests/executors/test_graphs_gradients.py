@@ -17,11 +17,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hubpath_fast as hp
+from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.graphs.capture import CapturedModule, Pool
-from hubpath_fast.executors.graphs.executor import MIN_SEEN
 
 
-def test_micro_batches_add_up(make, monkeypatch):
+def test_micro_batches_add_up(make):
     model, (x, y) = make(), batch()
     settled(model, x, y)
     hits = model.executor_report().hits
@@ -31,7 +31,6 @@ def test_micro_batches_add_up(make, monkeypatch):
     assert model.executor_report().hits == hits + 2 * M
     twin = build()
     twin.load_state_dict(model.state_dict())
-    monkeypatch.undo()
     torch.manual_seed(5)
     for _ in range(2):
         backward(twin, x, y, fixed_routing(twin))
@@ -52,7 +51,7 @@ def test_gradients_are_not_the_buffers_that_the_next_replay_writes(make):
     assert not torch.equal(found[0][0], found[1][0])
 
 
-def test_two_forwards_before_a_backward_are_right(make, monkeypatch):
+def test_two_forwards_before_a_backward_are_right(make):
     model, (x, y) = make(row_wise_expert), batch()
     settled(model, x, y)
     hits = model.executor_report().hits
@@ -61,8 +60,7 @@ def test_two_forwards_before_a_backward_are_right(make, monkeypatch):
     assert model.executor_report().hits == hits + M  # the second ran eagerly
     (criterion(first, y).total + criterion(second, y).total).backward()
     found = grads(model)
-    monkeypatch.undo()
-    model._running = None
+    model.executor = "sequential"
     model.zero_grad(set_to_none=True)
     first, second = (model(part, routing=fixed_routing(model)) for part in (x, x.flip(0)))
     (criterion(first, y).total + criterion(second, y).total).backward()
@@ -186,7 +184,7 @@ def test_a_backward_is_captured_outside_of_autocast_as_it_is_run_eagerly(make):
     assert AUTOCAST_SEEN == [False] * M * 6
 
 
-def test_a_parameter_that_is_not_used_gets_no_gradient(make, monkeypatch):
+def test_a_parameter_that_is_not_used_gets_no_gradient(make):
     def expert():
         made = row_wise_expert()
         made.spare = nn.Parameter(torch.ones(3))
@@ -203,8 +201,7 @@ def test_a_parameter_that_is_not_used_gets_no_gradient(make, monkeypatch):
     found = grads(model)
     assert all(found[f"experts.{i}.{name}"] is None for i in range(M) for name in ("1.weight",))
     assert found["experts.0.0.spare"] is None
-    monkeypatch.undo()
-    model._running = None
+    model.executor = "sequential"
     model.zero_grad(set_to_none=True)
     backward(model, x, y, fixed_routing(model))
     assert_same(found, grads(model))
@@ -215,5 +212,5 @@ def test_frozen_experts_have_no_captured_backward(make):
     model.experts.requires_grad_(False)
     settled(model, x, y, MIN_SEEN + 1)
     assert model.executor_report().hits == 2 * M
-    assert model._running._backend.captures == M
+    assert model.executor._backend.captures == M
     assert all(p.grad is None for p in model.experts.parameters())

@@ -12,23 +12,18 @@ from support.tape_backend import TapeBackend
 from torch import nn
 
 import hubpath_fast as hp
-from hubpath_fast.executors import make_executor
-from hubpath_fast.executors.graphs.executor import MIN_SEEN, GraphsExecutor
-from hubpath_fast.model import pathway
+from hubpath_fast.executors.graphs import MIN_SEEN, GraphsExecutor
 
 
 @pytest.fixture
-def pair(monkeypatch):
+def pair():
     """pair(expert) -> a model whose experts are replayed, and a sequential twin; in float64."""
-    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: ("graphs", ()))
 
     def make(expert):
-        model = build()
-        model.experts = nn.ModuleList(expert() for _ in range(M))
-        twin = copy.deepcopy(model.double())
-        model._running = GraphsExecutor(TapeBackend)
-        twin._running = make_executor("sequential")
-        twin._running.name = "graphs"  # as the fixture makes the models choose
+        twin = build("sequential")
+        twin.experts = nn.ModuleList(expert() for _ in range(M))
+        model = copy.deepcopy(twin.double())
+        model.executor = GraphsExecutor(TapeBackend)
         return model, twin
 
     return make
@@ -128,7 +123,7 @@ def test_anything_that_a_loop_may_do_gives_what_it_gives_one_after_another(pair,
 
 
 @pytest.mark.parametrize("counts", [[40, 8, 8, 8], [8, 8, 8, 40]])
-def test_a_larger_batch_before_the_first_capture_gets_places_that_hold_its_sizes(pair, counts):
+def test_a_larger_batch_before_the_first_capture_gets_buffers_that_hold_its_sizes(pair, counts):
     model, twin = pair(row_wise_expert)
     large, small = doubles(64), doubles(24)
     for each in (model, twin):
@@ -227,7 +222,7 @@ def test_parameters_that_are_replaced_on_their_memory_get_the_gradients(pair):
     compare_steps(model, twin, MIN_SEEN + 1)
 
 
-def test_an_expert_that_draws_keeps_the_lane_when_it_changes(pair):
+def test_an_expert_that_draws_keeps_the_stream_when_it_changes(pair):
     model, _ = pair(conv_expert)
     for expert in model.experts[1:]:
         expert[3].p = 0.0
@@ -259,12 +254,12 @@ class Secretive(nn.Sequential):
         return DrawsBackward.apply(super().forward(x))
 
 
-def test_an_expert_that_a_capture_shows_to_draw_is_captured_on_the_common_lane_alone(pair):
+def test_an_expert_that_a_capture_shows_to_draw_is_captured_on_the_common_stream_alone(pair):
     model, _ = pair(lambda: Secretive(*row_wise_expert()))
     x, y = doubles()
     for counts in [[12, 4, 4, 4], *[[6] * M] * (MIN_SEEN - 1)]:
         backward(model, x, y, fixed_routing(model, counts=counts))
-    log = model._running._backend.log
+    log = model.executor._backend.log
     log.clear()
     backward(model, x, y, fixed_routing(model))
     assert model.executor_report().captured == {}
@@ -280,17 +275,17 @@ def test_a_hub_that_shrinks_keeps_nothing_of_its_last_expert(pair):
     x, y = doubles()
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model))
-    assert {use.index for use in model._running._records} == set(range(M))
+    assert {use.index for use in model.executor._records} == set(range(M))
     scores = torch.zeros(24, M - 1)
     source = model._row_source(x, hp.functional.noisy_topk(scores, scores, 1))
-    model._running(model.experts[: M - 1], source, 2)
-    assert {use.index for use in model._running._records} == set(range(M - 1))
+    model.executor(model.experts[: M - 1], source, 2)
+    assert {use.index for use in model.executor._records} == set(range(M - 1))
 
 
 def test_graphs_of_one_device_are_not_used_on_another(pair):
     model, twin = pair(row_wise_expert)
     compare_steps(model, twin, MIN_SEEN + 1)
-    executor = model._running
+    executor = model.executor
     first, executor._device = executor._backend, torch.device("meta")  # it was there before
     compare_steps(model, twin, 1)
     assert executor._backend is not first

@@ -15,25 +15,24 @@ from support.models import Faulty, M, batch, build, conv_expert
 from torch import nn
 
 import hubpath_fast as hp
+from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.graphs.eligible import bucket, is_row_wise, may_pad
-from hubpath_fast.executors.graphs.executor import MIN_SEEN
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_predictions_are_captured_in_buckets_though_there_is_batch_norm(make, monkeypatch, mode):
+def test_predictions_are_captured_in_buckets_though_there_is_batch_norm(make, mode):
     model, (x, _) = make(), batch()
     sizes = ([5, 6, 4, 9], [7, 5, 3, 9], [8, 8, 4, 4], [6, 7, 0, 11])
     found = [predict(model, x, counts, mode) for counts in sizes for _ in range(2)]
     report = model.executor_report()
     assert report.captured == {}
     assert report.captured_predictions == {0: [8], 1: [8], 2: [4], 3: [12]}
-    assert model._running._backend.captures == M  # forwards alone
+    assert model.executor._backend.captures == M  # forwards alone
     # The graph comes with the third sight of its size: of eight predictions without expert 2 in
     # two, and expert 3 twice at 4 instead of 12.
     assert report.hits == 6 + 6 + 4 + 4
     assert "experts[3]: predictions at sizes [12]" in str(report)
-    monkeypatch.undo()
-    model._running = None
+    model.executor = "sequential"
     expected = [predict(model, x, counts, mode) for counts in sizes for _ in range(2)]
     for a, b in zip(found, expected, strict=True):
         assert a.is_inference() == b.is_inference()
@@ -48,17 +47,15 @@ def test_inference_mode_and_no_grad_share_graphs(make):
     hits = model.executor_report().hits
     assert torch.equal(predict(model, x, [6] * M, torch.no_grad), first)
     assert model.executor_report().hits == hits + M
-    assert model._running._backend.captures == M
+    assert model.executor._backend.captures == M
 
 
-def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_other(
-    make, monkeypatch
-):
+def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_other(make):
     model, (x, y) = make(), batch()
     settled(model, x, y)
     for _ in range(MIN_SEEN):
         predict(model, x, [6] * M)
-    captures = model._running._backend.captures
+    captures = model.executor._backend.captures
     assert captures == 3 * M  # forward and backward, and forward
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -77,10 +74,9 @@ def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_othe
     hits = model.executor_report().hits
     between, after = round_of_both()
     assert model.executor_report().hits == hits + 3 * M
-    assert model._running._backend.captures == captures
+    assert model.executor._backend.captures == captures
     assert not torch.equal(between, after)
     found = grads(model)
-    monkeypatch.undo()
     model, optimizer = twin, torch.optim.SGD(twin.parameters(), lr=0.1)
     for a, b in zip((between, after), round_of_both(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -104,7 +100,7 @@ def test_batch_statistics_in_evaluation_forbid_padding():
     assert not may_pad(partly)
 
 
-def test_rows_are_padded_where_no_layer_couples_them(make, monkeypatch):
+def test_rows_are_padded_where_no_layer_couples_them(make):
     model, (x, y) = make(row_wise_expert), batch()
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model, counts=[5, 6, 4, 9]))
@@ -115,8 +111,7 @@ def test_rows_are_padded_where_no_layer_couples_them(make, monkeypatch):
     backward(model, x, y, routing)
     assert model.executor_report().hits == hits + M
     found = grads(model)
-    monkeypatch.undo()
-    model._running = None
+    model.executor = "sequential"
     model.zero_grad(set_to_none=True)
     backward(model, x, y, fixed_routing(model, counts=[7, 5, 3, 9]))
     for name, value in grads(model).items():
@@ -139,8 +134,8 @@ def test_experts_that_may_mix_rows_get_exact_sizes():
     assert not is_row_wise(Faulty())  # a forward of its own
 
 
-def test_predictions_in_inference_mode_are_captured_without_places_too(make):
-    """Their rows' places would take 73,728 bytes, more than a quarter of the budget."""
+def test_predictions_in_inference_mode_are_captured_without_buffers_too(make):
+    """Their rows' buffers would take 73,728 bytes, more than a quarter of the budget."""
     model, (x, _) = make(budget=200_000), batch()
     for _ in range(MIN_SEEN):
         predict(model, x, [6] * M, torch.inference_mode)

@@ -10,6 +10,7 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast.executors import RowPrecision, RowSource
+from hubpath_fast.executors.threads import ThreadsExecutor
 
 BF16 = torch.bfloat16
 
@@ -43,7 +44,7 @@ def with_experts(make):
 
 
 @pytest.mark.parametrize("images", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("executor", ["sequential", "threads"])
+@pytest.mark.parametrize("executor", ["sequential", ThreadsExecutor(2)], ids=["one", "threads"])
 def test_rows_are_gathered_in_autocasts_precision_with_the_same_bits(
     gathered, monkeypatch, images, executor
 ):

@@ -1,4 +1,4 @@
-"""What lanes ask of CUDA, in which order: its calls are recorded, none is made."""
+"""What a pool of streams asks of CUDA, in which order: its calls are recorded, none is made."""
 
 import pytest
 import torch
@@ -9,9 +9,8 @@ from torch import nn
 
 from hubpath_fast.executors import streams
 from hubpath_fast.executors.sharing import Sharing
-from hubpath_fast.executors.stream_pool import Lanes
+from hubpath_fast.executors.stream_pool import StreamPool
 from hubpath_fast.executors.streams import NUM_STREAMS, StreamsExecutor
-from hubpath_fast.model import pathway
 
 DEVICE = torch.device("cuda", 0)
 
@@ -26,11 +25,11 @@ def calls(cuda):
     return cuda.log
 
 
-def test_lanes_fork_mark_what_they_read_and_join(calls):
-    lanes = Lanes(DEVICE, 3)
-    with lanes.forked([2, 0, 2], torch.zeros(1)):
+def test_streams_fork_mark_what_they_read_and_join(calls):
+    pool = StreamPool(DEVICE, 3)
+    with pool.forked([2, 0, 2], torch.zeros(1)):
         calls.append("inside")
-        with lanes.lane(2):
+        with pool.on(2):
             assert torch.cuda.current_stream().name == 2
         assert torch.cuda.current_stream().name == "caller"
     assert calls == [
@@ -39,25 +38,23 @@ def test_lanes_fork_mark_what_they_read_and_join(calls):
     ]  # fmt: skip
 
 
-def test_lanes_are_joined_after_an_exception(calls):
-    lanes = Lanes(DEVICE, 2)
+def test_streams_are_joined_after_an_exception(calls):
+    pool = StreamPool(DEVICE, 2)
     with (
         pytest.raises(RuntimeError, match="out of luck"),
-        lanes.forked([1], torch.zeros(1)),
-        lanes.lane(1),
+        pool.forked([1], torch.zeros(1)),
+        pool.on(1),
     ):
         raise RuntimeError("out of luck")
     assert calls[-1] == ("caller", "waits for", 1)
     assert torch.cuda.current_stream().name == "caller"
 
 
-def test_streams_train_like_sequential(calls, monkeypatch):
-    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: (asked, ()))
+def test_streams_train_like_sequential(calls):
     expected = train(build("sequential"), 5)
-    model = build("streams")
+    model = build(StreamsExecutor())
     for name, value in train(model, 5).items():
         assert torch.equal(value, expected[name]), name
-    assert isinstance(model._running, StreamsExecutor)
     used = {call[0] for call in calls if call[-1] == "reads"}
     assert used == set(range(NUM_STREAMS))
     calls.clear()
@@ -67,8 +64,7 @@ def test_streams_train_like_sequential(calls, monkeypatch):
 
 
 def test_experts_that_share_a_module_go_on_one_stream(calls, monkeypatch):
-    monkeypatch.setattr(pathway, "choose", lambda asked, device, num_experts: (asked, ()))
-    model = build("streams")
+    model = build(StreamsExecutor())
     model.experts[2][0] = model.experts[0][0]
     used, call = {}, streams.call_expert
 

@@ -1,7 +1,7 @@
-"""Experts on a CPU's threads: the results of one after another, to the bit, and when they stay
-alone.
+"""Experts on a CPU's threads: the results of one after another, to the bit; when they run alone;
+how the threads are divided.
 
-The tests run torch on one thread, so that an expert has as many on its own as side by side.
+Most tests run torch on one thread, and let experts share two: so each has one in either case.
 """
 
 import copy
@@ -22,8 +22,9 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast.executors import choose
+from hubpath_fast.executors.threads import ThreadsExecutor
 from hubpath_fast.executors.threads.inspector import Inspector
-from hubpath_fast.executors.threads.workers import Workers
+from hubpath_fast.executors.threads.pools import ThreadPools, divide
 
 CPU = torch.device("cpu")
 
@@ -36,8 +37,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def without_dropout(executor="threads", seed=0):
-    model = build(executor, seed=seed)
+def without_dropout(executor=None):
+    """A model whose experts share two threads, or with another executor."""
+    model = build(executor or ThreadsExecutor(2))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -78,16 +80,16 @@ def step(model, seed=0):
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_training_is_that_of_one_after_another_to_the_bit(amp):
-    states = [train(without_dropout(name), 20, amp=amp) for name in ("sequential", "threads")]
+    states = [train(without_dropout(name), 20, amp=amp) for name in ("sequential", None)]
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
 
 
 def test_values_and_gradients_are_those_of_the_reference_in_float64(monkeypatch):
-    ran, run = [], Workers.run
-    monkeypatch.setattr(Workers, "run", lambda *args: ran.append(len(args[1])) or run(*args))
+    ran, run = [], ThreadPools.run
+    monkeypatch.setattr(ThreadPools, "run", lambda *args: ran.append(len(args[1])) or run(*args))
     ours, truth, x, y, eps = double.build(
-        24, M, 2, torch.zeros(24, M), expert=double.conv_expert, executor="threads"
+        24, M, 2, torch.zeros(24, M), expert=double.conv_expert, executor=ThreadsExecutor(2)
     )
     double.assert_equal_step(ours, truth, x, y, eps)
     assert ran == [M, M]  # forward and backward
@@ -103,7 +105,7 @@ def test_a_tensor_that_is_no_parameter_of_the_expert_gets_its_gradient():
             return self.body(x) * self.others[0]
 
     found = []
-    for executor in ("sequential", "threads"):
+    for executor in ("sequential", None):
         model, scale = without_dropout(executor), torch.tensor(2.0, requires_grad=True)
         model.experts[1] = Scaled(model.experts[1], scale)
         for seed in range(3):
@@ -122,8 +124,8 @@ def test_forward_and_backward_run_on_other_threads():
 
 
 def test_what_draws_random_numbers_draws_them_in_order():
-    assert names_after(watched(build("threads"))) == {"MainThread"}  # all have dropout
-    states = [train(build(name), 5) for name in ("sequential", "threads")]
+    assert names_after(watched(build(ThreadsExecutor(2)))) == {"MainThread"}  # all have dropout
+    states = [train(build(executor), 5) for executor in ("sequential", ThreadsExecutor(2))]
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
     model = watched(without_dropout())
@@ -182,7 +184,7 @@ def test_what_belongs_to_all_threads_stays_on_the_callers(why):
 
 
 @pytest.mark.parametrize("rows", [12, 13])
-def test_an_expert_with_more_than_half_of_the_rows_has_both_threads(rows):
+def test_an_expert_with_more_than_half_of_the_rows_has_all_threads(rows):
     model = watched(without_dropout())
     backward(model, *batch(), fixed_routing(model, counts=[rows, 18 - rows, 3, 3]))
     assert names(model) == {"hubpath-expert" if rows == 12 else "MainThread"}
@@ -229,7 +231,7 @@ def test_predictions_stay_on_the_callers_thread():
 
 def test_gradients_of_gradients_and_a_second_backward():
     found = []
-    for executor in ("sequential", "threads"):
+    for executor in ("sequential", None):
         model = without_dropout(executor).double()
         x, y = batch()
         torch.manual_seed(0)
@@ -276,29 +278,100 @@ def test_an_expert_that_raises_is_named_and_leaves_the_model_usable():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_threads_are_divided_and_the_callers_number_stays():
+@pytest.mark.parametrize(
+    ("counts", "threads", "expected"),
+    [
+        ([6, 6, 6, 6], 1, []),  # nothing to divide
+        ([], 4, []),
+        ([9], 8, []),  # all threads are its own anyway
+        ([6, 6], 2, [1, 1]),
+        ([7, 6], 2, []),  # more than half
+        ([5, 9, 4], 2, [1, 1, 1]),  # two at once; the third when one has ended
+        ([5, 9, 4], 3, [1, 1, 1]),
+        ([5, 9, 4], 4, [1, 2, 1]),  # what is left over goes to the largest
+        ([5, 9, 5], 5, [2, 2, 1]),  # of equals, to the first
+        ([5, 9, 4], 8, [3, 3, 2]),
+        ([5, 5, 5, 5, 5], 8, [2, 2, 2, 1, 1]),
+    ],
+)
+def test_threads_are_divided_by_the_experts_rows(counts, threads, expected):
+    assert divide(counts, threads) == expected
+
+
+class Threads(nn.Module):
+    """An expert that keeps how many of torch's threads its forwards and backwards had."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.seen = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6)), []
+
+    def forward(self, x):
+        output = self.body(x)
+        self.seen.append(torch.get_num_threads())
+        output.register_hook(lambda _: self.seen.append(torch.get_num_threads()))
+        return output
+
+
+def hub(executor="auto", experts=5):
+    torch.manual_seed(0)
+    parts = [Threads() for _ in range(experts)], hp.PathwayGenerator(experts, width=4)
+    return hp.HubPathway(*parts, k=1, executor=executor).double()
+
+
+@pytest.mark.parametrize("active", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
+def test_any_number_of_threads_and_experts(threads, active):
+    torch.set_num_threads(threads)
+    counts = [4 * (i < active) for i in range(5)]
+    x, y = batch(sum(counts))
+    found = []
+    for model in (hub(), hub(), hub("sequential")):
+        backward(model, x.double(), y, fixed_routing(model, counts=counts))
+        found.append([p.grad for p in model.experts.parameters() if p.grad is not None])
+        if model.executor == "auto":
+            assert model.executor_report().executor == ("threads" if threads > 1 else "sequential")
+            each = divide(counts[:active], threads) or [threads] * active
+            assert [e.seen for e in model.experts] == [[n, n] for n in each] + [[]] * (5 - active)
+    assert torch.get_num_threads() == threads
+    for one, again, expected in zip(*found, strict=True):
+        assert torch.equal(one, again)
+        # float64: other numbers of threads may sum in another order
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_threads_are_kept_when_the_number_of_active_experts_changes():
     torch.set_num_threads(4)
-    workers = Workers(2)
-    barrier = threading.Barrier(2)
+    model, (x, y), started = hub(), batch(24), []
+    before = set(threading.enumerate())
+    for counts in [[12, 12, 0, 0, 0], [8, 8, 8, 0, 0], [6, 6, 6, 6, 0]] * 2:
+        backward(model, x.double(), y, fixed_routing(model, counts=counts))
+        started.append(set(threading.enumerate()) - before)
+    assert len(started[2]) == 2 + 4  # of two of torch's threads each, and of one
+    assert started[2] == started[-1]
+    torch.set_num_threads(3)
+    backward(model, x.double(), y, fixed_routing(model, counts=[12, 12, 0, 0, 0]))
+    assert [expert.seen[-1] for expert in model.experts[:2]] == [2, 1]
+
+
+def test_the_callers_number_of_threads_stays():
+    torch.set_num_threads(4)
+    pools, barrier = ThreadPools(4), threading.Barrier(2)
 
     def number():
         barrier.wait()
         return torch.get_num_threads()
 
-    assert workers.run([number, number], [1, 0]) == [2, 2]
+    assert pools.run([number, number], [3, 1], [1, 0]) == [3, 1]
     assert torch.get_num_threads() == 4
-    assert workers.fit
     late = []  # a thread that starts later has the caller's number, too
     thread = threading.Thread(target=lambda: late.append(torch.get_num_threads()))
     thread.start()
     thread.join()
     assert late == [4]
-    torch.set_num_threads(1)
-    assert not workers.fit
 
 
 def test_an_interrupted_run_ends_what_it_began_and_begins_nothing_more():
-    workers, ended = Workers(2), []
+    pools, ended = ThreadPools(2), []
 
     def task():
         os.kill(os.getpid(), signal.SIGINT)
@@ -309,15 +382,15 @@ def test_an_interrupted_run_ends_what_it_began_and_begins_nothing_more():
     gc.disable()  # Python drops an interrupt that arrives while a collected object says goodbye
     try:
         with pytest.raises(KeyboardInterrupt):
-            workers.run([task, lambda: time.sleep(0.1), ended.clear], [0, 1, 2])
+            pools.run([task, lambda: time.sleep(0.1), ended.clear], [1, 1, 1], [0, 1, 2])
     finally:
         gc.enable()
     assert ended == [True]
-    assert workers.run([lambda: 1, lambda: 2], [1, 0]) == [1, 2]
+    assert pools.run([lambda: 1, lambda: 2], [1, 1], [1, 0]) == [1, 2]
 
 
 def test_of_several_errors_the_first_tasks_is_raised_and_nothing_more_begins():
-    workers, late = Workers(2), []
+    pools, late = ThreadPools(2), []
     barrier = threading.Barrier(2)
 
     def fail(error):
@@ -326,9 +399,9 @@ def test_of_several_errors_the_first_tasks_is_raised_and_nothing_more_begins():
 
     tasks = [partial(fail, KeyError("a")), partial(fail, ValueError("b")), lambda: late.append(1)]
     with pytest.raises(KeyError):
-        workers.run(tasks, [1, 0, 2])
+        pools.run(tasks, [1, 1, 1], [1, 0, 2])
     assert not late
-    assert workers.run([lambda: 1], [0]) == [1]
+    assert pools.run([lambda: 1], [1], [0]) == [1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
@@ -363,14 +436,13 @@ def test_threads_end_with_the_model():
         assert not thread.is_alive()
 
 
-def test_auto_takes_threads_where_they_were_measured():
-    torch.set_num_threads(2)
-    assert choose("auto", CPU, 4)[0] == "threads"
-    name, [reason] = choose("auto", CPU, 3)
-    assert (name, "4 experts or more" in reason) == ("sequential", True)
-    torch.set_num_threads(8)
-    name, [reason] = choose("auto", CPU, 4)
-    assert name == "sequential"
-    assert "8 threads" in reason
+def test_auto_takes_threads_where_there_are_several_and_experts_enough():
+    for threads in (2, 8):
+        torch.set_num_threads(threads)
+        name, [reason] = choose("auto", CPU, 4)
+        assert name == "threads"
+        assert f"at most {threads} at once, share torch's {threads} threads" in reason
+        name, [reason] = choose("auto", CPU, 3)
+        assert (name, "4 experts or more" in reason) == ("sequential", True)
     with pytest.raises(ValueError, match=r"'threads' needs a CPU, .*cuda; move .*\"auto\""):
         choose("threads", torch.device("cuda"), 4)

@@ -29,12 +29,10 @@ def refuses(x):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-def make_hub(experts, executor):
-    """As ``check_executors.make_hub``, but graphs are stand-ins."""
-    model = check_executors.make_hub(experts, executor)
-    if executor == "graphs":
-        model._running = GraphsExecutor(Backend)
-    return model
+def make_hub(experts, executor, **options):
+    """As ``check_executors.make_hub``, but graphs are stand-ins. options: of their executor."""
+    chosen = GraphsExecutor(Backend, **options) if executor == "graphs" else executor
+    return check_executors.make_hub(experts, chosen)
 
 
 def chosen_for_cpu(monkeypatch):

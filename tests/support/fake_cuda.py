@@ -11,8 +11,8 @@ from collections import Counter
 
 import torch
 
+from hubpath_fast.executors.autograd_graph import accumulators_of
 from hubpath_fast.executors.graphs.backend import CudaBackend
-from hubpath_fast.executors.threads.autograd_graph import accumulators_of
 from support.graphs import run_again
 
 

@@ -7,41 +7,42 @@ import torch
 from torch import nn
 
 import hubpath_fast as hp
-from hubpath_fast.executors.graphs.executor import MIN_SEEN
-from support.models import C, M
+from hubpath_fast.devices import eval_mode
+from hubpath_fast.executors.graphs import MIN_SEEN
+from support.models import C
 
 
 def run_again(function, static):
     """Its results go where those of its first run lie, as a graph's do."""
     with torch.enable_grad():
         results = function()
-    for place, result in zip(static, results, strict=True):
-        if place is not None:
-            place.detach().copy_(result.detach())
+    for target, result in zip(static, results, strict=True):
+        if target is not None:
+            target.detach().copy_(result.detach())
 
 
 class FakeBackend:
     """Replays a function by running it again, into the tensors of its first run."""
 
-    num_lanes = 3
+    num_streams = 3
     one_random_state = True
 
     def __init__(self, device):
         self.captures, self.fail = 0, None
         self.held = Counter()  # bytes of each pool
-        self.lanes, self.log = [], []  # forked now; the lane of each call
+        self.streams, self.log = [], []  # forked now; the stream of each call
 
     @contextlib.contextmanager
-    def forked(self, lanes, reads):
-        before = self.lanes
-        self.lanes = [*before, *lanes]
+    def forked(self, streams, reads):
+        before = self.streams
+        self.streams = [*before, *streams]
         yield
-        self.lanes = before
+        self.streams = before
 
     @contextlib.contextmanager
-    def lane(self, index):
-        assert index in self.lanes, "a lane is used that does not wait for the caller"
-        self.log.append(index)
+    def on(self, stream):
+        assert stream in self.streams, "a stream is used that does not wait for the caller"
+        self.log.append(stream)
         yield
 
     def new_pool(self):
@@ -68,7 +69,7 @@ class FakeBackend:
         return self.held[pool]
 
     def budget(self):
-        return 10**6  # places for the rows of ``batch()`` take 73,728 of them
+        return 10**6  # buffers for the rows of ``batch()`` take 73,728 of them
 
     def random_state(self):
         return torch.get_rng_state()
@@ -93,10 +94,11 @@ class Recurrent(nn.Module):
 
 
 def fixed_routing(model, n=24, counts=None, device="cpu"):
-    """A routing that gives every expert the same n*K/M rows, or the rows of ``counts`` (K = 1)."""
-    counts = counts or [n // M] * M
-    chosen = torch.repeat_interleave(torch.arange(M), torch.tensor(counts))
-    clean = torch.zeros(len(chosen), M).scatter(1, chosen[:, None], 9.0)
+    """A routing that gives every expert the same n/M rows, or the rows of ``counts`` (K = 1)."""
+    m = len(model.experts)
+    counts = counts or [n // m] * m
+    chosen = torch.repeat_interleave(torch.arange(m), torch.tensor(counts))
+    clean = torch.zeros(len(chosen), m).scatter(1, chosen[:, None], 9.0)
     clean = clean.to(device).requires_grad_()
     return hp.functional.noisy_topk(clean, torch.zeros_like(clean), 1)
 
@@ -128,9 +130,6 @@ def settled(model, x, y, steps=MIN_SEEN):
 
 
 def predict(model, x, counts, mode=torch.inference_mode):
-    """A prediction that gives experts ``counts`` rows; the model is left in training mode."""
-    model.eval()
-    with mode():
-        prediction = model(x, routing=fixed_routing(model, counts=counts))
-    model.train()
-    return prediction
+    """A prediction that gives experts ``counts`` rows."""
+    with eval_mode(model), mode():
+        return model(x, routing=fixed_routing(model, counts=counts))

@@ -1,4 +1,4 @@
-"""A Hub-Pathway in float64 beside the reference with the same parameters."""
+"""A Hub-Pathway in float64, and the reference with the same parameters."""
 
 from __future__ import annotations
 

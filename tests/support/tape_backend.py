@@ -15,7 +15,7 @@ from support.graphs import FakeBackend
 
 class _Tape(TorchDispatchMode):
     """The operations that compute, with their arguments and the tensors that they created: as they
-    were, since views may be changed in place."""
+    were, since views may be changed in index."""
 
     def __init__(self):
         super().__init__()
@@ -27,9 +27,9 @@ class _Tape(TorchDispatchMode):
         if not func.is_view:
             given = {id(tensor) for tensor in _tensors((args, kwargs))}
             created = [_as_it_is(r) for r in _tensors(results) if id(r) not in given]
-            places = [i for i, r in enumerate(_tensors(results)) if id(r) not in given]
+            indices = [i for i, r in enumerate(_tensors(results)) if id(r) not in given]
             arguments = tree_map(_as_it_is, (args, kwargs))
-            self.operations.append((func, *arguments, created, places))
+            self.operations.append((func, *arguments, created, indices))
         return results
 
 
@@ -49,10 +49,10 @@ class TapeGraph:
 
     def run(self):
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for func, args, kwargs, created, places in self.operations:
+            for func, args, kwargs, created, indices in self.operations:
                 again = _tensors(func(*args, **kwargs))
-                for tensor, place in zip(created, places, strict=True):
-                    tensor.copy_(again[place])
+                for tensor, index in zip(created, indices, strict=True):
+                    tensor.copy_(again[index])
 
     def forget(self):
         for memory, tensor in self.made.items():

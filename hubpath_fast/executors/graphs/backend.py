@@ -12,18 +12,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..stream_pool import Lanes
+from ..stream_pool import StreamPool
 
 
 class Backend(Protocol):
     """What captures: ``CudaBackend``, or a stand-in that tests run without a GPU."""
 
-    num_lanes: int
+    num_streams: int
     one_random_state: bool  # whether all graphs share one random state on the device
 
-    def forked(self, lanes: Iterable[int], reads: Tensor) -> AbstractContextManager: ...
+    def forked(self, streams: Iterable[int], reads: Tensor) -> AbstractContextManager: ...
 
-    def lane(self, index: int) -> AbstractContextManager: ...
+    def on(self, stream: int) -> AbstractContextManager: ...
 
     def new_pool(self) -> object: ...
 
@@ -31,12 +31,12 @@ class Backend(Protocol):
         """Within, nothing is collected: what a collection frees may break a capture off."""
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        """Runs it a few times on the current lane; raises if it waits for the device."""
+        """Runs it a few times on the current stream; raises if it waits for the device."""
 
     def capture(self, function: Callable[[], list], pool: object) -> Callable[[], None]:
-        """Records ``function`` on the current lane and returns its replay, which leaves the results
+        """Records ``function`` on the current stream and returns its replay, which leaves results
         in the tensors that the function returned. After an exception everything is as before, but
-        that the pool must not be captured into again."""
+        the pool must not be captured into again."""
 
     def borrow(self, tensor: Tensor) -> Tensor:
         """The same memory, without keeping it from the pool it belongs to."""
@@ -67,19 +67,19 @@ def _torch_version() -> tuple[int, int]:
 
 
 class CudaBackend:
-    """Captures on the lane that later replays: kernels of one lane share its workspaces, those of
-    two run at once.
+    """Captures on the stream that later replays: kernels of one stream share its workspaces, those
+    of two are concurrent.
 
-    num_lanes: streams that experts are spread over.
+    num_streams: that experts are spread over.
     """
 
     WARM_UPS = 3  # libraries choose algorithms and allocate workspaces in their first runs
     MEMORY_FRACTION = 0.3  # of the device's memory, for graphs
 
-    def __init__(self, device: torch.device, num_lanes: int = 8):
-        self.device, self.num_lanes = device, num_lanes
-        lanes = Lanes(device, num_lanes)
-        self.forked, self.lane = lanes.forked, lanes.lane
+    def __init__(self, device: torch.device, num_streams: int = 8):
+        self.device, self.num_streams = device, num_streams
+        pool = StreamPool(device, num_streams)
+        self.forked, self.on = pool.forked, pool.on
         # Until 2.11 every replay writes to the one state of the generator, drawing or not. Seen in
         # the headers of 2.11 and 2.14; of the versions between we take the worse.
         self.one_random_state = _torch_version() < (2, 14)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..threads.autograd_graph import leaves_of
+from ..autograd_graph import leaves_of
 from .backend import Backend
 from .slab import Slab
 
@@ -82,7 +82,7 @@ class CapturedModule:
         pool.memory = backend.memory(pool.handle)
 
     def _capture(self, module: nn.Module, rows: Tensor, inputs: Tensor, backend: Backend) -> None:
-        self.inputs = inputs.data  # detach() would count others' writes to their places as its own
+        self.inputs = inputs.data  # detach() would count others' writes to that memory as its own
         self._fill(rows.detach())
         self.inputs.requires_grad_(rows.requires_grad)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -177,13 +177,13 @@ class CapturedModule:
         if not given:
             return None, [None] * len(self.parameters)
         count = next(len(d_output) for d_output in d_outputs if d_output is not None)
-        for place, d_output in zip(self._d_outputs, d_outputs, strict=True):
+        for static, d_output in zip(self._d_outputs, d_outputs, strict=True):
             if d_output is None:
-                place.zero_()
+                static.zero_()
                 continue
-            place[:count].copy_(d_output)
+            static[:count].copy_(d_output)
             if count < self.size:
-                place[count:].zero_()  # padded rows give no gradient
+                static[count:].zero_()  # padded rows give no gradient
         self._backward()
         copies = self._slab.new(self.inputs.device)
         if copies:
@@ -234,7 +234,7 @@ class _Replay(torch.autograd.Function):
 def _replaced(module: nn.Module, stand_ins: dict[nn.Parameter, nn.Parameter]) -> Iterator[None]:
     """Within, the module and its parts hold the stand-ins of its parameters."""
     parts = list(module.modules())
-    places = [
+    slots = [
         (part, name, parameter)
         for part in parts
         for name, parameter in part._parameters.items()
@@ -243,7 +243,7 @@ def _replaced(module: nn.Module, stand_ins: dict[nn.Parameter, nn.Parameter]) ->
     recurrent = [part for part in parts if isinstance(part, nn.RNNBase)]
     references = [layer._flat_weight_refs for layer in recurrent]
     try:
-        for part, name, parameter in places:
+        for part, name, parameter in slots:
             setattr(part, name, stand_ins[parameter])  # not its dict: recurrent layers keep lists
         for layer in recurrent:  # or they take the weights to have changed, and move them
             layer._flat_weight_refs = [
@@ -251,7 +251,7 @@ def _replaced(module: nn.Module, stand_ins: dict[nn.Parameter, nn.Parameter]) ->
             ]
         yield
     finally:
-        for part, name, parameter in places:
+        for part, name, parameter in slots:
             setattr(part, name, parameter)
         for layer, kept in zip(recurrent, references, strict=True):
             layer._flat_weight_refs = kept

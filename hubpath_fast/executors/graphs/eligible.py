@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..structure import has_hooks
+
 # Modules whose output of a row depends on that row only, and that are nothing but their parts. An
 # expert made of anything else may mix rows in its own forward, and gets exact sizes.
 ROW_WISE = (
@@ -51,18 +53,10 @@ def bucket(count: int) -> int:
 
 def refusal(expert: nn.Module) -> str | None:
     """Why an expert must not be captured; None: nothing known speaks against it."""
-    hooked = [name for name, module in expert.named_modules() if hooks(module)]
+    hooked = [name for name, module in expert.named_modules() if has_hooks(module)]
     if hooked:
         where = ", ".join(name or "itself" for name in hooked[:3])
         return f"has hooks, which a replay would not call (on {where})"
     if any(parameter._backward_hooks for parameter in expert.parameters()):
         return "has hooks on its parameters, which a replay would call a second time"
     return None
-
-
-def hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks of its own."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks
-        or module._backward_hooks or module._backward_pre_hooks
-    )  # fmt: skip

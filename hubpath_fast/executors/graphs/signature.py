@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ... import functional as HF
-from ..members import Members
 from ..rows import Batch
+from ..structure import Structure
 
-# What every module has, and is looked at otherwise: its members and hooks.
+# What every module has, and is looked at otherwise: its structure and hooks.
 MACHINERY = vars(nn.Module()).keys() - {"training"}
 # Settings of which an equal one will do; of others only the very same object.
 PLAIN = (bool, int, float, str, types.NoneType, torch.dtype, torch.device, Enum)
@@ -35,7 +35,7 @@ class Signature:
     def __init__(self, expert: nn.Module, source: Batch):
         self._expert, self._source = expert, _conditions(source)
         modules = list(expert.modules())
-        self._members, self._settings = Members(modules), Settings(modules)
+        self._structure, self._settings = Structure(modules), Settings(modules)
         self._hooks = [
             hooks
             for module in modules
@@ -52,7 +52,7 @@ class Signature:
         return (
             self._expert is expert
             and self._source == _conditions(source)
-            and self._members.same()
+            and self._structure.unchanged()
             and self._settings.hold()
             and self._state == self._read()
         )
@@ -80,7 +80,7 @@ class Signature:
 
 
 class Settings:
-    """What modules hold besides submodules, parameters, buffers and hooks."""
+    """What modules hold apart from submodules, parameters, buffers and hooks."""
 
     def __init__(self, modules: list[nn.Module]):
         self._attributes = [vars(module) for module in modules]

@@ -23,7 +23,7 @@ class Slab:
         self._like: list[tuple[torch.dtype, torch.Size, tuple[int, ...], int | None]] = []
         self._elements: dict[torch.dtype, int] = {}
         for tensor in like:
-            dense = torch.empty_like(tensor, device="meta")  # its strides, were it made anew
+            dense = torch.empty_like(tensor, device="meta")  # its strides, were it made new
             if dense.nbytes >= LARGE:
                 self._like.append((dense.dtype, dense.shape, dense.stride(), None))
                 continue

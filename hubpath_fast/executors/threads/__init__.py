@@ -1,5 +1,5 @@
 """Experts on a CPU's threads: the executor, and what it is made of."""
 
-from .executor import LANES, ThreadsExecutor
+from .executor import ThreadsExecutor
 
-__all__ = ["LANES", "ThreadsExecutor"]
+__all__ = ["ThreadsExecutor"]

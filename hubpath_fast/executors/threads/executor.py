@@ -1,16 +1,16 @@
-"""Experts side by side on a CPU's cores: two on one core each where one on two gains little.
+"""Experts concurrent on a CPU's cores: two on one core each where one on two gains little.
 
 Layers over the few rows of a group are too small to be divided among cores; whole experts are not.
 Torch runs the backward pass of one loss on one thread. So the experts' part of it is its own: each
 expert records a graph that starts at its parameters, and one function stands for all of them in the
-graph of the loss. When that asks for their gradients, every expert's own graph is run, again side
-by side.
+graph of the loss. When that asks for their gradients, the experts' own graphs are run, concurrent
+again.
 
-How many threads an expert runs on follows from the experts and the routing, never from time, so
-that results repeat to the bit. All experts run one after another on the caller's thread in
-predictions, which gain nothing here, where rows require a gradient, where one expert has more than
-its share of the rows, and in a state of the caller that other threads would not see
-(``workers.obstacle``). Single experts do for which ``beside`` gives a reason.
+How many threads an expert runs on follows from the experts, the routing and torch's number of
+threads (``pools.divide``), never from time, so that results repeat to the bit. All experts run one
+after another on the caller's thread in predictions, which gain nothing here, where rows require a
+gradient, where one expert has more than half of the rows, and in a state of the caller that other
+threads would not see (``pools.obstacle``). Single experts do that must run alone (``inspector``).
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .. import torch_private
+from ..autograd_graph import leaves_of
 from ..groups import Group, call_expert, groups_of, join
 from ..rows import RowSource
 from ..sequential import SequentialExecutor
-from .autograd_graph import leaves_of
 from .inspector import Inspector
-from .workers import Workers, caller_autocast, obstacle
-
-LANES = 2
+from .pools import ThreadPools, caller_autocast, divide, obstacle
 
 
 class ThreadsExecutor(SequentialExecutor):
-    name = "threads"
+    """threads: that concurrent experts share; None for as many as torch has at each step."""
 
-    def __init__(self):
-        super().__init__()
-        self._workers: Workers | None = None
+    name, needs = "threads", "cpu"
+
+    def __init__(self, threads: int | None = None):
+        super().__init__(threads)
+        self._threads = threads
+        self._pools: ThreadPools | None = None
         self._inspect = Inspector()
         self._seconds: dict[int, float] = {}  # by expert, of a row in its last forward
         self._enclosed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -50,28 +52,31 @@ class ThreadsExecutor(SequentialExecutor):
         if not torch.is_grad_enabled():
             return super().run(experts, source, min_group)
         rows = source.rows()
-        found = self._inspect(experts)
+        inspections = self._inspect(experts)
         groups = groups_of(source.routing)
         why = self._obstacle(source)
-        beside = [g for g in groups if why is None and found[g.index].alone is None]
-        counts = [group.count for group in beside]
-        if beside and LANES * max(counts) > sum(counts):
-            beside = []  # one thread would wait for the largest: both should share it
-        notes = [f"experts[{i}] runs alone: it {f.alone}" for i, f in enumerate(found) if f.alone]
+        concurrent = [g for g in groups if why is None and inspections[g.index].alone is None]
+        threads = divide([group.count for group in concurrent], self._total())
+        concurrent = concurrent if threads else []
+        notes = [
+            f"experts[{i}] runs alone: it {inspection.alone}"
+            for i, inspection in enumerate(inspections)
+            if inspection.alone
+        ]
         self.counters.notes = tuple(notes) if why is None else (f"one after another: {why}",)
         outputs = {
             group.index: call_expert(experts, group, rows, min_group, source.precision)
             for group in groups
-            if group not in beside
+            if group not in concurrent
         }
-        if beside:
+        if concurrent:
             call = partial(self._call, experts, rows, min_group, source, caller_autocast())
             before = torch.get_rng_state()
-            own = self._run([partial(call, group) for group in beside], beside)
+            own = self._run([partial(call, group) for group in concurrent], concurrent, threads)
             self._drawn = not torch.equal(before, torch.get_rng_state())
             parts = [
-                Part(group, output, found[group.index].parameters)
-                for group, output in zip(beside, own, strict=True)
+                Part(group, output, inspections[group.index].parameters, each)
+                for group, output, each in zip(concurrent, own, threads, strict=True)
             ]
             outputs |= self._bridged(experts, parts)
         return join(experts, groups, [outputs[group.index] for group in groups])
@@ -96,12 +101,18 @@ class ThreadsExecutor(SequentialExecutor):
         self._seconds[group.index] = (time.perf_counter() - start) / group.count
         return output
 
-    def _run(self, tasks: Sequence[Callable], groups: Sequence[Group]) -> list:
+    def _total(self) -> int:
+        return self._threads or torch.get_num_threads()
+
+    def _run(
+        self, tasks: Sequence[Callable], groups: Sequence[Group], threads: Sequence[int]
+    ) -> list:
         """Longest first, as far as their last times tell: what is begun late should be short."""
-        if self._workers is None or not self._workers.fit:
-            self._workers = Workers(LANES)
+        if self._pools is None or not self._pools.fit(self._total()):
+            self._pools = ThreadPools(self._total())
         costs = [self._seconds.get(group.index, 1.0) * group.count for group in groups]
-        return self._workers.run(tasks, sorted(range(len(tasks)), key=lambda i: -costs[i]))
+        order = sorted(range(len(tasks)), key=lambda i: -costs[i])
+        return self._pools.run(tasks, threads, order)
 
     def _bridged(self, experts: Sequence[nn.Module], parts: list[Part]) -> dict[int, Tensor]:
         """The outputs by expert, as parts of the caller's graph."""
@@ -122,11 +133,13 @@ class ThreadsExecutor(SequentialExecutor):
 
 
 class Part(NamedTuple):
-    """One expert's output, the end of its own graph, and the parameters where that starts."""
+    """One expert's output, the end of its own graph; the parameters where that starts, and how many
+    of torch's threads it runs on."""
 
     group: Group
     output: Tensor
     parameters: list[nn.Parameter]
+    threads: int
 
 
 def is_enclosed(part: Part) -> bool:
@@ -148,16 +161,19 @@ class _Bridge(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *d_outputs: Tensor | None):
         create = torch.is_grad_enabled()
-        keep = create or torch._C._autograd._get_current_graph_task_keep_graph()
+        keep = create or torch_private.backward_retains_graph()
 
         def gradients(part: Part, d_output: Tensor) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(
                 part.output, part.parameters, d_output, keep, create, allow_unused=True
             )
 
-        used = [i for i, d_output in enumerate(d_outputs) if d_output is not None]
-        tasks = [partial(gradients, ctx.parts[i], d_outputs[i]) for i in used]
-        found = [(None,) * len(part.parameters) for part in ctx.parts]
-        for i, own in zip(used, ctx.run(tasks, [ctx.parts[i].group for i in used]), strict=True):
-            found[i] = own
+        pairs = zip(ctx.parts, d_outputs, strict=True)
+        used = [(part, d_output) for part, d_output in pairs if d_output is not None]
+        tasks = [partial(gradients, part, d_output) for part, d_output in used]
+        own = iter(ctx.run(tasks, [p.group for p, _ in used], [p.threads for p, _ in used]))
+        found = [
+            (None,) * len(part.parameters) if d_output is None else next(own)
+            for part, d_output in zip(ctx.parts, d_outputs, strict=True)
+        ]
         return None, None, *chain.from_iterable(found)

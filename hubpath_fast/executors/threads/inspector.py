@@ -1,4 +1,4 @@
-"""Which experts may run beside others on threads, and which must have the caller's to themselves.
+"""Which experts may run concurrently with others, and which must run alone on the caller's thread.
 
 Torch's generator of random numbers, modules that two experts share, and what hooks write to belong
 to all threads: what they hold would depend on who comes first.
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..graphs.eligible import hooks
 from ..sharing import Sharing
+from ..structure import has_hooks
+from ..torch_private import is_compiled
 
 
-class Found(NamedTuple):
+class Inspection(NamedTuple):
     """Of one expert. parameters: those that require a gradient. alone: why it must run alone."""
 
     parameters: list[nn.Parameter]
@@ -30,13 +31,13 @@ class Inspector:
         self._rates: dict[type, list[str]] = {}  # of a class: where it keeps how much it drops
         self._sharing = Sharing()
 
-    def __call__(self, experts: Sequence[nn.Module]) -> list[Found]:
-        found: list[Found] = []
+    def __call__(self, experts: Sequence[nn.Module]) -> list[Inspection]:
+        inspections: list[Inspection] = []
         first = self._sharing(experts)
         together = Counter(first)
         for index, expert in enumerate(experts):
             parameters: list[nn.Parameter] = []
-            alone = None if expert._compiled_call_impl is None else "is compiled"
+            alone = "is compiled" if is_compiled(expert) else None
             pending = [expert]
             while pending:  # by hand: modules() and parameters() cost it twice
                 module = pending.pop()
@@ -44,7 +45,7 @@ class Inspector:
                 rates = self._rates.get(kind)
                 if rates is None:
                     rates = self._rates[kind] = _rates(module)
-                if hooks(module):
+                if has_hooks(module):
                     alone = f"has hooks (on {kind.__name__})"
                 elif rates and module.training and any(getattr(module, r, 0) > 0 for r in rates):
                     alone = f"draws random numbers ({kind.__name__})"
@@ -56,8 +57,8 @@ class Inspector:
                 pending += [child for child in module._modules.values() if child is not None]
             if together[first[index]] > 1:
                 alone = "shares modules with another expert"
-            found.append(Found(parameters, alone))
-        return found
+            inspections.append(Inspection(parameters, alone))
+        return inspections
 
 
 def _rates(module: nn.Module) -> list[str]:

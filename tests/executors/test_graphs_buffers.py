@@ -1,4 +1,6 @@
-"""Where graphs read their rows, and the lanes they run on: stand-ins for CUDA's."""
+"""The buffers that graphs read, and the streams they run on: stand-ins for CUDA's."""
+
+import copy
 
 import pytest
 import torch
@@ -15,13 +17,13 @@ from support.models import M, batch
 from torch import nn
 
 import hubpath_fast as hp
-from hubpath_fast.executors.graphs.executor import MIN_SEEN
+from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.rows import RowSource
 
 
 @pytest.fixture
 def packed(monkeypatch):
-    """The batches that were gathered in expert order instead of written to places."""
+    """The batches that were gathered in expert order instead of written to buffers."""
     found, rows = [], RowSource.rows
 
     def spy(source):
@@ -32,38 +34,35 @@ def packed(monkeypatch):
     return found
 
 
-def compare(model, run, monkeypatch):
-    """``run(model)`` gives gradients equal to the bit to those of the sequential executor."""
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+def compare(model, run, packed=()):
+    """``run(model)`` gives gradients equal to the bit to those of the sequential executor. Returns
+    how many batches it added to ``packed``."""
+    twin = copy.deepcopy(model)
+    twin.executor = "sequential"
+    torch.manual_seed(7)
+    run(twin)
+    before = len(packed)
     torch.manual_seed(7)
     run(model)
-    found = grads(model)
-    monkeypatch.undo()
-    model.load_state_dict(state)
-    model._running = None
-    model.zero_grad(set_to_none=True)
-    torch.manual_seed(7)
-    run(model)
-    assert model.executor_report().executor == "sequential"
-    assert_same(found, grads(model))
+    assert_same(grads(model), grads(twin))
+    return len(packed) - before
 
 
-def test_rows_are_written_where_graphs_read_them(make, packed, monkeypatch):
+def test_rows_are_written_where_graphs_read_them(make, packed):
     model, (x, y) = make(), batch()
     settled(model, x, y)
     assert len(packed) == MIN_SEEN
-    compare(model, lambda model: backward(model, x, y, fixed_routing(model)), monkeypatch)
-    assert len(packed) == MIN_SEEN
+    assert compare(model, lambda model: backward(model, x, y, fixed_routing(model)), packed) == 0
 
 
-def test_images_are_normalised_on_the_way_to_their_places(make, packed, monkeypatch):
+def test_images_are_normalised_on_the_way_to_their_buffers(make, packed):
     model, (_, y) = make(), batch()
     mean = torch.arange(1.0, 1 + M * 3).view(M, 3) / 20
     model.input_mean, model.input_std = mean, mean + 0.1
     x = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8)
     settled(model, x, y)
-    compare(model, lambda model: backward(model, x, y, fixed_routing(model)), monkeypatch)
     assert len(packed) == MIN_SEEN
+    assert compare(model, lambda model: backward(model, x, y, fixed_routing(model)), packed) == 0
 
 
 def two_forwards(x, y):
@@ -77,17 +76,15 @@ def two_forwards(x, y):
     return run
 
 
-def test_rows_that_a_backward_pass_needs_are_not_written_over(make, packed, monkeypatch):
+def test_rows_that_a_backward_pass_needs_are_not_written_over(make, packed):
     model, (x, y) = make(row_wise_expert), batch()
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model, counts=[8, 8, 4, 4]))
     model.zero_grad(set_to_none=True)
-    before = len(packed)
-    compare(model, two_forwards(x, y), monkeypatch)
-    assert len(packed) == before + 1
+    assert compare(model, two_forwards(x, y), packed) == 1
 
 
-def test_an_eager_expert_keeps_its_rows_beside_captured_ones(make, packed, monkeypatch):
+def test_an_eager_expert_keeps_its_rows_among_captured_ones(make, packed):
     model, (x, y) = make(row_wise_expert), batch()
     for index in (0, 2, 3):  # frozen: none of their forwards waits for a backward
         model.experts[index].requires_grad_(False)
@@ -95,9 +92,7 @@ def test_an_eager_expert_keeps_its_rows_beside_captured_ones(make, packed, monke
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model, counts=[8, 8, 4, 4]))
     model.zero_grad(set_to_none=True)
-    before = len(packed)
-    compare(model, two_forwards(x, y), monkeypatch)
-    assert len(packed) == before  # both were written to the places
+    assert compare(model, two_forwards(x, y), packed) == 0  # both were written to the buffers
 
 
 def test_an_input_that_requires_a_gradient_is_copied_and_gets_it(make, packed):
@@ -110,30 +105,30 @@ def test_an_input_that_requires_a_gradient_is_copied_and_gets_it(make, packed):
     backward(model, x, y, fixed_routing(model))
     found, x.grad = x.grad, None
     model._running = hp.executors.make_executor("sequential")
-    model._running.name = "graphs"  # as the fixture makes the model choose
+    model.executor.name = "graphs"  # as the fixture makes the model choose
     backward(model, x, y, fixed_routing(model))
     torch.testing.assert_close(found, x.grad, rtol=1e-5, atol=1e-7)  # float32, padded batches
 
 
-def test_experts_that_write_to_their_input(make, monkeypatch):
+def test_experts_that_write_to_their_input(make):
     def in_place():
         return nn.Sequential(nn.Hardtanh(0.2, 0.8, inplace=True), row_wise_expert())
 
     model, (x, y) = make(in_place), batch()
     settled(model, x, y)
-    compare(model, lambda model: backward(model, x, y, fixed_routing(model)), monkeypatch)
+    compare(model, lambda model: backward(model, x, y, fixed_routing(model)))
 
 
-def test_places_that_would_take_too_much_are_done_without(make, packed, monkeypatch):
+def test_buffers_that_would_take_too_much_are_done_without(make, packed):
     model, (x, y) = make(budget=280_000), batch()
     settled(model, x, y, MIN_SEEN + 2)
     assert model.executor_report().hits == 3 * M
     assert len(packed) == MIN_SEEN + 2  # 73,728 bytes are more than a quarter of the budget
     assert model.executor_report().memory == M * (200 + 6 * 768)  # graphs, and what they read
-    compare(model, lambda model: backward(model, x, y, fixed_routing(model)), monkeypatch)
+    compare(model, lambda model: backward(model, x, y, fixed_routing(model)))
 
 
-def test_a_larger_batch_gets_larger_places(make, packed):
+def test_a_larger_batch_gets_larger_buffers(make, packed):
     model, (x, y) = make(), batch()
     settled(model, x, y, MIN_SEEN + 1)
     assert len(packed) == MIN_SEEN
@@ -149,18 +144,18 @@ def test_a_larger_batch_gets_larger_places(make, packed):
     assert model.executor_report().hits == 4 * M + M
 
 
-def test_predictions_have_places_of_their_own(make, packed):
+def test_predictions_have_buffers_of_their_own(make, packed):
     model, (x, _) = make(), batch()
     for _ in range(MIN_SEEN + 2):
         predict(model, x, [5, 6, 4, 9])
     assert len(packed) == MIN_SEEN
-    assert set(model._running._places) == {False}
+    assert set(model.executor._buffers) == {False}
 
 
-def test_each_expert_keeps_its_lane(make):
+def test_each_expert_keeps_its_stream(make):
     model, (x, y) = make(row_wise_expert), batch()
     settled(model, x, y)
-    log = model._running._backend.log
+    log = model.executor._backend.log
     log.clear()
     backward(model, x, y, fixed_routing(model))
     assert log == [0, 1, 2, 0]
@@ -168,20 +163,20 @@ def test_each_expert_keeps_its_lane(make):
     assert log[4:] == [1, 0]
 
 
-def test_experts_that_draw_random_numbers_share_a_lane(make):
+def test_experts_that_draw_random_numbers_share_a_stream(make):
     model, (x, y) = make(), batch()
     settled(model, x, y, 1)
-    log = model._running._backend.log
+    log = model.executor._backend.log
     assert log == [0, 1, 2, 0]  # by now they have been seen to draw
     settled(model, x, y, MIN_SEEN - 1)
-    # Captured and run on the first lane; then run alone.
+    # Captured and run on the first stream; then run alone.
     assert log[M:] == [0] * M + [0] * 2 * M
     log.clear()
     backward(model, x, y, fixed_routing(model))
     assert log == [0] * M
 
 
-def test_what_an_earlier_batch_left_in_a_place_reaches_no_gradient(make):
+def test_what_an_earlier_batch_left_in_a_buffer_reaches_no_gradient(make):
     model, (x, y) = make(row_wise_expert), batch()
     for _ in range(MIN_SEEN):
         backward(model, x, y, fixed_routing(model, counts=[8, 8, 4, 4]))

@@ -1,4 +1,4 @@
-"""Whether modules still hold the very same submodules, parameters and buffers."""
+"""Whether modules still hold the very same submodules, parameters and buffers; and their hooks."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from operator import is_
 from torch import nn
 
 
-class Members:
+class Structure:
     """What some modules hold, remembered. Asked at every step: a few passes that run in C."""
 
     def __init__(self, modules: Iterable[nn.Module]):
         self._all = [
-            members
+            held
             for module in modules
-            for members in (module._modules, module._parameters, module._buffers)
+            for held in (module._modules, module._parameters, module._buffers)
         ]
         self._filled = list(filter(None, self._all))  # most layers have none of some kind
         self._lengths = list(map(len, self._all))
         self._objects = list(self._held())  # kept, so that no other can take their identities
 
-    def same(self) -> bool:
+    def unchanged(self) -> bool:
         return self._lengths == list(map(len, self._all)) and all(
             map(is_, self._objects, self._held())
         )
 
     def _held(self) -> Iterator[object]:
         return chain.from_iterable(map(dict.values, self._filled))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks
+        or module._backward_hooks or module._backward_pre_hooks
+    )  # fmt: skip
