@@ -35,18 +35,28 @@ __all__ = [
     "ExecutorReport",
     "RowPrecision",
     "RowSource",
+    "check_executor",
     "choose",
     "make_executor",
     "make_report",
 ]
 
 
+def check_executor(asked: str) -> None:
+    """Raises ValueError for a name that is not one of ``EXECUTORS``."""
+    if asked not in EXECUTORS:
+        raise ValueError(
+            f"executor: expected one of {', '.join(EXECUTORS)}, or an Executor, got {asked!r}"
+        )
+
+
 def choose(asked: str, device: torch.device, num_experts: int) -> tuple[str, tuple[str, ...]]:
     """(executor, reasons) for that many experts on ``device``.
 
     Raises:
-        ValueError: an executor that needs another device.
+        ValueError: an unknown executor, or one that needs another device.
     """
+    check_executor(asked)
     if asked == "auto":
         return _automatic(device, num_experts)
     needed = _CLASSES[asked].needs

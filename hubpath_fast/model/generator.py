@@ -105,6 +105,7 @@ def check_scores(clean: Tensor, noise: Tensor, num_samples: int, num_experts: in
     for name, scores in (("clean", clean), ("noise", noise)):
         if list(scores.shape) != [num_samples, num_experts]:
             raise ValueError(
-                f"generator: its {name} scores have shape {list(scores.shape)}, but the hub needs "
-                f"[samples, experts] = [{num_samples}, {num_experts}]; give it one output per expert"
+                f"generator: expected {name} scores of shape [samples, experts] = "
+                f"[{num_samples}, {num_experts}], got {list(scores.shape)}; give it one output per "
+                "expert"
             )

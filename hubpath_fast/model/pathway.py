@@ -12,11 +12,11 @@ from .. import functional as HF
 from .._checks import check_k
 from .._onednn import enlarge_primitive_cache
 from ..executors import (
-    EXECUTORS,
     Executor,
     ExecutorReport,
     RowPrecision,
     RowSource,
+    check_executor,
     choose,
     make_executor,
     make_report,
@@ -84,11 +84,8 @@ class HubPathway(nn.Module):
         check_k(k, len(experts))
         if min_group < 1:
             raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
-        if not isinstance(executor, Executor) and executor not in EXECUTORS:
-            raise ValueError(
-                f"executor: expected one of {', '.join(EXECUTORS)}, or an Executor, "
-                f"got {executor!r}"
-            )
+        if not isinstance(executor, Executor):
+            check_executor(executor)
         if aggregator is None:
             num_outputs = _infer_num_outputs(experts) if num_outputs is None else num_outputs
             aggregator = LinearAggregator(len(experts), num_outputs)

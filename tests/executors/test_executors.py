@@ -12,6 +12,7 @@ from torch import nn
 import hubpath_fast as hp
 from hubpath_fast.executors import choose
 from hubpath_fast.executors.groups import Group
+from hubpath_fast.executors.sequential import SequentialExecutor
 from hubpath_fast.executors.streams import assign
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -86,12 +87,29 @@ def test_an_executor_of_another_device_is_refused_with_a_remedy(executor):
         model.executor_report()
 
 
-def test_copies_start_with_nothing_counted():
-    model = build()
+@pytest.mark.parametrize("executor", ["auto", SequentialExecutor()], ids=["named", "given"])
+def test_copies_and_other_experts_start_with_nothing_counted(executor):
+    model = build(executor)
     model(batch()[0])
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert twin.executor_report().steps == 0
     assert model.executor_report().steps == 1
+    model.remove_expert(0)
+    assert model.executor_report().steps == 0
+
+
+def test_an_executor_may_be_an_object():
+    class Doubling(SequentialExecutor):
+        name = "doubling"
+
+        def run(self, *arguments):
+            return 2 * super().run(*arguments)
+
+    model, plain, (x, _) = build(Doubling()).eval(), build().eval(), batch()
+    torch.testing.assert_close(model(x), 2 * plain(x))
+    report = model.executor_report()
+    assert (report.asked, report.executor) == ("doubling", "doubling")
+    assert report.reasons == ("it was given",)
 
 
 def test_groups_are_spread_over_streams_largest_first():

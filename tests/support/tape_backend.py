@@ -15,7 +15,7 @@ from support.graphs import FakeBackend
 
 class _Tape(TorchDispatchMode):
     """The operations that compute, with their arguments and the tensors that they created: as they
-    were, since views may be changed in index."""
+    were, since views may be changed in place."""
 
     def __init__(self):
         super().__init__()

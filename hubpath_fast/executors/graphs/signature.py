@@ -35,7 +35,7 @@ class Signature:
     def __init__(self, expert: nn.Module, source: Batch):
         self._expert, self._source = expert, _conditions(source)
         modules = list(expert.modules())
-        self._structure, self._settings = Structure(modules), Settings(modules)
+        self._structure, self._settings = Structure(modules), Attributes(modules)
         self._hooks = [
             hooks
             for module in modules
@@ -79,7 +79,7 @@ class Signature:
         )
 
 
-class Settings:
+class Attributes:
     """What modules hold apart from submodules, parameters, buffers and hooks."""
 
     def __init__(self, modules: list[nn.Module]):
