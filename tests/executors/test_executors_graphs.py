@@ -180,8 +180,7 @@ def test_a_hook_on_a_parameter_ends_the_use_of_graphs(make):
     settled(model, x, y)
     calls, hits = [], model.executor_report().hits
     model.experts[2][0].weight.register_hook(calls.append)
-    for _ in range(3):
-        backward(model, x, y, fixed_routing(model))
+    settled(model, x, y, 3)
     assert (len(calls), model.executor_report().hits) == (3, hits + 3 * (M - 1))
 
 
@@ -204,8 +203,7 @@ def test_out_of_memory_drops_the_graphs_and_training_goes_on(make):
     buffers = M * 24 * 3 * 8 * 8 * 4  # of 24 rows of float32 for each expert
     assert model.executor_report().memory == 200 * M + buffers
     model.executor._backend.fail = torch.OutOfMemoryError("CUDA out of memory")
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model, counts=[3, 7, 7, 7]))
+    settled(model, x, y, counts=[3, 7, 7, 7])
     report = model.executor_report()
     assert (report.memory, report.captured, report.eager) == (0, {}, {})
     assert "out of memory while capturing" in report.notes[0]
@@ -220,13 +218,11 @@ def test_over_budget_the_least_recently_used_expert_loses_its_graphs(make):
     model, (x, y) = make(budget=22_000), batch()
     settled(model, x, y)
     assert model.executor_report().captured == {i: [6] for i in range(M)}
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model, counts=[9, 6, 6, 3]))
+    settled(model, x, y, counts=[9, 6, 6, 3])
     # Expert 3 was replayed least recently when expert 0 at 9 came, and must now be seen six times.
     assert model.executor_report().captured == {0: [6, 9], 1: [6], 2: [6]}
     assert model.executor_report().memory == 4 * 200 + (9 + 6 + 6 + 6) * 768
-    for _ in range(4):
-        backward(model, x, y, fixed_routing(model, counts=[9, 6, 6, 3]))
+    settled(model, x, y, 4, [9, 6, 6, 3])
     assert model.executor_report().memory == 4 * 200 + (9 + 6 + 6 + 6) * 768
     backward(model, x, y, fixed_routing(model, counts=[9, 6, 6, 3]))
     assert model.executor_report().captured == {1: [6], 2: [6], 3: [3]}

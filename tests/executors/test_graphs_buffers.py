@@ -78,9 +78,7 @@ def two_forwards(x, y):
 
 def test_rows_that_a_backward_pass_needs_are_not_written_over(make, packed):
     model, (x, y) = make(row_wise_expert), batch()
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model, counts=[8, 8, 4, 4]))
-    model.zero_grad(set_to_none=True)
+    settled(model, x, y, counts=[8, 8, 4, 4])
     assert compare(model, two_forwards(x, y), packed) == 1
 
 
@@ -89,9 +87,7 @@ def test_an_eager_expert_keeps_its_rows_among_captured_ones(make, packed):
     for index in (0, 2, 3):  # frozen: none of their forwards waits for a backward
         model.experts[index].requires_grad_(False)
     model.experts[1][0].register_forward_hook(lambda *_: None)
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model, counts=[8, 8, 4, 4]))
-    model.zero_grad(set_to_none=True)
+    settled(model, x, y, counts=[8, 8, 4, 4])
     assert compare(model, two_forwards(x, y), packed) == 0  # both were written to the buffers
 
 
@@ -134,8 +130,7 @@ def test_a_larger_batch_gets_larger_buffers(make, packed):
     assert len(packed) == MIN_SEEN
     larger, labels = batch(n=40)
     counts = [10, 10, 10, 10]
-    for _ in range(MIN_SEEN + 1):
-        backward(model, larger, labels, fixed_routing(model, counts=counts))
+    settled(model, larger, labels, MIN_SEEN + 1, counts)
     assert len(packed) == 2 * MIN_SEEN
     assert model.executor_report().captured == {i: [10] for i in range(M)}
     backward(model, x, y, fixed_routing(model))  # the smaller one fits, and was seen often enough
@@ -178,8 +173,7 @@ def test_experts_that_draw_random_numbers_share_a_stream(make):
 
 def test_what_an_earlier_batch_left_in_a_buffer_reaches_no_gradient(make):
     model, (x, y) = make(row_wise_expert), batch()
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model, counts=[8, 8, 4, 4]))
+    settled(model, x, y, counts=[8, 8, 4, 4])
     spoilt = x.clone()
     spoilt[[7, 15]] = float("nan")  # the last rows of experts 0 and 1
     backward(model, spoilt, y, fixed_routing(model, counts=[8, 8, 4, 4]))

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from support.graphs import Recurrent, backward, fixed_routing, grads, row_wise_expert
+from support.graphs import Recurrent, backward, fixed_routing, grads, row_wise_expert, settled
 from support.models import C, M, batch, build, conv_expert
 from support.tape_backend import TapeBackend
 from torch import nn
@@ -227,12 +227,10 @@ def test_an_expert_that_draws_keeps_the_stream_when_it_changes(pair):
     for expert in model.experts[1:]:
         expert[3].p = 0.0
     x, y = doubles()
-    for _ in range(MIN_SEEN + 1):
-        backward(model, x, y, fixed_routing(model))
+    settled(model, x, y, MIN_SEEN + 1)
     hits = model.executor_report().hits
     model.experts[0][0].bias.requires_grad_(False)
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model))
+    settled(model, x, y)
     # The others are replayed all along, and it is again once it has been seen as often.
     assert model.executor_report().hits == hits + (M - 1) * MIN_SEEN + 1
 
@@ -264,8 +262,7 @@ def test_an_expert_that_a_capture_shows_to_draw_is_captured_on_the_common_stream
     backward(model, x, y, fixed_routing(model))
     assert model.executor_report().captured == {}
     log.clear()
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model))
+    settled(model, x, y)
     assert set(log) == {0}
     assert set(model.executor_report().captured) == set(range(M))
 
@@ -273,8 +270,7 @@ def test_an_expert_that_a_capture_shows_to_draw_is_captured_on_the_common_stream
 def test_a_hub_that_shrinks_keeps_nothing_of_its_last_expert(pair):
     model, _ = pair(row_wise_expert)
     x, y = doubles()
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model))
+    settled(model, x, y)
     assert {use.index for use in model.executor._records} == set(range(M))
     scores = torch.zeros(24, M - 1)
     source = model._row_source(x, hp.functional.noisy_topk(scores, scores, 1))

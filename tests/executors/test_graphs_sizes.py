@@ -102,8 +102,7 @@ def test_batch_statistics_in_evaluation_forbid_padding():
 
 def test_rows_are_padded_where_no_layer_couples_them(make):
     model, (x, y) = make(row_wise_expert), batch()
-    for _ in range(MIN_SEEN):
-        backward(model, x, y, fixed_routing(model, counts=[5, 6, 4, 9]))
+    settled(model, x, y, counts=[5, 6, 4, 9])
     assert model.executor_report().captured == {0: [8], 1: [8], 2: [4], 3: [12]}
     model.zero_grad(set_to_none=True)
     hits = model.executor_report().hits

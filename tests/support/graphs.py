@@ -121,10 +121,10 @@ def assert_same(found, expected):
             assert torch.equal(found[name], value), name
 
 
-def settled(model, x, y, steps=MIN_SEEN):
+def settled(model, x, y, steps=MIN_SEEN, counts=None):
     """After enough steps on one routing for its sizes to be captured; gradients dropped."""
     for _ in range(steps):
-        backward(model, x, y, fixed_routing(model))
+        backward(model, x, y, fixed_routing(model, counts=counts))
     model.zero_grad(set_to_none=True)
     return model
 
