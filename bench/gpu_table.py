@@ -4,9 +4,9 @@
 
 RUN: a folder that ``bench.gpu_check`` or ``bench.gpu_speed`` left, or one of its files. Their lines
 go to ``bench/results/DEVICE/gpu.jsonl``, one file a device; of lines of one part, group and name
-the newest stays. Then the tables between the marks in README.md and bench/README.md are written
-from those files, and from nothing else. --check writes nothing: exit status 1 where a table is not
-what the files say.
+the newest stays. Then the tables between the marks in docs/results.md and bench/README.md are
+written from those files, and from nothing else. --check writes nothing: exit status 1 where a table
+is not what the files say.
 """
 
 from __future__ import annotations
@@ -367,7 +367,7 @@ def host(rows: Rows) -> list[str]:
 
 
 def short(devices: list[Rows]) -> str:
-    """What the README says: the paper's step, how many checks are right, which goals are missed."""
+    """For docs/results.md: the paper's step, how many checks are right, which goals are missed."""
     blocks = []
     for rows in filter(on_gpu, devices):
         timed = [row for row in step_rows(rows) if row["ok"] and "p50" in row]
@@ -381,7 +381,8 @@ def short(devices: list[Rows]) -> str:
         head = ["the paper's step: 48 images, 5 ResNet-50, K = 2", "ms", "device busy, ms",
                 "x K single models"]  # fmt: skip
         blocks += markdown(head, body) + host(rows) + missed(rows)
-    return "\n\n".join([*blocks, "More: `bench/README.md`."]) if blocks else NOTHING
+    more = "More: [bench/README.md](../bench/README.md)."
+    return "\n\n".join([*blocks, more]) if blocks else NOTHING
 
 
 def on_gpu(rows: Rows) -> bool:
@@ -407,7 +408,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT, results: Path = RESUL
     for path in merge(args.runs, results):
         print(path)
     devices, old = devices_of(results), []
-    for name, block in (("README.md", short(devices)), ("bench/README.md", whole(devices))):
+    for name, block in (("docs/results.md", short(devices)), ("bench/README.md", whole(devices))):
         path = root / name
         text = path.read_text()
         new = written_into(text, block)

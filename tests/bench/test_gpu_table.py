@@ -53,7 +53,7 @@ CHECK = [
 @pytest.fixture
 def root(tmp_path):
     """A repository with two documents, and a run."""
-    for name in ("README.md", "bench/README.md"):
+    for name in ("docs/results.md", "bench/README.md"):
         path = tmp_path / "repository" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -75,7 +75,7 @@ def test_runs_go_to_their_devices_and_into_the_tables(root):
     assert len(gpu) == 13
     assert {r["group"] for r in gpu if r["name"] == "group"} == {"memory", "tests"}
     assert {r["group"] for r in cpu} == {"cpu 1", "cpu 2", "cpu 16"}
-    short, whole = ((root / name).read_text() for name in ("README.md", "bench/README.md"))
+    short, whole = ((root / name).read_text() for name in ("docs/results.md", "bench/README.md"))
     assert short.startswith(f"before\n{BEGIN}\n**NVIDIA H100 80GB HBM3**, driver 580, torch 2.11.0")
     assert short.endswith(f"\n{END}\nafter\n")
     assert "| experts as captured graphs, 1 lane | 40.00 | 39.00 | 1.05 |" in short
@@ -114,7 +114,7 @@ def test_the_newest_line_of_a_row_stays_also_where_it_is_a_failure(root):
     assert gpu["speed", "graphs", "graphs, 1 lane"]["note"] == "out of memory"
     assert gpu["speed", "step", "single 0"]["p50"] == 0.018  # not another device's
     assert (root / "results" / "nvidia-h200" / "gpu.jsonl").exists()
-    text = (root / "README.md").read_text()
+    text = (root / "docs/results.md").read_text()
     assert "2 of 2 checks are right" in text
     assert "**NVIDIA H200**" in text
 
@@ -131,9 +131,9 @@ def test_a_torn_run_is_merged_as_far_as_it_goes(root):
 
 def test_without_results_the_tables_say_that_there_are_none(root):
     assert table(root, "--check") == 1
-    assert (root / "README.md").read_text() == f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert (root / "docs/results.md").read_text() == f"before\n{BEGIN}\nold\n{END}\nafter\n"
     assert table(root) == 0
-    for name in ("README.md", "bench/README.md"):
+    for name in ("docs/results.md", "bench/README.md"):
         assert (root / name).read_text() == f"before\n{BEGIN}\n{gpu_table.NOTHING}\n{END}\nafter\n"
     assert table(root, "--check") == 0
 
@@ -145,7 +145,7 @@ def test_what_was_skipped_is_not_counted_as_right(root):
         row("check", "tests", "collected", lines_to_come=1, text="1 test"),
     ])  # fmt: skip
     table(root, root.parent / "run", run)
-    for name in ("README.md", "bench/README.md"):
+    for name in ("docs/results.md", "bench/README.md"):
         assert "1 of 2 checks are right (1 skipped)." in (root / name).read_text()
 
 
@@ -156,7 +156,7 @@ def test_one_cycle_is_not_shown_as_a_median(root):
         row("speed", "cpu 4", "threads", stamp=CPU, rounds=1, **times(0.025)),
     ])  # fmt: skip
     table(root, root.parent / "run", once)
-    short, whole = ((root / name).read_text() for name in ("README.md", "bench/README.md"))
+    short, whole = ((root / name).read_text() for name in ("docs/results.md", "bench/README.md"))
     assert "| every expert on every image | 50.00 (one cycle) | - | - |" in short
     assert "| dense | 50.00 (one cycle) | - | - | - |" in whole
     assert "| 4 | - | 25.00 (one cycle) |" in whole
@@ -251,7 +251,7 @@ def test_results_of_a_cpu_alone_are_none_of_a_gpu(root):
     run = root.parent / "cpu.jsonl"
     jsonl.write(run, [r for r in SPEED if r["group"].startswith("cpu")])
     table(root, run)
-    assert gpu_table.NOTHING in (root / "README.md").read_text()
+    assert gpu_table.NOTHING in (root / "docs/results.md").read_text()
     text = (root / "bench" / "README.md").read_text()
     assert gpu_table.NOTHING in text
     assert "| 2 | 50.00 | 50.00 |" in text
@@ -262,7 +262,7 @@ def test_what_is_no_run_and_a_document_without_marks_are_refused(root):
     empty.mkdir()
     with pytest.raises(ValueError, match="no line names a device"):
         table(root, empty)
-    (root / "README.md").write_text("no marks")
+    (root / "docs/results.md").write_text("no marks")
     with pytest.raises(ValueError, match="expected the marks"):
         table(root)
 
