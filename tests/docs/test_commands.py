@@ -1,0 +1,183 @@
+"""What the documentation says can be done: commands parse, settings exist, Python runs, links lead
+somewhere.
+
+Every line of a ``bash`` block, and every command in a sentence, is parsed by the command line's own
+parser; ``hubpath fit`` resolves its settings too. ``python`` blocks of a page run in order, as one
+program, on tiny networks with random weights, so that nothing is downloaded or trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import hubpath_fast
+from bench import gpu_goals, gpu_table, jsonl
+from bench.records import RESULTS
+from hubpath_fast.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md")),
+         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+GONE = {"hubpath demo --seed S --single-lr 2e-3"}  # of older commits, which the page names
+PLACEHOLDERS = {"S": "0", "N": "2", "FILE": "out.jsonl"}
+TINY = {
+    "resnet50.a1_in1k": "test_resnet",
+    "convnext_tiny.fb_in1k": "test_efficientnet",
+    "swin_tiny_patch4_window7_224.ms_in1k": "test_byobnet",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """Command lines of a page, without what stands before them: variables, other commands."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    outside = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines += re.findall(r"`([^`\n]+)`", outside)
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    parts = [re.sub(r"^(\w+=\S+ )+", "", part).replace("\\|", "|") for part in parts]
+    return [part for part in parts if part.startswith(("hubpath ", "python -m ", "pytest "))]
+
+
+def words_of(command: str) -> list[str]:
+    """As a shell gives them; what is optional counts as given, and placeholders have a value."""
+    words = shlex.split(re.sub(r"[\[\]]|\.\.\.", "", command), comments=True)
+    return [PLACEHOLDERS.get(word, word) for word in words]
+
+
+def parse(words: list[str]) -> None:
+    """By the command line's own parser, which raises for what a command does not know."""
+    command = typer.main.get_command(app)
+    while len(words) > 1 and hasattr(command, "commands"):
+        command, words = command.commands[words[1]], words[1:]
+    command.make_context(words[0], words[1:])
+
+
+EVERY = [(page, command) for page in PAGES for command in dict.fromkeys(commands(page))]
+HUBPATH = [(p, c) for p, c in EVERY if c.startswith("hubpath ") and c not in GONE]
+MODULES = [(p, c) for p, c in EVERY if c.startswith("python -m ")]
+
+
+def test_the_pages_have_commands():
+    assert len(HUBPATH) > 25
+    assert len(MODULES) > 15
+    for wrong in ("fit --no-such-flag", "evaluate", "hub shw tiny"):
+        with pytest.raises(Exception, match=r"No such option|Missing|shw"):
+            parse(["hubpath", *wrong.split()])
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), HUBPATH, ids=lambda value: getattr(value, "stem", value)
+)
+def test_a_command_parses(page, command):
+    parse(words_of(command))
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [(p, c) for p, c in HUBPATH if re.match(r"hubpath fit .*(--hub|--preset)", c)],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_the_settings_of_a_run_exist(page, command):
+    """Presets, hubs, models' names and options, and every ``--set``."""
+    words = [*words_of(command)[1:], "--print-config"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["hub"]
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), MODULES, ids=lambda value: getattr(value, "stem", value)
+)
+def test_a_module_and_its_options_exist(page, command):
+    module, *words = words_of(command)[2:]
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    source = "".join(path.read_text() for path in Path(spec.origin).parent.glob("*.py"))
+    missing = [word for word in words if word.startswith("--") and f'"{word}"' not in source]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    create = functools.partial(hubpath_fast.create_model, pretrained=False, input_size=32)
+    if page.name == "README.md":  # it names pre-trained models, which would be downloaded
+        monkeypatch.setattr(hubpath_fast, "create_model", create)
+    torch.manual_seed(0)
+    source = "\n".join(blocks(page, "python"))
+    for name, tiny in TINY.items():
+        source = source.replace(f'"{name}"', f'"{tiny}"')
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    namespace = {"images": images, "targets": torch.arange(6), "__name__": page.stem}
+    exec(compile(source, str(page), "exec"), namespace)  # a page is as trusted as the code
+    if page.name == "README.md":
+        gradients = [p.grad for p in namespace["model"].generator.parameters()]
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    if page.stem == "method":
+        assert namespace["out"].expert_outputs.shape == (32, 3)
+        assert sum(namespace["out"].routing.counts()) == 32
+        assert namespace["clean"].grad.shape == (16, 4)
+    if page.stem == "extending":
+        assert 0 < namespace["result"].best_metric < 2**0.5 * 2
+        assert namespace["timed"].seconds > 0
+        assert namespace["losses"].total > namespace["losses"].parts["task"]
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_pictures_lead_somewhere(page):
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short_and_its_rows_are_the_stored_results():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 90
+    rows = json.loads((ROOT / "docs/results/demo-accuracy.json").read_text())["rows"]
+    assert len(rows) == 6
+    for row in rows:
+        found = row["accuracies"]
+        cells = rf"{row['forwards']} \| \**{mean(found):.3f} ± {stdev(found):.3f}\** \|"
+        assert re.search(rf"^\| \**{row['name']}.*\| {cells}$", text, re.MULTILINE), row["name"]
+
+
+def test_the_readmes_times_are_the_stored_ones():
+    rows = gpu_table.newest(jsonl.read(RESULTS / "nvidia-h200" / "gpu.jsonl"))
+    graphs = rows["speed", "graphs", "graphs, 2 lanes"]["p50"]
+    dense, plain = (rows["speed", "step", name]["p50"] for name in ("dense", "reference"))
+    times = (
+        f"takes {graphs * 1e3:.1f} ms with captured graphs, {dense * 1e3:.0f} ms with every expert "
+        f"on every image, {plain * 1e3:.0f} ms as a plain loop"
+    )
+    text = (ROOT / "README.md").read_text()
+    assert times in text
+    missed = [line for line in gpu_goals.lines(rows) if line[3] == "**missed**"]
+    assert len(missed) == 7
+    assert "Seven of 16 goals" in text
