@@ -182,7 +182,7 @@ def picture(axes: Axes, image: torch.Tensor, x: float, y: float, side: float, al
     """A grey image uint8 [H, W] as a square."""
     place = (x, x + side, y, y + side)
     look = {"cmap": "gray", "vmin": 0, "vmax": 255, "aspect": "auto"}
-    axes.imshow(image, extent=place, alpha=alpha, zorder=2, **look)
+    axes.imshow(image.numpy(), extent=place, alpha=alpha, zorder=2, **look)
     axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=RULE, zorder=3))
 
 
