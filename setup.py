@@ -13,5 +13,8 @@ setup(
         "hubpath_fast.kernels",
     ],
     package_dir={"hubpath_fast.kernels": "kernels"},
-    package_data={"hubpath_fast.compare": ["paper_tables.json"]},
+    package_data={
+        "hubpath_fast.compare": ["paper_tables.json"],
+        "hubpath_fast.report": ["page.html.jinja"],
+    },
 )

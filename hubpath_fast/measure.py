@@ -38,9 +38,17 @@ class Measure:
         sign = -1 if self.better == "max" else 1
         return sorted(range(len(values)), key=lambda i: sign * values[i])
 
+    def number(self, value: float) -> str:
+        """The value in its unit, without naming it."""
+        return f"{self.scale * value:.{self.decimals}f}"
+
     def text(self, value: float, unit: bool = True) -> str:
-        number = f"{self.scale * value:.{self.decimals}f}"
-        return f"{number} {self.unit}" if unit and self.unit else number
+        return f"{self.number(value)} {self.unit}" if unit and self.unit else self.number(value)
+
+    @property
+    def worst(self) -> float | None:
+        """The worst value it can take; None where it has no bound on that side."""
+        return self.limits[0 if self.better == "max" else 1]
 
     @property
     def label(self) -> str:

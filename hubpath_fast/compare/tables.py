@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import report
 from ..files import write_bytes, write_json
+from ..tasks.classification import ACCURACY
 from .methods import Entry, Method
 from .paper import paper_numbers
 from .results import RunFailed, SeedResults
@@ -191,18 +192,19 @@ def write_tables(
     notes = reasons(rows)
     parts = [f"# {heading}", budget, markdown(table).rstrip(), *notes]
     write_bytes(out_dir / f"{TABLE}.md", ("\n\n".join(parts) + "\n").encode())
-    bars = report.accuracy_bars(
+    bars = report.measure_bars(
         [
             {
                 "name": row["title"],
-                "accuracy": row["mean"],
-                "std": row["std"] if len(row["seeds"]) > 1 else None,
-                "cost": row.get("forwards_per_sample"),
+                "value": row["mean"],
+                "spread": row["std"] if len(row["seeds"]) > 1 else None,
+                "forwards": row.get("forwards_per_sample"),
                 "bound": row["bound"],
                 "note": row["status"],
             }
             for row in rows
-        ]
+        ],
+        ACCURACY,
     )
     picture = report.Picture(
         bars, "Test accuracy, mean over the seeds; whiskers: standard deviation.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from ..runs.build import eval_batches, expert_names, make_pathway
 from ..runs.folder import open_run
 from ..runs.measure import dense_weights, probabilities
 from ..runs.resolve import FIT_FILE, SEEDS_FILE
+from ..tasks.classification import Classification
+from ..tasks.classification_report import report_fields
 from ..training import load_weights, read_log
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
+OVER_K = re.compile(r"hub-pathway(?:-k(\d+))?")  # names of methods in a table
 OWN_EXPERTS = "the hub's own experts, each on all images"
 
 
@@ -61,23 +65,25 @@ def _of_run(run: Path, device: str) -> Analysis:
     def images(indices) -> Tensor:
         return torch.stack([transform(splits.test.load(int(i))) for i in indices])
 
-    name = config.data_name
+    task, name = Classification(tuple(opened.classes)), config.data_name
+    targets = torch.tensor(splits.test.targets)
+    predictions = probabilities(opened.model, batches, device, config.trainer.amp)
     split = "validation" if splits.test_is_validation else "test"
     return Analysis(
         title=f"Hub-Pathway on {name}",
         subtitle=f"{run.name}: {config.k} of {len(config.hub)} experts for each image, seed "
         f"{config.trainer.seed}; figures are of its {len(splits.test)} {split} images.",
         data_name=name,
+        measure=task.metric,
         expert_names=expert_names(config.hub),
-        classes=opened.classes,
-        targets=torch.tensor(splits.test.targets),
-        prediction=probabilities(opened.model, batches, device, config.trainer.amp).argmax(dim=1),
-        weights=dense_weights(opened.model, batches, device),
-        alone=classes_alone(opened.model, batches, device),
+        scores=task.scores(predictions, targets),
+        scores_alone=scores_alone(task, opened.model, batches, device),
         alone_title=OWN_EXPERTS,
+        weights=dense_weights(opened.model, batches, device),
         k=config.k,
         history=read_log(run / "log.jsonl"),
         images=images,
+        **report_fields(task.classes, predictions, targets),
     )
 
 
@@ -91,55 +97,59 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
     if results is None:
         raise ValueError(f"{out_dir} holds no finished Hub-Pathway; compare it as well")
     problem = open_problem(settings, results.seed)
-    targets, scores, noted = results.targets(), results.scores("pathway"), results.problem
+    noted, outputs, known = results.problem, results.scores("pathway"), results.targets()
+    task, targets = Classification(tuple(noted["classes"])), known["test"]
     singles = [f"single-{i}" for i in range(len(noted["experts"]))]
     if all(_has(results, run) for run in singles):
-        alone = torch.stack([results.scores(run)["test"].argmax(dim=1) for run in singles])
+        found_alone = [task.scores(results.scores(run)["test"], targets) for run in singles]
+        alone = torch.stack(found_alone)
         title = FINE_TUNED_ALONE
     else:
         model = make_pathway(problem.fit, problem.experts(), problem.num_classes, problem.size)
         load_weights(model, results.folder("pathway") / "last")
-        alone = classes_alone(model.to(device), problem.batches("test"), device)
+        alone = scores_alone(task, model.to(device), problem.batches("test"), device)
         title = OWN_EXPERTS
+    groups = {}
+    if "groups" in known:
+        groups = {"groups": known["groups"], "group_names": noted["group_names"]}
+        groups["group_label"] = noted["group_label"]
     k, name = settings.fit.k, settings.fit.data_name
     seeds = ", ".join(map(str, table["seeds"]))
-    several = f" Accuracy over K and against cost is of seeds {seeds}." if len(found) > 1 else ""
+    several = f" Figures over K and against cost are of seeds {seeds}." if len(found) > 1 else ""
     return Analysis(
         title=f"Hub-Pathway on {name}",
         subtitle=f"{k} of {len(singles)} experts for each image, seed {results.seed}; figures are "
-        f"of its {len(targets['test'])} test images.{several}",
+        f"of its {len(targets)} test images.{several}",
         data_name=name,
+        measure=task.metric,
         expert_names=names_of_experts(settings),
-        classes=noted["classes"],
-        targets=targets["test"],
-        prediction=scores["test"].argmax(dim=1),
-        weights=scores["weights"],
-        alone=alone,
+        scores=task.scores(outputs["test"], targets),
+        scores_alone=alone,
         alone_title=title,
+        weights=outputs["weights"],
         k=k,
         history=read_log(results.folder("pathway") / "log.jsonl"),
-        groups=targets.get("groups"),
-        group_names=noted["group_names"] or None,
-        group_label=noted["group_label"] or None,
-        accuracy_by_k=_by_k(table["rows"], k),
-        rows=[_method(row) for row in table["rows"] if row["mean"] is not None],
+        values_by_k=_by_k(table["rows"], k),
+        rows=[_method(row) for row in table["rows"]],
         images=lambda indices: problem.images(torch.as_tensor(indices)),
+        **report_fields(task.classes, outputs["test"], targets) | groups,
     )
 
 
 @torch.no_grad()
-def classes_alone(model: HubPathway, batches: Iterable, device: str) -> Tensor:
-    """[M, n] int64: the class that each of the model's experts gives every image."""
+def scores_alone(task: Classification, model: HubPathway, batches: Iterable, device: str) -> Tensor:
+    """[M, n] float64: the task's score of each of the model's experts on every image."""
     model.eval()
     parts = []
-    for images, _ in batches:
+    for images, targets in batches:
         unit = images.to(device)
         unit = unit.float() / 255 if unit.dtype == torch.uint8 else unit
         pairs = zip(model.experts, model.input_mean, model.input_std, strict=True)
         outputs = [
             expert((unit - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)) for expert, mean, std in pairs
         ]
-        parts.append(torch.stack(outputs).argmax(dim=2).cpu())
+        scores = [task.scores(task.predict(output).cpu(), targets.cpu()) for output in outputs]
+        parts.append(torch.stack(scores))
     return torch.cat(parts, dim=1)
 
 
@@ -151,26 +161,24 @@ def _has(results: SeedResults, run: str) -> bool:
     return True
 
 
-def _by_k(rows: Iterable[Mapping[str, Any]], k: int) -> dict[int, list[float]] | None:
-    """Accuracies of the seeds, for every K that was trained; None unless there are several."""
-    prefix = "hub-pathway-k"
+def _by_k(rows: Iterable[Mapping[str, Any]], k: int) -> dict[int, Sequence[float]] | None:
+    """Values of the seeds, for every K that was trained; None unless there are several."""
     found = {}
     for row in rows:
-        if row["method"] == "hub-pathway":
-            found[k] = row["accuracies"]
-        elif row["method"].startswith(prefix):
-            found[int(row["method"].removeprefix(prefix))] = row["accuracies"]
-    found = {key: found[key] for key in sorted(found) if found[key]}
+        match = OVER_K.fullmatch(row["method"])
+        if match and row["accuracies"]:
+            found[int(match[1] or k)] = row["accuracies"]
     return found if len(found) > 1 else None
 
 
 def _method(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": row["title"],
-        "accuracy": row["mean"],
+        "value": row["mean"],
         "spread": row["std"] if len(row["seeds"]) > 1 else None,
-        "forwards": row["forwards_per_sample"],
-        "gflops": row["gflops_per_sample"],
-        "milliseconds": row["milliseconds_per_sample"],
+        "forwards": row.get("forwards_per_sample"),
+        "gflops": row.get("gflops_per_sample"),
+        "milliseconds": row.get("milliseconds_per_sample"),
         "bound": row["bound"],
+        "note": row["status"],
     }

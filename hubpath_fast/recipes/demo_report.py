@@ -9,6 +9,8 @@ import torch
 
 from .. import report
 from ..compare.digits_hub import NETWORKS, expert_names
+from ..tasks.classification import ACCURACY
+from ..tasks.classification_report import sample_heads
 
 if TYPE_CHECKING:
     from .demo import Demo
@@ -39,11 +41,12 @@ def _accuracy(result: Demo) -> report.Section:
     )
     bounds = [i for i, row in enumerate(result.rows) if row.bound]
     table.highlight = report.best_cells(table, "test accuracy", skip=bounds)
-    bars = report.accuracy_bars(
+    bars = report.measure_bars(
         [
-            {"name": row.name, "accuracy": row.accuracy, "cost": row.forwards, "bound": row.bound}
+            {"name": row.name, "value": row.accuracy, "forwards": row.forwards, "bound": row.bound}
             for row in result.rows
-        ]
+        ],
+        ACCURACY,
     )
     return report.Section(
         "How good is it?",
@@ -68,8 +71,11 @@ def _routing(result: Demo) -> report.Section:
         test.images[shown],
         result.weights[shown],
         names,
-        [test.classes[i] for i in test.targets[shown]],
-        [test.classes[i] for i in result.prediction[shown]],
+        sample_heads(
+            [test.classes[i] for i in test.targets[shown]],
+            [test.classes[i] for i in result.prediction[shown]],
+        ),
+        result.prediction[shown] != test.targets[shown],
         [test.rendering_names[i] for i in test.renderings[shown]],
     )
     return report.Section(
@@ -98,10 +104,11 @@ def _failures(result: Demo) -> report.Section:
     correct = torch.stack([row.correct for row in result.rows]).double()
     groups = [test.renderings == i for i in range(len(test.rendering_names))]
     by_group = torch.stack([correct[:, group].mean(dim=1) for group in groups], dim=1)
-    figure = report.accuracy_by_group(
+    figure = report.measure_by_group(
         by_group,
         [row.name for row in result.rows],
         list(test.rendering_names),
+        ACCURACY,
         group_label="rendering of the test digit",
         bounds=[i for i, row in enumerate(result.rows) if row.bound],
     )
@@ -126,7 +133,7 @@ def _training(result: Demo) -> report.Section:
         "share of its largest value: near 0 the hub would have collapsed to one expert.",
         [
             report.Picture(
-                report.training_curves(result.history, expert_names()),
+                report.training_curves(result.history, expert_names(), ACCURACY),
                 "Hub-Pathway's training, step by step.",
                 "Curves of losses, accuracy, load and entropy over the steps of training",
             )

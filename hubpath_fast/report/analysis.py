@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..measure import Measure
 from . import sections
-from .arrays import to_array, to_fractions, to_matrix
-from .lines import checked_runs
-from .page import write_page
-from .scatter import checked_methods
+from .arrays import to_array, to_fractions, to_limits, to_matrix, to_names
+from .figures.over_k import checked_runs
+from .folder import FigureFolder
+from .page import Section, write_page
+from .rows import checked_rows
 
-SECTIONS = (
+FIRST = (
     sections.summary,
     sections.mean_weight,
     sections.quality,
     sections.over_k,
     sections.samples,
     sections.training,
-    sections.confusion,
-    sections.cost,
-    sections.missed,
 )
+LAST = (sections.cost, sections.missed)
 FIGURES = (
     "mean_weight",
     "mean_weight_by_group",
     "weight_quality",
-    "accuracy_over_k",
+    "{measure}_over_k",
     "samples",
     "training",
-    "confusion",
-    "accuracy_against_cost",
+    "{measure}_against_cost",
     "missed",
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What a report is made of: T test samples, M experts, C classes.
+    """What a report is made of: T test samples, M experts, judged by a measure.
 
     Arrays may be tensors (any device), numpy arrays or lists; they are kept as numpy arrays. What
     is None or empty has no section. Raises ValueError where fields do not fit each other.
@@ -50,82 +49,115 @@ class Analysis:
     title: str
     subtitle: str
     data_name: str
+    measure: Measure
     expert_names: Sequence[str]  # [M]
-    classes: Sequence[str]  # [C]
-    targets: Any  # int [T]
-    prediction: Any  # int [T], Hub-Pathway's
-    weights: Any  # float [T, M] in 0..1, 0 where an expert is not asked
-    alone: Any  # int [M, T], the class that each expert predicts by itself
+    scores: Any  # float [T]: Hub-Pathway's measure of each sample
+    scores_alone: Any  # float [M, T], of each expert by itself
     alone_title: str  # which experts: "each expert fine-tuned alone"
+    weights: Any  # float [T, M] in 0..1, 0 where an expert is not asked
     k: int  # experts that the run asks about each sample
     history: Sequence[Mapping[str, Any]] | None = None  # the training's log records
-    groups: Any = None  # int [T]; None: the classes are the groups
+    groups: Any = None  # int [T]; None: all are one group
     group_names: Sequence[str] | None = None
     group_label: str | None = None  # what a group is: "rendering of the digit"
-    accuracy_by_k: Mapping[int, Sequence[float]] | None = None  # an accuracy for each seed
-    rows: Sequence[Mapping[str, Any]] | None = None  # methods, see scatter.checked_methods
+    values_by_k: Mapping[int, Sequence[float]] | None = None  # the measure for each seed
+    rows: Sequence[Mapping[str, Any]] = ()  # methods, see rows.Row; kept as those
     images: Callable[[np.ndarray], Any] | None = None  # int64 [n] -> uint8 [n, 3, H, W]
+    heads: Sequence[str | Sequence[str]] | None = None  # [T] above an image; None: its score
+    marked: Any = None  # bool [T]: samples that stand out, such as wrong ones
+    details: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # [T] each, for the CSVs
+    extra: Sequence[Callable[[FigureFolder], Section]] = ()  # the task's own sections
     notes: Sequence[str] = ()  # paragraphs at the top
 
     def __post_init__(self) -> None:
         if isinstance(self.notes, str):
             raise ValueError("notes is a str; give a list of paragraphs")
         names = [str(name) for name in self.expert_names]
-        classes = [str(name) for name in self.classes]
-        total = len(to_array("targets", self.targets))
-        shape = (len(names), total)
-        targets = _numbers("targets", self.targets, (total,), len(classes), "classes")
+        scores = to_array("scores", self.scores)
+        total = len(scores) if scores.ndim == 1 else 0
         weights = to_fractions("weights", to_matrix("weights", self.weights))
-        if weights.shape != shape[::-1] or np.isnan(weights).any():
+        if weights.shape != (total, len(names)) or np.isnan(weights).any():
             raise ValueError(
                 f"weights has shape {list(weights.shape)} ({int(np.isnan(weights).sum())} of its "
-                f"numbers NaN); give numbers [{total}, {len(names)}], a row for each of targets "
+                f"numbers NaN); give numbers [{total}, {len(names)}], a row for each of scores "
                 "and a column for each of expert_names"
             )
         if not 1 <= self.k <= len(names):
-            raise ValueError(
-                f"k is {self.k}; give how many of the {len(names)} experts are asked about a sample"
-            )
-        checked_methods(self.rows or ())
-        prediction = _numbers("prediction", self.prediction, (total,), len(classes), "classes")
-        as_arrays = {
+            raise ValueError(f"k: expected an integer in 1..{len(names)}, got {self.k}")
+        marked = np.zeros(total, bool) if self.marked is None else to_array("marked", self.marked)
+        for argument, value in {"heads": self.heads, "marked": marked, **self.details}.items():
+            if value is not None and len(value) != total:
+                raise ValueError(f"{argument} has {len(value)} entries for {total} samples")
+        heads = self.heads or [self.measure.text(score) for score in scores]
+        runs = checked_runs(self.values_by_k, self.measure) if self.values_by_k else {}
+        checked = {
             "expert_names": names,
-            "classes": classes,
-            "targets": targets,
-            "prediction": prediction,
-            "alone": _numbers("alone", self.alone, shape, len(classes), "classes"),
+            "scores": self._scores("scores", (total,)),
+            "scores_alone": self._scores("scores_alone", (len(names), total)),
             "weights": weights,
             "history": list(self.history or ()),
-            "accuracy_by_k": checked_runs(self.accuracy_by_k) if self.accuracy_by_k else {},
-            **self._grouping(targets, classes),
+            "values_by_k": runs,
+            "rows": checked_rows(self.rows or (), self.measure),
+            "heads": heads,
+            "marked": marked,
+            **self._grouping(total),
         }
-        for name, value in as_arrays.items():
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def _grouping(self, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    def _scores(self, argument: str, shape: tuple[int, ...]) -> np.ndarray:
+        array = to_array(argument, getattr(self, argument)).astype(np.float64)
+        if array.shape != shape or not array.size or np.isnan(array).any():
+            raise ValueError(
+                f"{argument} has shape {list(array.shape)} ({int(np.isnan(array).sum())} of its "
+                f"numbers NaN); give numbers {list(shape)} (of at least one sample)"
+            )
+        return to_limits(argument, array, self.measure)
+
+    def _grouping(self, total: int) -> dict[str, Any]:
         if (self.groups is None) != (self.group_names is None):
             given, lacking = ("groups", "group_names")[:: 1 if self.group_names is None else -1]
             raise ValueError(f"{given} is given without {lacking}; give both or neither")
         if self.groups is None:
-            return {"groups": targets, "group_names": classes, "group_label": "class"}
-        names = [str(name) for name in self.group_names]
-        groups = _numbers("groups", self.groups, targets.shape, len(names), "group_names")
-        return {"groups": groups, "group_names": names, "group_label": self.group_label or "group"}
+            return {"groups": np.zeros(total, np.int64), "group_names": ["all"], "group_label": ""}
+        names, groups = [str(name) for name in self.group_names], to_array("groups", self.groups)
+        if groups.shape != (total,) or not np.issubdtype(groups.dtype, np.integer):
+            raise ValueError(
+                f"groups is {groups.dtype} {list(groups.shape)}; give integers [{total}]"
+            )
+        wrong = groups[(groups < 0) | (groups >= len(names))]
+        if wrong.size:
+            raise ValueError(f"groups holds {wrong[0]}, but there are {len(names)} group_names")
+        return {
+            "groups": groups.astype(np.int64),
+            "group_names": to_names("group_names", names, len(names), "groups"),
+            "group_label": self.group_label or "group",
+        }
 
     @property
-    def by_class(self) -> bool:
-        """Whether the groups are the classes, none others being given."""
-        return self.groups is self.targets
+    def sign(self) -> int:
+        """1 where larger is better, -1 where smaller is."""
+        return 1 if self.measure.better == "max" else -1
 
     @property
-    def right_alone(self) -> np.ndarray:
-        """bool [M, T]"""
-        return self.alone == self.targets
+    def oracle(self) -> np.ndarray:
+        """[T]: the score of the best expert alone."""
+        return self.sign * (self.sign * self.scores_alone).max(axis=0)
+
+    @property
+    def better(self) -> np.ndarray:
+        """bool [M, T]: the expert alone is better than Hub-Pathway."""
+        return self.sign * self.scores_alone > self.sign * self.scores
 
     @property
     def missed(self) -> np.ndarray:
-        """bool [T]: Hub-Pathway is wrong though some expert alone is right."""
-        return (self.prediction != self.targets) & self.right_alone.any(axis=0)
+        """bool [T]: some expert alone is better than Hub-Pathway."""
+        return self.better.any(axis=0)
+
+    @property
+    def shows_groups(self) -> bool:
+        """Whether a sample's group says something that its details do not."""
+        return bool(self.group_label) and self.group_label not in self.details
 
     def members(self) -> dict[str, np.ndarray]:
         """Name and samples (bool [T]) of each group that has any."""
@@ -134,37 +166,24 @@ class Analysis:
         return {name: mask for name, mask in short if mask.any()}
 
 
-def _numbers(argument: str, value: Any, shape: tuple[int, ...], count: int, of: str) -> np.ndarray:
-    """int64 of that shape with numbers in 0..count - 1."""
-    array = to_array(argument, value)
-    if array.shape != shape or not array.size or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{argument} is {array.dtype} of shape {list(array.shape)}; give integers of shape "
-            f"{list(shape)} (with at least one sample)"
-        )
-    wrong = array[(array < 0) | (array >= count)]
-    if wrong.size:
-        raise ValueError(
-            f"{argument} holds {wrong.flat[0]}, but there are {count} {of}; give numbers from 0 "
-            f"to {count - 1}"
-        )
-    return array.astype(np.int64)
-
-
 def _distinct(names: Sequence[str]) -> list[str]:
     """The names, with their position where two are equal."""
     return [f"{n} ({i})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
-def write_analysis(analysis: Analysis, out_dir: str | Path) -> Path:
+def write_analysis(analysis: Analysis, out_dir: str | Path, scale: float = 2.0) -> Path:
     """Writes ``report.html`` and ``figures/NAME.png`` with ``figures/NAME.csv``; returns the page.
 
-    Figures of these names that an earlier report left and this one has not are removed.
+    Figures of these names that an earlier report left and this one has not are removed. scale:
+    pixels of a figure for one of the page.
     """
     out_dir = Path(out_dir)
-    figures = sections.FigureFolder(out_dir / "figures")
-    made = [make(analysis, figures) for make in SECTIONS]
-    for name in FIGURES:
+    figures = FigureFolder(out_dir / "figures", scale)
+    made = [make(analysis, figures) for make in FIRST]
+    made += [make(figures) for make in analysis.extra]
+    made += [make(analysis, figures) for make in LAST]
+    for form in FIGURES:
+        name = sections.file_name(form.format(measure=analysis.measure.name))
         for path in (figures.folder / f"{name}.png", figures.folder / f"{name}.csv"):
             if path not in figures.written:
                 path.unlink(missing_ok=True)

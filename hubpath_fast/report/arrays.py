@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..measure import Measure
+
 
 def to_array(argument: str, value: Any) -> np.ndarray:
     """A numpy array of a tensor (any device), an array or nested lists."""
@@ -47,9 +49,19 @@ def to_names(argument: str, value: Sequence[Any], count: int, of: str) -> list[s
 
 def to_fractions(argument: str, values: np.ndarray) -> np.ndarray:
     """The values, when all lie in 0..1 (NaN passes; 1e-6 is allowed for rounding)."""
-    wrong = values[(values < -1e-6) | (values > 1 + 1e-6)]
+    return to_limits(argument, values, Measure("fraction", "max", (0.0, 1.0)))
+
+
+def to_limits(argument: str, values: Any, measure: Measure) -> Any:
+    """The values, when all are such as the measure can be (likewise)."""
+    low, high = (
+        bound if limit is None else limit
+        for limit, bound in zip(measure.limits, (-np.inf, np.inf), strict=True)
+    )
+    array = np.asarray(values)
+    wrong = array[(array < low - 1e-6) | (array > high + 1e-6)]
     if wrong.size:
         raise ValueError(
-            f"{argument} holds {wrong.flat[0]:g}; give fractions from 0 to 1, not percent"
+            f"{argument}: expected a {measure.name} in {low:g}..{high:g}, got {wrong.flat[0]:g}"
         )
     return values

@@ -5,25 +5,28 @@ A section is None where the analysis lacks what it is about.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from ..files import write_bytes
-from .confusion import CLASSES, confusion_counts, confusion_matrix, most_confused, shown_classes
-from .curves import training_curves
-from .heat import mean_weights
-from .lines import accuracy_over_k, k_table
-from .missed import missed_samples
-from .page import Picture, Section
-from .quality import quality_bars, quality_table, weight_quality
-from .samples import samples_with_weights
-from .scatter import COSTS, accuracy_against_cost, checked_methods, cost_key, cost_table
-from .shares import weight_bars
-from .tables import Table, history_table, matrix_table, write_figure
+from .figures import (
+    mean_weights,
+    measure_against_cost,
+    measure_over_k,
+    quality_bars,
+    samples_with_weights,
+    training_curves,
+    weight_bars,
+)
+from .figures.cost import COSTS, cost_table, ranked
+from .figures.curves import history_table
+from .figures.over_k import k_table
+from .folder import FigureFolder
+from .page import Section
+from .quality import quality_table, weight_quality
+from .tables import Table, matrix_table
 
 if TYPE_CHECKING:
     from .analysis import Analysis
@@ -31,35 +34,21 @@ if TYPE_CHECKING:
 GROUPS = 30  # lines of a figure or table by group; more would be a page of their own
 SAMPLES = 15  # images shown, of them all groups alike
 MISSED = 12
-PAIRS = 10  # most confused classes in the table
 
 
-class FigureFolder:
-    """Where figures and their numbers are written; ``written`` has the paths."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written: list[Path] = []
-
-    def picture(self, name: str, figure: Figure, table: Table, caption: str, alt: str) -> Picture:
-        """Writes ``NAME.png`` and ``NAME.csv``; returns the figure for the page."""
-        self.written += write_figure(figure, self.folder, name, table)
-        return Picture(figure, caption, alt)
-
-    def numbers(self, name: str, table: Table) -> None:
-        """Writes ``NAME.csv`` alone."""
-        self.written.append(write_bytes(self.folder / f"{name}.csv", table.csv().encode()))
+def file_name(text: str) -> str:
+    return re.sub(r"\W+", "_", text)
 
 
 def summary(a: Analysis, figures: FigureFolder) -> Section:
-    hub = (a.prediction == a.targets).mean()
-    single, oracle = a.right_alone.mean(axis=1), a.right_alone.any(axis=0).mean()
-    best = int(single.argmax())
+    means = a.scores_alone.mean(axis=1).tolist()
+    best = a.measure.ranked(means)[0]
     text = (
-        f"Hub-Pathway asks {a.k} of {_count(len(a.expert_names), 'expert')} about each of "
-        f"{_count(len(a.targets), 'test sample')} of {a.data_name} and is right on {hub:.1%}. "
-        f"Of the experts by themselves ({a.alone_title}), {a.expert_names[best]} is best with "
-        f"{single[best]:.1%}; at least one is right on {oracle:.1%}, the bound for whoever "
+        f"Hub-Pathway asks {a.k} of {count(len(a.expert_names), 'expert')} about each of "
+        f"{count(len(a.scores), 'test sample')} of {a.data_name}; its {a.measure.name} is "
+        f"{a.measure.text(a.scores.mean())}. Of the experts by themselves ({a.alone_title}), "
+        f"{a.expert_names[best]} is best with {a.measure.text(means[best])}; with the best of them "
+        f"for each sample it would be {a.measure.text(a.oracle.mean())}, the bound for whoever "
         "picks one expert a sample."
     )
     return Section("This run", text, list(a.notes))
@@ -74,7 +63,7 @@ def mean_weight(a: Analysis, figures: FigureFolder) -> Section:
             "mean_weight",
             weight_bars(mean, asked, a.expert_names),
             table,
-            f"Mean weight of each expert on all {_count(len(a.targets), 'test sample')} of "
+            f"Mean weight of each expert on all {count(len(a.scores), 'test sample')} of "
             f"{a.data_name} (0 where it is not asked), and the share of samples it is asked about.",
             "Bars: mean weight of each expert on the test data",
         )
@@ -103,68 +92,74 @@ def mean_weight(a: Analysis, figures: FigureFolder) -> Section:
 
 
 def quality(a: Analysis, figures: FigureFolder) -> Section:
-    right, groups = a.right_alone, a.members()
-    whole = weight_quality(a.weights, right)
-    text = (
-        f"Alone means: {a.alone_title}. On {whole.solvable} of "
-        f"{_count(whole.samples, 'test sample')} ({whole.solvable / whole.samples:.1%}) at "
-        "least one expert alone is right; "
-    )
-    if not whole.solvable:
-        return Section("How good the weights are", text + "so there is nothing to compare.")
-    text += (
-        f"on these the oracle is always right. The expert of the largest weight is right on "
-        f"{whole.top:.1%} of them, one drawn uniformly on {whole.random:.1%} (the mean over "
-        f"experts, nothing is drawn), and among the asked experts is a right one on "
-        f"{whole.asked:.1%} (the paper's figure 3b)."
-    )
-    if whole.random < 1:
-        part = (whole.top - whole.random) / (1 - whole.random)
+    groups, text_of = a.members(), a.measure.text
+    whole = weight_quality(a.weights, a.scores_alone, a.measure)
+    text = f"Alone means: {a.alone_title}. "
+    if a.measure.worst is not None:
         text += (
-            f" So the weights cover {part:.0%} of the way from chance to the oracle."
+            f"Counted are the {whole.counted} of {count(whole.samples, 'test sample')} "
+            f"({share(whole.counted / whole.samples)}) on which at least one expert alone is "
+            f"better than the worst ({a.measure.name} {text_of(a.measure.worst)}). "
+        )
+    if not whole.counted:
+        return Section("How good the weights are", text + "So there is nothing to compare.")
+    text += (
+        f"The expert of the largest weight has there {a.measure.name} {text_of(whole.top)}, one "
+        f"drawn uniformly {text_of(whole.random)} (the mean over experts, nothing is drawn), the "
+        f"best of those asked {text_of(whole.asked)}, the best of all (the oracle) "
+        f"{text_of(whole.oracle)} (the paper's figure 3b)."
+    )
+    if whole.oracle != whole.random:
+        part = (whole.top - whole.random) / (whole.oracle - whole.random)
+        text += (
+            f" So the weights cover {share(part)} of the way from chance to the oracle."
             if part >= 0
             else " So the weights point to worse experts than chance does."
         )
     if whole.decisive:
         text += (
-            f"\n\nOn {whole.decisive} of the {whole.solvable} the experts disagree, so that "
-            f"the choice matters: there the expert of the largest weight is right on "
-            f"{whole.decisive_top:.1%}, a random one on {whole.decisive_random:.1%}."
+            f"\n\nOn {whole.decisive} of the {whole.counted} the experts differ, so that the choice "
+            f"matters: there the expert of the largest weight has {text_of(whole.decisive_top)}, "
+            f"a random one {text_of(whole.decisive_random)}, the best one "
+            f"{text_of(whole.decisive_oracle)}."
         )
     names, qualities = [f"all {a.data_name}"], [whole]
     if len(groups) > 1:
         names += groups
-        qualities += [weight_quality(a.weights[m], right[:, m]) for m in groups.values()]
-    lead = [np.nan_to_num(q.random - q.top, nan=-2) for q in qualities[1:]]
-    kept = [0, *(i + 1 for i in _largest(np.array(lead), GROUPS))]
-    figure = quality_bars([qualities[i] for i in kept], [names[i] for i in kept])
+        qualities += [
+            weight_quality(a.weights[m], a.scores_alone[:, m], a.measure) for m in groups.values()
+        ]
+    lead = np.nan_to_num([q.top - q.random for q in qualities[1:]], nan=np.inf)
+    kept = [0, *(i + 1 for i in _largest(-a.sign * lead, GROUPS))]
     picture = figures.picture(
         "weight_quality",
-        figure,
+        quality_bars([qualities[i] for i in kept], [names[i] for i in kept], a.measure),
         quality_table(qualities, names, a.group_label),
-        f"Samples that at least one expert alone gets right (n: how many), over all and by "
-        f"{a.group_label}: accuracy of the expert of the largest weight and of one drawn "
-        "uniformly." + _some(kept[1:], names[1:], "those with the smallest lead"),
-        "Bars: accuracy of the top-weighted and of a random expert",
+        f"Counted samples (n: how many){', over all and by ' * bool(names[1:])}"
+        f"{a.group_label if names[1:] else ''}: {a.measure.name} of the expert of the largest "
+        "weight and of one drawn uniformly."
+        + _some(kept[1:], names[1:], "those with the smallest lead"),
+        f"Bars: {a.measure.name} of the top-weighted and of a random expert",
     )
     return Section("How good the weights are", text, [picture])
 
 
 def over_k(a: Analysis, figures: FigureFolder) -> Section | None:
-    if not a.accuracy_by_k:
+    if not a.values_by_k:
         return None
+    name = a.measure.name
     picture = figures.picture(
-        "accuracy_over_k",
-        accuracy_over_k(a.accuracy_by_k, a.k),
-        k_table(a.accuracy_by_k),
-        "Test accuracy over K: the mean, and each seed where there are several.",
-        "Line: test accuracy over the number of experts asked",
+        file_name(f"{name}_over_k"),
+        measure_over_k(a.values_by_k, a.measure, a.k),
+        k_table(a.values_by_k, a.measure),
+        f"Test {name} over K: the mean, and each seed where there are several.",
+        f"Line: test {name} over the number of experts asked",
     )
     text = (
         "More experts a sample cost proportionally more at inference; whether they help is "
         "shown here (the paper's figure 3c)."
     )
-    return Section("Accuracy over K", text, [picture])
+    return Section(f"{name.capitalize()} over K", text, [picture])
 
 
 def samples(a: Analysis, figures: FigureFolder) -> Section | None:
@@ -172,23 +167,16 @@ def samples(a: Analysis, figures: FigureFolder) -> Section | None:
         return None
     present = len(a.members())
     limit = present * (SAMPLES // present) if present < SAMPLES else SAMPLES
-    shown = _spread(a.groups, np.arange(len(a.targets)), limit)
-    names = [a.group_names[i] for i in a.groups[shown]]
-    figure = samples_with_weights(
-        a.images(shown),
-        a.weights[shown],
-        a.expert_names,
-        [a.classes[i] for i in a.targets[shown]],
-        [a.classes[i] for i in a.prediction[shown]],
-        None if a.by_class else names,
-    )
+    shown = _spread(a.groups, np.arange(len(a.scores)), limit)
+    caption = "Test samples with the experts asked and their weights"
+    if present > 1:
+        some = f" {limit} of {present}" if present > limit else " each"
+        caption += f", by {a.group_label}: the first of{some}"
     picture = figures.picture(
         "samples",
-        figure,
+        _pictures(a, shown),
         _sample_table(a, shown),
-        f"Test samples with the experts asked and their weights, by {a.group_label}: "
-        + ("the first ones of each" if present <= limit else f"the first of {limit} of {present}")
-        + ", not chosen by how they came out.",
+        f"{caption}, not chosen by how they came out.",
         "Sample images with the weights of the experts that were asked",
     )
     text = "Which experts a sample is sent to (the paper's figure 4)."
@@ -200,10 +188,10 @@ def training(a: Analysis, figures: FigureFolder) -> Section | None:
         return None
     picture = figures.picture(
         "training",
-        training_curves(a.history, a.expert_names),
+        training_curves(a.history, a.expert_names, a.measure),
         history_table(a.history),
         "The training, step by step.",
-        "Curves of losses, accuracy, load and entropy over the steps of training",
+        f"Curves of losses, {a.measure.name}, load and entropy over the steps of training",
     )
     text = (
         "Load is the share of rows (pairs of a sample and an expert asked about it) that an "
@@ -213,161 +201,120 @@ def training(a: Analysis, figures: FigureFolder) -> Section | None:
     return Section("How the training went", text, [picture])
 
 
-def confusion(a: Analysis, figures: FigureFolder) -> Section:
-    counts = confusion_counts(a.targets, a.prediction, len(a.classes))
-    errors = int(counts.sum() - np.trace(counts))
-    kept = shown_classes(counts)
-    inner = counts[np.ix_(kept, kept)]
-    cut = len(kept) < len(a.classes)
-    names = [a.classes[i] for i in kept]
-    others = counts[kept].sum(axis=1) - inner.sum(axis=1) if cut else None
-    caption = (
-        "Samples by true class (rows) and predicted class (columns). Wrong predictions are the "
-        "darker the more there are."
-    )
-    if cut:
-        seen = int(inner.sum() - np.trace(inner))
-        caption += (
-            f" Shown are {len(kept)} of {len(a.classes)} classes, at most {CLASSES}, chosen "
-            f"from the most confused pairs; {seen} of {_count(errors, 'error')} lie between "
-            "them. The CSV has all classes."
-        )
-    items: list[Any] = [
-        figures.picture(
-            "confusion",
-            confusion_matrix(inner, names, others),
-            Table(
-                ["true class", *a.classes],
-                [[name, *line] for name, line in zip(a.classes, counts.tolist(), strict=True)],
-            ),
-            caption,
-            "Confusion matrix of true and predicted classes",
-        )
-    ]
-    totals = counts.sum(axis=1)
-    pairs = [
-        [a.classes[p.true], a.classes[p.predicted], p.count, p.count / totals[p.true]]
-        for p in most_confused(counts, PAIRS)
-    ]
-    if pairs:
-        columns = ["true class", "predicted as", "samples", "share of the true class"]
-        formats = {columns[3]: ".1%"}
-        items.append(Table(columns, pairs, formats=formats, caption="Most confused classes"))
-    text = (
-        f"Hub-Pathway is wrong on {errors} of {_count(len(a.targets), 'test sample')} "
-        f"({errors / len(a.targets):.1%})."
-    )
-    return Section("What is taken for what", text, items)
-
-
 def cost(a: Analysis, figures: FigureFolder) -> Section | None:
-    methods = checked_methods(a.rows or ())
-    if all(method.accuracy is None for method in methods):
+    if all(row.value is None for row in a.rows):
         return None
-    table = cost_table(a.rows)
-    absent = [m.name for m in methods if m.accuracy is None]
+    rows, name = [row._asdict() for row in a.rows], a.measure.name
+    table = cost_table(rows, a.measure)
     text = (
-        f"Cost is counted as {COSTS[cost_key(methods)]}. A method is on the Pareto front where "
-        "no other is as accurate at less cost, or more accurate at no more cost; bounds do "
-        "not compete."
+        f"Cost is counted as {COSTS[ranked(rows, a.measure).cost]}. A method is on the Pareto "
+        "front where no other is as good at less cost, or better at no more cost; bounds do not "
+        "compete."
     )
+    absent = [row.name for row in a.rows if row.value is None]
     if absent:
-        text += f" Without an accuracy, so without a point: {', '.join(absent)}."
+        text += f" Without {name}, so without a point: {', '.join(absent)}."
     picture = figures.picture(
-        "accuracy_against_cost",
-        accuracy_against_cost(a.rows),
+        file_name(f"{name}_against_cost"),
+        measure_against_cost(rows, a.measure),
         table,
-        "Test accuracy against cost; whiskers are the spread over seeds. Numbers are explained "
-        "below the plot, best first; points that coincide share a label.",
-        "Scatter plot of the methods' test accuracy over their cost, with the Pareto front",
+        f"Test {name} against cost; whiskers are the spread over seeds. Methods on the Pareto "
+        "front have their names, the table has all.",
+        f"Scatter plot of the methods' test {name} over their cost, with the Pareto front",
     )
-    return Section("Accuracy against cost", text, [picture, table])
+    return Section(f"{name.capitalize()} against cost", text, [picture, table])
 
 
 def missed(a: Analysis, figures: FigureFolder) -> Section:
-    missed = a.missed
-    wrong, count = int((a.prediction != a.targets).sum()), int(missed.sum())
-    title = "Where the hub fails and the oracle does not"
+    number, total = int(a.missed.sum()), len(a.scores)
+    title = "Where an expert alone is better than the hub"
     text = (
-        f"Hub-Pathway is wrong on {_count(wrong, 'test sample')}; on {count} of them"
-        + (f" ({count / wrong:.1%})" if wrong else "")
-        + f" some expert alone ({a.alone_title}) is right"
+        f"On {number} of {count(total, 'test sample')} ({share(number / total)}) some expert alone "
+        f"({a.alone_title}) has a better {a.measure.name} than Hub-Pathway"
     )
-    if not count:
+    if not number:
         return Section(title, text + ".")
-    indices = np.flatnonzero(missed)
-    asked = (a.right_alone.T & (a.weights > 0)).any(axis=1)[missed].sum()
-    text += f": for {asked} of these, a right expert was among those asked."
-    items: list[Any] = [_missed_by_group(a, missed)]
-    table = _sample_table(a, indices)
+    asked = (a.better.T & (a.weights > 0)).any(axis=1)[a.missed].sum()
+    text += f"; on {asked} of these, a better expert was among those asked."
+    items: list[Any] = [_missed_by_group(a)] if len(a.members()) > 1 else []
+    # Those that lose most first; a group's samples keep their order among equals.
+    loss = np.abs(a.oracle - a.scores)
+    indices = np.flatnonzero(a.missed)
+    indices = indices[np.argsort(-loss[indices], kind="stable")]
+    table = _sample_table(a, np.sort(indices))
     if a.images is None:
         figures.numbers("missed", table)
         return Section(title, text, items)
     shown = _spread(a.groups, indices, MISSED)
-    figure = missed_samples(
-        a.images(shown),
-        a.weights[shown],
-        a.right_alone.T[shown],
-        a.expert_names,
-        [a.classes[i] for i in a.targets[shown]],
-        [a.classes[i] for i in a.prediction[shown]],
-        None if a.by_class else [a.group_names[i] for i in a.groups[shown]],
-    )
+    caption = ("All" if len(shown) == number else f"{len(shown)} of the") + f" {number}"
+    caption += f", in turn by {a.group_label}" if a.group_label else ""
     items.append(
         figures.picture(
             "missed",
-            figure,
+            _pictures(a, shown, a.better.T[shown]),
             table,
-            ("All" if len(shown) == count else f"{len(shown)} of the")
-            + f" {count}, in turn by {a.group_label}: the experts that "
-            "were asked, with their weights, and those that were not but are right alone "
-            "(✓ right alone, ✗ wrong alone).",
-            "Samples that the hub gets wrong, with the experts that are right alone",
+            f"{caption}, where most is lost first: the experts that were asked, with their "
+            "weights, and those that were not but are better (✓ alone better than Hub-Pathway, "
+            "✗ not better).",
+            "Samples on which an expert alone is better, with the experts that are",
         )
     )
     return Section(title, text, items)
 
 
-def _missed_by_group(a: Analysis, missed: np.ndarray) -> Table:
-    right, some = a.prediction == a.targets, a.right_alone.any(axis=0)
+def _pictures(a: Analysis, shown: np.ndarray, better: np.ndarray | None = None) -> Any:
+    return samples_with_weights(
+        a.images(shown),
+        a.weights[shown],
+        a.expert_names,
+        [a.heads[i] for i in shown],
+        a.marked[shown],
+        [a.group_names[i] for i in a.groups[shown]] if a.shows_groups else None,
+        better,
+    )
+
+
+def _missed_by_group(a: Analysis) -> Table:
     groups = a.members()
     rows = [
         [
             name,
             int(m.sum()),
-            right[m].mean(),
-            some[m].mean(),
-            int(missed[m].sum()),
-            missed[m].mean(),
+            float(a.scores[m].mean()),
+            float(a.oracle[m].mean()),
+            int(a.missed[m].sum()),
+            float(a.missed[m].mean()),
         ]
         for name, m in groups.items()
     ]
     kept = _largest(np.array([row[-1] for row in rows]), GROUPS)
-    shares = ("Hub-Pathway right", "some expert right", "share missed")
+    hub, oracle = (f"{who}: {a.measure.label}" for who in ("Hub-Pathway", "best expert"))
+    part = "share of samples"
     return Table(
-        [a.group_label, "samples", *shares[:2], "missed by the hub only", shares[2]],
+        [a.group_label, "samples", hub, oracle, "an expert alone is better", part],
         [rows[i] for i in kept],
-        formats=dict.fromkeys(shares, ".1%"),
+        formats={**dict.fromkeys((hub, oracle), a.measure.number), part: share},
         caption=f"By {a.group_label}."
-        + _some(kept, list(groups), "those with the largest share missed", csv=False),
+        + _some(kept, list(groups), "those with the largest share of samples", csv=False),
     )
 
 
 def _sample_table(a: Analysis, indices: np.ndarray) -> Table:
-    """Samples by their index in the test set: truth, prediction, who is right, weights."""
-    names = np.array(a.expert_names, dtype=object)
-    rows = []
-    for i, knew in zip(indices.tolist(), a.right_alone.T[indices], strict=True):
-        right = "; ".join(names[knew])
-        group = [] if a.by_class else [a.group_names[a.groups[i]]]
-        truth, guess = a.classes[a.targets[i]], a.classes[a.prediction[i]]
-        rows.append([i, *group, truth, guess, right, *a.weights[i].tolist()])
-    head = ["sample", *([] if a.by_class else [a.group_label]), "true class", "prediction"]
-    return Table([*head, "experts right alone", *a.expert_names], rows)
+    """Samples by their index in the test set: what the task says of them, scores and weights."""
+    group = {a.group_label: [a.group_names[i] for i in a.groups]} if a.shows_groups else {}
+    columns: dict[str, Sequence[Any]] = group | dict(a.details) | {a.measure.name: a.scores}
+    columns |= {f"weight of {name}": a.weights[:, m] for m, name in enumerate(a.expert_names)}
+    columns |= {f"{name} alone": a.scores_alone[m] for m, name in enumerate(a.expert_names)}
+    rows = [[i, *(cells[i] for cells in columns.values())] for i in indices.tolist()]
+    return Table(["sample", *columns], rows)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def share(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
 
 
 def _largest(values: np.ndarray, limit: int) -> list[int]:
@@ -388,12 +335,6 @@ def _spread(groups: np.ndarray, indices: np.ndarray, limit: int) -> np.ndarray:
     present = np.unique(groups[indices])
     if len(present) > limit:
         present = present[np.linspace(0, len(present) - 1, limit).round().astype(int)]
-    queues = {int(g): indices[groups[indices] == g].tolist() for g in present}
-    found: list[int] = []
-    turn = 0
-    while len(found) < limit and any(turn < len(queue) for queue in queues.values()):
-        for queue in queues.values():
-            if turn < len(queue) and len(found) < limit:
-                found.append(queue[turn])
-        turn += 1
-    return np.array(sorted(found, key=lambda i: (groups[i], i)), dtype=np.int64)
+    turns = {int(g): indices[groups[indices] == g].tolist() for g in present}
+    order = [(turn, g, i) for g, queue in turns.items() for turn, i in enumerate(queue)]
+    return np.array(sorted((g, i) for _, g, i in sorted(order)[:limit]), np.int64)[:, 1]

@@ -7,6 +7,7 @@ on, a hatch (bars, areas) or a dash (lines) comes in addition.
 from __future__ import annotations
 
 import functools
+import io
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -89,6 +90,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure((width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
+def png(figure: Figure, scale: float = 2.0) -> bytes:
+    """The figure as a PNG of ``scale`` times its size in CSS pixels (DPI an inch)."""
+    out = io.BytesIO()
+    # Without the version of the writer in it, equal figures give equal bytes.
+    figure.savefig(out, format="png", dpi=DPI * scale, metadata={"Software": None})
+    return out.getvalue()
+
+
 def ink_on(rgba: Sequence[float]) -> str:
     """White or dark text, whichever contrasts more with a colour of sRGB 0..1 (WCAG 2)."""
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
@@ -135,6 +144,18 @@ def fit_all(names: Sequence[str], width: float, size: float = SMALL) -> list[str
         fit(f"{i} {names[i]}", width, size) if short.count(name) > 1 else name
         for i, name in enumerate(short)
     ]
+
+
+def fit_parts(
+    parts: Sequence[str], width: float, size: float = SMALL, weight: str = "normal"
+) -> str:
+    """Parts joined by ", ", the longest ones shortened until all fit."""
+    limit = width
+    text = ", ".join(parts)
+    while text_width(text, size, weight) > width and limit > 0.2:
+        limit -= 0.1
+        text = ", ".join(fit(part, limit, size, weight) for part in parts)
+    return text
 
 
 def wrap(name: str, width: float, size: float = SMALL) -> str:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ..files import write_bytes
 from .arrays import to_matrix, to_names
-from .curves import curves_table
-from .png import png
 
 
 @dataclass
@@ -22,14 +16,15 @@ class Table:
     """Named columns and rows of text, numbers or None (an empty cell, shown as a dash).
 
     highlight: what is bold on a page: a row's number, or (row, column) for one cell; see
-    ``best_cells``. formats: for a column, how its floats are shown, as in ``format(x, ".3f")``;
-    ``.3f`` where not given. A CSV always has all digits. caption: a line above the table.
+    ``best_cells``. formats: for a column, how its floats are shown: a function, or as in
+    ``format(x, ".3f")``, which holds where none is given. A CSV always has all digits. caption: a
+    line above the table.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     highlight: Collection[int | tuple[int, int]] = ()
-    formats: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str | Callable[[float], str]] = field(default_factory=dict)
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -57,7 +52,12 @@ class Table:
         if cell == "":
             return "–"
         form = self.formats.get(self.columns[column], ".3f")
-        return format(cell, form) if isinstance(cell, float) else str(cell)
+        if not isinstance(cell, float):
+            return str(cell)
+        return form(cell) if callable(form) else format(cell, form)
+
+    def is_highlighted(self, row: int, column: int) -> bool:
+        return row in self.highlight or (row, column) in self.highlight
 
     def is_numeric(self, column: int) -> bool:
         """Whether a column has numbers only (and at least one)."""
@@ -99,63 +99,3 @@ def matrix_table(
     columns = to_names("column_names", column_names, values.shape[1], "columns of matrix")
     pairs = zip(rows, values.tolist(), strict=True)
     return Table([corner, *columns], [[name, *row] for name, row in pairs])
-
-
-def history_table(history: Iterable[Mapping[str, Any]]) -> Table:
-    """All numbers of a training's log, for the CSV of its curves."""
-    columns, rows = curves_table(history)
-    return Table(columns, rows)
-
-
-def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows of ``accuracy_bars`` as a table, the best accuracy (bounds aside) in bold."""
-    optional = {"std": "spread (std)", "cost": "expert forwards per sample", "note": "note"}
-    keys = [key for key in optional if any(row.get(key) is not None for row in rows)]
-    table = Table(
-        ["method", "accuracy", *(optional[key] for key in keys)],
-        [[row["name"], row["accuracy"], *(row.get(key) for key in keys)] for row in rows],
-    )
-    if "cost" in keys:
-        table.formats = {optional["cost"]: "g"}
-    bounds = [i for i, row in enumerate(rows) if row.get("bound")]
-    best = [i for i, _ in best_cells(table, "accuracy", skip=bounds)]
-    table.highlight = [(i, j) for i in best for j in (0, 1)]
-    return table
-
-
-def samples_table(
-    weights: Any,
-    expert_names: Sequence[str],
-    labels: Sequence[Any],
-    predictions: Sequence[Any],
-    notes: Sequence[str] | None = None,
-) -> Table:
-    """What ``samples_with_weights`` shows, a sample a line, for its CSV."""
-    values = to_matrix("weights", weights)
-    experts = to_names("expert_names", expert_names, values.shape[1], "columns of weights")
-    notes = [None] * len(values) if notes is None else notes
-    for argument, given in (("labels", labels), ("predictions", predictions), ("notes", notes)):
-        if len(given) != len(values):
-            raise ValueError(
-                f"{argument} has {len(given)} entries, but weights has {len(values)} rows; give "
-                "one for each"
-            )
-    pairs = zip(labels, predictions, notes, values.tolist(), strict=True)
-    return Table(
-        ["sample", "label", "prediction", "note", *experts],
-        [[i, label, guess, note, *row] for i, (label, guess, note, row) in enumerate(pairs)],
-    )
-
-
-def write_figure(
-    figure: Figure, out_dir: str | Path, name: str, table: Table | None = None
-) -> list[Path]:
-    """Writes ``out_dir/name.png`` (twice the page's resolution) and, given a table of its numbers,
-    ``name.csv``. Returns the paths."""
-    if not name or Path(name).name != name:
-        raise ValueError(f"name is {name!r}; give a file name without folder and ending")
-    out_dir = Path(out_dir)
-    paths = [write_bytes(out_dir / f"{name}.png", png(figure))]
-    if table is not None:
-        paths.append(write_bytes(out_dir / f"{name}.csv", table.csv().encode()))
-    return paths

@@ -10,33 +10,37 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import style
-from .arrays import to_fractions, to_matrix, to_names
+from ...measure import Measure
+from .. import style
+from ..arrays import to_fractions, to_matrix, to_names
+from ..tables import Table
+from .axis import value_formatter
 
 LOSSES = ("loss", "task", "explore", "exploit")
 NOT_LOSSES = ("step", "grad_norm", "entropy", "entropy_fraction", "best")
 SHARES = {"load": "load: share of rows", "mean_weight": "mean weight"}
-SHOWN = 12  # experts in a stack; the smaller ones are drawn as one
+SHOWN_EXPERTS = 12  # experts in a stack; the smaller ones are drawn as one
 
 
 @style.styled
 def training_curves(
     history: Iterable[Mapping[str, Any]],
     expert_names: Sequence[str] | None = None,
-    metric: str | None = None,
+    measure: Measure | None = None,
 ) -> Figure:
     """Losses, the metric, the routing's entropy, and each expert's load and mean weight over steps.
 
     history: records as in ``log.jsonl``: ``step``; scalars named by loss; mappings named by split
     (``validation``, ``train``) with metrics; ``load`` and ``mean_weight`` [M]; and
-    ``entropy_fraction`` (of log M). None leaves a
-    gap (in shares: nothing). A panel whose keys no record has is left
-    out. metric: the key within the splits; by default accuracy or the first other than loss, n.
+    ``entropy_fraction`` (of log M). None leaves a gap (in shares: nothing). A panel whose keys no
+    record has is left out. measure: what the splits are judged by; by default whatever they have
+    first besides loss and n, in its own unit.
     """
     records = [record for record in history if record.get("step") is not None]
     if not records:
         raise ValueError("history has no record with a step; give the records of a log.jsonl")
-    metric = _metric_name(records) if metric is None else metric
+    measure = Measure(_metric_name(records)) if measure is None else measure
+    metric = measure.name
     lines = {
         "losses": _losses(records),
         metric: {name: _series(records, name, metric) for name in _splits(records, metric)},
@@ -57,18 +61,18 @@ def training_curves(
     if lines:
         panels = next(parts).subplots(1, len(lines), squeeze=False)[0]
         for axes, (title, curves) in zip(panels, lines.items(), strict=True):
-            _draw_lines(axes, title, curves)
+            _draw_lines(axes, title, curves, measure)
             axes.set_xlim(*_span([record["step"] for record in records]))
     if shares:
         _draw_shares(next(parts), shares, expert_names)
     return figure
 
 
-def curves_table(history: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """All numbers of the records as columns (nested keys as ``key/name``) and rows."""
+def history_table(history: Iterable[Mapping[str, Any]]) -> Table:
+    """All numbers of the records, a line each; nested keys as ``key/name``."""
     flat = [dict(_flatten("", record)) for record in history]
     columns = list(dict.fromkeys(key for record in flat for key in record))
-    return columns, [[record.get(key) for key in columns] for record in flat]
+    return Table(columns, [[record.get(key) for key in columns] for record in flat])
 
 
 def _flatten(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
@@ -123,8 +127,7 @@ def _splits(records: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 def _metric_name(records: Sequence[Mapping[str, Any]]) -> str:
     names = [k for r in records for k in r.get("validation") or r.get("train") or ()]
-    names = [name for name in names if name not in ("loss", "n")]
-    return "accuracy" if not names or "accuracy" in names else names[0]
+    return next((name for name in names if name not in ("loss", "n")), "metric")
 
 
 def _shares(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -142,7 +145,7 @@ def _span(steps: Sequence[float]) -> tuple[float, float]:
     return min(steps) - room, max(steps) + room
 
 
-def _draw_lines(axes: Axes, title: str, curves: Mapping[str, Curve]) -> None:
+def _draw_lines(axes: Axes, title: str, curves: Mapping[str, Curve], measure: Measure) -> None:
     for i, (name, (steps, values)) in enumerate(curves.items()):
         look = style.look(i)
         dash = "--" if title == "losses" and name.startswith("validation") else look.dash
@@ -162,9 +165,15 @@ def _draw_lines(axes: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     elif title == "losses":
         axes.set_ylabel("loss")
     else:
-        axes.set_ylabel("fraction right" if title == "accuracy" else title)
+        axes.set_ylabel(measure.label)
+        axes.yaxis.set_major_formatter(value_formatter(measure))
     if "entropy" not in curves:
-        axes.legend(loc="best", handlelength=1.6, borderaxespad=0.2, labelspacing=0.25)
+        low, high = axes.get_ylim()  # the legend's lines get room of their own above the curves
+        axes.set_ylim(low, high + 0.13 * -(-len(curves) // 2) * (high - low))
+        axes.legend(
+            loc="upper right", ncols=2, handlelength=1.6, columnspacing=1.0, borderaxespad=0.0,
+            labelspacing=0.25,
+        )  # fmt: skip
 
 
 def _draw_shares(part: Any, shares: Mapping[str, Any], expert_names: Sequence[str] | None) -> None:
@@ -177,7 +186,7 @@ def _draw_shares(part: Any, shares: Mapping[str, Any], expert_names: Sequence[st
     names = [f"expert {i}" for i in range(count)] if expert_names is None else expert_names
     names = to_names("expert_names", names, count, "experts in history")
     total = sum(values.mean(0) for _, values in shares.values())
-    kept = sorted(np.argsort(-total, kind="stable")[:SHOWN].tolist())
+    kept = sorted(np.argsort(-total, kind="stable")[:SHOWN_EXPERTS].tolist())
     shown = style.fit_all([names[i] for i in kept], 2.0)
     rest = [i for i in range(count) if i not in kept]
     panels = part.subplots(1, len(shares), squeeze=False, sharey=True)[0]

@@ -10,8 +10,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import style
-from .arrays import to_fractions, to_matrix, to_names
+from ...measure import Measure
+from .. import style
+from ..arrays import to_fractions, to_limits, to_matrix, to_names
 
 CELL_HEIGHT = 0.42  # inches
 LOW_CELL_HEIGHT = 0.24  # with more than 20 rows: a line of text
@@ -37,34 +38,43 @@ def mean_weights(
     )
 
 
-def accuracy_by_group(
+def measure_by_group(
     matrix: Any,
     method_names: Sequence[str],
     group_names: Sequence[str],
+    measure: Measure,
     group_label: str = "",
     bounds: Sequence[int] = (),
 ) -> Figure:
-    """Accuracy (0..1, NaN: not measured) of each method (rows) on each group of samples (columns).
+    """What each method (rows) reaches on each group of samples (columns); NaN: not measured.
 
     The best of each column is bold, rows named in ``bounds`` (such as an oracle's) not competing.
-    The colour scale starts at the lowest value, so that methods which differ by little look
-    different.
+    The colour scale spans the values only, so that methods which differ by little look different;
+    light is good.
     """
-    values = to_fractions("matrix", to_matrix("matrix", matrix))
+    values = to_limits("matrix", to_matrix("matrix", matrix), measure)
     methods = to_names("method_names", method_names, values.shape[0], "rows of matrix")
     groups = to_names("group_names", group_names, values.shape[1], "columns of matrix")
+    best = np.zeros(values.shape, bool)
+    rivals = [i for i in range(len(values)) if i not in bounds and len(values) > 1]
+    for j in range(values.shape[1]):
+        column = [values[i, j] for i in rivals if np.isfinite(values[i, j])]
+        top = measure.text(measure.best(column)) if column else None  # ties as printed
+        for i in rivals:
+            best[i, j] = np.isfinite(values[i, j]) and measure.text(values[i, j]) == top
     known = values[np.isfinite(values)]
-    low = np.floor(known.min() * 20) / 20 if known.size else 0.0
-    rivals = np.round(np.nan_to_num(values, nan=-np.inf), 3)  # ties as printed
-    rivals[list(bounds)] = -np.inf
-    best = (rivals == rivals.max(0)) & np.isfinite(rivals) & (len(values) > 1)
     return heat_map(
-        values, methods, groups, "", group_label, "accuracy", limits=(low, 1.0), bold=best
+        measure.scale * values,
+        methods,
+        groups,
+        "",
+        group_label,
+        measure.label,
+        limits=tuple(measure.scale * np.array([known.min(), known.max()])) if known.size else None,
+        bold=best,
+        cell=lambda value: measure.number(value / measure.scale),
+        colors="cividis" if measure.better == "max" else "cividis_r",
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _weight_text(value: float) -> str:
@@ -81,13 +91,14 @@ def heat_map(
     value_label: str = "",
     limits: tuple[float, float] | None = None,
     bold: Any = None,
-    cell: Callable[[float], str] = _number,
+    cell: Callable[[float], str] = "{:.3f}".format,
+    colors: str = "cividis",
 ) -> Figure:
     """A matrix [rows, columns] as a heat map, row 0 on top; NaN is an empty cell with a dash.
 
     limits: of the colour scale; by default from 0 (or the smallest value, if negative) to the
-    largest. bold: [rows, columns] of bool, the cells to mark. cell: the text of a value. Cells too
-    small for their number show colour only.
+    largest. bold: [rows, columns] of bool, the cells to mark. cell: the text of a value. colors: a
+    colour map of matplotlib's. Cells too small for their number show colour only.
     """
     values = to_matrix("matrix", matrix)
     rows = to_names("row_names", row_names, values.shape[0], "rows of matrix")
@@ -117,8 +128,8 @@ def heat_map(
         cells_height + label_height + (0.25 if column_label else 0) + 0.15,
     )
     axes = figure.add_subplot()
-    colors = colormaps["cividis"].with_extremes(bad="white")
-    image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
+    shades = colormaps[colors].with_extremes(bad="white")
+    image = axes.imshow(values, cmap=shades, vmin=low, vmax=high, aspect="auto")
     frame(axes, rows, labels, angle, row_label, column_label)
     bar = figure.colorbar(
         image, ax=axes, fraction=0.2 / cells_width, pad=0.01, aspect=cells_height / 0.14
@@ -128,7 +139,7 @@ def heat_map(
     texts = [[cell(v) if np.isfinite(v) else "–" for v in row] for row in values]
     widest = max(style.text_width(t, style.NORMAL, "bold") for row in texts for t in row)
     if widest < width * 0.95:
-        shades = image.to_rgba(np.ma.masked_invalid(values))
+        backgrounds = image.to_rgba(np.ma.masked_invalid(values))
         for i, j in np.ndindex(values.shape):
             axes.text(
                 j,
@@ -136,7 +147,7 @@ def heat_map(
                 texts[i][j],
                 ha="center",
                 va="center",
-                color=style.ink_on(shades[i, j]),
+                color=style.ink_on(backgrounds[i, j]),
                 weight="bold" if marked[i, j] else "normal",
             )
     return figure
