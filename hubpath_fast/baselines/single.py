@@ -1,4 +1,4 @@
-"""One expert of a hub alone, fine-tuned like any classifier."""
+"""One expert of a hub alone, fine-tuned like any network."""
 
 from __future__ import annotations
 

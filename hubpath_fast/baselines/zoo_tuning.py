@@ -2,7 +2,7 @@
 ICML 2021): equal convolutional networks become one, whose kernels are mixed for each image.
 
 - Convolutions: ``MixedConv2d`` (zoo_layers.py), with a gate each.
-- BatchNorm: the mean of the experts' affine parameters; running statistics begin anew.
+- BatchNorm: the mean of the experts' affine parameters; running statistics start over.
 - Everything else in the body (linear layers, other norms): the experts' mean, as are buffers of
   floating point; of other buffers the first expert's are kept.
 - Head: the first expert's, which is new for the task.
@@ -43,7 +43,7 @@ class ZooTuning(SingleModel):
         ValueError: experts that are too few or differ (in architecture, and the reason why; in
             normalisation or size, since there is one input; in what is frozen or in the factor of
             their rate, since their weights become one parameter); a convolution of an unknown kind,
-            or none; experts that keep their running statistics, which begin anew here.
+            or none; experts that keep their running statistics, which start over here.
     """
 
     def __init__(self, experts: Sequence[Expert], lite: bool = False):
@@ -146,7 +146,7 @@ def _check(experts: Sequence[Expert]) -> None:
         if any(isinstance(layer, RunningStatistics) for layer in expert.module.modules()):
             raise ValueError(
                 f"experts: {expert.name} uses its BatchNorm's running statistics in training, but "
-                "in Zoo-Tuning they begin anew; give the experts the option bn=train"
+                "in Zoo-Tuning they start over; give the experts the option bn=train"
             )
     names = [f"experts[{i}] ({expert.name})" for i, expert in enumerate(experts)]
     reason = difference([expert.module for expert in experts], names)

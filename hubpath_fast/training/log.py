@@ -51,9 +51,9 @@ class JsonLog:
     def __init__(self, path: Path, last_step: int) -> None:
         self.path = Path(path)
         self.records = [r for r in read_log(self.path) if r["step"] <= last_step]
-        aside = self.path.with_name(f".{self.path.name}.new")
-        aside.write_text("".join(map(_line, self.records)), encoding="utf-8")
-        os.replace(aside, self.path)
+        new = self.path.with_name(f".{self.path.name}.new")
+        new.write_text("".join(map(_line, self.records)), encoding="utf-8")
+        os.replace(new, self.path)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ class TestRandomGenerator:
         # Each is drawn with probability 1/2: 250 +- 11.2, so 60 is more than five deviations.
         assert all(abs(count - 250) < 60 for count in routing.counts())
 
-    def test_training_draws_anew_and_evaluation_repeats(self):
+    def test_training_draws_again_and_evaluation_repeats(self):
         model, x = hub(RandomGenerator(4, 1), k=1), torch.zeros(64, 6)
         first, second = model.route(x).experts, model.route(x).experts
         assert (first != second).any()

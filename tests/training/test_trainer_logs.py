@@ -142,7 +142,7 @@ def test_an_idle_expert_is_warned_about_after_a_stretch_long_enough_to_tell():
     # Few rows prove nothing: a third of 5 x 9 rows might well be missed by chance.
     few = CollapseWatch(0.1)
     assert all(few.update(summary([5, 0, 4], [0.5, 0.1, 0.4])) == [] for _ in range(5))
-    # Rows in between start the stretch anew, and a restored watch remembers.
+    # Rows in between start the stretch over, and a restored watch remembers.
     watch = CollapseWatch(0.1)
     for rows in ([50, 0], [50, 0], [50, 1], [50, 0], [50, 0]):
         assert watch.update(summary(rows, [0.9, 0.1])) == []

@@ -246,7 +246,7 @@ def test_a_folder_with_another_run_is_refused_and_nothing_in_it_changes(tmp_path
         make(single(), file)
 
 
-def test_resuming_with_nothing_to_resume_starts_anew(tmp_path):
+def test_resuming_with_nothing_to_resume_starts_over(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 3, "loss": 1.0}\n')  # died before its first save
     result = make(single(), tmp_path, resume=True, log_every=4).fit()
     assert [r["step"] for r in result.history] == [4, 8, 12]
