@@ -75,10 +75,10 @@ def make_stream(splits: ImageSplits, workers: int, setting: Setting) -> TrainStr
 
 
 def images_per_second(stream: TrainStream, setting: Setting) -> float:
-    """In a steady state: what workers had decoded ahead is taken first, off the clock."""
+    """In a steady state: what workers had decoded in advance is taken first, off the clock."""
     batches: Iterator = stream.batches()
     try:
-        for _ in islice(batches, stream.workers * stream.ahead + 2):
+        for _ in islice(batches, stream.workers * stream.prefetch + 2):
             pass
         began, images = time.perf_counter(), 0
         while time.perf_counter() - began < setting.seconds:

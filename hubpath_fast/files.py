@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, synced, renamed."""
+"""Files that are whole or absent: written under another name, synced, renamed."""
 
 from __future__ import annotations
 

@@ -62,6 +62,6 @@ def download(
 ) -> None:
     """Downloads a data set where its source still serves it; else says where to get it."""
     with messages():
-        from ..recipes.dataset_commands import download as recipe
+        from ..data.download import download as fetch
 
-        console.print(f"kept in {escape(str(recipe(name, root)))}", soft_wrap=True)
+        console.print(f"kept in {escape(str(fetch(name, root)))}", soft_wrap=True)

@@ -24,21 +24,22 @@ TRIES = 10  # boxes drawn for an image; where none lies within it, the largest a
 
 
 class RandomCrops:
-    """uint8 [B, C, H, W] of a step -> uint8 [B, C, S, S], cropped, resized and flipped at random.
+    """Images uint8 [B, C, H, W] of a step -> uint8 [B, C, S, S], cropped, resized and flipped at
+    random; the targets stay as they are, as a class does.
 
-    ``crops(images, step)`` is a function of the images, the seed and the step. size: S. flip:
-    mirror half of the images. min_area: the least share of an image that a crop covers, in (0, 1].
+    ``crops(images, targets, step)`` is a function of these and the seed. size: S. flip: mirror half
+    of the images. min_area: the least share of an image that a crop covers, in (0, 1].
     """
 
     def __init__(self, size: int, flip: bool = True, min_area: float = 0.08, seed: int = 0):
         self.size, self.flip, self.seed = check_size(size), flip, seed
         self.min_area = check_min_area(min_area)
 
-    def __call__(self, images: Tensor, step: int) -> Tensor:
+    def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         draw = generator(self.seed, "crop", step)
         boxes = draw_boxes(len(images), images.shape[-2:], self.min_area, draw)
         flipped = torch.rand(len(images), generator=draw) < (0.5 if self.flip else 0)
-        return crop_and_resize(images, boxes, flipped, self.size)
+        return crop_and_resize(images, boxes, flipped, self.size), targets
 
 
 def draw_boxes(
@@ -76,14 +77,14 @@ def crop_and_resize(images: Tensor, boxes: Tensor, flipped: Tensor, size: int) -
     """
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise ValueError(
-            f"images are {images.dtype} {list(images.shape)}, but must be torch.uint8 "
-            "[B, channels, height, width]"
+            "images: expected torch.uint8 [B, channels, height, width], got "
+            f"{images.dtype} {list(images.shape)}"
         )
     count, _, height, width = images.shape
     if boxes.shape != (count, 4) or flipped.shape != (count,):
         raise ValueError(
-            f"boxes are {list(boxes.shape)} and flipped {list(flipped.shape)} for {count} images, "
-            f"but must be [{count}, 4] and [{count}]"
+            f"boxes, flipped: expected [{count}, 4] and [{count}], got {list(boxes.shape)} and "
+            f"{list(flipped.shape)}"
         )
     check_size(size)
     packed = torch.cat([boxes, flipped[:, None]], dim=1).to(images.device, non_blocking=True)

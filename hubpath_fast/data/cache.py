@@ -1,8 +1,8 @@
 """Images decoded once: kept in memory, or in a file that is mapped into it.
 
 What is kept is the first step of every transform, the image resized to side x side, as uint8
-[n, side, side, 3]; the random parts are still drawn anew. So a cached run sees the same bytes as
-one that decodes, and needs per image a crop instead of a decode.
+[n, side, side, 3]; the random parts are still drawn each time. So a cached run sees the same bytes
+as one that decodes, and needs per image a crop instead of a decode.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .transforms import resize
 
 CACHES = ("none", "memory", "disk")
 FORMAT = 1  # of the file; part of its key
-MEMORY_SHARE = 0.8  # of the free memory that a cache may take: training needs some as well
-AT_ONCE = 256  # images decoded between two writes
+MEMORY_FRACTION = 0.8  # of the free memory that a cache may take: training needs some as well
+DECODED_AT_ONCE = 256  # images decoded between two writes
 STALE_SECONDS = 3600  # that nothing was written to an unfinished file: nobody writes it any more
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -56,7 +56,7 @@ def cache_splits(
     broken, by its path.
     """
     if mode not in CACHES:
-        raise ValueError(f"cache is {mode!r}, but must be one of {', '.join(CACHES)}")
+        raise ValueError(f"cache: expected one of {', '.join(CACHES)}, got {mode!r}")
     parts = (splits.train, splits.validation, splits.test)
     files = [part for part in parts if isinstance(part, ImageSplit)]
     paths = sorted({path for part in files for path in part.paths})
@@ -88,7 +88,7 @@ def cache_bytes(num_images: int, side: int) -> int:
     return num_images * side * side * 3
 
 
-def free_memory() -> int | None:
+def free_memory(cgroup: Path = CGROUP) -> int | None:
     """Bytes of memory that are free, for this container if there is one; None if unknown."""
     amounts = []
     try:
@@ -102,7 +102,7 @@ def free_memory() -> int | None:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            most, now = (int((CGROUP / name).read_text()) for name in (limit, used))
+            most, now = (int((cgroup / name).read_text()) for name in (limit, used))
         except (OSError, ValueError):  # no such container, or "max": no limit
             continue
         amounts.append(max(most - now, 0))
@@ -112,12 +112,12 @@ def free_memory() -> int | None:
 def _in_memory(
     paths: Sequence[Path], side: int, tell: Callable[[str], None], workers: int
 ) -> np.ndarray:
-    # Forked workers share the array; those that are started anew get a copy each.
+    # Forked workers share the array; those that start as new processes get a copy each.
     method = multiprocessing.get_start_method(allow_none=True)
     forked = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
     copies = 1 if forked else 1 + workers
     needed, free = copies * cache_bytes(len(paths), side), free_memory()
-    if free is not None and needed > MEMORY_SHARE * free:
+    if free is not None and needed > MEMORY_FRACTION * free:
         raise DataError(
             f"the decoded images need {_gib(needed)} of memory ({len(paths)} of {side} x {side}"
             + (f", in {copies} processes" if copies > 1 else "")
@@ -176,7 +176,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
-    """Writes beside, then renames. Written, not mapped: a full disk is an error, not a crash."""
+    """Written, not mapped, so that a full disk is an error and no crash; renamed when complete."""
     for left in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             left.unlink(missing_ok=True)
@@ -196,15 +196,15 @@ def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> N
 
 
 def _decoded(paths: Sequence[Path], side: int) -> Iterator[np.ndarray]:
-    """uint8 [<= AT_ONCE, side, side, 3], in order. PIL decodes without holding Python's lock."""
+    """uint8 [<= DECODED_AT_ONCE, side, side, 3], in order; PIL decodes without Python's lock."""
 
-    def decode(index: int) -> np.ndarray:
-        return np.asarray(resize(load_image(paths[index]), side))
+    def decode(path: Path) -> np.ndarray:
+        return np.asarray(resize(load_image(path), side))
 
     with ThreadPoolExecutor(default_workers()) as pool:
-        for start in range(0, len(paths), AT_ONCE):
-            indices = range(start, min(start + AT_ONCE, len(paths)))
-            yield np.stack(list(pool.map(decode, indices)))
+        for start in range(0, len(paths), DECODED_AT_ONCE):
+            part = paths[start : start + DECODED_AT_ONCE]
+            yield np.stack(list(pool.map(decode, part)))
 
 
 def _gib(size: int) -> str:

@@ -103,7 +103,7 @@ def render(indices: np.ndarray, renderings: np.ndarray) -> TensorSet:
 
 
 class DigitsTask:
-    """One draw of the task: which digits pre-train, train and test, and who is drawn how.
+    """One draw of the task: which digits pre-train, train and test, and how each is drawn.
 
     seed: any integer from 0 to 2**32 - 1; it fixes the whole task. num_validation: how many of the
     300 target digits are held out as ``validation``, to choose settings on; with 0, all 300 train.
@@ -116,8 +116,8 @@ class DigitsTask:
     def __init__(self, seed: int = 0, num_validation: int = 0):
         if not 0 <= num_validation < NUM_TARGET:
             raise ValueError(
-                f"num_validation is {num_validation}, but must be from 0 to {NUM_TARGET - 1}, "
-                f"since validation is taken from the {NUM_TARGET} target digits"
+                f"num_validation: expected an integer in 0..{NUM_TARGET - 1}, got "
+                f"{num_validation}; it is taken from the {NUM_TARGET} target digits"
             )
         self.seed, self.num_validation = seed, num_validation
         # RandomState's streams are frozen for good, unlike those of numpy's newer generators.
@@ -139,9 +139,11 @@ class DigitsTask:
     def rendered(self, part: str, rendering: str) -> TensorSet:
         """All digits of "pretrain", "target", "validation" or "test", in one rendering."""
         if part not in self._indices:
-            raise ValueError(f"part is {part!r}, but must be one of {sorted(self._indices)}")
+            raise ValueError(f"part: expected one of {', '.join(self._indices)}, got {part!r}")
         if rendering not in RENDERINGS:
-            raise ValueError(f"rendering is {rendering!r}, but must be one of {list(RENDERINGS)}")
+            raise ValueError(
+                f"rendering: expected one of {', '.join(RENDERINGS)}, got {rendering!r}"
+            )
         indices = self._indices[part]
         return render(indices, np.full(len(indices), list(RENDERINGS).index(rendering)))
 

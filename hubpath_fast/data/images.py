@@ -1,6 +1,6 @@
 """Images as batches: the stateless training stream and evaluation in order.
 
-Worker processes decode ahead of training, and images travel as bytes. Shapes: B images a batch, S
+Worker processes decode in advance, and images travel as bytes. Shapes: B images a batch, S
 pixels a side.
 """
 
@@ -10,6 +10,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from .layouts import DataError
 from .order import Draw, SampleOrder
-from .prefetch import Copier, CudaCopier, copied_ahead
+from .prefetch import Copier, CudaCopier, prefetched
 from .splits import Split
 
-AHEAD = 4  # batches that each worker decodes ahead: enough for a few slow images in a row
-MOST_WORKERS = 12  # more than that and one process cannot collect the batches any faster
+PREFETCH = 4  # batches that each worker decodes in advance: enough for a few slow images in a row
+MAX_WORKERS = 12  # more than that and one process cannot collect the batches any faster
 GRACE_SECONDS = 10  # that a worker lives after SIGTERM; see _set_signals
 
 
@@ -32,8 +33,8 @@ class ImageDataset(Dataset):
     split: files or arrays. transform: PIL image -> uint8 [3, S, S]; it may draw from torch's
     generator.
 
-    ``dataset[i]`` is (image, target). ``dataset[Draw(i, seed)]`` is the same with the transform's
-    draws fixed by the seed, and torch's generator left as it was.
+    ``dataset[i]`` is (image, target), the target as the split has it. ``dataset[Draw(i, seed)]`` is
+    the same with the transform's draws fixed by the seed, and torch's generator left as it was.
     """
 
     def __init__(self, split: Split, transform: Callable[[Image.Image], Tensor]):
@@ -42,7 +43,7 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: int | Draw) -> tuple[Tensor, int]:
+    def __getitem__(self, key: int | Draw) -> tuple[Tensor, Any]:
         if not isinstance(key, Draw):
             return self.transform(self.split.load(key)), self.split.targets[key]
         state = torch.get_rng_state()
@@ -61,11 +62,16 @@ class TrainStream:
     augmentation of each by a seed from (seed, epoch, index). So it does not depend on the number of
     workers, and a resumed run goes on with what an uninterrupted one would have seen.
 
-    batch_size: B. seed: any integer. workers: processes that decode ahead, one thread each; 0:
-    decode here; None: ``default_workers()``. device: where the batches go; for CUDA from pinned
-    memory, on a stream of their own, one batch ahead. None: they stay here. ahead: batches that
-    each worker decodes ahead. augment: (images of a step, step) -> images, applied to whole batches
-    on the device, such as ``RandomCrops``.
+    Args:
+        batch_size: B.
+        seed: any integer.
+        workers: processes that decode, one thread each; 0: decode here; None:
+            ``default_workers()``.
+        device: where the batches go; for CUDA from pinned memory, on a stream of their own, while
+            the batch before is computed on. None: they stay here.
+        prefetch: batches that each worker decodes in advance.
+        augment: (images, targets, step) -> (images, targets), applied to whole batches on the
+            device, such as ``RandomCrops``.
     """
 
     def __init__(
@@ -75,12 +81,12 @@ class TrainStream:
         seed: int = 0,
         workers: int | None = 0,
         device: torch.device | str | None = None,
-        ahead: int = AHEAD,
-        augment: Callable[[Tensor, int], Tensor] | None = None,
+        prefetch: int = PREFETCH,
+        augment: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
     ):
         self.order = SampleOrder(len(dataset), batch_size, seed)
         self.dataset, self.workers, self.device = dataset, _check_workers(workers), device
-        self.ahead, self.augment = _check_ahead(ahead), augment
+        self.prefetch, self.augment = _check_prefetch(prefetch), augment
 
     @property
     def batch_size(self) -> int:
@@ -93,10 +99,12 @@ class TrainStream:
     def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of start_step, start_step + 1, ... without end.
 
-        Each is images uint8 [B, 3, S, S] and targets int64 [B].
+        Each is images uint8 [B, 3, S, S] and targets [B, ...], of classes int64 [B].
         """
         steps = _Steps(self.order, start_step)
-        loader = _loader(self.dataset, self.workers, self.device, self.ahead, batch_sampler=steps)
+        loader = _loader(
+            self.dataset, self.workers, self.device, self.prefetch, batch_sampler=steps
+        )
         batches = _read(loader, self.device, _copier(self.device))
         return batches if self.augment is None else self._augmented(batches, start_step)
 
@@ -104,7 +112,7 @@ class TrainStream:
         self, batches: Iterator[tuple[Tensor, Tensor]], step: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in batches:
-            yield self.augment(images, step), targets
+            yield self.augment(images, targets, step)
             step += 1
 
 
@@ -112,7 +120,7 @@ class EvalBatches:
     """An ``ImageDataset`` in its own order, each image once; may be iterated any number of times.
 
     Yields images uint8 [<= B, ...] (of one image what the transform gives, as a rule [3, S, S]) and
-    targets int64 [<= B]. Workers stay alive between passes. workers, device, ahead: see
+    targets [<= B, ...]. Workers stay alive between passes. workers, device, prefetch: see
     ``TrainStream``.
     """
 
@@ -122,10 +130,10 @@ class EvalBatches:
         batch_size: int = 64,
         workers: int | None = 0,
         device: torch.device | str | None = None,
-        ahead: int = AHEAD,
+        prefetch: int = PREFETCH,
     ):
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+            raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size}")
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
         self._copier: Copier | None = None  # kept between passes: a stream keeps memory for itself
         workers = _check_workers(workers)
@@ -133,7 +141,7 @@ class EvalBatches:
             dataset,
             workers,
             device,
-            _check_ahead(ahead),
+            _check_prefetch(prefetch),
             batch_size=batch_size,
             persistent_workers=workers > 0,
         )
@@ -166,14 +174,14 @@ class _Steps:
 def default_workers() -> int:
     """The cores that this process may use, one less for training itself; from 1 to 12."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(max((cores or 1) - 1, 1), MOST_WORKERS)
+    return min(max((cores or 1) - 1, 1), MAX_WORKERS)
 
 
-def _loader(dataset, workers: int, device, ahead: int, **options) -> DataLoader:
+def _loader(dataset, workers: int, device, prefetch: int, **options) -> DataLoader:
     return DataLoader(
         dataset,
         num_workers=workers,
-        prefetch_factor=ahead if workers else None,
+        prefetch_factor=prefetch if workers else None,
         pin_memory=_is_cuda(device),
         worker_init_fn=_set_signals,
         # Its own generator: the loader's base seed must not be drawn from the run's random state.
@@ -193,7 +201,7 @@ def _read(
     DataError of one sentence."""
     try:
         if copier is not None:
-            yield from copied_ahead(loader, copier)
+            yield from prefetched(loader, copier)
             return
         for images, targets in loader:
             yield _move(images, device), _move(targets, device)
@@ -206,7 +214,7 @@ def _read(
     raise DataError(message)
 
 
-def _set_signals(_: int) -> None:
+def _set_signals(_: int, grace_seconds: int = GRACE_SECONDS) -> None:
     """Leaves signals that reach a whole process group to the main process, which saves first.
 
     Ctrl-C is ignored. SIGTERM may also be torch's or the operating system's way of ending a worker
@@ -217,7 +225,7 @@ def _set_signals(_: int) -> None:
     if not hasattr(signal, "alarm"):  # Windows, where no signal reaches a group of processes
         return
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(grace_seconds))
 
 
 def _is_cuda(device: torch.device | str | None) -> bool:
@@ -232,11 +240,13 @@ def _check_workers(workers: int | None) -> int:
     if workers is None:
         return default_workers()
     if workers < 0:
-        raise ValueError(f"workers is {workers}, but must be 0 (decode in this process) or more")
+        raise ValueError(
+            f"workers: expected an integer of at least 0, got {workers}; 0: decode here"
+        )
     return workers
 
 
-def _check_ahead(ahead: int) -> int:
-    if ahead < 1:
-        raise ValueError(f"ahead is {ahead}, but must be at least 1, the batch a worker is at")
-    return ahead
+def _check_prefetch(prefetch: int) -> int:
+    if prefetch < 1:
+        raise ValueError(f"prefetch: expected an integer of at least 1, got {prefetch}")
+    return prefetch

@@ -46,9 +46,11 @@ class SampleOrder:
 
     def __init__(self, num_samples: int, batch_size: int, seed: int = 0):
         if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: the training set must not be empty")
+            raise ValueError(
+                f"num_samples: expected at least 1, got {num_samples}; the set is empty"
+            )
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+            raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size}")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         # A batch touches two epochs as a rule, so keeping a few permutations is enough.
         self._permutation = lru_cache(maxsize=4)(self.permutation)
@@ -78,5 +80,5 @@ class SampleOrder:
 
     def _line(self, step: int) -> Tensor:
         if step < 0:
-            raise ValueError(f"step is {step}, but steps are counted from 0")
+            raise ValueError(f"step: expected an integer of at least 0, got {step}")
         return torch.arange(step * self.batch_size, (step + 1) * self.batch_size)

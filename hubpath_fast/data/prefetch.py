@@ -1,4 +1,4 @@
-"""Batches copied to a GPU while it computes: one batch ahead of the one that is handed out."""
+"""Batches copied to a GPU while it computes: one more than are handed out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Copier(Protocol):
 
 
 class CudaCopier:
-    """Copies batches from pinned memory on a stream of its own, beside what the GPU computes.
+    """Copies batches from pinned memory on a stream of its own, while the GPU computes.
 
     Three things keep that sound. The current stream waits for the event of the very copy it uses,
     not for the stream, where the next copy is queued already. The copies' memory belongs to the
@@ -49,8 +49,8 @@ class CudaCopier:
         return copies
 
 
-def copied_ahead(batches: Iterable[Batch], copier: Copier) -> Iterator[Batch]:
-    """The batches on the device, in order, each copied before the one ahead of it is handed out.
+def prefetched(batches: Iterable[Batch], copier: Copier) -> Iterator[Batch]:
+    """The batches on the device, in order; a batch is queued before the one in front is handed out.
 
     An exception of ``batches`` is raised in its turn, when all batches before it were handed out.
     """

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from torchvision import datasets
 
 from .layouts import DataError, check_gaps, read_list
-from .splits import ArraySplit, ImageSplit, Split, hold_out
+from .splits import ArraySplit, ImageSplit, Split, stratified_split
 from .trees import draw_tree
 
 Parts = tuple[tuple[str, ...], dict[str, Split]]  # classes, and the splits by name
@@ -61,7 +60,7 @@ class PublishedSet:
             raise
         except Exception as error:  # scipy's, pickle's and torchvision's own kinds
             raise DataError(
-                f"{self.title} in {base} cannot be read ({error}); get it anew: {self.origin}"
+                f"{self.title} in {base} cannot be read ({error}); get it again: {self.origin}"
             ) from error
 
     def misplaced(self, root: Path, missing: list[str]) -> str:
@@ -119,8 +118,9 @@ def _eurosat(root: Path) -> Parts:
     whole = ImageSplit(
         tuple(Path(path) for path, _ in data.samples), tuple(target for _, target in data.samples)
     )
-    rest, test = hold_out(whole.targets, 0.2, 0, word="EuroSAT test")
-    kept, held = hold_out([whole.targets[i] for i in rest], 0.25, 0, word="EuroSAT validation")
+    rest, test = stratified_split(whole.targets, 0.2, 0, word="EuroSAT test")
+    rest_targets = [whole.targets[i] for i in rest]
+    kept, held = stratified_split(rest_targets, 0.25, 0, word="EuroSAT validation")
     splits = {
         "train": whole.subset([rest[i] for i in kept]),
         "validation": whole.subset([rest[i] for i in held]),
@@ -202,7 +202,7 @@ _SETS = (
         name="cifar-100",
         title="CIFAR-100",
         classes=100,
-        counts=MappingProxyType({"train": 50_000, "test": 10_000}),
+        counts={"train": 50_000, "test": 10_000},
         folder="cifar-100-python",
         needed=("train", "test", "meta"),
         tree="└─ cifar-100-python/\n   ├─ meta\n   ├─ test\n   └─ train",
@@ -214,7 +214,7 @@ _SETS = (
         name="coco-70",
         title="COCO-70",
         classes=70,
-        counts=MappingProxyType({"train": 56_000, "validation": 7_000, "test": 7_000}),
+        counts={"train": 56_000, "validation": 7_000, "test": 7_000},
         folder="",
         needed=("train.txt", "dev.txt", "test.txt"),
         tree="├─ classes.txt (optional: a name a line)\n├─ dev.txt, test.txt, train.txt (lines of: "
@@ -227,7 +227,7 @@ _SETS = (
         name="aircraft",
         title="FGVC-Aircraft",
         classes=100,
-        counts=MappingProxyType({"train": 6_667, "test": 3_333}),
+        counts={"train": 6_667, "test": 3_333},
         folder="fgvc-aircraft-2013b",
         needed=(
             "data/images",
@@ -247,7 +247,7 @@ _SETS = (
         name="cars",
         title="Stanford Cars",
         classes=196,
-        counts=MappingProxyType({"train": 8_144, "test": 8_041}),
+        counts={"train": 8_144, "test": 8_041},
         folder="stanford_cars",
         needed=(
             "cars_train",
@@ -268,20 +268,20 @@ _SETS = (
         name="indoors",
         title="MIT-Indoors",
         classes=67,
-        counts=MappingProxyType({"train": 5_360, "test": 1_340}),
+        counts={"train": 5_360, "test": 1_340},
         folder="",
         needed=("Images", "TrainImages.txt", "TestImages.txt"),
         tree="├─ Images/CLASS/IMAGE.jpg\n├─ TestImages.txt (lines of: CLASS/IMAGE.jpg)\n└─ "
         "TrainImages.txt",
         origin="https://web.mit.edu/torralba/www/indoor.html (indoorCVPR_09.tar, TrainImages.txt "
-        "and TestImages.txt), side by side in the root",
+        "and TestImages.txt), all in the root",
         read=_indoors,
     ),
     PublishedSet(
         name="dmlab",
         title="DMLab",
         classes=6,
-        counts=MappingProxyType({"train": 65_550, "validation": 22_628, "test": 22_735}),
+        counts={"train": 65_550, "validation": 22_628, "test": 22_735},
         folder="",
         needed=("train.txt", "val.txt", "test.txt"),
         tree="├─ train.txt, val.txt, test.txt (lines of: path class)\n└─ images, at these paths",
@@ -293,7 +293,7 @@ _SETS = (
         name="eurosat",
         title="EuroSAT",
         classes=10,
-        counts=MappingProxyType({"train": 16_200, "validation": 5_400, "test": 5_400}),
+        counts={"train": 16_200, "validation": 5_400, "test": 5_400},
         folder="eurosat",
         needed=("2750",),
         tree="└─ eurosat/\n   └─ 2750/CLASS/CLASS_NUMBER.jpg",
@@ -304,4 +304,4 @@ _SETS = (
         note="published as one set of 27,000; 60/20/20 % of each class by a fixed seed",
     ),
 )
-PUBLISHED: Mapping[str, PublishedSet] = MappingProxyType({entry.name: entry for entry in _SETS})
+PUBLISHED: Mapping[str, PublishedSet] = {entry.name: entry for entry in _SETS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from .order import generator
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Files and their classes: paths [n], targets [n], positions in the splits' classes."""
+    """Files and their targets: paths [n], targets [n], each a position in the splits' classes or
+    whatever tensor a task has for an image, all of one shape."""
 
     paths: tuple[Path, ...]
-    targets: tuple[int, ...]
+    targets: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,25 +39,23 @@ class ImageSplit:
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
-    """Decoded images and their classes: pixels uint8 [m, H, W, 3], targets [n], indices int64 [n].
+    """Decoded images and their targets: pixels uint8 [m, H, W, 3], targets [n], indices int64 [n].
 
     pixels may lie in memory or be mapped from a file, and may be shared by splits: ``indices`` are
     this one's images in it; None: all, in order.
     """
 
     pixels: np.ndarray
-    targets: tuple[int, ...]
+    targets: tuple[Any, ...]
     indices: np.ndarray | None = None
 
     def __post_init__(self):
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
-            raise ValueError(f"pixels are {dtype} {list(shape)}, but must be uint8 [m, H, W, 3]")
+            raise ValueError(f"pixels: expected uint8 [m, H, W, 3], got {dtype} {list(shape)}")
         images = len(self.pixels) if self.indices is None else len(self.indices)
         if images != len(self.targets):
-            raise ValueError(
-                f"targets are {len(self.targets)} for {images} images; give one for each"
-            )
+            raise ValueError(f"targets: expected {images}, one an image, got {len(self.targets)}")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -99,8 +99,8 @@ def check_share(validation: float) -> None:
     """Raises ValueError unless ``validation`` can be the held-out share of a training set."""
     if not 0 <= validation < 1:
         raise ValueError(
-            f"validation is {validation}, but must be a share from 0 (hold out nothing, train on "
-            "everything) to below 1"
+            f"validation: expected a share from 0 to below 1, got {validation}; 0: train on "
+            "everything"
         )
 
 
@@ -123,7 +123,7 @@ def assemble(
     splits, notes = dict(splits), []
     if "validation" not in splits:
         whole = splits["train"]
-        kept, held = hold_out(whole.targets, validation, seed)
+        kept, held = stratified_split(whole.targets, validation, seed)
         if validation and not held:
             raise DataError(
                 f"{where} has a single image a class to train on, so none can be held out for "
@@ -151,13 +151,14 @@ def assemble(
     return ImageSplits(classes, **splits, test_is_validation=test_is_validation, notes=tuple(notes))
 
 
-def hold_out(
+def stratified_split(
     targets: Sequence[int], share: float, seed: int, word: str = "hold out"
 ) -> tuple[list[int], list[int]]:
     """(kept, held): positions in ``targets``, ascending, with ``share`` of each class held.
 
     At least one image of a class is held, unless it is the class's only one or the share is 0, and
-    one is always kept. word: tells draws with the same seed apart.
+    one is always kept. word: tells draws with the same seed apart; part of every draw, so that it
+    never changes.
     """
     by_class: dict[int, list[int]] = {}
     for i, target in enumerate(targets):

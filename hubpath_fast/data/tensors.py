@@ -5,6 +5,7 @@ Shapes: n images in the set, B images a batch, H x W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,26 +21,27 @@ from .order import SampleOrder, generator
 class TensorSet:
     """Images in memory.
 
-    images: uint8 [n, 3, H, W]. targets: int64 [n]. renderings: int64 [n], which way each image was
-    drawn (an index into ``rendering_names``), or None where that means nothing. classes: the names.
+    images: uint8 [n, 3, H, W]. targets: [n, ...], of classes int64 [n]. classes: their names.
+    renderings: int64 [n], which way each image was drawn (an index into ``rendering_names``), or
+    None where that means nothing.
     """
 
     images: Tensor
     targets: Tensor
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     renderings: Tensor | None = None
     rendering_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
             raise ValueError(
-                f"images are {self.images.dtype} {list(self.images.shape)}, but must be "
-                "torch.uint8 [n, 3, H, W]"
+                f"images: expected torch.uint8 [n, 3, H, W], got {self.images.dtype} "
+                f"{list(self.images.shape)}"
             )
-        if self.targets.shape != self.images.shape[:1] or self.targets.dtype != torch.int64:
+        if self.targets.shape[:1] != self.images.shape[:1]:
             raise ValueError(
-                f"targets are {self.targets.dtype} {list(self.targets.shape)}, but must be "
-                f"torch.int64 [{len(self.images)}], one for each image"
+                f"targets: expected [{len(self.images)}, ...], one an image, got "
+                f"{list(self.targets.shape)}"
             )
 
     def __len__(self) -> int:
@@ -51,14 +53,10 @@ class TensorSet:
 
     def subset(self, indices: Tensor) -> TensorSet:
         """The images at ``indices`` (int64 or bool), in that order."""
-        renderings = None if self.renderings is None else self.renderings[indices]
-        return TensorSet(
-            self.images[indices],
-            self.targets[indices],
-            self.classes,
-            renderings,
-            self.rendering_names,
-        )
+        kept = {"images": self.images[indices], "targets": self.targets[indices]}
+        if self.renderings is not None:
+            kept["renderings"] = self.renderings[indices]
+        return dataclasses.replace(self, **kept)
 
 
 def affine(
@@ -134,7 +132,7 @@ class TensorStream:
         return self.order.num_samples
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """images uint8 [B, 3, H, W] and targets int64 [B] of one step."""
+        """images uint8 [B, 3, H, W] and targets [B, ...] of one step."""
         indices = self.order.indices(step).to(self.images.device)
         images, targets = self.images[indices], self.targets[indices]
         if self.augment:
@@ -152,14 +150,14 @@ class TensorStream:
 class TensorBatches:
     """A ``TensorSet`` in its own order, each image once; may be iterated any number of times.
 
-    Yields images uint8 [<= B, 3, H, W] and targets int64 [<= B].
+    Yields images uint8 [<= B, 3, H, W] and targets [<= B, ...].
     """
 
     def __init__(
         self, data: TensorSet, batch_size: int = 256, device: torch.device | str | None = None
     ):
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+            raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size}")
         self.data, self.batch_size = data, batch_size
         self.device = data.images.device if device is None else torch.device(device)
 

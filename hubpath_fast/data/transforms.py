@@ -17,13 +17,13 @@ CROPS = (1, 5, 10)
 
 def check_size(size: int) -> int:
     if size < 8:
-        raise ValueError(f"size is {size}, but images must have at least 8 pixels a side")
+        raise ValueError(f"size: expected at least 8 pixels a side, got {size}")
     return size
 
 
 def check_min_area(min_area: float) -> float:
     if not 0 < min_area <= 1:
-        raise ValueError(f"min_area is {min_area}, but must be a share in (0, 1]")
+        raise ValueError(f"min_area: expected a share above 0 and of at most 1, got {min_area}")
     return min_area
 
 
@@ -55,7 +55,7 @@ def eval_transform(size: int, crops: int = 1) -> v2.Transform:
     images, in this order (``SummedCrops`` adds up what a model says of them).
     """
     if crops not in CROPS:
-        raise ValueError(f"crops is {crops}, but must be one of {', '.join(map(str, CROPS))}")
+        raise ValueError(f"crops: expected one of {', '.join(map(str, CROPS))}, got {crops}")
     if crops == 1:
         return v2.Compose([_resize(size), v2.CenterCrop(size), v2.PILToTensor()])
     cut = v2.FiveCrop(size) if crops == 5 else v2.TenCrop(size)

@@ -108,10 +108,10 @@ def test_a_step_is_a_function_of_seed_and_step():
     images, crops = pictures(), RandomCrops(16, seed=3)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    out = crops(images, 7)
+    out, _ = crops(images, None, 7)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(out, RandomCrops(16, seed=3)(images, 7))
-    for other in (crops(images, 8), RandomCrops(16, seed=4)(images, 7)):
+    assert torch.equal(out, RandomCrops(16, seed=3)(images, None, 7)[0])
+    for other, _ in (crops(images, None, 8), RandomCrops(16, seed=4)(images, None, 7)):
         assert (out != other).flatten(1).any(dim=1).all()
 
 
@@ -119,7 +119,7 @@ def test_flip_is_optional():
     ramp = torch.arange(0, 240, 6, dtype=torch.uint8).expand(64, 3, 40, 40)
 
     def mirrored(flip):
-        out = RandomCrops(16, flip, min_area=0.5)(ramp, 0).float()
+        out = RandomCrops(16, flip, min_area=0.5)(ramp, None, 0)[0].float()
         return (out[..., -1].mean((1, 2)) < out[..., 0].mean((1, 2))).sum().item()
 
     assert mirrored(False) == 0
@@ -146,18 +146,27 @@ def test_a_resumed_stream_gives_the_same_batches(animals, workers):
         assert torch.equal(targets, again[1])
     indices = TrainStream(dataset, 6, seed=4).order.indices(2)
     resized = torch.stack([dataset[i][0] for i in indices.tolist()])
-    assert torch.equal(whole[2][0], RandomCrops(16)(resized, 2))
+    assert torch.equal(whole[2][0], RandomCrops(16)(resized, None, 2)[0])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: RandomCrops(4), "size is 4"),
-        (lambda: RandomCrops(32, min_area=0), "min_area is 0"),
-        (lambda: RandomCrops(16)(torch.zeros(2, 3, 9, 9), 0), r"images are torch.float32 \[2, 3"),
-        (lambda: RandomCrops(16)(torch.zeros(3, 9, 9).byte(), 0), "must be torch.uint8"),
-        (lambda: crop_and_resize(pictures(), BOXES[:2], FLIPPED, 16), r"boxes are \[2, 4\]"),
-        (lambda: crop_and_resize(pictures(), BOXES, FLIPPED[:1], 16), r"flipped \[1\] for 6"),
+        (lambda: RandomCrops(4), "size: expected at least 8 pixels a side, got 4"),
+        (
+            lambda: RandomCrops(32, min_area=0),
+            "min_area: expected a share above 0 and of at most 1, got 0",
+        ),
+        (lambda: RandomCrops(16)(torch.zeros(2, 3, 9, 9), None, 0), r"got torch.float32 \[2, 3"),
+        (
+            lambda: RandomCrops(16)(torch.zeros(3, 9, 9).byte(), None, 0),
+            "images: expected torch.uint8",
+        ),
+        (lambda: crop_and_resize(pictures(), BOXES[:2], FLIPPED, 16), r"got \[2, 4\] and \[6\]"),
+        (
+            lambda: crop_and_resize(pictures(), BOXES, FLIPPED[:1], 16),
+            r"expected \[6, 4\] and \[6\], got \[6, 4\] and \[1\]",
+        ),
     ],
 )
 def test_bad_arguments(call, message):
@@ -168,6 +177,6 @@ def test_bad_arguments(call, message):
 @pytest.mark.gpu
 def test_a_gpu_draws_and_makes_the_same():
     images, crops = pictures(), RandomCrops(24)
-    here, there = crops(images, 5), crops(images.cuda(), 5).cpu()
+    here, there = crops(images, None, 5)[0], crops(images.cuda(), None, 5)[0].cpu()
     # The same boxes; a sum in another order may round half a level the other way.
     assert (here.int() - there.int()).abs().max() <= 1

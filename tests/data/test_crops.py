@@ -71,5 +71,5 @@ def test_evaluate_takes_it_as_any_classifier():
 
 
 def test_other_numbers_are_refused():
-    with pytest.raises(ValueError, match="crops is 3, but must be one of 1, 5, 10"):
+    with pytest.raises(ValueError, match="crops: expected one of 1, 5, 10, got 3"):
         eval_transform(32, 3)

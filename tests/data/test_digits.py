@@ -122,9 +122,11 @@ def test_no_validation_folder_without_validation(tmp_path):
 
 
 def test_bad_arguments(task):
-    with pytest.raises(ValueError, match="num_validation is 300, but must be from 0 to 299"):
+    with pytest.raises(
+        ValueError, match=r"num_validation: expected an integer in 0\.\.299, got 300"
+    ):
         DigitsTask(num_validation=300)
-    with pytest.raises(ValueError, match=r"rendering is 'sideways'.*'upright'"):
+    with pytest.raises(ValueError, match=r"rendering: expected one of upright, .* got 'sideways'"):
         task.pretrain("sideways")
-    with pytest.raises(ValueError, match="part is 'dev'"):
+    with pytest.raises(ValueError, match=r"part: expected one of .* got 'dev'"):
         task.rendered("dev", "upright")

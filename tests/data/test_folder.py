@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hubpath_fast.data import DataError, DigitsTask, load_image, open_images, write_image_folder
-from hubpath_fast.data.splits import hold_out
+from hubpath_fast.data.splits import stratified_split
 
 SIZE = (12, 12)
 
@@ -95,9 +95,9 @@ def test_the_digits_folder(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_hold_out_is_stratified(seed):
+def test_a_split_is_stratified(seed):
     targets = [0] * 40 + [1] * 20 + [2] * 2 + [3]
-    kept, held = hold_out(targets, 0.15, seed)
+    kept, held = stratified_split(targets, 0.15, seed)
     assert sorted(kept + held) == list(range(63))
     # 15 % of 40 and of 20; one of two; the only one of a class stays in train.
     assert [sum(targets[i] == c for i in held) for c in range(4)] == [6, 3, 1, 0]
@@ -252,5 +252,7 @@ def test_load_image(animals, tmp_path):
 
 
 def test_bad_share(animals):
-    with pytest.raises(ValueError, match=r"validation is 1\.0"):
+    with pytest.raises(
+        ValueError, match=r"validation: expected a share from 0 to below 1, got 1\.0"
+    ):
         open_images(animals, validation=1.0)

@@ -13,6 +13,7 @@ from hubpath_fast.data import (
     DataError,
     EvalBatches,
     ImageDataset,
+    ImageSplit,
     TrainStream,
     eval_transform,
     load_image,
@@ -60,7 +61,7 @@ def test_an_image_is_augmented_by_its_own_seed_whatever_the_batch(dataset):
     assert torch.equal(small, large[: len(small)])
 
 
-def test_epochs_and_seeds_augment_anew(dataset):
+def test_epochs_and_seeds_augment_differently(dataset):
     n = len(dataset)
     stream = TrainStream(dataset, n, seed=4)
     epochs = [
@@ -81,6 +82,26 @@ def test_targets_belong_to_the_images(splits):
             image = eval_transform(16)(load_image(splits.train.paths[index]))
             assert torch.equal(images[place], image)
             assert targets[place] == splits.train.targets[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_targets_may_be_tensors_that_move_with_their_images(splits, workers):
+    """Points of each image, halved by an augmentation that halves the images."""
+    count = len(splits.train)
+    points = torch.arange(count * 4.0).reshape(count, 2, 2)
+    split = ImageSplit(splits.train.paths, tuple(points)).subset(range(count - 1))
+
+    def halve(images, targets, step):
+        return images[..., ::2, ::2], targets / 2 + step
+
+    dataset = ImageDataset(split, eval_transform(16))
+    stream = TrainStream(dataset, 4, workers=workers, augment=halve)
+    for step, (images, targets) in enumerate(take(stream, 2, 3), start=2):
+        indices = stream.order.indices(step)
+        assert torch.equal(targets, points[indices] / 2 + step)
+        whole = torch.stack([dataset[i][0] for i in indices.tolist()])
+        assert torch.equal(images, whole[..., ::2, ::2])
+    assert torch.equal(torch.cat([targets for _, targets in EvalBatches(dataset)]), points[:-1])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -169,11 +190,11 @@ def test_flip_is_optional():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: train_transform(4), "size is 4"),
-        (lambda d: train_transform(32, min_area=0), "min_area is 0"),
-        (lambda d: EvalBatches(d, 0), "batch_size is 0"),
-        (lambda d: TrainStream(d, 0), "batch_size is 0"),
-        (lambda d: TrainStream(d, 4, workers=-1), "workers is -1"),
+        (lambda d: train_transform(4), "size: .* got 4"),
+        (lambda d: train_transform(32, min_area=0), "min_area: .* got 0"),
+        (lambda d: EvalBatches(d, 0), "batch_size: .* got 0"),
+        (lambda d: TrainStream(d, 0), "batch_size: .* got 0"),
+        (lambda d: TrainStream(d, 4, workers=-1), "workers: .* got -1"),
     ],
 )
 def test_bad_arguments(dataset, call, message):

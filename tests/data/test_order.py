@@ -49,7 +49,7 @@ def test_the_draw_is_of_seed_epoch_and_index_not_of_the_batch_size():
         }
 
     assert seeds(4) == seeds(6) == seeds(24)
-    assert len(set(seeds(4).values())) == 24  # a sample is augmented anew in each epoch
+    assert len(set(seeds(4).values())) == 24  # a sample is augmented differently in each epoch
     assert not set(seeds(4).values()) & set(seeds(4, seed=8).values())
 
 
@@ -61,7 +61,7 @@ def test_mix_is_fixed_across_platforms():
 
 @pytest.mark.parametrize(
     ("n", "batch", "message"),
-    [(0, 4, "num_samples is 0"), (4, 0, "batch_size is 0"), (4, -1, "batch_size is -1")],
+    [(0, 4, "num_samples: .* got 0"), (4, 0, "batch_size: .* got 0"), (4, -1, "got -1")],
 )
 def test_bad_sizes(n, batch, message):
     with pytest.raises(ValueError, match=message):
@@ -69,5 +69,5 @@ def test_bad_sizes(n, batch, message):
 
 
 def test_negative_step():
-    with pytest.raises(ValueError, match="step is -1"):
+    with pytest.raises(ValueError, match=r"step: .* got -1"):
         SampleOrder(4, 2).indices(-1)

@@ -1,4 +1,4 @@
-"""Batches copied ahead: their order and the streams' order, without a GPU by stand-ins."""
+"""Batches copied in advance: their order and the streams' order, without a GPU by stand-ins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hubpath_fast.data import DataError, EvalBatches, ImageDataset, TrainStream, images, open_images
-from hubpath_fast.data.prefetch import CudaCopier, copied_ahead
+from hubpath_fast.data.prefetch import CudaCopier, prefetched
 from hubpath_fast.data.transforms import eval_transform
 
 
@@ -26,16 +26,16 @@ class FakeCopier:
         return copy
 
 
-def test_each_batch_is_copied_before_the_one_ahead_of_it_is_handed_out():
+def test_each_batch_is_copied_before_the_one_in_front_is_handed_out():
     log = []
-    for batch in copied_ahead(iter("abc"), FakeCopier(log)):
+    for batch in prefetched(iter("abc"), FakeCopier(log)):
         log.append(("used", batch))
     assert log == [
         ("start", "a"), ("start", "b"), ("finish", "a"), ("used", "a"),
         ("start", "c"), ("finish", "b"), ("used", "b"), ("finish", "c"), ("used", "c"),
     ]  # fmt: skip
-    assert list(copied_ahead([], FakeCopier(log))) == []
-    assert list(copied_ahead(["a"], FakeCopier(log))) == ["a"]
+    assert list(prefetched([], FakeCopier(log))) == []
+    assert list(prefetched(["a"], FakeCopier(log))) == ["a"]
 
 
 def test_an_error_comes_in_its_turn():
@@ -43,7 +43,7 @@ def test_an_error_comes_in_its_turn():
         yield from "ab"
         raise DataError("the third")
 
-    batches = copied_ahead(breaks(), FakeCopier([]))
+    batches = prefetched(breaks(), FakeCopier([]))
     assert [next(batches), next(batches)] == ["a", "b"]
     with pytest.raises(DataError, match="the third"):
         next(batches)
@@ -99,7 +99,7 @@ def test_the_current_stream_waits_for_the_copy_it_uses_and_not_for_the_next(monk
     cuda = FakeCuda(monkeypatch)
     copier = CudaCopier("cuda:1")
     batches = [(FakeTensor(f"x{i}", cuda), FakeTensor(f"y{i}", cuda)) for i in range(2)]
-    assert next(copied_ahead(batches, copier)) == batches[0]
+    assert next(prefetched(batches, copier)) == batches[0]
     assert cuda.log == [
         "copy x0 on copies", "copy y0 on copies", "event 1 on copies",
         "copy x1 on copies", "copy y1 on copies", "event 2 on copies",
@@ -120,9 +120,9 @@ def test_streams_and_evaluations_give_the_same_through_a_copier(animals, monkeyp
 
     plain, log = batches(), []
     monkeypatch.setattr(images, "_copier", lambda device: FakeCopier(log))
-    for (x, y), (ahead_x, ahead_y) in zip(plain, batches(), strict=True):
-        assert torch.equal(x, ahead_x)
-        assert torch.equal(y, ahead_y)
+    for (x, y), (same_x, same_y) in zip(plain, batches(), strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(y, same_y)
     # Of the endless stream one batch more was started than handed out.
     assert [kind for kind, _ in log].count("start") == len(plain) + 1
 

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from support.training import QUIET, TASK
 from torch import nn
+from torch.utils.data import DataLoader
 
 from hubpath_fast.data import ImageDataset, TrainStream, images, open_images, train_transform
 from hubpath_fast.training import SingleObjective, Trainer, TrainerConfig
@@ -122,11 +124,11 @@ def test_an_evaluation_that_breaks_while_stopping_is_done_after_resuming(tmp_pat
     assert again.best_metric is not None
 
 
-def test_a_worker_outlives_sigterm_for_a_while_and_then_ends_without_an_error(animals, monkeypatch):
+def test_a_worker_outlives_sigterm_for_a_while_and_then_ends_without_an_error(animals):
     """torch raises in the main process, wherever it is, if a worker ends with an error."""
-    monkeypatch.setattr(images, "GRACE_SECONDS", 1)
     dataset = ImageDataset(open_images(animals).train, train_transform(8))
-    loader = images._loader(dataset, 1, None, 1, batch_size=4, persistent_workers=True)
+    signals = partial(images._set_signals, grace_seconds=1)
+    loader = DataLoader(dataset, 4, num_workers=1, worker_init_fn=signals, persistent_workers=True)
     iterator = iter(loader)
     assert len(list(iterator)) == 4
     [worker] = iterator._workers
@@ -143,5 +145,5 @@ def test_default_workers_leave_a_core_for_training(monkeypatch):
         assert images.default_workers() == expected
     stream = TrainStream(range(10), 2, workers=None)
     assert stream.workers == 12
-    with pytest.raises(ValueError, match="ahead is 0"):
-        TrainStream(range(10), 2, ahead=0)
+    with pytest.raises(ValueError, match=r"prefetch: .* got 0"):
+        TrainStream(range(10), 2, prefetch=0)

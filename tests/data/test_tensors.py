@@ -97,9 +97,17 @@ def test_subset_keeps_everything_together(data):
     assert part.num_classes == 4
 
 
+def test_targets_may_have_any_shape(data):
+    points = torch.rand(50, 4, 2)
+    spread = TensorSet(data.images, points)
+    stream = TensorStream(spread, 16, augment=False)
+    assert torch.equal(stream.batch(1)[1], points[stream.order.indices(1)])
+    assert torch.equal(spread.subset(torch.tensor([3, 1])).targets, points[[3, 1]])
+
+
 def test_bad_tensors():
     images = torch.zeros(2, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"images are torch.float32 \[2, 3, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"images: .* got torch.float32 \[2, 3, 4, 4\]"):
         TensorSet(images, torch.zeros(2, dtype=torch.int64), ("a",))
-    with pytest.raises(ValueError, match=r"targets are torch.int64 \[3\]"):
+    with pytest.raises(ValueError, match=r"targets: expected \[2, ...\], one an image, got \[3\]"):
         TensorSet(images.byte(), torch.zeros(3, dtype=torch.int64), ("a",))
