@@ -1,4 +1,4 @@
-"""From names to experts: everything that can be wrong is said at once, before any download."""
+"""From names to experts: everything that can be wrong is reported at once, before any download."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ from ..model.heads import set_lr_factor, split_parameters
 from .errors import HubError
 from .expert import Expert, Resized, RunningStatistics
 from .registry import find
-from .source import HubModel, accepted_sizes, module_refusal, refusal
+from .source import HeadTask, HubModel, PlainTask, module_refusal, refusal, wrong_size
 from .spec import ExpertSpec, read_specs
 from .weights import fetch_all
 
-USUAL_SIZE = 224  # of a hub of which nobody says what it was trained at
+DEFAULT_SIZE = 224  # of a hub whose networks do not say what they were trained at
 
 Names = str | Sequence[str | ExpertSpec | nn.Module]
-
-
-def find_all(names: Names) -> list[HubModel]:
-    """Looks all names up, modules left out; HubError with every name that is wrong."""
-    models, problems = _find_all(read_specs(names))
-    if problems:
-        raise HubError(problems)
-    return [model for model in models if model is not None]
 
 
 def default_input_size(names: Names) -> int:
     """Pixels a side that suit a hub: what most of its models were pre-trained at.
 
     Among equally frequent sides the smallest, since cost grows with the square of the side.
+
+    Raises:
+        HubError: every name that is wrong.
     """
-    counts = Counter(model.native_size for model in find_all(names))
-    return min(counts, key=lambda size: (-counts[size], size), default=USUAL_SIZE)
+    models, problems = _find_all(read_specs(names))
+    if problems:
+        raise HubError(problems)
+    return _usual_size(models)
 
 
 def build_experts(
@@ -44,49 +41,58 @@ def build_experts(
     pretrained: bool = True,
     input_size: int | None = None,
     resize_to_native: bool = False,
+    task: HeadTask | None = None,
 ) -> list[Expert]:
     """Builds a hub.
 
-    names: what to build, in order; one may occur more than once. Each is a name (see ``registry``),
-    with options or without, a hub's name, an ``ExpertSpec``, or a module of your own. num_outputs:
-    C, outputs of each head. pretrained: load the weights that the name stands for, from the local
-    cache or else the network; False: random weights, no network, and local files are not read.
-    input_size: pixels a side of the images that the hub will be given; None:
-    ``default_input_size(names)``.
-
     A network takes images of input_size as they are wherever its architecture can. One that was
     built for its native size alone resizes them inside, as does one whose spec says a size.
-    resize_to_native: every network does.
 
-    Raises HubError with all problems of the hub, before anything is downloaded: unknown names (with
-    the closest), names without weights, networks that cannot take the input size (with sizes that
-    they take), local or cached files that hold something else; and then weights that cannot be
-    fetched (which, from where, to where).
+    Args:
+        names: what to build, in order; one may occur more than once. Each is a name (see
+            ``registry``), with options or without, a hub's name, an ``ExpertSpec``, or a module of
+            your own, which must have its head already.
+        num_outputs: C, outputs of each head.
+        pretrained: load the weights that the name stands for, from the local cache or else the
+            network; False: random weights, no network, and local files are not read.
+        input_size: pixels a side of the images that the hub will be given; None:
+            ``default_input_size(names)``.
+        resize_to_native: every network resizes the images to its native size.
+        task: what attaches a head of its own to each network once its weights are loaded, and says
+            what shape an image's outputs then have; None: C numbers an image, from the head of
+            each network's own library.
+
+    Raises:
+        HubError: all problems of the hub, before anything is downloaded: unknown names (with the
+            closest), names without weights, networks that cannot take the input size (with sizes
+            that they take) or give other outputs than the task's, local or cached files that hold
+            something else; and then weights that cannot be fetched (which, from where, to where).
     """
-    if num_outputs < 1:
-        raise HubError([f"num_outputs is {num_outputs}, but must be at least 1"])
-    if input_size is not None and input_size < 1:
-        raise HubError([f"input_size is {input_size}, but must be a number of pixels, at least 1"])
+    task = task or PlainTask(num_outputs)
+    for name, value in (("num_outputs", num_outputs), ("input_size", input_size)):
+        if value is not None and value < 1:
+            raise HubError([f"{name}: expected an integer of at least 1, got {value}"])
+    if task.num_outputs != num_outputs:
+        raise HubError([f"num_outputs: expected the task's {task.num_outputs}, got {num_outputs}"])
     specs = read_specs(names)
     models, problems = _find_all(specs)
     if input_size is None:
-        sides = Counter(model.native_size for model in models if model is not None)
-        input_size = min(sides, key=lambda s: (-sides[s], s), default=USUAL_SIZE)
+        input_size = _usual_size(models)
     sizes = []
     for spec, model in zip(specs, models, strict=True):
         if model is None and not isinstance(spec.name, nn.Module):
-            continue  # unknown, and said so
+            continue  # unknown, and reported
         try:
             size = spec.size or (
                 model.native_size if model is not None and resize_to_native else input_size
             )
-            sizes.append(_working_size(spec, model, num_outputs, size))
+            sizes.append(_working_size(spec, model, task, size))
         except HubError as error:
             problems += error.problems
         if pretrained and model is not None:
             problems += _without_weights(model)
     if problems:
-        raise HubError(list(dict.fromkeys(problems)))  # a name that occurs twice is said once
+        raise HubError(list(dict.fromkeys(problems)))  # of a name that occurs twice
 
     # All networks first: their new heads are drawn alike, whatever lies in the cache.
     experts = [
@@ -95,6 +101,9 @@ def build_experts(
     ]
     if pretrained:
         _load_all(experts, models)
+    for expert, model in zip(experts, models, strict=True):
+        if model is not None:
+            task.attach_head(expert.module)
     for expert, spec in zip(experts, specs, strict=True):
         _prepare(expert, spec, input_size)
     return experts
@@ -121,6 +130,11 @@ def _find_all(specs: Sequence[ExpertSpec]) -> tuple[list[HubModel | None], list[
     return models, problems
 
 
+def _usual_size(models: Sequence[HubModel | None]) -> int:
+    counts = Counter(model.native_size for model in models if model is not None)
+    return min(counts, key=lambda size: (-counts[size], size), default=DEFAULT_SIZE)
+
+
 def _without_weights(model: HubModel) -> list[str]:
     if model.weights is None:
         return [
@@ -132,24 +146,23 @@ def _without_weights(model: HubModel) -> list[str]:
     return []
 
 
-def _working_size(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> int:
+def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> int:
     """The side that a network works at; HubError if it can take neither ``size`` nor its own."""
     if model is None:
-        reason = module_refusal(spec.name, num_outputs, size)
+        reason = module_refusal(spec.name, task, size)
         if reason is not None:
+            outputs = ["n", *task.expected_shape(size)]
             raise HubError(
                 [f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
-                 f"[n, {num_outputs}] ({reason}); replace its head, or say a size"]
+                 f"[{', '.join(map(str, outputs))}] ({reason}); replace its head, or say a size"]
             )  # fmt: skip
         return size
-    reason = refusal(model, num_outputs, size)
+    reason = refusal(model, task, size)
     if reason is None:
         return size
     if model.fixed_size and size != model.native_size and spec.size is None:
-        return _working_size(spec, model, num_outputs, model.native_size)
-    sizes = accepted_sizes(model, num_outputs)
-    allowed = f"it takes, for example, {', '.join(map(str, sizes))}" if sizes else "no size fits"
-    raise HubError([f"{model.name} refuses images of {size} x {size} ({reason}); {allowed}"])
+        return _working_size(spec, model, task, model.native_size)
+    raise wrong_size(model, task, size, reason)
 
 
 def _build(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> Expert:

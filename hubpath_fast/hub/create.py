@@ -10,6 +10,7 @@ from ..model import HubPathway, PathwayGenerator
 from .build import build_experts, default_input_size, normalization
 from .errors import HubError
 from .expert import Expert
+from .source import HeadTask
 from .spec import ExpertSpec, read_specs
 
 # The generator only tells inputs apart: about this many pixels a side are enough for that.
@@ -25,36 +26,40 @@ def create_model(
     resize_to_native: bool = False,
     generator_width: int = 16,
     generator_stride: int | None = None,
+    task: HeadTask | None = None,
     **options,
 ) -> HubPathway:
     """A Hub-Pathway of pre-trained models, each with a new head for ``num_outputs``.
 
-    experts: a hub's name ("paper-homogeneous"), or a list of names, specs and modules (see
-    ``build_experts``), or the experts that ``build_experts`` made (then num_outputs and input_size
-    must be those given there, and ``pretrained`` says nothing). k: K, active experts per sample.
-    pretrained, input_size, resize_to_native: see ``build_experts``. generator_width,
-    generator_stride: of the ``PathwayGenerator``; None: the stride that leaves the generator about
-    56 pixels a side (our choice). options: further arguments of ``HubPathway``, such as
-    ``aggregator`` or ``executor``.
-
     The model takes images [N, 3, S, S], uint8 or floats in [0, 1]; every expert's own normalisation
     and size are applied inside.
 
-    Raises HubError (a ValueError) with all problems of the hub at once; ValueError if k is not in
-    1..M.
+    Args:
+        experts: a hub's name ("paper-homogeneous"), or a list of names, specs and modules (see
+            ``build_experts``), or the experts that ``build_experts`` made (then num_outputs and
+            input_size must be those given there, and ``pretrained`` and ``task`` say nothing).
+        k: K, active experts per sample.
+        pretrained, input_size, resize_to_native, task: see ``build_experts``.
+        generator_width, generator_stride: of the ``PathwayGenerator``; None: the stride that leaves
+            the generator about 56 pixels a side (our choice).
+        options: further arguments of ``HubPathway``, such as ``aggregator`` or ``executor``.
+
+    Raises:
+        HubError: all problems of the hub at once; k is not in 1..M.
     """
     ready = not isinstance(experts, (str, nn.Module)) and all(
         isinstance(expert, Expert) for expert in experts
     )
     chosen = list(experts) if ready and len(experts) else read_specs(experts)
     if not 1 <= k <= len(chosen):
-        raise HubError([f"k is {k}, but must be from 1 to {len(chosen)}, the number of experts"])
+        experts = f"1..{len(chosen)}, the number of experts"
+        raise HubError([f"k: expected an integer in {experts}, got {k}"])
     if ready:
         built = chosen
         size = input_size or min(expert.size for expert in built)
     else:
         size = input_size or default_input_size(chosen)
-        built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native)
+        built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native, task)
     stride = generator_stride or max(1, size // GENERATOR_PIXELS)
     generator = PathwayGenerator(len(built), width=generator_width, stride=stride)
     return HubPathway(

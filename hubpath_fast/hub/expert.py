@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..model.heads import head_names
+from ..model.heads import head_layers, head_names
 from .errors import HubError
 
 NAMES_IN_MESSAGE = 8
@@ -58,10 +58,14 @@ class Resized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, 3, H, W], already normalised -> [n, C]."""
-        if x.shape[-2:] != (self.size, self.size):
-            size = (self.size, self.size)
-            x = F.interpolate(x, size, mode=self.interpolation, antialias=True)
-        return self.body(x)
+        return self.body(self.resize(x))
+
+    def resize(self, x: Tensor) -> Tensor:
+        """[n, 3, H, W] -> [n, 3, S, S]."""
+        size = (self.size, self.size)
+        if x.shape[-2:] == size:
+            return x
+        return F.interpolate(x, size, mode=self.interpolation, antialias=True)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, interpolation={self.interpolation}"
@@ -111,6 +115,59 @@ class Expert:
     def body(self) -> nn.Module:
         """The network itself, without the wrappers around it."""
         return network(self.module)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What ``head`` makes the outputs of: ``head(features(x))`` is ``module(x)``, to the bit in
+        evaluation mode.
+
+        Args:
+            x: normalised images [n, 3, S, S].
+
+        Returns:
+            Of timm's networks what ``forward_features`` gives, such as a map [n, F, h, w]; of
+            others the input of their last layer, as a rule [n, F].
+
+        Raises:
+            HubError: the network cannot be split, since its head is not its last layer.
+        """
+        for wrapper in self.module.modules():
+            if wrapper is self.body:
+                break
+            x = wrapper.resize(x) if isinstance(wrapper, Resized) else x
+        if _splits_itself(self.body):
+            return self.body.forward_features(x)
+        seen = []
+        head = self._last_layer()
+        handle = head.register_forward_hook(lambda _, args, output: seen.append((args, output)))
+        try:
+            output = self.body(x)
+        finally:
+            handle.remove()
+        if len(seen) != 1 or len(seen[0][0]) != 1 or seen[0][1] is not output:
+            raise self._unsplit()
+        return seen[0][0][0]
+
+    def head(self, features: Tensor) -> Tensor:
+        """``features(x)`` -> outputs [n, C, ...]."""
+        if _splits_itself(self.body):
+            return self.body.forward_head(features)
+        return self._last_layer()(features)
+
+    def _last_layer(self) -> nn.Module:
+        layers = head_layers(self.body)
+        if len(layers) != 1:
+            raise self._unsplit()
+        return layers[0]
+
+    def _unsplit(self) -> HubError:
+        return HubError(
+            [f"{self.name}: expected a network that ends with its head, or that has timm's "
+             "forward_features and forward_head, to split; call its module as a whole"]
+        )  # fmt: skip
+
+
+def _splits_itself(body: nn.Module) -> bool:
+    return hasattr(body, "forward_features") and hasattr(body, "forward_head")
 
 
 def network(module: nn.Module) -> nn.Module:

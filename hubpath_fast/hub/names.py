@@ -1,39 +1,68 @@
-"""The names of all models, read from the sources of timm and torchvision without importing them.
+"""The names of all models: a list that is made once for each version of timm and torchvision.
 
-Importing the two takes seconds; a list of names must not. Both libraries register a model by a
-decorator over its function and its weights in literal tables, and those are what is read. A library
-that does it otherwise one day is imported after all.
+Importing the two takes seconds, and a list of names must not. So what they say is kept in the
+user's cache folder, in a file that has both versions in its name.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import difflib
 import fnmatch
-import importlib.util
-import re
+import json
+import warnings
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
+from ..files import user_cache_folder, write_json
 from .spec import HUBS
 
 MOCO_NAMES = ("moco/resnet50.v1_200ep", "moco/resnet50.v2_200ep", "moco/resnet50.v2_800ep")
 BACKBONES = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "deeplabv3_resnet50")
-
-ENTRY = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
-TABLE = re.compile(r"^\w*default_cfgs\w*[^=\n]*= ?[\w(]*(\{.*?^\})", re.MULTILINE | re.DOTALL)
-BUILDER = re.compile(r"^def (\w+)\(\s*\*,\s*weights: (?:Optional\[)?(\w+)", re.MULTILINE)
-ENUM = re.compile(r"^class (\w+)\(WeightsEnum\):\n((?:[ \t].*\n|\n)*)", re.MULTILINE)
-MEMBER = re.compile(r"^    (\w+) = Weights\(", re.MULTILINE)
 WILDCARDS = "*?["
 
 
 @lru_cache(maxsize=1)
 def all_names() -> tuple[str, ...]:
     """Every name of every source, tags included, sorted; local files have no list."""
-    timm = (f"timm/{name}" for name in _timm())
-    torchvision = (f"torchvision/{name}" for name in _torchvision())
-    return (*MOCO_NAMES, *sorted(timm), *sorted(torchvision))
+    return (*MOCO_NAMES, *library_names(user_cache_folder()))
+
+
+def library_names(folder: Path) -> list[str]:
+    """All "timm/NAME.TAG" ("timm/NAME" where there are no weights) and "torchvision/NAME.WEIGHTS".
+
+    Read from a file in ``folder``. Where it is missing or damaged the two libraries are imported
+    and it is written; a folder that cannot be written only means that the next process asks again.
+    """
+    versions = "-".join(f"{library}-{version(library)}" for library in ("timm", "torchvision"))
+    path = folder / f"names-{versions}.json"
+    with contextlib.suppress(OSError, ValueError):
+        names = json.loads(path.read_text(encoding="utf-8"))
+        if names and isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    names = _ask_libraries()
+    with contextlib.suppress(OSError):
+        write_json(path, names)
+    return names
+
+
+def _ask_libraries() -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's on its image library
+        import timm
+        from torchvision import models
+    tagged = timm.list_pretrained()
+    bare = set(timm.list_models()) - {name.partition(".")[0] for name in tagged}
+    classifiers = models.list_models(module=models)
+    return [
+        *sorted(f"timm/{name}" for name in (*tagged, *bare)),
+        *sorted(
+            f"torchvision/{name}.{weights.name}"
+            for name in (*classifiers, *BACKBONES)
+            for weights in models.get_model_weights(name)
+        ),
+    ]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -70,59 +99,3 @@ def closest(name: str) -> str:
 
 def _of(source: str, names: list[str]) -> bool:
     return any(name.startswith(f"{source}/") for name in names)
-
-
-def _folder(package: str) -> Path:
-    return Path(importlib.util.find_spec(package).submodule_search_locations[0]) / "models"
-
-
-def _timm() -> set[str]:
-    """timm's architectures that have no weights, and NAME.TAG of all weights."""
-    architectures: set[str] = set()
-    tagged: set[str] = set()
-    for path in _folder("timm").glob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        architectures.update(ENTRY.findall(text))
-        for table in TABLE.findall(text):
-            tagged.update(_with_weights(table))
-    tagged = {name for name in tagged if name.partition(".")[0] in architectures}
-    if not architectures or not tagged:
-        import timm
-
-        architectures, tagged = set(timm.list_models()), set(timm.list_pretrained())
-    return tagged | (architectures - {name.partition(".")[0] for name in tagged})
-
-
-def _with_weights(text: str) -> list[str]:
-    """The keys of a table of weights whose entry says where the weights are."""
-    table = ast.parse(text, mode="eval").body
-    if not isinstance(table, ast.Dict):  # computed from another table
-        return []
-    names = []
-    for key, value in zip(table.keys, table.values, strict=True):
-        given = {k.arg: k.value for k in getattr(value, "keywords", ())}
-        places = (given.get(name) for name in ("url", "hf_hub_id", "file"))
-        if isinstance(key, ast.Constant) and any(
-            place is not None and getattr(place, "value", True) for place in places
-        ):
-            names.append(key.value)
-    return names
-
-
-def _torchvision() -> set[str]:
-    """torchvision's classifiers and the three other tasks' networks, as NAME.WEIGHTS."""
-    folder = _folder("torchvision")
-    names: set[str] = set()
-    others = [folder / "segmentation" / "deeplabv3.py"]
-    others += [folder / "detection" / f"{task}_rcnn.py" for task in ("mask", "keypoint")]
-    for path in [*folder.glob("*.py"), *others]:
-        text = path.read_text(encoding="utf-8")
-        members = {enum: MEMBER.findall(body) for enum, body in ENUM.findall(text)}
-        for name, enum in BUILDER.findall(text):
-            if path not in others or name in BACKBONES:
-                names.update(f"{name}.{member}" for member in members.get(enum, ()))
-    if not names:
-        from .torchvision_models import list_names
-
-        names = set(list_names())
-    return names

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .errors import HubError
 from .expert import load_body
 from .names import WILDCARDS, list_models
-from .source import HubModel, skeleton
+from .source import HubModel, PlainTask, skeleton
 from .spec import ExpertSpec
 from .weights import WeightSource
 
@@ -114,7 +114,7 @@ def _as_saved(model: HubModel, state: Mapping[str, Tensor], source: str) -> Mapp
     if model.convert is None:
         return state
     try:
-        load_body(skeleton(model, 2), state, source, model.layout)
+        load_body(skeleton(model, PlainTask(2)), state, source, model.layout)
     except HubError:
         with contextlib.suppress(HubError):  # neither fits: the one as it is will be reported
             return model.convert(state, source)

@@ -1,14 +1,16 @@
-"""A model that a source knows: all that can be said of it before it is built or fetched."""
+"""A model that a source knows: all that is known of it before it is built or fetched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..devices import eval_mode
 from .errors import HubError
 from .expert import Expert, Layout, load_body
 from .weights import WeightSource, read_state_dict
@@ -18,6 +20,32 @@ COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384
 
 # (state dict, what it was read from) -> the same under the network's present names
 Convert = Callable[[Mapping[str, Tensor], str], Mapping[str, Tensor]]
+
+
+class HeadTask(Protocol):
+    """What the hub asks of a task, any ``training.Task``; hashable, as a frozen dataclass is."""
+
+    num_outputs: int
+
+    def expected_shape(self, size: int) -> tuple[int, ...]:
+        """Of the outputs for one image of ``size`` pixels a side, without the batch."""
+
+    def attach_head(self, network: nn.Module) -> None:
+        """Replaces a network's head, in place, once its weights are loaded; ``mark_head`` of
+        model/heads.py notes which layers are the head."""
+
+
+@dataclass(frozen=True)
+class PlainTask:
+    """The head that a network's own library gives it: ``num_outputs`` numbers an image."""
+
+    num_outputs: int
+
+    def expected_shape(self, size: int) -> tuple[int, ...]:
+        return (self.num_outputs,)
+
+    def attach_head(self, network: nn.Module) -> None:
+        """Nothing: ``HubModel.make`` made it."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +81,16 @@ class HubModel:
 
 
 @lru_cache(maxsize=16)  # a hub often holds an architecture more than once
-def skeleton(model: HubModel, num_outputs: int) -> nn.Module:
-    """The network's shapes, without weights: on torch's meta device."""
+def skeleton(model: HubModel, task: HeadTask) -> nn.Module:
+    """The shapes of the network with the task's head, without weights: on torch's meta device."""
+
+    def make() -> nn.Module:
+        network = model.make(task.num_outputs)
+        task.attach_head(network)
+        return network
+
     try:
-        return on_meta(lambda: model.make(num_outputs)).eval()
+        return on_meta(make).eval()
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise HubError([f"{model.name} cannot be built: {error}"]) from error
 
@@ -66,43 +100,50 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
     The few that compute with tensors as they are built (RegNet) are built in full first.
     """
-    try:
-        with torch.device("meta"):
-            return make()
-    except NotImplementedError:
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return make()
+        except NotImplementedError:
             return make().to("meta")
 
 
-def refusal(model: HubModel, num_outputs: int, size: int) -> str | None:
-    """Why the model does not map images [n, 3, size, size] to [n, num_outputs]; None: it does.
+def refusal(model: HubModel, task: HeadTask, size: int) -> str | None:
+    """Why the model with the task's head does not map images [n, 3, size, size] to the outputs
+    that the task expects; None: it does.
 
     The model is run on the meta device, which computes shapes only: no weights, no pixels, a tenth
     of a second.
     """
-    return module_refusal(skeleton(model, num_outputs), num_outputs, size)
+    return module_refusal(skeleton(model, task), task, size)
 
 
-def accepted_sizes(model: HubModel, num_outputs: int) -> list[int]:
+def accepted_sizes(model: HubModel, task: HeadTask) -> list[int]:
     """The common sides in pixels, and the native one, that the model takes, in ascending order."""
     sizes = sorted({*COMMON_SIZES, model.native_size})
-    return [size for size in sizes if refusal(model, num_outputs, size) is None]
+    return [size for size in sizes if refusal(model, task, size) is None]
+
+
+def wrong_size(model: HubModel, task: HeadTask, size: int, reason: str) -> HubError:
+    """Says which sizes the model takes instead."""
+    sizes = accepted_sizes(model, task)
+    allowed = f"it takes, for example, {', '.join(map(str, sizes))}" if sizes else "no size fits"
+    return HubError([f"{model.name} refuses images of {size} x {size} ({reason}); {allowed}"])
 
 
 @torch.no_grad()
-def module_refusal(module: nn.Module, num_outputs: int, size: int) -> str | None:
+def module_refusal(module: nn.Module, task: HeadTask, size: int) -> str | None:
     """``refusal`` of a module of any device, which stays as it is: its shapes run on meta."""
     named = [*module.named_parameters(), *module.named_buffers()]
     shapes = {name: tensor.to("meta") for name, tensor in named}
-    modes = {layer: layer.training for layer in module.modules()}
     images = torch.empty(1, 3, size, size, device="meta")
     try:
-        output = torch.func.functional_call(module.eval(), shapes, (images,))
+        with eval_mode(module):
+            output = torch.func.functional_call(module, shapes, (images,))
     except Exception as error:  # each architecture has its own way to refuse
         return str(error) or type(error).__name__
-    finally:
-        for layer, training in modes.items():
-            layer.training = training
-    if not isinstance(output, Tensor) or output.shape != (1, num_outputs):
-        return f"it has no classifier that gives {num_outputs} outputs an image"
-    return None
+    expected = task.expected_shape(size)
+    if isinstance(output, Tensor) and tuple(output.shape) == (1, *expected):
+        return None
+    found = list(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+    return f"its output for an image is {found}, and the task needs {list(expected)}"

@@ -76,21 +76,23 @@ class ExpertSpec:
     def __post_init__(self) -> None:
         problems = []
         if not self.lr_factor > 0:
-            problems.append(f"lr is {self.lr_factor}, but must be above 0; for 0, freeze=body")
+            problems.append(
+                f"lr: expected a number above 0, got {self.lr_factor}; for 0, freeze=body"
+            )
         if self.freeze not in FREEZE:
-            problems.append(f"freeze is {self.freeze!r}, but must be one of {', '.join(FREEZE)}")
+            problems.append(f"freeze: expected one of {', '.join(FREEZE)}, got {self.freeze!r}")
         if self.batchnorm not in (None, *BATCHNORM):
-            problems.append(f"bn is {self.batchnorm!r}, but must be {' or '.join(BATCHNORM)}")
+            problems.append(f"bn: expected one of {', '.join(BATCHNORM)}, got {self.batchnorm!r}")
         if self.size is not None and self.size < 1:
-            problems.append(f"size is {self.size}, but must be a number of pixels, at least 1")
+            problems.append(f"size: expected pixels, at least 1, got {self.size}")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(map(float, value)))
                 if len(value) != 3:
-                    problems.append(f"{name} is {value}, but must be 3 numbers, one a channel")
+                    problems.append(f"{name}: expected 3 numbers, one a channel, got {value}")
         if self.std is not None and not all(value > 0 for value in self.std):
-            problems.append(f"std is {self.std}, but must be above 0")
+            problems.append(f"std: expected numbers above 0, got {self.std}")
         if problems:
             raise HubError([f"{self.label}: {problem}" for problem in problems])
 
@@ -176,15 +178,15 @@ def read_specs(names: str | nn.Module | ExpertSpec | Sequence) -> list[ExpertSpe
     if isinstance(names, str) and names.strip().partition("?")[0] not in HUBS:
         raise HubError(
             [
-                f"names is {names!r}, but must be a sequence of names or one of the hubs "
-                f"{', '.join(HUBS)}"
+                f"names: expected a sequence of names or one of the hubs {', '.join(HUBS)}, got "
+                f"{names!r}"
             ]
         )
     if isinstance(names, str):
         names = [names]
     if isinstance(names, (nn.Module, ExpertSpec)) or not isinstance(names, Sequence):
         # nn.ModuleList and nn.Sequential are modules, and as a hub they are ambiguous.
-        raise HubError([f"names is a {type(names).__name__}, but must be a list of experts"])
+        raise HubError([f"names: expected a list of experts, got a {type(names).__name__}"])
     specs: list[ExpertSpec] = []
     problems: list[str] = []
     for item in names:
@@ -203,7 +205,7 @@ def read_specs(names: str | nn.Module | ExpertSpec | Sequence) -> list[ExpertSpe
         except HubError as error:
             problems += error.problems
     if not problems and not specs:
-        problems = [f"names is {names!r}, but must hold at least one expert"]
+        problems = [f"names: expected at least one expert, got {names!r}"]
     if problems:
         raise HubError(list(dict.fromkeys(problems)))
     return specs

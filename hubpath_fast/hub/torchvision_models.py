@@ -50,12 +50,6 @@ OLD_DENSE_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)
 FIXED = ("vit_", "maxvit")  # architectures built for one size
 
 
-def list_names() -> list[str]:
-    """NAME.WEIGHTS of all classifiers and backbones."""
-    names = (*models.list_models(module=models), *BACKBONES)
-    return [f"{name}.{entry.name}" for name in names for entry in models.get_model_weights(name)]
-
-
 def find(name: str) -> HubModel:
     """Looks a model up by torchvision's name, without the source; HubError where there is none.
 

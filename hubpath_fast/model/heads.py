@@ -24,18 +24,22 @@ def head_names(module: nn.Module) -> set[str]:
     may be several layers; else a layer named head, heads, fc, classifier or last_linear. It is
     looked for from the outside in, so that wrappers do no harm. Empty where there is none.
     """
+    layers = {id(layer) for head in head_layers(module) for layer in head.modules()}
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, layer in module.named_modules()
+        if id(layer) in layers
+        for name in [*layer._parameters, *layer._buffers]
+    }
+
+
+def head_layers(module: nn.Module) -> list[nn.Module]:
+    """The outermost layers of its head; see ``head_names``."""
     for inner in module.modules():
         for heads in _candidates(inner):
-            layers = {id(layer) for head in heads for layer in head.modules()}
-            names = {
-                f"{prefix}.{name}" if prefix else name
-                for prefix, layer in module.named_modules()
-                if id(layer) in layers
-                for name in [*layer._parameters, *layer._buffers]
-            }
-            if names:
-                return names
-    return set()
+            if any(layer._parameters or layer._buffers for h in heads for layer in h.modules()):
+                return heads
+    return []
 
 
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""Names to experts: heads, normalisation, sizes, and every problem said at once."""
+"""Names to experts: heads, normalisation, sizes, and every problem reported at once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_all_problems_come_together_and_before_any_download(no_network):
     names = ["resnet5", "test_resnet", "resnet50.nope", "mocc/resnet50", "inception_v3", "resnet5"]
     with pytest.raises(HubError) as caught:
         build_experts(names, 5, input_size=32)
-    closest, tag, source, size = caught.value.problems  # 'resnet5' is said once
+    closest, tag, source, size = caught.value.problems  # 'resnet5' is reported once
     assert "no model 'resnet5'; did you mean resnet50" in closest
     assert "no weights 'nope' for 'resnet50'" in tag
     assert "resnet50.a1_in1k" in tag
@@ -127,10 +127,10 @@ def test_a_model_without_weights_is_a_problem_only_when_they_are_wanted(no_netwo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": []}, "names is \\[\\]"),
-        ({"names": "test_resnet"}, "names is 'test_resnet', but must be a sequence"),
-        ({"num_outputs": 0}, "num_outputs is 0"),
-        ({"input_size": 0}, "input_size is 0"),
+        ({"names": []}, "names: expected at least one expert, got \\[\\]"),
+        ({"names": "test_resnet"}, "names: expected a sequence of names .*got 'test_resnet'"),
+        ({"num_outputs": 0}, "num_outputs: expected .* got 0"),
+        ({"input_size": 0}, "input_size: expected .* got 0"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -158,5 +158,7 @@ def test_create_model_takes_experts_that_are_built():
 
 
 def test_create_model_checks_k_before_it_builds(no_network):
-    with pytest.raises(ValueError, match="k is 4, but must be from 1 to 3"):
+    with pytest.raises(
+        ValueError, match=r"k: expected an integer in 1\.\.3, the number of experts, got 4"
+    ):
         create_model(TINY, 6, k=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -13,25 +14,46 @@ from typer.testing import CliRunner
 
 from hubpath_fast.cli import app
 from hubpath_fast.hub import HUBS, HubError, list_models
-from hubpath_fast.hub.names import BACKBONES, _timm, _torchvision
+from hubpath_fast.hub.costs import count_flops, saved_bytes
+from hubpath_fast.hub.names import BACKBONES, library_names
 from hubpath_fast.hub.registry import find
-from hubpath_fast.recipes.hub_commands import count_flops, saved_bytes, show
+from hubpath_fast.hub.source import PlainTask, skeleton
+from hubpath_fast.recipes.hub_commands import show
+
+TORCHVISION = (*models.list_models(module=models), *BACKBONES)
 
 
 def hubpath(*arguments):
     return CliRunner().invoke(app, ["hub", *map(str, arguments)])
 
 
-def test_names_read_from_sources_are_those_of_the_libraries():
-    names = (*models.list_models(module=models), *BACKBONES)
-    expected = {f"{name}.{w.name}" for name in names for w in models.get_model_weights(name)}
-    assert _torchvision() == expected
-    found = _timm()
-    assert {name.partition(".")[0] for name in found} == set(timm.list_models())
-    weights = {name for name in timm.list_pretrained() if "." in name}
-    # Entries that timm computes as it is imported cannot be read; "NAME" alone stands for them.
-    assert len(weights & found) > 0.95 * len(weights)
-    assert found - weights <= set(timm.list_models())
+def test_names_are_those_of_the_libraries(tmp_path):
+    names = library_names(tmp_path)
+    assert {name for name in names if name.startswith("torchvision/")} == {
+        f"torchvision/{name}.{w.name}"
+        for name in TORCHVISION
+        for w in models.get_model_weights(name)
+    }
+    mine = {name.removeprefix("timm/") for name in names if name.startswith("timm/")}
+    assert {name.partition(".")[0] for name in mine} == set(timm.list_models())
+    weights = set(timm.list_pretrained())
+    assert weights <= mine
+    assert all(not timm.models.is_model_pretrained(name) for name in mine - weights)
+    assert len(names) == len(set(names))
+
+
+def test_a_damaged_list_is_made_again_and_a_folder_may_be_unwritable(tmp_path):
+    names = library_names(tmp_path)
+    [file] = tmp_path.iterdir()
+    assert timm.__version__ in file.name
+    good = file.read_bytes()
+    for damage in (good[:-9], b"", b"[]", b'{"timm/x": 1}', b"[1]", b"\xff"):
+        file.write_bytes(damage)
+        assert library_names(tmp_path) == names
+        assert file.read_bytes() == good
+    file.write_text('["timm/kept"]')
+    assert library_names(tmp_path) == ["timm/kept"]  # read, not asked for again
+    assert library_names(file) == names  # no folder can be made there
 
 
 def test_patterns():
@@ -49,24 +71,27 @@ def test_patterns():
             assert list_models(name + "*"), name
 
 
-def test_list_imports_neither_library():
-    """The list must come within 3 s; importing timm or torchvision alone takes about two."""
+def test_list_imports_neither_library_once_there_is_a_list(tmp_path):
+    """The list must come within 3 s; importing timm or torchvision alone takes over a second."""
     code = (
         "import sys; from typer.testing import CliRunner; from hubpath_fast.cli import app;"
         "r = CliRunner().invoke(app, ['hub', 'list', 'timm/resnet50*']); print(r.output);"
         "print(r.exit_code, 'timm' in sys.modules, 'torchvision' in sys.modules)"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    for _ in range(2):
+        output = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+        ).stdout
+        assert "timm/resnet50.a1_in1k" in output
     assert output.splitlines()[-1] == "0 False False"
-    assert "timm/resnet50.a1_in1k" in output
 
 
 def test_list_command():
     output = hubpath("list").output
     assert "paper-homogeneous: torchvision/resnet50.IMAGENET1K_V1, moco/resnet50.v1_200ep" in output
-    assert f"torchvision/NAME: {len(_torchvision())} names" in output
+    count = sum(len(models.get_model_weights(name)) for name in TORCHVISION)
+    assert f"torchvision/NAME: {count} names" in output
     assert hubpath("list", "test_resn*").output == "timm/test_resnet.r160_in1k\n"
     result = hubpath("list", "resnte50.a1_in1k")
     assert result.exit_code == 2
@@ -100,7 +125,7 @@ def test_show_finds_what_is_cached_and_what_a_name_asks_for(cached_test_resnet, 
     save_file(cached_test_resnet, tmp_path / "mine.safetensors")
     [entry] = show(f"file/{tmp_path / 'mine.safetensors'}?arch=test_resnet&size=32")
     assert (entry.cached, entry.costs.size) == (True, 32)
-    with pytest.raises(HubError, match=r"refuses images of 64 x 64 .*takes 224"):
+    with pytest.raises(HubError, match=r"refuses images of 64 x 64 .*example, 224"):
         show("levit_128s?size=64")
 
 
@@ -121,8 +146,6 @@ def test_the_memory_of_a_real_network_is_what_autograd_keeps():
     """The same sum over a real step's tensors, on the CPU with numbers."""
     import torch
 
-    from hubpath_fast.hub.source import skeleton
-
     network = timm.create_model("test_resnet", num_classes=100).train()
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
     kept = {}
@@ -136,6 +159,6 @@ def test_the_memory_of_a_real_network_is_what_autograd_keeps():
         output = network(torch.zeros(2, 3, 64, 64))
     total = sum(s.nbytes() for pointer, s in kept.items() if pointer not in own)
     assert output.shape == (2, 100)
-    estimate = 2 * saved_bytes(skeleton(find("test_resnet"), 100), 64)
+    estimate = 2 * saved_bytes(skeleton(find("test_resnet"), PlainTask(100)), 64)
     # The libraries' kernels may keep statistics of their own, as small as a channel's.
     assert abs(estimate - total) < 0.02 * total

@@ -14,6 +14,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from hubpath_fast.hub import HUBS, ExpertSpec, HubError, build_experts, head_parameters
 from hubpath_fast.hub.registry import find
+from hubpath_fast.hub.source import PlainTask, accepted_sizes, refusal, skeleton
 
 MASK, KEYPOINT = "torchvision/maskrcnn_resnet50_fpn", "torchvision/keypointrcnn_resnet50_fpn"
 DEEPLAB, MOCO = "torchvision/deeplabv3_resnet50", "moco/resnet50"
@@ -197,20 +198,16 @@ def test_auxiliary_classifiers_are_left_out(name, size):
 
 
 def test_networks_of_one_size_resize_inside():
-    from hubpath_fast.hub.source import accepted_sizes, refusal
-
     model = find("torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1")
     assert (model.native_size, model.fixed_size) == (384, True)
-    assert refusal(model, 5, 224) is not None
-    assert accepted_sizes(model, 5) == [384]
+    assert refusal(model, PlainTask(5), 224) is not None
+    assert accepted_sizes(model, PlainTask(5)) == [384]
 
 
 def test_the_heads_of_torchvisions_classifiers():
-    from hubpath_fast.hub.source import skeleton
-
     # One of each kind of head and of each way to be built.
     for name in ("alexnet", "convnext_tiny", "swin_t", "regnet_y_400mf", "vit_b_16"):
-        network = skeleton(find(f"torchvision/{name}"), 6)
+        network = skeleton(find(f"torchvision/{name}"), PlainTask(6))
         heads = head_parameters(network)
         assert {p.shape[0] for p in heads} == {6}, name
         assert len(heads) == 2

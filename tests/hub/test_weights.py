@@ -237,7 +237,7 @@ def test_one_server_that_cannot_be_reached_stops_all_downloads(no_network, tmp_p
     assert not place.parent.exists()
 
 
-def test_a_cached_file_that_does_not_fit_is_said_before_any_download(
+def test_a_cached_file_that_does_not_fit_is_reported_before_any_download(
     cached_test_resnet, no_network, monkeypatch
 ):
     [path] = (no_network / "hf").rglob("*.safetensors")
