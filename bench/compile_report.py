@@ -15,9 +15,7 @@ What cannot be seen here is time. Assertions on the device (exploit loss) are co
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,11 +24,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from . import timing
+from .compile_cases import CompileCase, every_case
+
 ARCHITECTURES = (80, 90, 100)
 # Kernels that reduce: a sample's M scores to K experts, a row's C outputs to one number. What they
 # store is a few numbers a sample, so only their loads have to be wide.
 FEW_STORES = ("route no eps", "route eps", "route draw", "exploit loss forward")
-MODULES = ("noisy_topk", "gather", "combine", "aggregate", "exploit_loss")
 
 
 @dataclass
@@ -51,39 +51,23 @@ class Report:
     failures: list[str] = field(default_factory=list)
 
 
-def cases() -> list:
-    """Every kernel file's cases."""
-    found = []
-    for name in MODULES:
-        importlib.import_module(f"hubpath_fast.kernels.{name}")
-        # By the module's name: the package exports functions of the same names.
-        found += sys.modules[f"hubpath_fast.kernels.{name}"].compile_cases()
-    return found
-
-
-def compile_case(case, arch: int) -> Report:
+def compile_case(case: CompileCase, arch: int) -> Report:
     """Compile one case and read the binary. Raises RuntimeError under the interpreter."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET=1 is set: nothing would be compiled; unset it")
+    timing.refuse_interpreter()
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = case.fn.arg_names
-    # Pointers are 16-byte aligned, and so count the integers that the case says are multiples.
-    aligned = [
-        names.index(key)
-        for key, kind in case.signature.items()
-        if kind.startswith("*") or key in case.aligned
-    ]
-    constants = {**dict.fromkeys(set(names) - set(case.signature)), **case.constexprs}
+    kernel, (signature, constants, aligned) = case.launch.kernel, case.specialised()
+    names = kernel.arg_names
     source = ASTSource(
-        case.fn,
-        signature={name: case.signature.get(name, "constexpr") for name in names},
+        kernel,
+        signature={name: signature.get(name, "constexpr") for name in names},
         constexprs={(names.index(key),): value for key, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+        attrs={(names.index(key),): [["tt.divisibility", 16]] for key in aligned},
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    asked = case.launch.options
+    options = {"num_warps": asked.get("num_warps", 4), "num_stages": asked.get("num_stages", 3)}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -179,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", help="cases whose name has this text")
     parser.add_argument("--json", type=Path, help="write the reports to this file")
     args = parser.parse_args(argv)
-    chosen = [c for c in cases() if not args.only or any(text in c.name for text in args.only)]
+    chosen = [c for c in every_case() if not args.only or any(text in c.name for text in args.only)]
     if not chosen:
         parser.error(f"--only: no case has any of {args.only} in its name")
     print("arch      regs stack  LDL  STL  shared  bar  global loads (count x bits)    stores")

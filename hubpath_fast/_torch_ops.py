@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .routing import Routing
 
 # Multiply-adds that the grouped form must save an expert before it pays. Measured on one thread of
 # an EPYC (AVX-512), forward and backward: an expert's three calls cost about 25 us, and the forms
@@ -21,7 +24,7 @@ GROUPED_MIN_SAVED = 3 << 17
 def noisy_topk(
     clean: Tensor, noise: Tensor, eps: Tensor | str | None, k: int, renormalize: bool
 ) -> tuple[Tensor, ...]:
-    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    dtype = accumulator(clean.dtype)
     z = clean.to(dtype)
     if eps is not None:
         draw = torch.randn_like(z) if isinstance(eps, str) else eps.to(dtype)
@@ -61,24 +64,22 @@ def _largest(p: Tensor, k: int) -> Tensor:
 
 def gather(
     x: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: Routing,
     scale: Tensor | None,
     shift: Tensor | None,
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    sample = _sample_of_row(rows, positions.shape[1])
+    sample = _sample_of_row(plan.rows, plan.k)
     if memory_format == torch.channels_last:
         out = x.permute(0, 2, 3, 1).index_select(0, sample).permute(0, 3, 1, 2)
     else:
         out = x.index_select(0, sample)
     if scale is None and shift is None:
         return out.to(dtype)
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    expert = _expert_of_row(offsets, rows.numel())
-    per_row = (rows.numel(), -1, *[1] * (x.dim() - 2))
+    compute = accumulator(dtype)
+    expert = _expert_of_row(plan)
+    per_row = (len(expert), -1, *[1] * (x.dim() - 2))
     out = out.to(compute)
     if scale is not None:
         out = out * scale.to(compute).index_select(0, expert).view(per_row)
@@ -90,52 +91,48 @@ def gather(
 def gather_into(
     out: Tensor,
     x: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: Routing,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> None:
     last = out.dim() == 4 and not out.is_contiguous()
     layout = torch.channels_last if last else torch.contiguous_format
-    found = gather(x, rows, positions, offsets, scale, shift, out.dtype, layout)
-    expert = _expert_of_row(offsets, rows.numel())
-    begin = offsets.index_select(0, expert)
-    place = torch.arange(rows.numel(), device=x.device) - begin
-    out.index_copy_(0, place + expert * (len(out) // (offsets.numel() - 1)), found)
+    found = gather(x, plan, scale, shift, out.dtype, layout)
+    expert = _expert_of_row(plan)
+    begin = plan.offsets.index_select(0, expert)
+    within = torch.arange(len(expert), device=x.device) - begin
+    out.index_copy_(0, within + expert * (len(out) // plan.num_experts), found)
 
 
 def combine(
     outputs: Tensor,
     weights: Tensor,
-    experts: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: Routing,
 ) -> Tensor:
-    (n, k), num_experts = experts.shape, offsets.numel() - 1
+    n, m = plan.num_samples, plan.num_experts
     flat = outputs.flatten(1)
-    weighted = flat * _weight_of_row(weights, rows).to(_compute_dtype(flat)).unsqueeze(1)
-    cell = _sample_of_row(rows, k) * num_experts + _expert_of_row(offsets, rows.numel())
-    concat = flat.new_zeros(n * num_experts, flat.shape[1])
+    weighted = flat * _weight_of_row(weights, plan.rows).to(accumulator(flat.dtype)).unsqueeze(1)
+    cell = _sample_of_row(plan.rows, plan.k) * m + _expert_of_row(plan)
+    concat = flat.new_zeros(n * m, flat.shape[1])
     concat = concat.index_copy(0, cell, weighted.to(flat.dtype))
-    return concat.view(n, num_experts * outputs.shape[1], *outputs.shape[2:])
+    return concat.view(n, m * outputs.shape[1], *outputs.shape[2:])
 
 
 def aggregate(
     outputs: Tensor,
     weights: Tensor,
-    experts: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: Routing,
     matrix: Tensor,
     bias: Tensor | None,
+    grouped: bool | None = None,
 ) -> Tensor:
-    if outputs.device.type == "cpu" and prefer_grouped(outputs, matrix, experts.shape[1]):
-        return _GroupedAggregate.apply(outputs, weights, matrix, bias, rows, positions, offsets)
-    concat = combine(outputs, weights, experts, rows, positions, offsets)
-    return linear_over_channels(concat, matrix, bias)
+    """grouped: the form, on the CPU; None for the one that ``prefer_grouped`` says."""
+    if grouped is None:
+        grouped = outputs.device.type == "cpu" and prefer_grouped(outputs, matrix, plan.k)
+    if grouped:
+        tables = plan.rows, plan.positions, plan.offsets
+        return _GroupedAggregate.apply(outputs, weights, matrix, bias, *tables)
+    return linear_over_channels(combine(outputs, weights, plan), matrix, bias)
 
 
 def prefer_grouped(outputs: Tensor, matrix: Tensor, k: int) -> bool:
@@ -234,7 +231,7 @@ class _GroupedAggregate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, outputs, weights, matrix, bias, rows, positions, offsets):
-        matrix, compute = matrix.contiguous(), _compute_dtype(outputs)
+        matrix, compute = matrix.contiguous(), accumulator(outputs.dtype)
         # Weighted afterwards: the weights' gradient needs the products as they are.
         products = _grouped_products(_items(outputs), matrix, offsets)
         per_slot = products.index_select(0, positions.flatten()).unflatten(0, positions.shape)
@@ -244,11 +241,11 @@ class _GroupedAggregate(torch.autograd.Function):
         return _maps(y.to(outputs.dtype), outputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, d_y):
         outputs, weights, matrix, bias, rows, offsets, products = ctx.saved_tensors
         needs_outputs, needs_weights, needs_matrix, needs_bias = ctx.needs_input_grad[:4]
-        (n, k), dtype = weights.shape, _compute_dtype(outputs)
+        (n, k), dtype = weights.shape, accumulator(outputs.dtype)
         d_y = _items(d_y)
         d_outputs = d_weights = d_matrix = d_bias = None
         d_rows = d_y.index_select(0, _sample_of_row(rows, k)).to(dtype)  # [R, S, C_OUT]
@@ -279,21 +276,41 @@ def _maps(items: Tensor, like: Tensor) -> Tensor:
 
 def exploit_loss(
     outputs: Tensor,
-    rows: Tensor,
+    plan: Routing,
     target: Tensor,
-    k: int,
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
-    target = target.index_select(0, _sample_of_row(rows, k))
+    target = target.index_select(0, _sample_of_row(plan.rows, plan.k))
     total = F.cross_entropy(
-        outputs.to(_compute_dtype(outputs)),
+        outputs.to(accumulator(outputs.dtype)),
         target,
         reduction="sum",
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
     )
-    return total / (target.numel() / k)
+    return total / (target.numel() / plan.k)
+
+
+def combine_with_exploit_loss(
+    outputs: Tensor, weights: Tensor, plan: Routing, *loss: Tensor | float | int
+) -> tuple[Tensor, Tensor]:
+    """loss: the arguments of ``exploit_loss`` behind the plan."""
+    return combine(outputs, weights, plan), exploit_loss(outputs, plan, *loss)
+
+
+def aggregate_with_exploit_loss(
+    outputs: Tensor,
+    weights: Tensor,
+    plan: Routing,
+    matrix: Tensor,
+    bias: Tensor | None,
+    *loss: Tensor | float | int,
+) -> tuple[Tensor, Tensor]:
+    """The product is of the matrix's dtype, autocast's where it is on; the loss takes outputs as
+    they are."""
+    y = aggregate(outputs.to(matrix.dtype), weights, plan, matrix, bias)
+    return y, exploit_loss(outputs, plan, *loss)
 
 
 def linear_over_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -303,17 +320,18 @@ def linear_over_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What an operation computes in: float64 for float64, float32 for anything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _sample_of_row(rows: Tensor, k: int) -> Tensor:
     return torch.div(rows, k, rounding_mode="floor").long()
 
 
-def _expert_of_row(offsets: Tensor, num_rows: int) -> Tensor:
-    row = torch.arange(num_rows, device=offsets.device, dtype=torch.int32)
-    return torch.searchsorted(offsets[1:], row, right=True)
+def _expert_of_row(plan: Routing) -> Tensor:
+    row = torch.arange(plan.rows.numel(), device=plan.rows.device, dtype=torch.int32)
+    return torch.searchsorted(plan.offsets[1:], row, right=True)
 
 
 def _weight_of_row(weights: Tensor, rows: Tensor) -> Tensor:

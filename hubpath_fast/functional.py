@@ -2,7 +2,7 @@
 
     routing = noisy_topk(clean, noise, k, eps)      equations 1 and 3, and the plan to move rows
     rows    = gather(x, routing)                    [N, ...] -> [R, ...], in expert order
-    gather_into(out, x, routing)                    the same, to a fixed place for each expert
+    gather_into(out, x, routing)                    the same, into static input buffers
     concat  = combine(outputs, routing)             [R, C, ...] -> [N, M*C, ...], weighted
     y       = aggregate(outputs, routing, W, b)     F.linear(combine(outputs), W, b), in one go
     loss    = exploit_loss(outputs, routing, y)     equation 5
@@ -136,9 +136,7 @@ def gather(
     if memory_format == torch.channels_last and x.dim() != 4:
         raise ValueError(f"memory_format: channels_last needs x [N, C, H, W], got {list(x.shape)}")
     ops = _backend(backend, x)
-    return ops.gather(
-        x, routing.rows, routing.positions, routing.offsets, scale, shift, dtype, memory_format
-    )
+    return ops.gather(x, routing, scale, shift, dtype, memory_format)
 
 
 def gather_into(
@@ -149,14 +147,14 @@ def gather_into(
     shift: Tensor | None = None,
     backend: str | None = None,
 ) -> None:
-    """``gather`` to fixed places: the j-th row of expert i goes to ``out[i * capacity + j]``.
+    """``gather`` into static input buffers: row j of expert i goes to ``out[i * capacity + j]``.
 
     So an expert's rows lie at an address that no other expert's count moves, which is known before
     the counts are: a captured graph reads them there.
 
     Args:
         out: [M * capacity, ...] with capacity >= N, contiguous or channels last; its dtype and
-            layout are the rows'. Places beyond an expert's rows are left as they are.
+            layout are the rows'. What lies beyond an expert's rows is left as it is.
         x, routing, scale, shift, backend: as of ``gather``.
 
     Not differentiable: gradients of x need ``gather``.
@@ -181,7 +179,7 @@ def gather_into(
             f"out: expected a contiguous or channels-last tensor, got strides {out.stride()}"
         )
     ops = _backend(backend, x)
-    ops.gather_into(out, x, routing.rows, routing.positions, routing.offsets, scale, shift)
+    ops.gather_into(out, x, routing, scale, shift)
 
 
 def combine(outputs: Tensor, routing: Routing, backend: str | None = None) -> Tensor:
@@ -203,7 +201,7 @@ def combine(outputs: Tensor, routing: Routing, backend: str | None = None) -> Te
     """
     check_outputs(outputs, routing)
     ops = _backend(backend, outputs)
-    return ops.combine(outputs, routing.weights, *_plan(routing))
+    return ops.combine(outputs, routing.weights, routing)
 
 
 def aggregate(
@@ -235,7 +233,7 @@ def aggregate(
     outputs, weight, bias = _autocast(outputs, weight, bias)
     check_matrix(weight, bias, outputs, routing)
     ops = _backend(backend, outputs)
-    return ops.aggregate(outputs, routing.weights, *_plan(routing), weight, bias)
+    return ops.aggregate(outputs, routing.weights, routing, weight, bias)
 
 
 def exploit_loss(
@@ -266,7 +264,7 @@ def exploit_loss(
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
     ops = _backend(backend, outputs)
-    return ops.exploit_loss(outputs, routing.rows, target, routing.k, label_smoothing, ignore_index)
+    return ops.exploit_loss(outputs, routing, target, label_smoothing, ignore_index)
 
 
 def combine_with_exploit_loss(
@@ -282,14 +280,11 @@ def combine_with_exploit_loss(
     Arguments, results and errors are those of the two. The Triton kernels then read each row's
     output once and write its gradient once, where autograd would add up two.
     """
-    ops = _backend(backend, outputs)
-    if ops is _torch_ops:  # autograd adds up the two gradients
-        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, "torch")
-        return combine(outputs, routing, "torch"), loss
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
+    ops = _backend(backend, outputs)
     return ops.combine_with_exploit_loss(
-        outputs, routing.weights, *_plan(routing), target, label_smoothing, ignore_index
+        outputs, routing.weights, routing, target, label_smoothing, ignore_index
     )
 
 
@@ -307,23 +302,14 @@ def aggregate_with_exploit_loss(
 
     Arguments, results and errors are those of the two; see ``combine_with_exploit_loss``.
     """
-    ops = _backend(backend, outputs)
-    if ops is _torch_ops:  # as above; the loss sees the outputs before autocast
-        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, "torch")
-        return aggregate(outputs, routing, weight, bias, "torch"), loss
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
     cast, weight, bias = _autocast(outputs, weight, bias)
     check_matrix(weight, bias, cast, routing)
+    ops = _backend(backend, outputs)
+    # The outputs as they came: autocast is the aggregation's, not the loss's.
     return ops.aggregate_with_exploit_loss(
-        cast,
-        routing.weights,
-        *_plan(routing),
-        weight,
-        bias,
-        target,
-        label_smoothing,
-        ignore_index,
+        outputs, routing.weights, routing, weight, bias, target, label_smoothing, ignore_index
     )
 
 
@@ -378,10 +364,6 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     if dtype is None:
         return tensors
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-
-
-def _plan(routing: Routing) -> tuple[Tensor, ...]:
-    return routing.experts, routing.rows, routing.positions, routing.offsets
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

@@ -14,10 +14,10 @@ from ._aggregate_matrix import plan_backward_matrix
 from ._aggregate_rows import has_dots, plan_backward_rows
 from ._grouped import tf32_is_allowed
 from ._launch import Plan, register
-from ._outputs import settle_gradient
+from ._layout import settle_gradient
 
 
-def _plan(
+def plan_backward(
     d_y,
     outputs,
     weights,
@@ -35,16 +35,18 @@ def _plan(
     d_bias = matrix.new_empty(0, dtype=bias_dtype or matrix.dtype)
     launches, dots, are_shares = [], None, False
     if for_rows:
-        (d_outputs, d_weights), launch = plan_backward_rows(*shared, *loss)
-        launches.append(launch)
+        to_rows = plan_backward_rows(*shared, *loss)
+        launches += to_rows.launches
+        d_outputs, d_weights = to_rows.results
         dots = d_weights if has_dots(outputs) else None
     if for_matrix:
-        found, launch = plan_backward_matrix(*shared, bias_dtype, dots)
-        launches.append(launch)
-        are_shares = len(found[0][1]) > 0
-        d_matrix = found[0][are_shares]
-        d_bias = d_bias if bias_dtype is None else found[1][are_shares]
-        d_weights = d_weights if dots is None else found[2]
+        to_matrix = plan_backward_matrix(*shared, bias_dtype, dots)
+        launches += to_matrix.launches
+        *found, summed = to_matrix.results
+        are_shares = len(found[1]) > 0
+        d_matrix = found[are_shares]
+        d_bias = d_bias if bias_dtype is None else found[2 + are_shares]
+        d_weights = d_weights if dots is None else summed
     results = (d_outputs, d_weights, d_matrix, d_bias)
     left = partial(
         _add_up,
@@ -83,7 +85,7 @@ aggregate_backward = register(
     " Tensor matrix, ScalarType dtype, ScalarType? bias_dtype, bool for_rows, bool for_matrix,"
     " Tensor? d_loss, Tensor? logsumexp, Tensor? target, float label_smoothing, int ignore_index)"
     " -> (Tensor d_outputs, Tensor d_weights, Tensor d_matrix, Tensor d_bias)",
-    _plan,
+    plan_backward,
     _fake,
     settle_gradient,
     tf32_is_allowed,

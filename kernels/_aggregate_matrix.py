@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import cdiv
+from ._common import accumulator, cdiv
 from ._grouped import (
     NARROWEST,
     item_slot,
@@ -24,9 +24,8 @@ from ._grouped import (
     splits_for,
     tiles_for,
 )
-from ._launch import Launch
-from ._outputs import (
-    accumulator,
+from ._launch import Launch, Plan
+from ._layout import (
     blocks,
     channels_minor,
     item_offsets,
@@ -188,8 +187,10 @@ def _backward_matrix(
         )
 
 
-def plan_backward_matrix(d_y, outputs, weights, rows, offsets, matrix, dtype, bias_dtype, dots):
-    """((d_matrix, shares of it), (d_bias, shares), d_weights) and the launch.
+def plan_backward_matrix(
+    d_y, outputs, weights, rows, offsets, matrix, dtype, bias_dtype, dots
+) -> Plan:
+    """d_matrix, shares of it, d_bias, shares of it, d_weights.
 
     Few experts with many rows each are cut into several shares [splits, ...], which remain to be
     added up; of a gradient and its shares the one that is not written is empty. ``bias_dtype``
@@ -247,4 +248,4 @@ def plan_backward_matrix(d_y, outputs, weights, rows, offsets, matrix, dtype, bi
         BLOCK_R=block_r,
         BLOCK_L=block_l,
     )
-    return (d_matrix, d_bias, d_weights), launch
+    return Plan((*d_matrix, *d_bias, d_weights), [launch])

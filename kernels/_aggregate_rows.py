@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import cdiv, next_power_of_2
+from ._common import accumulator, cdiv, next_power_of_2
 from ._grouped import (
     NARROWEST,
     find_tile,
@@ -25,9 +25,8 @@ from ._grouped import (
     sample_offsets,
     tiles_for,
 )
-from ._launch import Launch
-from ._outputs import (
-    accumulator,
+from ._launch import Launch, Plan
+from ._layout import (
     channels_minor,
     item_offsets,
     trailing_size,
@@ -138,7 +137,7 @@ def plan_backward_rows(
     target,
     label_smoothing,
     ignore_index,
-):
+) -> Plan:
     """d_outputs, and the dots [N, K, tiles of C, S] whose sum over the last two is d_weights.
 
     Unless ``has_dots``, they are d_weights itself, of its dtype. ``dtype`` is the products', d_loss
@@ -189,4 +188,4 @@ def plan_backward_rows(
         # g, the outputs and d_outputs of a large tile are 250 registers a thread for 4 warps.
         num_warps=8 if tile.high * tile.wide > 4096 else 4,
     )
-    return (d_outputs, dots), launch
+    return Plan((d_outputs, dots), [launch])

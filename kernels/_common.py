@@ -1,10 +1,28 @@
-"""What the kernel files share: sizes of tiles, and cases to compile."""
+"""What the kernel files share: sizes of tiles, and what is computed in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+TRITON_DTYPE = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+class RowPlan(Protocol):
+    """Where rows lie: what ``noisy_topk`` finds, as anything with these fields."""
+
+    experts: Tensor  # [N, K] int64, distinct within a sample
+    rows: Tensor  # [R] int32, row -> slot n*K + j; by expert, then by sample
+    positions: Tensor  # [N, K] int32, slot -> row
+    offsets: Tensor  # [M + 1] int32; the rows of expert i are offsets[i]:offsets[i + 1]
 
 
 def cdiv(a: int, b: int) -> int:
@@ -15,19 +33,6 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length() if n > 1 else 1
 
 
-@dataclass(frozen=True)
-class CompileCase:
-    """One kernel at one representative size, to be compiled for a GPU that need not be there.
-
-    All pointers count as 16-byte aligned, as torch's allocator and Triton's launcher make them.
-    """
-
-    name: str
-    fn: Any  # the @triton.jit function
-    signature: Mapping[str, str]  # run-time argument -> Triton type, such as "*fp32" or "i32"
-    constexprs: Mapping[str, Any]
-    num_warps: int = 4
-    num_stages: int = 3
-    wide: bool = False  # the bulk loads and stores must be 128 bits
-    aligned: tuple[str, ...] = field(default=())  # integer arguments that are multiples of 16
-    note: str = ""
+def accumulator(*dtypes: torch.dtype) -> torch.dtype:
+    """What an operation computes in: float64 if anything is, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -12,9 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import cdiv, next_power_of_2
+from ._common import TRITON_DTYPE, accumulator, cdiv, next_power_of_2
 from ._launch import INTERPRETED
-from ._outputs import TRITON_DTYPE, accumulator
 
 _PROGRAMS = 256  # keeps the GPUs of today busy (up to 148 multiprocessors): cut finer below this
 _MANY_ROWS = 512  # per expert: from here on it is safe to count on _MANY_TILES tiles of them

@@ -25,19 +25,8 @@ from torch.autograd import forward_ad
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from ._common import CompileCase
-
 INTERPRETED = triton.knobs.runtime.interpret
 KEPT = 1024  # calls of an operation that are kept; each takes some kilobytes
-_POINTER = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.uint8: "*u8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.dtype, bool, int, float, type(None)))
 # FRAGMENT: every kernel file adds its own operations to the one namespace.
 _LIBRARY = torch.library.Library("hubpath_fast", "FRAGMENT")
@@ -61,31 +50,6 @@ class Launch:
         if self.programs == 0:
             return None
         return self.kernel[(self.programs,)](**self.values, **self.options)
-
-    def compile_case(self, name: str, wide: bool = False, note: str = "") -> CompileCase:
-        """The same launch for the compiler only, specialised as Triton's launcher would."""
-        signature, constexprs, aligned = {}, {}, []
-        varying = self.kernel.do_not_specialize
-        for key, value in self.values.items():
-            if isinstance(value, Tensor):
-                signature[key] = _POINTER[value.dtype]
-            elif key.isupper() or value is None or (value == 1 and key not in varying):
-                constexprs[key] = value
-            else:
-                signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0 and key not in varying:
-                    aligned.append(key)
-        return CompileCase(
-            name,
-            self.kernel,
-            signature,
-            constexprs,
-            num_warps=self.options.get("num_warps", 4),
-            num_stages=self.options.get("num_stages", 3),
-            wide=wide,
-            aligned=tuple(aligned),
-            note=note,
-        )
 
 
 @dataclass

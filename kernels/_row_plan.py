@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import CompileCase, cdiv, next_power_of_2
-from ._launch import Launch
+from ._common import cdiv, next_power_of_2
+from ._launch import Launch, Plan
 
 TWO_LAUNCHES = 4096
 SCAN_EXPERTS, SCAN_BLOCKS = 4, 1024  # a tile of the scan: 16 bytes wide, in few dependent steps
@@ -111,37 +111,15 @@ def _plan_kernel(
             tl.store(rows_ptr + position, slot, mask)
 
 
-def _is_scanned(n: int) -> bool:
-    return n > TWO_LAUNCHES
-
-
 def max_blocks(n: int, m: int) -> int:
     """How many blocks ``route`` may cut N samples into.
 
     Without a scan every program of ``plan`` reads all [B, M] counts: few. With one, 4,096 one-warp
     programs fill a large GPU, and the scan of a fixed number of blocks costs the same for any N.
     """
-    if _is_scanned(n):
+    if n > TWO_LAUNCHES:
         return 4096
     return 256 if m <= 256 else 128
-
-
-def _plan_options(n: int, m: int, k: int, blocks: int, block_samples: int) -> dict:
-    slots = block_samples * k
-    block_m = next_power_of_2(m)
-    block_b = min(256, max(1, 4096 // block_m))  # whatever B, so that another N compiles nothing
-    num_warps = 1 if _is_scanned(n) or block_m * block_b <= 1024 else 4
-    return {
-        "M": m,
-        "SLOTS": slots,
-        "K": k,
-        "SCANNED": _is_scanned(n),
-        "BLOCK_B": block_b,
-        "BLOCK_M": block_m,
-        # A slot's rank is replaced in place: no two threads may hold the same slot.
-        "BLOCK_S": min(512, max(32 * num_warps, next_power_of_2(slots))),
-        "num_warps": num_warps,
-    }
 
 
 def plan_rows(
@@ -153,46 +131,24 @@ def plan_rows(
     offsets: Tensor,  # [M + 1] int32, written
     mean: Tensor,  # [M], written
     block_samples: int,
-) -> list[Launch]:
+) -> Plan:
     """One launch up to TWO_LAUNCHES samples, two above."""
-    n, k = experts.shape
-    blocks, m = sums.shape
-    both = {"counts_ptr": counts, "sums_ptr": sums, "mean_ptr": mean, "N": n, "B": blocks}
-    both["totals_ptr"] = counts.new_empty((m,)) if _is_scanned(n) else None
-    plan = Launch(
+    (n, k), (blocks, m) = experts.shape, sums.shape
+    scanned, slots, block_m = n > TWO_LAUNCHES, block_samples * k, next_power_of_2(m)
+    both = {"counts_ptr": counts, "sums_ptr": sums, "mean_ptr": mean, "N": n, "B": blocks, "M": m}
+    both["totals_ptr"] = counts.new_empty((m,)) if scanned else None
+    block_b = min(256, max(1, 4096 // block_m))  # whatever B, so that another N compiles nothing
+    num_warps = 1 if scanned or block_m * block_b <= 1024 else 4
+    launches = [Launch(
         _plan_kernel, blocks + 1, **both, experts_ptr=experts, positions_ptr=positions,
-        rows_ptr=rows, offsets_ptr=offsets, **_plan_options(n, m, k, blocks, block_samples),
-    )  # fmt: skip
-    if not _is_scanned(n):
-        return [plan]
-    scan = Launch(
-        _scan_kernel, cdiv(m, SCAN_EXPERTS), **both,
-        M=m, BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS, num_warps=SCAN_WARPS,
-    )  # fmt: skip
-    return [scan, plan]
-
-
-def compile_cases(n: int, m: int, k: int, blocks: int, block_samples: int) -> list[CompileCase]:
-    """The kernels of this file as ``plan_rows`` launches them."""
-    sums = {"counts_ptr": "*i32", "totals_ptr": "*i32", "sums_ptr": "*fp32", "mean_ptr": "*fp32"}
-    sizes = {"N": "i32", "B": "i32"}
-    size = f"N={n} M={m} K={k}"
-    options = _plan_options(n, m, k, blocks, block_samples)
-    cases = [
-        CompileCase(
-            f"plan {size}",
-            _plan_kernel,
-            sums
-            | {"experts_ptr": "*i64", "positions_ptr": "*i32"}
-            | {"rows_ptr": "*i32", "offsets_ptr": "*i32"}
-            | sizes,
-            options,
-            num_warps=options.pop("num_warps"),
-        )
-    ]
-    if _is_scanned(n):
-        tile = {"M": m, "BLOCK_B": SCAN_BLOCKS, "BLOCK_E": SCAN_EXPERTS}
-        cases.append(
-            CompileCase(f"scan {size}", _scan_kernel, sums | sizes, tile, num_warps=SCAN_WARPS)
-        )
-    return cases
+        rows_ptr=rows, offsets_ptr=offsets, SLOTS=slots, K=k, SCANNED=scanned,
+        BLOCK_B=block_b, BLOCK_M=block_m,
+        # A slot's rank is replaced in place: no two threads may hold the same slot.
+        BLOCK_S=min(512, max(32 * num_warps, next_power_of_2(slots))), num_warps=num_warps,
+    )]  # fmt: skip
+    if scanned:
+        launches.insert(0, Launch(
+            _scan_kernel, cdiv(m, SCAN_EXPERTS), **both,
+            BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS, num_warps=SCAN_WARPS,
+        ))  # fmt: skip
+    return Plan((positions, rows, offsets, mean), launches)

@@ -9,14 +9,12 @@ Shapes: N samples, M experts, K active experts per sample, C channels (dimension
 
 from __future__ import annotations
 
-import math
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._common import cdiv, next_power_of_2
+from ._layout import trailing_size
 
 TILE = 2048  # elements a program of 4 warps: 16 a thread, one 128-bit load of bytes
 PLANE = 128  # the least elements for which a plane of its own is worth it
@@ -72,32 +70,14 @@ def tile_of(
     return sample, item % PLANES, inner, (inner // SPATIAL) % C, sample < N, inner < INNER
 
 
-def is_channels_last(x: Tensor) -> bool:
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return last and not x.is_contiguous()
-
-
-def format_of(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def empty(like: Tensor, samples: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    shape, layout = (samples, *like.shape[1:]), format_of(channels_last)
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
-
-
-def channel_sizes(shape: torch.Size) -> tuple[int, int]:
+def channel_sizes(x: Tensor) -> tuple[int, int]:
     """(C, SPATIAL) of [N, C, ...]."""
-    return (shape[1] if len(shape) > 1 else 1), math.prod(shape[2:])
-
-
-def compute_dtype(*dtypes: torch.dtype) -> tl.dtype:
-    return tl.float64 if torch.float64 in dtypes else tl.float32
+    return (x.shape[1] if x.dim() > 1 else 1), trailing_size(x)
 
 
 def tile_walk(x: Tensor, positions: Tensor, offsets: Tensor, affine: bool, channels_last: bool):
     """Programs and arguments of a tile walk over x in one layout."""
-    channels, spatial = channel_sizes(x.shape)
+    channels, spatial = channel_sizes(x)
     elements = channels * spatial
     # Planes of odd sizes would only break the alignment that whole samples may have.
     by_plane = affine and not channels_last and spatial >= PLANE

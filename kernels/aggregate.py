@@ -25,9 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._aggregate_backward import aggregate_backward
-from ._aggregate_matrix import plan_backward_matrix
-from ._aggregate_rows import has_dots, plan_backward_rows
-from ._common import CompileCase, cdiv, next_power_of_2
+from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
 from ._grouped import (
     find_tile,
     operand,
@@ -37,9 +35,7 @@ from ._grouped import (
     tiles_for,
 )
 from ._launch import Launch, Plan, apply, register
-from ._outputs import (
-    TRITON_DTYPE,
-    accumulator,
+from ._layout import (
     blocks,
     channels_minor,
     empty,
@@ -162,13 +158,13 @@ def _sum_rows(
         tl.store(loss_ptr, tl.sum(total, axis=0))
 
 
-def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials) -> Plan:
+def plan_forward(outputs, weights, positions, offsets, matrix, bias, dtype, partials) -> Plan:
     """y and the sum of ``partials``; ``dtype`` is that of what is multiplied, and of y."""
     num_experts, (n, k) = offsets.numel() - 1, weights.shape
     num_rows, channels = outputs.shape[:2]
     c_out, trailing = matrix.shape[0], trailing_size(outputs)
     y, loss = _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials)
-    products = empty(outputs, num_rows, c_out, accumulator(dtype))
+    products = empty(outputs, num_rows, accumulator(dtype), c_out)
     minor = channels_minor(outputs)
     items = num_rows * trailing
     count = num_experts * row_tiles(items, num_experts)
@@ -224,7 +220,7 @@ def _plan(outputs, weights, positions, offsets, matrix, bias, dtype, partials) -
 
 def _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
     return (
-        empty(outputs, weights.shape[0], matrix.shape[0], dtype),
+        empty(outputs, weights.shape[0], dtype, matrix.shape[0]),
         outputs.new_empty((), dtype=accumulator(dtype)),
     )
 
@@ -233,7 +229,7 @@ aggregate_forward = register(
     "aggregate_forward(Tensor outputs, Tensor weights, Tensor positions, Tensor offsets,"
     " Tensor matrix, Tensor? bias, ScalarType dtype, Tensor? partials)"
     " -> (Tensor y, Tensor loss)",
-    _plan,
+    plan_forward,
     _fake,
     settings=tf32_is_allowed,
 )
@@ -315,10 +311,10 @@ def prefer_grouped(
     return grouped < dense
 
 
-def choose_grouped(outputs: Tensor, weights: Tensor, offsets: Tensor, matrix: Tensor) -> bool:
+def choose_grouped(outputs: Tensor, weights: Tensor, plan: RowPlan, matrix: Tensor) -> bool:
     """``prefer_grouped`` at these tensors' sizes."""
     n, k = weights.shape
-    samples, experts = n * trailing_size(outputs), offsets.numel() - 1
+    samples, experts = n * trailing_size(outputs), plan.offsets.numel() - 1
     itemsize = product_dtype(outputs).itemsize
     return prefer_grouped(samples, experts, k, outputs.shape[1], matrix.shape[0], itemsize)
 
@@ -326,10 +322,7 @@ def choose_grouped(outputs: Tensor, weights: Tensor, offsets: Tensor, matrix: Te
 def aggregate(
     outputs: Tensor,
     weights: Tensor,
-    experts: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: RowPlan,
     matrix: Tensor,
     bias: Tensor | None,
     grouped: bool | None = None,
@@ -339,7 +332,7 @@ def aggregate(
     Args:
         outputs: [R, C] or [R, C, ...] (maps: linear over dimension 1) float16, bfloat16 or
             float32 (float64 too under the interpreter), contiguous or channels last.
-        weights, experts, rows, positions, offsets: the routing, as for ``combine``.
+        weights, plan: as for ``combine``.
         matrix: [C_OUT, M*C], bias: [C_OUT] or None; of any float dtype.
         grouped: True for the grouped form (two launches forward, two backward, or more where few
             experts get many rows), False for combine and a dense product, None for whichever
@@ -352,49 +345,17 @@ def aggregate(
         outputs, weights, matrix and bias; no atomics, the same bits each time.
     """
     if grouped is None:
-        grouped = choose_grouped(outputs, weights, offsets, matrix)
+        grouped = choose_grouped(outputs, weights, plan, matrix)
     if not grouped:
-        return linear(combine(outputs, weights, experts, rows, positions, offsets), matrix, bias)
+        return linear(combine(outputs, weights, plan), matrix, bias)
     return apply(
         _Aggregate,
         outputs,
         weights,
         matrix,
         bias,
-        rows.contiguous(),
-        positions.contiguous(),
-        offsets.contiguous(),
+        plan.rows.contiguous(),
+        plan.positions.contiguous(),
+        plan.offsets.contiguous(),
         product_dtype(outputs),
     )
-
-
-def compile_cases() -> list[CompileCase]:
-    """The four kernels at the benchmarks' sizes, and on maps."""
-    cases = []
-    sizes = [
-        ((48, 5, 2, 100), (), torch.float32),
-        ((4096, 64, 2, 1000), (), torch.float32),
-        ((4096, 64, 2, 1000), (), torch.bfloat16),
-        ((65536, 5, 2, 10), (), torch.float16),
-        ((48, 5, 2, 32), (64, 64), torch.bfloat16),
-    ]
-    for (n, m, k, c), trailing, dtype in sizes:
-        size = f"N={n} M={m} K={k} C={c} {'x'.join(map(str, trailing))} {str(dtype)[6:]}"
-        outputs = torch.empty((n * k, c, *trailing), dtype=dtype, device="meta")
-        weights = torch.empty((n, k), device="meta")
-        rows, offsets = (torch.empty(s, dtype=torch.int32, device="meta") for s in (n * k, m + 1))
-        matrix = torch.empty((c, m * c), dtype=dtype, device="meta")
-        partials, target = outputs.float().flatten(), weights.long()
-        forward = _plan(outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, partials)
-        (y, loss), (multiply, add) = forward.results, forward.launches
-        wide = c % 4 == 0
-        cases.append(multiply.compile_case(f"aggregate products {size}", wide=wide))
-        cases.append(add.compile_case(f"aggregate sum {size}", wide=wide))
-        arguments = (y, outputs, weights, rows, offsets, matrix, dtype)
-        for name, extra in (("", (None, None, None)), (" with loss", (loss, partials, target))):
-            (_, dots), launch = plan_backward_rows(*arguments, *extra, 0.1, -100)
-            cases.append(launch.compile_case(f"aggregate backward rows{name} {size}", wide=wide))
-        dots = dots if has_dots(outputs) else None
-        _, launch = plan_backward_matrix(*arguments, dtype, dots)
-        cases.append(launch.compile_case(f"aggregate backward matrix {size}", wide=wide))
-    return cases

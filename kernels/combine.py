@@ -17,11 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import CompileCase, cdiv, next_power_of_2
+from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
 from ._launch import Launch, Plan, apply, register
-from ._outputs import (
-    TRITON_DTYPE,
-    accumulator,
+from ._layout import (
     blocks,
     channels_minor,
     empty,
@@ -161,9 +159,9 @@ def _runs(outputs: Tensor) -> tuple[int, int]:
     return (trailing, channels) if channels_minor(outputs) else (1, channels * trailing)
 
 
-def _plan_forward(outputs, weights, experts, positions, num_experts) -> Plan:
+def plan_forward(outputs, weights, experts, positions, num_experts) -> Plan:
     n, k = experts.shape
-    concat = empty(outputs, n, num_experts * outputs.shape[1], outputs.dtype)
+    concat = empty(outputs, n, outputs.dtype, num_experts * outputs.shape[1])
     outer, inner = _runs(outputs)
     num_runs = n * outer * num_experts
     inner_units, vec = units(inner)
@@ -192,7 +190,7 @@ def _plan_forward(outputs, weights, experts, positions, num_experts) -> Plan:
     return Plan(concat, [launch])
 
 
-def _plan_backward(
+def plan_backward(
     d_concat,
     outputs,
     weights,
@@ -250,16 +248,16 @@ def _plan_backward(
 combine_forward = register(
     "combine_forward(Tensor outputs, Tensor weights, Tensor experts, Tensor positions,"
     " SymInt num_experts) -> Tensor",
-    _plan_forward,
+    plan_forward,
     lambda outputs, weights, experts, positions, num_experts: empty(
-        outputs, experts.shape[0], num_experts * outputs.shape[1], outputs.dtype
+        outputs, experts.shape[0], outputs.dtype, num_experts * outputs.shape[1]
     ),
 )
 combine_backward = register(
     "combine_backward(Tensor d_concat, Tensor outputs, Tensor weights, Tensor experts,"
     " Tensor positions, SymInt num_experts, Tensor? d_loss, Tensor? logsumexp, Tensor? target,"
     " float label_smoothing, int ignore_index) -> (Tensor, Tensor)",
-    _plan_backward,
+    plan_backward,
     lambda d_concat, outputs, weights, *_: (torch.empty_like(outputs), torch.empty_like(weights)),
     settle_gradient,
 )
@@ -285,10 +283,7 @@ class _Combine(torch.autograd.Function):
 def combine(
     outputs: Tensor,
     weights: Tensor,
-    experts: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: RowPlan,
 ) -> Tensor:
     """Weighted rows to the concatenation, its zeros included, each element written once.
 
@@ -296,10 +291,7 @@ def combine(
         outputs: [R, C, ...] float16, bfloat16, float32 (float64 too under the interpreter),
             rows by expert, then by sample; contiguous or channels last (else it is copied).
         weights: [N, K] floating.
-        experts: [N, K] int64, distinct within a sample.
-        rows: [R] int32, not needed here: every operation on rows takes the same arguments.
-        positions: [N, K] int32, slot to row.
-        offsets: [M+1] int32; only its length is used.
+        plan: where rows lie.
 
     Returns:
         [N, M*C, ...] in the dtype and layout of ``outputs``; computed in float32 (float64 for
@@ -310,33 +302,7 @@ def combine(
         _Combine,
         outputs,
         weights,
-        experts.contiguous(),
-        positions.contiguous(),
-        offsets.numel() - 1,
+        plan.experts.contiguous(),
+        plan.positions.contiguous(),
+        plan.offsets.numel() - 1,
     )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Both kernels at the benchmarks' sizes, and on maps."""
-    cases = []
-    sizes = [
-        ((48, 5, 2, 100), (), torch.float32),
-        ((4096, 64, 2, 1000), (), torch.bfloat16),
-        ((4096, 16, 8, 10), (), torch.float32),
-        ((256, 64, 64, 1000), (), torch.float32),
-        ((48, 5, 2, 128), (64, 64), torch.bfloat16),
-    ]
-    for (n, m, k, c), trailing, dtype in sizes:
-        size = f"N={n} M={m} K={k} C={c} {'x'.join(map(str, trailing))} {str(dtype)[6:]}"
-        outputs = torch.empty((n * k, c, *trailing), dtype=dtype, device="meta")
-        weights = torch.empty((n, k), device="meta")
-        experts, positions = weights.long(), weights.int()
-        forward = _plan_forward(outputs, weights, experts, positions, m)
-        wide = c % 4 == 0 and c > 16
-        cases.append(forward.launches[0].compile_case(f"combine forward {size}", wide=wide))
-        loss = (weights.sum(), outputs.float(), weights.long())
-        for name, extra in (("", (None, None, None)), (" with loss", loss)):
-            arguments = (outputs, weights, experts, positions, m, *extra, 0.0, -100)
-            (launch,) = _plan_backward(forward.results, *arguments).launches
-            cases.append(launch.compile_case(f"combine backward{name} {size}", wide=wide))
-    return cases

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ._common import RowPlan
 from ._launch import apply
-from ._outputs import settle
+from ._layout import settle
 from .aggregate import (
     aggregate_forward,
     choose_grouped,
@@ -78,10 +79,7 @@ class _AggregateWithLoss(torch.autograd.Function):
 def combine_with_exploit_loss(
     outputs: Tensor,
     weights: Tensor,
-    experts: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: RowPlan,
     target: Tensor,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
@@ -94,10 +92,10 @@ def combine_with_exploit_loss(
         _CombineWithLoss,
         outputs,
         weights,
-        experts.contiguous(),
-        rows.contiguous(),
-        positions.contiguous(),
-        offsets.numel() - 1,
+        plan.experts.contiguous(),
+        plan.rows.contiguous(),
+        plan.positions.contiguous(),
+        plan.offsets.numel() - 1,
         target.contiguous(),
         float(label_smoothing),
         ignore_index,
@@ -107,10 +105,7 @@ def combine_with_exploit_loss(
 def aggregate_with_exploit_loss(
     outputs: Tensor,
     weights: Tensor,
-    experts: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: RowPlan,
     matrix: Tensor,
     bias: Tensor | None,
     target: Tensor,
@@ -123,10 +118,9 @@ def aggregate_with_exploit_loss(
     Arguments, results and errors are those of ``aggregate`` and ``exploit_loss``; ``grouped``
     forces the grouped form or the dense one, None takes whichever ``prefer_grouped`` says.
     """
-    routing = (experts, rows, positions, offsets)
-    if not (choose_grouped(outputs, weights, offsets, matrix) if grouped is None else grouped):
+    if not (choose_grouped(outputs, weights, plan, matrix) if grouped is None else grouped):
         concat, loss = combine_with_exploit_loss(
-            outputs, weights, *routing, target, label_smoothing, ignore_index
+            outputs, weights, plan, target, label_smoothing, ignore_index
         )
         return linear(concat, matrix, bias), loss
     return apply(
@@ -135,9 +129,9 @@ def aggregate_with_exploit_loss(
         weights,
         matrix,
         bias,
-        rows.contiguous(),
-        positions.contiguous(),
-        offsets.contiguous(),
+        plan.rows.contiguous(),
+        plan.positions.contiguous(),
+        plan.offsets.contiguous(),
         product_dtype(outputs),
         target.contiguous(),
         float(label_smoothing),

@@ -9,7 +9,7 @@ Changing the layout on the way takes a two-dimensional tile, turned over in shar
 few channels of an image a tile's stores could not be 128 bits wide, so there the result is written
 in order and the loads are narrow, which L1 absorbs: K stores weigh more than one load.
 
-The rows can also be written to places that do not move with the other experts' counts:
+The rows can also go to static input buffers, which do not move with the other experts' counts:
 ``gather_into`` gives each expert ``capacity`` rows of a given tensor, where a captured graph reads.
 
 Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C channels (dimension 1).
@@ -24,17 +24,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import CompileCase, cdiv, next_power_of_2
+from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
 from ._launch import Launch, Plan, apply, register
+from ._layout import empty, has_layout, is_channels_last, settle
 from ._tiles import (
     FEW_CHANNELS,
     TILE,
     channel_sizes,
-    compute_dtype,
-    empty,
     expert_of,
-    format_of,
-    is_channels_last,
     per_channel,
     tile_of,
     tile_walk,
@@ -187,23 +184,15 @@ def _gather_backward_kernel(
     tl.store(grad_x_ptr + target, total.to(grad_x_ptr.dtype.element_ty), mask)
 
 
-def _read_in_place(x: Tensor, channels_last: bool) -> Tensor:
-    """x, copied unless it lies in one of the two layouts; ``channels_last`` is the result's."""
-    if x.is_contiguous() or is_channels_last(x):
-        return x
-    return x.contiguous(memory_format=format_of(channels_last))
-
-
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _gather_launch(x, positions, offsets, scale, shift, out, capacity=None) -> Launch:
+def _launch(x, positions, offsets, scale, shift, out, capacity=None) -> Launch:
     channels_last, dtype = is_channels_last(out), out.dtype
-    last = channels_last
-    if not x.is_contiguous(memory_format=format_of(last)):
-        last = not last  # turned over on the way
+    turned = not has_layout(x, channels_last)
     affine = scale is not None or shift is not None
+    computes = affine or dtype != x.dtype
     tensors = {
         "x_ptr": x,
         "positions_ptr": positions,
@@ -211,20 +200,18 @@ def _gather_launch(x, positions, offsets, scale, shift, out, capacity=None) -> L
         "scale_ptr": scale,
         "shift_ptr": shift,
         "out_ptr": out,
-        "DTYPE": compute_dtype(x.dtype, dtype) if affine or dtype != x.dtype else None,
+        "DTYPE": TRITON_DTYPE[accumulator(x.dtype, dtype)] if computes else None,
         "capacity": capacity,
     }
-    channels, spatial = channel_sizes(x.shape)
-    few = channels_last and channels < FEW_CHANNELS
-    if last == channels_last or few:
+    channels, spatial = channel_sizes(x)
+    if not turned or (channels_last and channels < FEW_CHANNELS):
         programs, sizes = tile_walk(x, positions, offsets, affine, channels_last)
-        turn = last != channels_last
-        return Launch(_gather_kernel, programs, **tensors, **sizes, TURN=turn)
+        return Launch(_gather_kernel, programs, **tensors, **sizes, TURN=turned)
     block_c = min(64, next_power_of_2(channels))
     block_s = min(2 * TILE // block_c, next_power_of_2(spatial))
     programs = x.shape[0] * cdiv(channels, block_c) * cdiv(spatial, block_s)
     minor, major = (channels, 1), (1, spatial)  # strides of (SPATIAL, C): channels last, contiguous
-    (x_s, x_c), (out_s, out_c) = (minor, major) if last else (major, minor)
+    (x_s, x_c), (out_s, out_c) = (major, minor) if channels_last else (minor, major)
     experts = offsets.numel() - 1
     return Launch(
         _gather_turned_kernel, programs, **tensors, SPATIAL=spatial, C=channels, M=experts,
@@ -233,66 +220,69 @@ def _gather_launch(x, positions, offsets, scale, shift, out, capacity=None) -> L
     )  # fmt: skip
 
 
-def _backward_plan(grad, positions, offsets, scale, dtype) -> Plan:
-    last = is_channels_last(grad)
-    out = empty(grad, positions.shape[0], dtype, last)
-    programs, sizes = tile_walk(out, positions, offsets, scale is not None, last)
-    launch = Launch(
-        _gather_backward_kernel, programs, grad_ptr=grad, positions_ptr=positions,
-        offsets_ptr=offsets, scale_ptr=scale, grad_x_ptr=out,
-        DTYPE=compute_dtype(grad.dtype, dtype), **sizes,
-    )  # fmt: skip
-    return Plan(out, [launch])
-
-
-def _backward_settle(grad, positions, offsets, scale, dtype):
-    grad = grad.contiguous(memory_format=format_of(is_channels_last(grad)))
-    return grad, positions, offsets, _contiguous(scale), dtype
-
-
-def _plan(x, positions, offsets, scale, shift, dtype, channels_last) -> Plan:
-    out = empty(x, positions.numel(), dtype, channels_last)
-    return Plan(out, [_gather_launch(x, positions, offsets, scale, shift, out)])
+def _fake(x, positions, offsets, scale, shift, dtype, channels_last) -> Tensor:
+    return empty(x, positions.numel(), dtype, channels_last=channels_last)
 
 
 def _settle(x, positions, offsets, scale, shift, dtype, channels_last):
-    x = _read_in_place(x, channels_last)
+    x = settle(x, channels_last)
     return x, positions, offsets, _contiguous(scale), _contiguous(shift), dtype, channels_last
 
 
-def _into_plan(out, x, positions, offsets, scale, shift) -> Plan:
-    capacity = out.shape[0] // (offsets.numel() - 1)
-    return Plan(None, [_gather_launch(x, positions, offsets, scale, shift, out, capacity)])
+def plan_forward(x, positions, offsets, scale, shift, dtype, channels_last) -> Plan:
+    out = _fake(x, positions, offsets, scale, shift, dtype, channels_last)
+    return Plan(out, [_launch(x, positions, offsets, scale, shift, out)])
 
 
 def _into_settle(out, x, positions, offsets, scale, shift):
-    x = _read_in_place(x, is_channels_last(out))
+    x = settle(x, is_channels_last(out))
     return out, x, positions, offsets, _contiguous(scale), _contiguous(shift)
+
+
+def plan_into(out, x, positions, offsets, scale, shift) -> Plan:
+    capacity = out.shape[0] // (offsets.numel() - 1)
+    return Plan(None, [_launch(x, positions, offsets, scale, shift, out, capacity)])
+
+
+def _backward_fake(grad, positions, offsets, scale, dtype) -> Tensor:
+    return empty(grad, positions.shape[0], dtype)
+
+
+def _backward_settle(grad, positions, offsets, scale, dtype):
+    return settle(grad), positions, offsets, _contiguous(scale), dtype
+
+
+def plan_backward(grad, positions, offsets, scale, dtype) -> Plan:
+    out = _backward_fake(grad, positions, offsets, scale, dtype)
+    affine, channels_last = scale is not None, is_channels_last(grad)
+    programs, sizes = tile_walk(out, positions, offsets, affine, channels_last)
+    launch = Launch(
+        _gather_backward_kernel, programs, grad_ptr=grad, positions_ptr=positions,
+        offsets_ptr=offsets, scale_ptr=scale, grad_x_ptr=out,
+        DTYPE=TRITON_DTYPE[accumulator(grad.dtype, dtype)], **sizes,
+    )  # fmt: skip
+    return Plan(out, [launch])
 
 
 _forward = register(
     "gather(Tensor x, Tensor positions, Tensor offsets, Tensor? scale, Tensor? shift,"
     " ScalarType dtype, bool channels_last) -> Tensor",
-    _plan,
-    lambda x, positions, offsets, scale, shift, dtype, channels_last: empty(
-        x, positions.numel(), dtype, channels_last
-    ),
+    plan_forward,
+    _fake,
     _settle,
 )
 _into = register(
     "gather_into(Tensor(a!) out, Tensor x, Tensor positions, Tensor offsets, Tensor? scale,"
     " Tensor? shift) -> ()",
-    _into_plan,
+    plan_into,
     lambda *arguments: None,
     _into_settle,
 )
 _backward = register(
     "gather_backward(Tensor grad, Tensor positions, Tensor offsets, Tensor? scale,"
     " ScalarType dtype) -> Tensor",
-    _backward_plan,
-    lambda grad, positions, offsets, scale, dtype: empty(
-        grad, positions.shape[0], dtype, is_channels_last(grad)
-    ),
+    plan_backward,
+    _backward_fake,
     _backward_settle,
 )
 
@@ -312,9 +302,7 @@ class _Gather(torch.autograd.Function):
 
 def gather(
     x: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: RowPlan,
     scale: Tensor | None,
     shift: Tensor | None,
     dtype: torch.dtype,
@@ -325,59 +313,22 @@ def gather(
     x: any float dtype or uint8, contiguous or channels last (anything else is copied first).
     scale, shift: [M, channels] or None, channels along dimension 1, computed in float32 (float64
     if x or the result is). memory_format: ``torch.contiguous_format`` or ``torch.channels_last``.
-    Differentiable: x. ``rows`` is not read; it is there so that all operations take the same plan.
+    Differentiable: x.
     """
     channels_last = memory_format == torch.channels_last
-    return apply(_Gather, x, positions, offsets, scale, shift, dtype, channels_last)
+    return apply(_Gather, x, plan.positions, plan.offsets, scale, shift, dtype, channels_last)
 
 
 def gather_into(
     out: Tensor,
     x: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    offsets: Tensor,
+    plan: RowPlan,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> None:
     """``gather`` into out [M * capacity, ...]: the j-th row of expert i at ``i * capacity + j``.
 
-    out: contiguous or channels last, at least as many rows an expert as it is given; the others are
-    left as they are. Its dtype and layout say what ``gather`` is told. Not differentiable.
+    out: contiguous or channels last, at least as many rows per expert as it is given; the others
+    are left as they are. Its dtype and layout say what ``gather`` is told. Not differentiable.
     """
-    _into(out, x, positions, offsets, scale, shift)
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every kernel of this file on images, rows of features and maps of features."""
-    narrow = "loads are narrow by design: the result is written in order"
-    bf16, fp16, fp32, uint8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
-    cases = []
-    for shape, dtype, out_dtype, x_last, last, affine in [
-        ((48, 3, 224, 224), fp32, fp32, False, False, False),
-        ((48, 3, 224, 224), uint8, bf16, False, False, True),
-        ((48, 3, 224, 224), uint8, bf16, True, True, True),
-        ((48, 3, 224, 224), uint8, bf16, False, True, True),
-        ((48, 3, 224, 224), fp32, fp16, True, False, True),
-        ((48, 64, 56, 56), fp32, bf16, False, True, True),
-        ((48, 64, 56, 56), bf16, bf16, True, False, False),
-        ((4096, 1000), fp32, bf16, False, False, True),
-    ]:
-        x = empty(torch.empty(shape, device="meta"), shape[0], dtype, x_last)
-        positions = torch.empty((shape[0], 2), dtype=torch.int32, device="meta")
-        offsets = torch.empty((6,), dtype=torch.int32, device="meta")
-        scale = torch.empty((5, shape[1]), device="meta") if affine else None
-        turned = x_last != last and shape[1] < FEW_CHANNELS
-        name = f"{list(shape)} {dtype} to {out_dtype}".replace("torch.", "")
-        name += f"{' turned' if x_last != last else ''}{' affine' if affine else ''}"
-        name += f"{' channels_last' if last else ''}"
-        for place, rows, capacity in (("", 2 * shape[0], None), (" into", 5 * shape[0], shape[0])):
-            out = empty(x, rows, out_dtype, last)
-            launch = _gather_launch(x, positions, offsets, scale, scale, out, capacity)
-            note = narrow if turned else ""
-            cases.append(launch.compile_case(f"gather{place} {name}", not turned, note))
-        if dtype.is_floating_point:
-            grad = empty(x, positions.numel(), out_dtype, last)
-            (launch,) = _backward_plan(grad, positions, offsets, scale, dtype).launches
-            cases.append(launch.compile_case(f"gather backward {name}", True))
-    return cases
+    _into(out, x, plan.positions, plan.offsets, scale, shift)

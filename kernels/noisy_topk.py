@@ -21,9 +21,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import _row_plan
-from ._common import CompileCase, cdiv, next_power_of_2
+from ._common import TRITON_DTYPE, accumulator, cdiv, next_power_of_2
 from ._launch import Launch, Plan, apply, register
 from ._route import route_and_plan_kernel, route_kernel
 from ._scores import (
@@ -189,15 +190,11 @@ def _inputs(clean, noise, eps, seed):
     return read | {"eps_ptr": clean}, (clean.stride(0), 0, 0), NO_NOISE
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _forward_fake(clean, noise, eps, seed, k, renormalize):
     n, m = clean.shape
     return (
-        clean.new_empty((n, k), dtype=_accumulator(clean)),
-        clean.new_empty((m,), dtype=_accumulator(clean)),
+        clean.new_empty((n, k), dtype=accumulator(clean.dtype)),
+        clean.new_empty((m,), dtype=accumulator(clean.dtype)),
         clean.new_empty((n, k), dtype=torch.int64),
         clean.new_empty((m + 1,), dtype=torch.int32),
         clean.new_empty((n * k,), dtype=torch.int32),
@@ -209,7 +206,7 @@ def _forward_settle(clean, noise, eps, seed, k, renormalize):
     return _rows(clean), _rows(noise), _rows(eps), seed, k, renormalize
 
 
-def _forward_plan(clean, noise, eps, seed, k, renormalize) -> Plan:
+def plan_forward(clean, noise, eps, seed, k, renormalize) -> Plan:
     outputs = _forward_fake(clean, noise, eps, seed, k, renormalize)
     weights, mean, experts, offsets, rows, positions = outputs
     n, m = clean.shape
@@ -229,7 +226,7 @@ def _forward_plan(clean, noise, eps, seed, k, renormalize) -> Plan:
     route = Launch(route_kernel, blocks, **inputs, **written, N=n, TILES=tiles, **options)
     samples = tiles * options["BLOCK_N"]
     plan = _row_plan.plan_rows(counts, sums, experts, positions, rows, offsets, mean, samples)
-    return Plan(outputs, [route, *plan])
+    return Plan(outputs, [route, *plan.launches])
 
 
 def _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize):
@@ -254,7 +251,7 @@ def _backward_settle(clean, noise, eps, seed, experts, grad_weights, grad_mean, 
     return *scores, experts, _regular(grad_weights), _regular(grad_mean), renormalize
 
 
-def _backward_plan(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize) -> Plan:
+def plan_backward(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize) -> Plan:
     outputs = _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize)
     n, m = clean.shape
     k = experts.shape[1]
@@ -267,7 +264,7 @@ def _backward_plan(clean, noise, eps, seed, experts, grad_weights, grad_mean, re
         experts_ptr=experts, grad_weights_ptr=grad_weights, grad_mean_ptr=grad_mean,
         grad_clean_ptr=outputs[0], grad_noise_ptr=outputs[1], N=n,
         STRIDE_WN=stride_wn, STRIDE_WK=stride_wk, STRIDE_M=stride_m,
-        DTYPE=tl.float64 if clean.dtype == torch.float64 else tl.float32,
+        DTYPE=TRITON_DTYPE[accumulator(clean.dtype)],
         HAS_WEIGHTS=grad_weights is not None, HAS_MEAN=grad_mean is not None, **options,
     )  # fmt: skip
     return Plan(outputs, [backward])
@@ -276,14 +273,14 @@ def _backward_plan(clean, noise, eps, seed, experts, grad_weights, grad_mean, re
 _forward = register(
     "noisy_topk(Tensor clean, Tensor noise, Tensor? eps, Tensor? seed, int k, bool renormalize)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward_plan,
+    plan_forward,
     _forward_fake,
     _forward_settle,
 )
 _backward = register(
     "noisy_topk_backward(Tensor clean, Tensor noise, Tensor? eps, Tensor? seed, Tensor experts,"
     " Tensor? grad_weights, Tensor? grad_mean, bool renormalize) -> (Tensor, Tensor)",
-    _backward_plan,
+    plan_backward,
     _backward_fake,
     _backward_settle,
 )
@@ -300,7 +297,7 @@ class _NoisyTopK(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad_weights, grad_mean, *_):
         clean, noise, eps, seed, experts = ctx.saved_tensors
         if grad_weights is None and grad_mean is None:
@@ -326,59 +323,3 @@ def noisy_topk(
         seed = torch.randint(2**63 - 1, (1,), device=clean.device)
         eps = None
     return apply(_NoisyTopK, clean, noise, eps, seed, k, renormalize)
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every kernel of the router, as launched for the paper's step and at the benchmarks' ends."""
-    sizes = [(48, 5, 2), (512, 5, 2), (256, 16, 2), (64, 64, 8)]
-    sizes += [(4096, 64, 8), (262144, 64, 2), (4096, 1000, 16), (300, 1024, 1024)]
-    return [case for size in sizes for case in cases_of_size(*size)]
-
-
-def cases_of_size(n: int, m: int, k: int) -> list[CompileCase]:
-    """The kernels of one routing and its gradient, for each of the sources of eps."""
-    cases = []
-    for source, name in ((NO_NOISE, "no eps"), (GIVEN, "eps"), (DRAWN, "draw")):
-        cases += _cases_of_source(n, m, k, source, f"{name} N={n} M={m} K={k}")
-    if _one_launch(n, m, 4) is None:
-        blocks, tiles = _blocks(n, m)
-        cases += _row_plan.compile_cases(n, m, k, blocks, tiles * _tile(m)[0])
-    return cases
-
-
-def _cases_of_source(n, m, k, source, size) -> list[CompileCase]:
-    scores = {
-        "clean_ptr": "*fp32",
-        "noise_ptr": "*fp32",
-        "eps_ptr": "*i64" if source == DRAWN else "*fp32",
-        "experts_ptr": "*i64",
-        "N": "i32",
-    }
-    options = _options(m, k, 4, source, False, (m, m, m))
-    small = _one_launch(n, m, 4)
-    if small is not None:
-        kernel, forward = route_and_plan_kernel, options | small
-        outputs = {"positions_ptr": "*i32", "rows_ptr": "*i32", "offsets_ptr": "*i32"}
-        outputs |= {"mean_ptr": "*fp32"}
-    else:
-        kernel, forward = route_kernel, options | {"TILES": _blocks(n, m)[1]}
-        outputs = {"ranks_ptr": "*i32", "counts_ptr": "*i32", "sums_ptr": "*fp32"}
-    outputs |= {"weights_ptr": "*fp32"}
-    names = ("grad_weights_ptr", "grad_mean_ptr", "grad_clean_ptr", "grad_noise_ptr")
-    backward = {"STRIDE_WN": k, "STRIDE_WK": 1, "STRIDE_M": 1, "DTYPE": tl.float32}
-    backward |= {"HAS_WEIGHTS": True, "HAS_MEAN": True}
-    return [
-        CompileCase(
-            case, fn, scores | pointers, constants,
-            num_warps=constants.pop("num_warps"), wide=m % 4 == 0,
-        )
-        for case, fn, pointers, constants in (
-            (f"route {size}", kernel, outputs, forward),
-            (
-                f"route backward {size}",
-                _route_backward_kernel,
-                dict.fromkeys(names, "*fp32"),
-                options | backward,
-            ),
-        )
-    ]  # fmt: skip

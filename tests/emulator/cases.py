@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench import compile_report
+from bench.compile_cases import every_case
 
 from . import gather_cases, joining_cases, planted, router_cases
 from .driver import emulated
@@ -25,7 +25,7 @@ def every_kernel() -> None:
     with emulated() as device:
         for name in COVERING:
             CASES[name]()
-    missing = {case.fn.__name__ for case in compile_report.cases()} - set(device.launches)
+    missing = {case.launch.kernel.__name__ for case in every_case()} - set(device.launches)
     assert not missing, f"no case runs {sorted(missing)}"
 
 

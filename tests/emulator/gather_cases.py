@@ -22,14 +22,13 @@ def moved(
 ) -> None:  # fmt: skip
     """x of ``dtype`` to rows of ``out``; x_last, last: layouts of x and of the rows."""
     routing = reference.noisy_topk(normal(shape[0], m, seed=0), torch.zeros(shape[0], m), k)
-    tables = routing.rows, routing.positions, routing.offsets
     x = (normal(*shape, seed=1) * 100).abs().to(dtype) if dtype == UINT8 else normal(*shape, seed=1)
     x = x.to(dtype).contiguous(memory_format=LAST if x_last else CONTIGUOUS)
     x.requires_grad_(dtype != UINT8)
     scale, shift = (normal(m, shape[1], seed=s) if affine else None for s in (2, 3))
     layout = LAST if last else CONTIGUOUS
     with poisoned():
-        rows = kernels.gather(x, *tables, scale, shift, out, layout)
+        rows = kernels.gather(x, routing, scale, shift, out, layout)
     assert rows.is_contiguous(memory_format=layout)
     expected = expected_rows(x, routing, scale, shift).detach()
     terms = expected_rows(x.detach().abs(), routing, *absolute(scale, shift))
@@ -43,15 +42,15 @@ def moved(
 
 
 def check_into(x, routing, scale, shift, rows: Tensor, layout: torch.memory_format) -> None:
-    """The same rows in places of their own, with at least one to spare that is left alone."""
+    """The same rows in static input buffers, with at least one to spare that is left alone."""
     m, capacity = routing.num_experts, max(routing.counts()) + 1
-    places = torch.full((m * capacity, *x.shape[1:]), 7.0, dtype=rows.dtype)
-    places = places.contiguous(memory_format=layout)
-    wanted, begin = places.clone(), routing.offsets.tolist()
+    buffers = torch.full((m * capacity, *x.shape[1:]), 7.0, dtype=rows.dtype)
+    buffers = buffers.contiguous(memory_format=layout)
+    wanted, begin = buffers.clone(), routing.offsets.tolist()
     for i, count in enumerate(routing.counts()):
         wanted[i * capacity : i * capacity + count] = rows[begin[i] : begin[i + 1]]
-    kernels.gather_into(places, x, routing.rows, routing.positions, routing.offsets, scale, shift)
-    assert torch.equal(places, wanted), "gather_into differs from gather"
+    kernels.gather_into(buffers, x, routing, scale, shift)
+    assert torch.equal(buffers, wanted), "gather_into differs from gather"
 
 
 def check_gradient(x, routing, scale, rows: Tensor, layout: torch.memory_format) -> None:

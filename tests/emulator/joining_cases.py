@@ -40,24 +40,24 @@ class Operation:
 
 OPERATIONS = {
     "combine": Operation(
-        lambda i, x, w: [kernels.combine(x, w, *i.routing)], 2, concat_reference, False
+        lambda i, x, w: [kernels.combine(x, w, i)], 2, concat_reference, False
     ),
     "combine with loss": Operation(
-        lambda i, x, w: kernels.combine_with_exploit_loss(x, w, *i.routing, i.target, SMOOTHING),
+        lambda i, x, w: kernels.combine_with_exploit_loss(x, w, i, i.target, SMOOTHING),
         2, concat_reference, True,
     ),
     "aggregate": Operation(
-        lambda i, x, w, *dense: [kernels.aggregate(x, w, *i.routing, *dense, grouped=True)],
+        lambda i, x, w, *dense: [kernels.aggregate(x, w, i, *dense, grouped=True)],
         4, aggregate_reference, False,
     ),
     "aggregate with loss": Operation(
         lambda i, x, w, *dense: kernels.aggregate_with_exploit_loss(
-            x, w, *i.routing, *dense, i.target, SMOOTHING, grouped=True
+            x, w, i, *dense, i.target, SMOOTHING, grouped=True
         ),
         4, aggregate_reference, True,
     ),
     "loss": Operation(
-        lambda i, x: [kernels.exploit_loss(x, i.rows, i.target, i.experts.shape[1], SMOOTHING)],
+        lambda i, x: [kernels.exploit_loss(x, i, i.target, SMOOTHING)],
         1, None, True,
     ),
 }  # fmt: skip

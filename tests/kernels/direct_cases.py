@@ -145,14 +145,13 @@ def route(n: int, m: int, k: int, eps: str | None = "given", dtype=FP32, halves=
 def move(x: Tensor, dtype: torch.dtype, layout: torch.memory_format, affine=False) -> None:
     """To rows, forward and backward, and to fixed places."""
     i = make(replace(PAPER, n=len(x), c=2, c_out=2), FP32)
-    plan = (i.rows, i.positions, i.offsets)
     scale = torch.rand(5, 2 * x.shape[1])[:, : x.shape[1]] if affine else None
     needs_gradient = x.is_floating_point()
-    rows = kernels.gather(x.requires_grad_(needs_gradient), *plan, scale, scale, dtype, layout)
+    rows = kernels.gather(x.requires_grad_(needs_gradient), i, scale, scale, dtype, layout)
     if needs_gradient:
         torch.autograd.grad(rows, x, torch.randn_like(rows))
     out = torch.empty((5 * len(x), *x.shape[1:]), dtype=dtype).contiguous(memory_format=layout)
-    kernels.gather_into(out, x.detach(), *plan, scale, None)
+    kernels.gather_into(out, x.detach(), i, scale, None)
 
 
 def moves() -> None:
@@ -174,7 +173,7 @@ def join(case: Case, dtype: torch.dtype, off_by_one=False, smoothing: float = 0.
     i = make(case, dtype)
     given = shifted(i.outputs) if off_by_one else i.outputs
     outputs, weights, matrix, bias = leaves(given, i.weights, i.matrix, i.bias)
-    joined = (outputs, weights, *i.routing)
+    joined = (outputs, weights, i)
     for results in (
         kernels.aggregate_with_exploit_loss(
             *joined, matrix, bias, i.target, smoothing, grouped=True
@@ -183,9 +182,9 @@ def join(case: Case, dtype: torch.dtype, off_by_one=False, smoothing: float = 0.
         (kernels.aggregate(*joined, matrix, bias, grouped=True),),
         (kernels.aggregate(*joined, matrix, None, grouped=True),),
         (kernels.aggregate(*joined, matrix.detach(), None, grouped=True),),
-        (kernels.aggregate(outputs.detach(), weights.detach(), *i.routing, matrix, bias, True),),
+        (kernels.aggregate(outputs.detach(), weights.detach(), i, matrix, bias, True),),
         (kernels.combine(*joined),),
-        (kernels.exploit_loss(outputs, i.rows, i.target, case.k),),
+        (kernels.exploit_loss(outputs, i, i.target),),
     ):
         sum(result.float().sum() for result in results).backward()
 

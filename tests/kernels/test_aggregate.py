@@ -36,13 +36,13 @@ NAMES = ("d_outputs", "d_weights", "d_matrix", "d_bias")
 
 def grouped(tensors, inputs):
     outputs, weights, matrix, bias = tensors
-    return aggregate(outputs, weights, *inputs.routing, matrix, bias, grouped=True)
+    return aggregate(outputs, weights, inputs, matrix, bias, grouped=True)
 
 
 def with_loss(tensors, inputs, smoothing=0.0, ignore_index=-100, grouped=True):
     outputs, weights, matrix, bias = tensors
     return aggregate_with_exploit_loss(
-        outputs, weights, *inputs.routing, matrix, bias, inputs.target, smoothing, ignore_index,
+        outputs, weights, inputs, matrix, bias, inputs.target, smoothing, ignore_index,
         grouped,
     )  # fmt: skip
 
@@ -165,7 +165,7 @@ def test_the_forward_keeps_nothing_but_its_inputs(device):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         grouped(tensors, inputs)
-    given = {tensor.data_ptr() for tensor in (*tensors, *inputs.routing)}
+    given = {tensor.data_ptr() for tensor in (*tensors, *vars(inputs).values())}
     assert len(kept) == 6
     assert {tensor.data_ptr() for tensor in kept} <= given
 
@@ -174,7 +174,7 @@ def test_the_forward_keeps_nothing_but_its_inputs(device):
 def test_the_dense_form_is_the_same_function(case, device):
     inputs = make(case, torch.float64, device)
     tensors, others = leaves(*sources(inputs)), leaves(*sources(inputs))
-    dense = aggregate(others[0], others[1], *inputs.routing, *others[2:], grouped=False)
+    dense = aggregate(others[0], others[1], inputs, *others[2:], grouped=False)
     sparse = grouped(tensors, inputs)
     assert dense.stride() == sparse.stride()
     assert_within(sparse, dense, 1e-14, "y")

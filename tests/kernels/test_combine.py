@@ -31,7 +31,7 @@ def check(inputs) -> None:
     compute = ROUNDING[torch.float64 if dtype == torch.float64 else torch.float32]
     outputs, weights = leaves(inputs.outputs, inputs.weights)
     with poisoned():
-        concat = combine(outputs, weights, *inputs.routing)
+        concat = combine(outputs, weights, inputs)
         gradients = torch.autograd.grad(concat, (outputs, weights), inputs.d_concat)
 
     exact = double(outputs, weights)
@@ -68,7 +68,7 @@ def test_channels_last_stays_channels_last(c, device):
     case = Case("", n=3, m=3, c=c, trailing=(2, 2), channels_last=True)
     inputs = make(case, torch.float32, device)
     outputs = inputs.outputs.requires_grad_()
-    concat = combine(outputs, inputs.weights, *inputs.routing)
+    concat = combine(outputs, inputs.weights, inputs)
     assert concat.is_contiguous(memory_format=torch.channels_last)
     concat.sum().backward()
     assert outputs.grad.is_contiguous(memory_format=torch.channels_last)
@@ -78,7 +78,7 @@ def test_a_strided_input_and_an_expanded_gradient_are_read_right(device):
     inputs = make(SMALL_MAPS, torch.float64, device)
     outputs = inputs.outputs.transpose(2, 3)  # neither contiguous nor channels last
     strided, weights = leaves(outputs, inputs.weights)
-    combine(strided, weights, *inputs.routing).sum().backward()  # a gradient of stride 0
+    combine(strided, weights, inputs).sum().backward()  # a gradient of stride 0
     exact = double(outputs, inputs.weights)
     concat_reference(*exact, inputs).sum().backward()
     assert_within(strided.grad, exact[0].grad, 1e-15, "d_outputs")
@@ -89,9 +89,9 @@ def test_weights_are_not_rounded_to_the_outputs_dtype(device):
     inputs = make(SMALL, torch.float16, device)
     outputs = torch.ones_like(inputs.outputs)
     weights = torch.full_like(inputs.weights, 1 / 3)
-    concat = combine(outputs, weights, *inputs.routing)
+    concat = combine(outputs, weights, inputs)
     assert set(concat.unique().tolist()) == {0.0, torch.tensor(1 / 3).half().item()}
-    concat = combine(outputs * 3, weights, *inputs.routing)  # 3 * half(1/3) would be 0.99976
+    concat = combine(outputs * 3, weights, inputs)  # 3 * half(1/3) would be 0.99976
     assert concat.max().item() == 1.0
 
 
@@ -99,7 +99,7 @@ def test_weights_are_not_rounded_to_the_outputs_dtype(device):
 def test_gradcheck(case, device):
     inputs = make(case, torch.float64, device)
     tensors = leaves(inputs.outputs, inputs.weights)
-    assert torch.autograd.gradcheck(lambda o, w: combine(o, w, *inputs.routing), tensors)
+    assert torch.autograd.gradcheck(lambda o, w: combine(o, w, inputs), tensors)
 
 
 def test_repeats_are_bit_equal(device):
@@ -110,7 +110,7 @@ def test_repeats_are_bit_equal(device):
     )  # fmt: skip
     for _ in range(3):
         outputs, weights = leaves(inputs.outputs, inputs.weights)
-        combine(outputs, weights, *inputs.routing).backward(inputs.d_concat)
+        combine(outputs, weights, inputs).backward(inputs.d_concat)
         assert torch.equal(outputs.grad, first[0])
         assert torch.equal(weights.grad, first[1])
 
@@ -130,7 +130,7 @@ def test_compiles_without_a_break(device):
     inputs = make(SMALL, torch.float32, device)
 
     def step(outputs, weights):
-        return combine(outputs * 2, weights, *inputs.routing).sin()
+        return combine(outputs * 2, weights, inputs).sin()
 
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
@@ -143,9 +143,9 @@ def test_compiles_without_a_break(device):
 
 def test_under_autocast_nothing_is_cast(device):
     inputs = make(SMALL, torch.bfloat16, device)
-    plain = combine(inputs.outputs, inputs.weights, *inputs.routing)
+    plain = combine(inputs.outputs, inputs.weights, inputs)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-        concat = combine(inputs.outputs, inputs.weights, *inputs.routing)
+        concat = combine(inputs.outputs, inputs.weights, inputs)
     assert concat.dtype == torch.bfloat16
     assert torch.equal(concat, plain)
 
@@ -154,7 +154,7 @@ def test_one_launch_each_way():
     inputs = make(SMALL, torch.float32)
     tensors = leaves(inputs.outputs, inputs.weights)
     results = []
-    forward = count_launches(lambda: results.append(combine(*tensors, *inputs.routing)))
+    forward = count_launches(lambda: results.append(combine(*tensors, inputs)))
     assert forward == (1, [])
     backward = count_launches(lambda: torch.autograd.grad(results[0], tensors, inputs.d_concat))
     assert backward == (1, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hubpath_fast.kernels import aggregate, combine, exploit_loss, noisy_topk
-from support.output_cases import SMALL, make
+from support.output_cases import SMALL, Inputs, make
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -32,27 +32,27 @@ class Names(TorchDispatchMode):
 
 def test_a_mode_sees_the_operation(inputs):
     with Names() as names:
-        combine(inputs.outputs, inputs.weights, *inputs.routing)
+        combine(inputs.outputs, inputs.weights, inputs)
     assert NAME in names.seen
 
 
 def test_a_trace_holds_the_operation(inputs):
-    graph = make_fx(lambda x: combine(x, inputs.weights, *inputs.routing))(inputs.outputs).graph
+    graph = make_fx(lambda x: combine(x, inputs.weights, inputs))(inputs.outputs).graph
     assert NAME in [node.target.name() for node in graph.nodes if node.op == "call_function"]
 
 
 def test_a_profiler_knows_its_name(inputs):
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        combine(inputs.outputs, inputs.weights, *inputs.routing)
+        combine(inputs.outputs, inputs.weights, inputs)
     assert NAME in {event.key for event in seen.key_averages()}
 
 
 def test_a_view_that_negates_is_read_as_it_reads(inputs):
     negated = torch._neg_view(inputs.outputs)
     assert negated.is_neg()
-    routing = (inputs.weights, *inputs.routing)
+    routing = (inputs.weights, inputs)
     assert torch.equal(combine(negated, *routing), combine(-inputs.outputs, *routing))
-    rest = (inputs.rows, inputs.target, SMALL.k)
+    rest = (inputs, inputs.target)
     assert torch.equal(exploit_loss(negated, *rest), exploit_loss(-inputs.outputs, *rest))
 
 
@@ -60,7 +60,7 @@ def test_no_forward_derivative_is_lost_in_silence(inputs):
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(inputs.outputs, inputs.outputs)
         with pytest.raises(NotImplementedError, match="jvp"):
-            combine(dual, inputs.weights, *inputs.routing)
+            combine(dual, inputs.weights, inputs)
 
 
 class Functions(TorchFunctionMode):
@@ -75,13 +75,13 @@ class Functions(TorchFunctionMode):
 
 def test_a_mode_of_functions_sees_the_operation(inputs):
     with Functions() as functions:
-        combine(inputs.outputs, inputs.weights, *inputs.routing)
+        combine(inputs.outputs, inputs.weights, inputs)
     assert any("combine_forward" in name for name in functions.seen)
 
 
 def test_a_trace_before_dispatch_holds_the_operation(inputs):
     def double(x):
-        return combine(x, inputs.weights, *inputs.routing) * 2
+        return combine(x, inputs.weights, inputs) * 2
 
     traced = make_fx(double, pre_dispatch=True)(inputs.outputs)
     names = [node.target.name() for node in traced.graph.nodes if node.op == "call_function"]
@@ -93,7 +93,7 @@ def test_a_trace_before_dispatch_holds_the_operation(inputs):
 @pytest.mark.filterwarnings("ignore")  # torch.jit's, of its age
 def test_torch_jit_records_the_operation(inputs, name):
     calls = {
-        "exploit_loss": lambda x: exploit_loss(x, inputs.rows, inputs.target, SMALL.k),
+        "exploit_loss": lambda x: exploit_loss(x, inputs, inputs.target),
         "noisy_topk": lambda x: noisy_topk(x, x, None, 2, False)[0],
     }
     x = inputs.outputs
@@ -103,20 +103,19 @@ def test_torch_jit_records_the_operation(inputs, name):
 
 def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(inputs):
     outputs = inputs.outputs.clone().requires_grad_()
-    combine(outputs, inputs.weights, *inputs.routing).sgn().sum().backward()
+    combine(outputs, inputs.weights, inputs).sgn().sum().backward()
     assert torch.equal(outputs.grad, torch.zeros_like(outputs))
 
 
 def test_a_parameter_that_negates_is_read_as_it_reads(inputs):
     matrix = nn.Parameter(torch._neg_view(inputs.matrix), requires_grad=False)
     assert matrix.is_neg()
-    given = (inputs.outputs, inputs.weights, *inputs.routing)
+    given = (inputs.outputs, inputs.weights, inputs)
     found = aggregate(*given, matrix, inputs.bias, grouped=True)
     assert torch.equal(found, aggregate(*given, -inputs.matrix, inputs.bias, grouped=True))
 
 
 def test_tensors_without_memory_have_shapes(inputs):
-    given = [t.to("meta") for t in (inputs.outputs, inputs.weights, *inputs.routing)]
-    assert combine(*given).shape == combine(
-        inputs.outputs, inputs.weights, *inputs.routing
-    ).shape  # fmt: skip
+    empty = Inputs(**{name: tensor.to("meta") for name, tensor in vars(inputs).items()})
+    expected = combine(inputs.outputs, inputs.weights, inputs)
+    assert combine(empty.outputs, empty.weights, empty).shape == expected.shape

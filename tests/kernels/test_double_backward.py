@@ -24,33 +24,28 @@ def routed(outputs, weights, matrix, bias, i):
 
 
 def gathered(outputs, weights, matrix, bias, i):
-    plan = (i.rows, i.positions, i.offsets)
-    return gather(
-        outputs[: len(weights)], *plan, None, None, outputs.dtype, torch.contiguous_format
-    )
+    return gather(outputs[: len(weights)], i, None, None, outputs.dtype, torch.contiguous_format)
 
 
 def combined(outputs, weights, matrix, bias, i):
-    return combine(outputs, weights, *i.routing)
+    return combine(outputs, weights, i)
 
 
 def aggregated(outputs, weights, matrix, bias, i):
-    return aggregate(outputs, weights, *i.routing, matrix, bias, grouped=True)
+    return aggregate(outputs, weights, i, matrix, bias, grouped=True)
 
 
 def exploited(outputs, weights, matrix, bias, i):
-    return exploit_loss(outputs, i.rows, i.target, K)
+    return exploit_loss(outputs, i, i.target)
 
 
 def combined_with_loss(outputs, weights, matrix, bias, i):
-    concat, loss = combine_with_exploit_loss(outputs, weights, *i.routing, i.target)
+    concat, loss = combine_with_exploit_loss(outputs, weights, i, i.target)
     return concat + loss
 
 
 def aggregated_with_loss(outputs, weights, matrix, bias, i):
-    y, loss = aggregate_with_exploit_loss(
-        outputs, weights, *i.routing, matrix, bias, i.target, grouped=True
-    )
+    y, loss = aggregate_with_exploit_loss(outputs, weights, i, matrix, bias, i.target, grouped=True)
     return y + loss
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,12 +54,8 @@ def expected_rows(x, routing, k, scale=None, shift=None):
     return rows
 
 
-def tables(routing):
-    return routing.rows, routing.positions, routing.offsets
-
-
 def run(x, routing, scale=None, shift=None, dtype=None, layout=CONTIGUOUS):
-    return gather(x, *tables(routing), scale, shift, dtype or x.dtype, layout)
+    return gather(x, routing, scale, shift, dtype or x.dtype, layout)
 
 
 @pytest.mark.parametrize("skew", [False, True], ids=["balanced", "an-expert-with-none"])
@@ -135,7 +132,7 @@ def test_fixed_places_take_the_same_rows_and_nothing_else_changes(
     for capacity in (shape[0], shape[0] + 3):
         out = torch.full((m * capacity, *shape[1:]), 7.0, device=device)
         expected = expected_places(out, rows, routing)
-        gather_into(out, x, *tables(routing), scale, shift)
+        gather_into(out, x, routing, scale, shift)
         assert torch.equal(out, expected)
     assert launches == ["_gather_kernel"] * 3
 
@@ -151,7 +148,7 @@ def test_fixed_places_in_each_layout(shape, layouts, device):
         out = out.contiguous(memory_format=layouts[1])
         rows = run(x, routing, scale, shift, torch.float32, layouts[1])
         expected = expected_places(out, rows, routing)
-        gather_into(out, x, *tables(routing), scale, shift)
+        gather_into(out, x, routing, scale, shift)
         assert torch.equal(out, expected)
 
 
@@ -230,7 +227,8 @@ def test_nothing_to_move(shape, launches, device):
     positions = torch.arange(2 * n, dtype=torch.int32, device=device).view(n, 2)
     offsets = torch.tensor([0, n, 2 * n], dtype=torch.int32, device=device)
     x = torch.empty(shape, device=device, requires_grad=True)
-    got = gather(x, positions.flatten(), positions, offsets, None, None, x.dtype, CONTIGUOUS)
+    routing = SimpleNamespace(positions=positions, offsets=offsets)
+    got = gather(x, routing, None, None, x.dtype, CONTIGUOUS)
     assert got.shape == (2 * n, *shape[1:])
     assert torch.autograd.grad(got.sum(), x)[0].shape == shape
     assert launches == []

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 
 def step(i, matrix):
     tensors = leaves(i.outputs, i.weights, matrix, i.bias)
-    results = aggregate_with_exploit_loss(*tensors[:2], *i.routing, *tensors[2:], i.target, 0.1)
+    results = aggregate_with_exploit_loss(*tensors[:2], i, *tensors[2:], i.target, 0.1)
     return *results, *torch.autograd.grad([r.sum() for r in results], tensors)
 
 

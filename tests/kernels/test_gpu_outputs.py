@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,15 +52,14 @@ def sources(inputs):
 def glue(tensors, inputs) -> tuple[torch.Tensor, ...]:
     """Every operation of these files once, forward and backward."""
     outputs, weights, matrix, bias = tensors
-    routing, target = inputs.routing, inputs.target
-    k = inputs.experts.shape[1]
-    concat, loss = combine_with_exploit_loss(outputs, weights, *routing, target, 0.1)
+    target = inputs.target
+    concat, loss = combine_with_exploit_loss(outputs, weights, inputs, target, 0.1)
     y, loss_y = aggregate_with_exploit_loss(
-        outputs, weights, *routing, matrix, bias, target, 0.1, grouped=True
+        outputs, weights, inputs, matrix, bias, target, 0.1, grouped=True
     )
-    plain = aggregate(outputs, weights, *routing, matrix, bias, grouped=True)
-    alone = exploit_loss(outputs, inputs.rows, target, k)
-    concat_alone = combine(outputs, weights, *routing)
+    plain = aggregate(outputs, weights, inputs, matrix, bias, grouped=True)
+    alone = exploit_loss(outputs, inputs, target)
+    concat_alone = combine(outputs, weights, inputs)
     one = torch.ones_like(loss)
     results = (concat, concat_alone, y, plain, loss, loss_y, alone)
     gradients = torch.autograd.grad(
@@ -154,7 +154,7 @@ def test_compiled_by_inductor(case, device):
 
     def step(outputs, weights, matrix, bias):
         y, loss = aggregate_with_exploit_loss(
-            outputs, weights, *inputs.routing, matrix, bias, inputs.target, grouped=True
+            outputs, weights, inputs, matrix, bias, inputs.target, grouped=True
         )
         return (y * inputs.d_y).sum() + loss
 
@@ -170,11 +170,12 @@ def test_a_target_out_of_range_is_a_device_assertion():
     """In a process of its own: the assertion leaves the device's context unusable."""
     script = """
 import torch
+from types import SimpleNamespace
 from hubpath_fast.kernels import exploit_loss
 outputs = torch.randn(4, 10, device="cuda")
 rows = torch.arange(4, dtype=torch.int32, device="cuda")
 target = torch.tensor([0, 1, 2, 10], device="cuda")
-exploit_loss(outputs, rows, target, 1)
+exploit_loss(outputs, SimpleNamespace(rows=rows, experts=target[:, None]), target)
 torch.cuda.synchronize()
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -194,12 +195,13 @@ def test_offsets_beyond_32_bits(device):
     slots = torch.arange(n, dtype=torch.int32, device=device)
     offsets = torch.zeros(m + 1, dtype=torch.int32, device=device)
     offsets[-1] = n
-    concat = combine(outputs, weights, experts, slots, slots[:, None], offsets)
+    plan = SimpleNamespace(experts=experts, positions=slots[:, None], offsets=offsets)
+    concat = combine(outputs, weights, plan)
     assert torch.equal(concat[:, -c:], outputs * 0.5)
     assert not concat[:, :-c].any()
     del concat
     gradient = torch.zeros(n, m * c, device=device, dtype=torch.bfloat16)
     gradient[:, -c:] = 1
-    concat = combine(outputs, weights, experts, slots, slots[:, None], offsets)
+    concat = combine(outputs, weights, plan)
     concat.backward(gradient)
     assert (outputs.grad == 0.5).all()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hubpath_fast.kernels import gather, noisy_topk
 
-from hubpath_fast import reference
+from hubpath_fast import Routing, reference
 
 pytestmark = pytest.mark.gpu
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
@@ -81,7 +81,7 @@ def test_a_thousand_repeats_are_equal_to_the_bit(n):
 
     def step():
         out = noisy_topk(clean, noise, eps.detach(), 4, False)
-        rows = gather(x, out[4], out[5], out[3], None, None, x.dtype, CONTIGUOUS)
+        rows = gather(x, Routing(*out), None, None, x.dtype, CONTIGUOUS)
         loss = out[0].square().sum() + out[1].square().sum() + rows.float().square().sum()
         return [*out, rows, *torch.autograd.grad(loss, [clean, noise, x])]
 
@@ -104,7 +104,7 @@ def test_capture_and_replay(n, source):
     def step():
         given = "draw" if source == "draw" else eps.detach()
         out = noisy_topk(clean, noise, given, 2, False)
-        rows = gather(x, out[4], out[5], out[3], scale, shift, torch.float16, LAST)
+        rows = gather(x, Routing(*out), scale, shift, torch.float16, LAST)
         loss = out[0].square().sum() + out[1].square().sum() + rows.float().square().mean()
         return [*out, rows, *torch.autograd.grad(loss, [clean, noise, x])]
 
@@ -156,7 +156,7 @@ def test_the_host_never_waits(n):
     try:
         for given in (eps.detach(), None, "draw"):
             out = noisy_topk(clean, noise, given, 3, True)
-            rows = gather(x, out[4], out[5], out[3], scale, None, torch.bfloat16, LAST)
+            rows = gather(x, Routing(*out), scale, None, torch.bfloat16, LAST)
             (out[0].sum() + out[1][0] + rows.float().sum()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -171,8 +171,7 @@ def test_gather_images(dtype, layouts):
     )
     routing = reference.noisy_topk(*scores(48, 5)[:2], 2)
     scale, shift = torch.rand(5, 3, device="cuda"), torch.rand(5, 3, device="cuda")
-    tables = routing.rows, routing.positions, routing.offsets
-    got = gather(x, *tables, scale, shift, torch.bfloat16, layouts[1])
+    got = gather(x, routing, scale, shift, torch.bfloat16, layouts[1])
     expert = routing.experts.flatten()[routing.rows.long()]
     expected = x[routing.rows.long() // 2].double() * scale[expert].double()[..., None, None]
     expected = expected + shift[expert].double()[..., None, None]
@@ -188,6 +187,6 @@ def test_more_than_two_to_the_31_elements():
     n, inner = 8, size // 8
     x = torch.randint(0, 255, (n, inner), device="cuda", dtype=torch.uint8)
     routing = reference.noisy_topk(*scores(n, 3)[:2], 1)
-    got = gather(x, *routing[4:6], routing.offsets, None, None, torch.uint8, CONTIGUOUS)
+    got = gather(x, routing, None, None, torch.uint8, CONTIGUOUS)
     for row, sample in enumerate(routing.rows.tolist()):
         assert torch.equal(got[row], x[sample])

@@ -23,11 +23,10 @@ from hubpath_fast.kernels import (
     gather_into,
     noisy_topk,
 )
-from hubpath_fast.kernels._aggregate_matrix import plan_backward_matrix
-from hubpath_fast.kernels._aggregate_rows import has_dots, plan_backward_rows
-from hubpath_fast.kernels.aggregate import _plan as plan_forward
 from support.output_cases import Case, leaves, make
 from support.specialisation import Key, recorded, specialisation
+
+from bench.compile_cases import aggregate_launches
 
 M, K = 5, 2
 FIRST, OTHERS = 48, (47, 32, 24, 17, 64)
@@ -46,20 +45,19 @@ def route(case: Case, dtype: torch.dtype, device) -> None:
 
 
 def gather_images(case: Case, dtype: torch.dtype, device) -> None:
-    """Images as bytes and as floats, to rows in each layout and to the places of a captured graph;
+    """Images as bytes and as floats, to rows in each layout and to static input buffers;
     features with a gradient."""
     i = make(case, torch.float32, device)
-    plan = (i.rows, i.positions, i.offsets)
     scale = torch.rand(case.m, 3, device=device)
     images = torch.randint(256, (case.n, 3, 6, 6), dtype=torch.uint8, device=device)
     for layout in (torch.contiguous_format, torch.channels_last):
-        gather(images, *plan, scale, scale, dtype, layout)
+        gather(images, i, scale, scale, dtype, layout)
         out = torch.empty(case.m * case.n, 3, 6, 6, dtype=dtype, device=device)
-        gather_into(out.contiguous(memory_format=layout), images, *plan, scale, scale)
+        gather_into(out.contiguous(memory_format=layout), images, i, scale, scale)
     for shape in ((64,), (10,), (16, 12, 12)):
         x = torch.randn(case.n, *shape, device=device).requires_grad_()
         last = torch.channels_last if len(shape) == 3 else torch.contiguous_format
-        rows = gather(x, *plan, None, None, dtype, last)
+        rows = gather(x, i, None, None, dtype, last)
         torch.autograd.grad(rows.sum(), x)
 
 
@@ -67,14 +65,14 @@ def join(case: Case, dtype: torch.dtype, device) -> None:
     """Everything that takes the experts' outputs, forward and backward."""
     i = make(case, dtype, device)
     outputs, weights, matrix, bias = leaves(i.outputs, i.weights, i.matrix, i.bias)
-    joined = (outputs, weights, *i.routing)
+    joined = (outputs, weights, i)
     target = i.target
     for results in (
         aggregate_with_exploit_loss(*joined, matrix, bias, target, 0.1, grouped=True),
         combine_with_exploit_loss(*joined, target, 0.1),
         (aggregate(*joined, matrix, bias, grouped=True),),
         (combine(*joined),),
-        (exploit_loss(outputs, i.rows, target, case.k),),
+        (exploit_loss(outputs, i, target),),
     ):
         sum(result.float().sum() for result in results).backward()
 
@@ -132,20 +130,9 @@ def test_another_routing(part, scores, device):
 
 def aggregate_keys(n: int, m: int, c: int, dtype: torch.dtype) -> set[Key]:
     """The keys of aggregate's launches at sizes that would take the interpreter minutes."""
-    outputs = torch.empty((n * K, c), dtype=dtype, device="meta")
-    weights = torch.empty((n, K), device="meta")
-    rows, offsets = (torch.empty(s, dtype=torch.int32, device="meta") for s in (n * K, m + 1))
-    matrix = torch.empty((c, m * c), dtype=dtype, device="meta")
-    forward = plan_forward(
-        outputs, weights, rows, offsets, matrix, matrix[:, 0], dtype, torch.empty(16, device="meta")
-    )
-    (y, loss), launches = forward.results, forward.launches
-    shared = (y, outputs, weights, rows, offsets, matrix, dtype)
-    logsumexp, target = torch.empty(n * K, device="meta"), rows.long()
-    (_, dots), backward = plan_backward_rows(*shared, loss, logsumexp, target, 0.0, -100)
-    dots = dots if has_dots(outputs) else None
-    launches += [backward, plan_backward_matrix(*shared, dtype, dots)[1]]
-    return {specialisation(x.kernel, **x.values, **x.options) for x in launches}
+    launches = aggregate_launches(n, m, K, c, (), dtype)
+    del launches["backward rows"]  # the one with the loss is another kernel
+    return {specialisation(x.kernel, **x.values, **x.options) for x in launches.values()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])

@@ -71,11 +71,10 @@ def test_wide_hubs_compile(tmp_path):
     """Triton 3.8 cannot compile a gather of a small tile on several warps, as it would be with few
     slots of a wide hub."""
     script = """
-import importlib
+from bench.compile_cases import router_cases
 from bench.compile_report import compile_case
-noisy_topk = importlib.import_module("hubpath_fast.kernels.noisy_topk")
 for m in (513, 600, 1024):
-    for case in noisy_topk.cases_of_size(300, m, 1):
+    for case in router_cases(300, m, 1):
         if case.name.startswith(("route eps", "plan")):
             print(case.name, *compile_case(case, 90).failures)
 """
@@ -88,15 +87,14 @@ for m in (513, 600, 1024):
 def test_a_sample_lies_in_few_lanes(tmp_path):
     """Shuffles are what a layout costs. Triton chooses it, and another version might otherwise."""
     script = """
-import importlib
 from bench import compile_report
+from bench.compile_cases import router_cases
 read_sass = compile_report.read_sass
 def count_shuffles(text):
     print(case.name + ":", text.count(" SHFL."))
     return read_sass(text)
 compile_report.read_sass = count_shuffles
-noisy_topk = importlib.import_module("hubpath_fast.kernels.noisy_topk")
-for case in noisy_topk.cases_of_size(262144, 64, 2):
+for case in router_cases(262144, 64, 2):
     if " eps" in case.name and " no " not in case.name:
         compile_report.compile_case(case, 90)
 """

@@ -170,46 +170,41 @@ def test_the_grouped_product_is_chosen_where_it_saves_enough():
 @pytest.mark.parametrize("trailing", [(), (2, 3)], ids=["rows", "maps"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("sizes", [(9, 6, 2), (1, 3, 1), (5, 4, 4)], ids=str)
-def test_the_grouped_aggregate_equals_the_dense_one(monkeypatch, sizes, bias, trailing):
+def test_the_grouped_aggregate_equals_the_dense_one(sizes, bias, trailing):
     n, m, k = sizes
     clean, noise, eps = scores(n, m)
     clean.data[:, 1] -= 100  # an expert without rows: its block's gradient is zero
     results = []
-    for limit in (-1, 1 << 60):
-        monkeypatch.setattr(_torch_ops, "GROUPED_MIN_SAVED", limit)
+    for form in (True, False):
         routing = HF.noisy_topk(clean, noise, k, eps)
         outputs = rows_of(routing, 5, trailing)
         random = torch.Generator().manual_seed(2)
         matrix = torch.randn(7, m * 5, dtype=torch.float64, generator=random).requires_grad_()
         b = torch.ones(7, dtype=torch.float64, requires_grad=True) if bias else None
-        y = HF.aggregate(outputs, routing, matrix, b)
-        name = type(y.grad_fn).__name__
-        assert ("Grouped" in name or "Grouped" in str(y.grad_fn.next_functions)) == (limit < 0)
+        y = _torch_ops.aggregate(outputs, routing.weights, routing, matrix, b, grouped=form)
         leaves = [outputs, clean, matrix, *([b] if bias else [])]
         results.append((y, *torch.autograd.grad(y.sin().sum(), leaves)))
     for grouped, dense in zip(*results, strict=True):
         torch.testing.assert_close(grouped, dense, **CLOSE)
 
 
-def test_the_grouped_aggregate_computes_only_the_gradients_asked_for(monkeypatch):
-    monkeypatch.setattr(_torch_ops, "GROUPED_MIN_SAVED", -1)
+def test_the_grouped_aggregate_computes_only_the_gradients_asked_for():
     routing = HF.noisy_topk(*(t.detach() for t in scores(6, 3)[:2]), 2)
     outputs, matrix = rows_of(routing, 4), torch.ones(4, 12, dtype=torch.float64)
-    (found,) = torch.autograd.grad(HF.aggregate(outputs, routing, matrix, None).sum(), outputs)
+    y = _torch_ops.aggregate(outputs, routing.weights, routing, matrix, None, grouped=True)
+    (found,) = torch.autograd.grad(y.sum(), outputs)
     w = routing.weights.flatten()[routing.rows]  # d y.sum() / d outputs[r, c] = w * C_OUT ones
     torch.testing.assert_close(found, (4 * w)[:, None].expand(-1, 4), **CLOSE)
 
 
-def test_the_grouped_aggregate_compiles_without_a_break(monkeypatch):
+def test_the_grouped_aggregate_compiles_without_a_break():
     """float32: 1e-4 of sums of 64 products of size one (roundoff 6e-8 times a few hundred)."""
-    monkeypatch.setattr(_torch_ops, "GROUPED_MIN_SAVED", -1)
     routing = HF.noisy_topk(*(t.float().detach() for t in scores(40, 16)[:2]), 2)
-    plan = routing.experts, routing.rows, routing.positions, routing.offsets
     outputs = rows_of(routing, 64).float().detach().requires_grad_()
     matrix = torch.linspace(-1, 1, 32 * 16 * 64).view(32, -1).requires_grad_()
 
     def function(outputs, matrix):
-        return _torch_ops.aggregate(outputs, routing.weights, *plan, matrix, None)
+        return _torch_ops.aggregate(outputs, routing.weights, routing, matrix, None, grouped=True)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     results = []
@@ -242,7 +237,7 @@ def test_gather_scales_each_row_for_its_expert(dtype, memory_format):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_gather_into_gives_each_expert_a_place_of_its_own(dtype, memory_format):
+def test_gather_into_gives_each_expert_a_buffer_of_its_own(dtype, memory_format):
     routing = routed()
     x = torch.arange(6 * 3 * 4).reshape(6, 3, 2, 2).to(dtype)
     scale, shift = torch.rand(4, 3), torch.rand(4, 3)
@@ -324,6 +319,31 @@ def test_no_operation_reads_values_back(monkeypatch):
     assert outputs.grad.shape == (24, 10)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_under_autocast_the_loss_is_of_the_outputs_as_they_came(backend, device):
+    """Only the product is in bfloat16: its operands and its result lose 8 bits."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    routing = HF.noisy_topk(*(t.float().detach().to(device) for t in scores(9, 4)[:2]), 2)
+    outputs = rows_of(routing, 6).float().detach().to(device).requires_grad_()
+    matrix, bias = torch.randn(6, 24, device=device), torch.randn(6, device=device)
+    target = torch.arange(9, device=device) % 6
+    with torch.autocast(device.type, torch.bfloat16):
+        y, loss = HF.aggregate_with_exploit_loss(
+            outputs, routing, matrix, bias, target, backend=backend
+        )
+    exact = HF.exploit_loss(outputs, routing, target, backend="torch")
+    torch.testing.assert_close(loss, exact, rtol=1e-6, atol=1e-6)  # float32's sums of 6 terms
+    (found,) = torch.autograd.grad(loss, outputs)
+    (wanted,) = torch.autograd.grad(exact, outputs)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    plain = HF.aggregate(outputs, routing, matrix, bias, backend="torch")
+    assert y.dtype == torch.bfloat16
+    terms = HF.aggregate(outputs.abs(), routing, matrix.abs(), bias.abs(), backend="torch")
+    # The outputs, the matrix, the bias, weighted outputs and the result are each rounded.
+    assert ((y.float() - plain).abs() <= 5 * 2.0**-7 * terms).all()
+
+
 GOOD = torch.zeros(6, 4)
 
 
@@ -342,23 +362,23 @@ BAD_CALLS = {
     "eps of another shape": (lambda: HF.noisy_topk(GOOD, GOOD, 1, GOOD[:2]), r"eps: .*\[2, 4\]"),
     "eps a word": (lambda: HF.noisy_topk(GOOD, GOOD, 1, "yes"), "eps: .*'yes'"),
     "unknown backend": (lambda: HF.noisy_topk(GOOD, GOOD, 1, backend="cuda"), "backend: .*'cuda'"),
-    "places for fewer": (
+    "buffers for fewer": (
         lambda: HF.gather_into(torch.zeros(20, 3), torch.zeros(6, 3), routed()),
         r"out: expected \[4 \* capacity, .* at least N=6, got shape \[20, 3\]",
     ),
-    "places of another shape": (
+    "buffers of another shape": (
         lambda: HF.gather_into(torch.zeros(24, 4), torch.zeros(6, 3), routed()),
         r"rows of \[3\]",
     ),
-    "places with gaps": (
+    "buffers with gaps": (
         lambda: HF.gather_into(torch.zeros(24, 6)[:, ::2], torch.zeros(6, 3), routed()),
         r"out: expected a contiguous .* strides \(6, 2\)",
     ),
-    "places of another dtype": (
+    "buffers of another dtype": (
         lambda: HF.gather_into(torch.zeros(24, 3).int(), torch.zeros(6, 3), routed()),
         "int32",
     ),
-    "places and a gradient": (
+    "buffers and a gradient": (
         lambda: HF.gather_into(torch.zeros(24, 3), torch.zeros(6, 3).requires_grad_(), routed()),
         "x: requires a gradient",
     ),

@@ -87,6 +87,8 @@ float_dtypes = pytest.mark.parametrize(
 
 @dataclass
 class Inputs:
+    """Of every operation; it is the plan of its rows, too."""
+
     outputs: Tensor
     weights: Tensor
     experts: Tensor
@@ -98,10 +100,6 @@ class Inputs:
     target: Tensor
     d_concat: Tensor
     d_y: Tensor
-
-    @property
-    def routing(self) -> tuple[Tensor, ...]:
-        return self.experts, self.rows, self.positions, self.offsets
 
 
 def layout(tensor: Tensor, channels_last: bool) -> Tensor:

@@ -1,8 +1,8 @@
-"""What combine, aggregate and exploit_loss share: the memory layout of expert outputs.
+"""Memory layouts: of samples [N, C, ...] and of expert outputs [R, C, ...].
 
-Expert outputs are [R, C, ...] with S trailing elements behind dimension 1 (S = 1 for plain rows).
-Two layouts are read in place: contiguous, and channels last (dimension 1 innermost in memory, for
-any number of dimensions). Anything else is copied once. Results take the layout of their inputs.
+Two are read in place: contiguous, and channels last (dimension 1 innermost in memory, for any
+number of dimensions). Anything else is copied once. S trailing elements lie behind dimension 1
+(S = 1 for plain rows).
 """
 
 from __future__ import annotations
@@ -15,13 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import next_power_of_2
-
-TRITON_DTYPE = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
 
 
 @triton.jit
@@ -36,26 +29,25 @@ def item_offsets(item, trailing, C: tl.constexpr, MINOR: tl.constexpr):
     return row, item % trailing, row * (C * trailing) + item % trailing
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What an operation computes in: float64 for float64, float32 for anything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def has_layout(x: Tensor, channels_last: bool) -> bool:
+    """Both hold where they coincide: with one channel, or one trailing element."""
+    return (x.movedim(1, -1) if channels_last else x).is_contiguous()
 
 
-def is_channels_last(outputs: Tensor) -> bool:
-    return not outputs.is_contiguous() and outputs.movedim(1, -1).is_contiguous()
+def is_channels_last(x: Tensor) -> bool:
+    return x.dim() > 2 and not x.is_contiguous() and has_layout(x, True)
 
 
-def dense(tensor: Tensor, channels_last: bool) -> Tensor:
-    """``tensor`` in the given layout: itself if it is so already, else a copy."""
-    if not channels_last:
-        return tensor.contiguous()
-    moved = tensor.movedim(1, -1)
-    return tensor if moved.is_contiguous() else moved.contiguous().movedim(-1, 1)
+def dense(x: Tensor, channels_last: bool) -> Tensor:
+    """``x`` in the given layout: itself if it is so already, else a copy."""
+    if has_layout(x, channels_last):
+        return x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x.contiguous()
 
 
-def settle(outputs: Tensor) -> Tensor:
-    """``outputs`` in one of the two layouts."""
-    return dense(outputs, is_channels_last(outputs))
+def settle(x: Tensor, channels_last: bool = False) -> Tensor:
+    """``x`` in one of the two layouts: the given one if it has to be copied."""
+    return x if x.is_contiguous() else dense(x, channels_last or is_channels_last(x))
 
 
 def settle_gradient(gradient: Tensor, outputs: Tensor, *rest) -> tuple:
@@ -63,12 +55,18 @@ def settle_gradient(gradient: Tensor, outputs: Tensor, *rest) -> tuple:
     return dense(gradient, is_channels_last(outputs)), outputs, *rest
 
 
-def empty(outputs: Tensor, samples: int, channels: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised [samples, channels, ...] with the trailing shape and layout of ``outputs``."""
-    trailing = outputs.shape[2:]
-    if is_channels_last(outputs):
-        return outputs.new_empty((samples, *trailing, channels), dtype=dtype).movedim(-1, 1)
-    return outputs.new_empty((samples, channels, *trailing), dtype=dtype)
+def empty(
+    like: Tensor,
+    samples: int,
+    dtype: torch.dtype,
+    channels: int | None = None,
+    channels_last: bool | None = None,
+) -> Tensor:
+    """Uninitialised [samples, channels, ...]; None, and the trailing shape: those of ``like``."""
+    own = like.shape[1:2] if channels is None else (channels,)
+    if is_channels_last(like) if channels_last is None else channels_last:
+        return like.new_empty((samples, *like.shape[2:], *own), dtype=dtype).movedim(-1, 1)
+    return like.new_empty((samples, *own, *like.shape[2:]), dtype=dtype)
 
 
 def trailing_size(outputs: Tensor) -> int:
