@@ -62,6 +62,6 @@ def to_limits(argument: str, values: Any, measure: Measure) -> Any:
     wrong = array[(array < low - 1e-6) | (array > high + 1e-6)]
     if wrong.size:
         raise ValueError(
-            f"{argument}: expected a {measure.name} in {low:g}..{high:g}, got {wrong.flat[0]:g}"
+            f"{argument}: expected {measure.name} in {low:g}..{high:g}, got {wrong.flat[0]:g}"
         )
     return values

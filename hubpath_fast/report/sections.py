@@ -118,10 +118,10 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
         )
     if whole.decisive:
         text += (
-            f"\n\nOn {whole.decisive} of the {whole.counted} the experts differ, so that the choice "
-            f"matters: there the expert of the largest weight has {text_of(whole.decisive_top)}, "
-            f"a random one {text_of(whole.decisive_random)}, the best one "
-            f"{text_of(whole.decisive_oracle)}."
+            f"\n\nOn {whole.decisive} of the {whole.counted} the experts differ, so that the "
+            "choice matters: there the expert of the largest weight has "
+            f"{text_of(whole.decisive_top)}, a random one {text_of(whole.decisive_random)}, the "
+            f"best one {text_of(whole.decisive_oracle)}."
         )
     names, qualities = [f"all {a.data_name}"], [whole]
     if len(groups) > 1:

@@ -8,22 +8,24 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from support.drawn import ACCURACY, ERROR
 
 from hubpath_fast import report
-from hubpath_fast.report import Analysis, sections, write_analysis
-from hubpath_fast.report.sections import FigureFolder
+from hubpath_fast.report import Analysis, FigureFolder, Section, sections, write_analysis
 
 NASTY = '<b>one</b> & "two" {3}'
 EXPERTS = [NASTY, "inverted", "turned"]
-CLASSES = ["cat", "dog", "<i>bus</i>", "car"]
 GROUPS = ["day", "night", "never"]  # the last has no sample
-T, M, C, K = 60, 3, 4, 2
+T, M, K = 60, 3, 2
+
+
+def own_section(figures: FigureFolder) -> Section:
+    figures.numbers("own", report.Table(["a"], [[1]]))
+    return Section("The task's own")
 
 
 def fields(**changes) -> dict:
     rng = np.random.default_rng(0)
-    targets = rng.integers(0, C, T)
-    alone = np.where(rng.random((M, T)) < 0.5, targets, (targets + 1) % C)
     weights = rng.dirichlet(np.ones(M), T)
     weights[np.arange(T), weights.argmin(axis=1)] = 0
     images = rng.integers(0, 256, (T, 3, 8, 8), dtype=np.uint8)
@@ -31,28 +33,43 @@ def fields(**changes) -> dict:
         "title": NASTY,
         "subtitle": "seed 0",
         "data_name": "pets",
+        "measure": ACCURACY,
         "expert_names": EXPERTS,
-        "classes": CLASSES,
-        "targets": targets,
-        "prediction": np.where(rng.random(T) < 0.5, targets, (targets + 2) % C),
-        "weights": weights,
-        "alone": alone,
+        "scores": (rng.random(T) < 0.5).astype(float),
+        "scores_alone": (rng.random((M, T)) < 0.5).astype(float),
         "alone_title": "each expert fine-tuned alone",
+        "weights": weights,
         "k": K,
         "history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}],
         "groups": rng.integers(0, 2, T),
         "group_names": GROUPS,
         "group_label": "light",
-        "accuracy_by_k": {2: [0.9, 0.8], 1: [0.5]},
+        "values_by_k": {2: [0.9, 0.8], 1: [0.5]},
         "rows": [
-            {"name": "single", "accuracy": 0.5, "spread": 0.1, "forwards": 1},
-            {"name": NASTY, "accuracy": 0.8, "forwards": 2, "milliseconds": 3.5},
-            {"name": "oracle", "accuracy": 0.9, "forwards": 3, "bound": True},
-            {"name": "Zoo-Tuning", "accuracy": None},
+            {"name": "single", "value": 0.5, "spread": 0.1, "forwards": 1},
+            {"name": NASTY, "value": 0.8, "forwards": 2, "milliseconds": 3.5},
+            {"name": "oracle", "value": 0.9, "forwards": 3, "bound": True},
+            {"name": "Zoo-Tuning", "value": None},
         ],
         "images": lambda indices: images[indices],
+        "details": {"true": [f"<i>{t}</i>" for t in range(T)]},
+        "extra": [own_section],
         "notes": ["A first note.", NASTY],
     } | changes
+
+
+def errors() -> dict:
+    """Of a measure in which less is better."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {"name": "single", "value": 3.0, "forwards": 1},
+        {"name": "ours", "value": 1.0, "forwards": 2},
+        {"name": "oracle", "value": 0.5, "forwards": 3, "bound": True},
+    ]
+    return fields(
+        measure=ERROR, scores=rng.gamma(2, 1, T), scores_alone=rng.gamma(2, 1, (M, T)), rows=rows,
+        values_by_k={1: [3.0], 2: [1.0]},
+    )  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -79,9 +96,9 @@ class Page(HTMLParser):
 
 
 class Written:
-    def __init__(self, out, **changes) -> None:
-        self.fields = fields(**changes)
-        self.path = write_analysis(Analysis(**self.fields), out)
+    def __init__(self, out, given) -> None:
+        self.fields = given
+        self.path = write_analysis(Analysis(**given), out, scale=0.2)  # words and numbers count
         self.page = Page(self.path)
 
     def __getattr__(self, name):
@@ -98,13 +115,12 @@ class Written:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Written:
-    return Written(tmp_path_factory.mktemp("full"))
+    return Written(tmp_path_factory.mktemp("full"), fields())
 
 
-@pytest.fixture
-def coarse(monkeypatch) -> None:
-    """Pictures of few pixels, where only the files and the words count."""
-    monkeypatch.setattr("hubpath_fast.report.png.DPI", 20)
+@pytest.fixture(scope="module")
+def less(tmp_path_factory) -> Written:
+    return Written(tmp_path_factory.mktemp("less"), errors())
 
 
 ALL = {
@@ -114,7 +130,6 @@ ALL = {
     "accuracy_over_k",
     "samples",
     "training",
-    "confusion",
     "accuracy_against_cost",
     "missed",
 }
@@ -125,9 +140,9 @@ TITLES = [
     "Accuracy over K",
     "Samples and their weights",
     "How the training went",
-    "What is taken for what",
+    "The task's own",
     "Accuracy against cost",
-    "Where the hub fails and the oracle does not",
+    "Where an expert alone is better than the hub",
 ]
 
 
@@ -135,7 +150,8 @@ class TestPage:
     def test_has_all_sections_and_every_figure_has_its_numbers(self, full):
         assert full.path.name == "report.html"
         assert full.page.texts["h2"] == TITLES
-        assert full.files() == {f"{name}.{end}" for name in ALL for end in ("png", "csv")}
+        files = {f"{name}.{end}" for name in ALL for end in ("png", "csv")}
+        assert full.files() == files | {"own.csv"}
         images = [attrs for tag, attrs in full.page.tags if tag == "img"]
         assert len(images) == len(ALL)
 
@@ -146,32 +162,30 @@ class TestPage:
                 assert attrs.get(key, "#").startswith(("#", "data:"))
         assert full.page.texts["h1"] == [NASTY]
         assert full.page.texts["p"][2:4] == ["A first note.", NASTY]
-        assert NASTY in full.page.texts["td"]
-        assert CLASSES[2] in full.page.texts["th"]
+        assert NASTY in full.page.texts["strong"]
 
-    def test_optional_sections_are_left_out_and_old_figures_removed(self, tmp_path, coarse):
-        absent = ("history", "groups", "group_names", "accuracy_by_k", "rows", "images")
+    def test_optional_sections_are_left_out_and_old_figures_removed(self, tmp_path):
+        absent = ("history", "groups", "group_names", "values_by_k", "images", "heads")
         folder = tmp_path / "figures"
         folder.mkdir()
         for name in ("training.png", "training.csv", "missed.png", "mine.png"):
             (folder / name).write_bytes(b"old")
-        written = Written(tmp_path, **dict.fromkeys(absent), notes=())
-        assert written.page.texts["h2"] == [TITLES[i] for i in (0, 1, 2, 6, 8)]
-        kept = {"mean_weight", "mean_weight_by_group", "weight_quality", "confusion"}
-        expected = {f"{name}.{end}" for name in kept for end in ("png", "csv")}
+        changes = dict.fromkeys(absent) | {"rows": (), "extra": (), "notes": ()}
+        written = Written(tmp_path, fields(**changes))
+        assert written.page.texts["h2"] == [TITLES[i] for i in (0, 1, 2, 8)]
+        expected = {
+            f"{n}.{end}" for n in ("mean_weight", "weight_quality") for end in ("png", "csv")
+        }
         assert written.files() == expected | {"missed.csv", "mine.png"}
-        # Without groups, the classes take their place.
-        assert [row[0] for row in written.csv("mean_weight_by_group")] == ["class", *CLASSES]
-        assert "class" in written.page.texts["th"]
 
     def test_empty_is_as_absent(self):
-        analysis = Analysis(**fields(history=[], rows=[], accuracy_by_k={}))
+        analysis = Analysis(**fields(history=[], rows=[], values_by_k={}))
         for make in (sections.over_k, sections.training, sections.cost):
             assert make(analysis, None) is None
 
     def test_tensors_and_lists_are_as_arrays(self):
         given = fields()
-        names = ("targets", "prediction", "weights", "alone", "groups")
+        names = ("scores", "scores_alone", "weights", "groups")
         lists = Analysis(**(given | {name: given[name].tolist() for name in names}))
         tensors = Analysis(**(given | {name: torch.tensor(given[name]) for name in names}))
         for name in names:
@@ -180,16 +194,23 @@ class TestPage:
 
 
 class TestNumbers:
-    def test_summary(self, full):
-        right = np.mean(full.prediction == full.targets)
-        single = [np.mean(row == full.targets) for row in full.alone]
-        some = np.mean([any(row[t] == full.targets[t] for row in full.alone) for t in range(T)])
-        text = full.page.texts["p"][1]
+    @pytest.mark.parametrize("which", ["full", "less"])
+    def test_summary(self, which, request):
+        written = request.getfixturevalue(which)
+        better = max if which == "full" else min
+        text_of = written.measure.text
+        single = [np.mean(row) for row in written.scores_alone]
+        oracle = np.mean([better(written.scores_alone[:, t]) for t in range(T)])
+        text = written.page.texts["p"][1]
+        hub = text_of(np.mean(written.scores))
+        name = written.measure.name
         assert (
-            f"asks 2 of 3 experts about each of 60 test samples of pets and is right on {right:.1%}"
-            in text
+            f"asks 2 of 3 experts about each of 60 test samples of pets; its {name} is {hub}"
+            in (text)
         )
-        assert f"is best with {max(single):.1%}; at least one is right on {some:.1%}" in text
+        best = EXPERTS[single.index(better(single))]
+        assert f"{best} is best with {text_of(better(single))}; " in text
+        assert f"for each sample it would be {text_of(oracle)}, the bound" in text
 
     def test_mean_weights(self, full):
         head, *rows = full.csv("mean_weight")
@@ -204,93 +225,90 @@ class TestNumbers:
             values = [full.weights[t] for t in range(T) if full.groups[t] == g]
             np.testing.assert_allclose(np.array(row[1:], float), np.mean(values, axis=0))
 
-    def test_quality_is_the_exact_expectation(self, full):
-        head, *rows = full.csv("weight_quality")
+    @pytest.mark.parametrize("which", ["full", "less"])
+    def test_quality_is_the_exact_expectation(self, which, request):
+        written = request.getfixturevalue(which)
+        better = max if which == "full" else min
+        head, *rows = written.csv("weight_quality")
         assert [row[0] for row in rows] == ["all pets", "day", "night"]
         for g, row in zip((None, 0, 1), rows, strict=True):
-            members = [t for t in range(T) if g is None or full.groups[t] == g]
-            solvable = [t for t in members if full.targets[t] in full.alone[:, t]]
-            top = random = asked = 0.0
-            for t in solvable:
-                right = [guess == full.targets[t] for guess in full.alone[:, t]]
-                top += right[int(np.argmax(full.weights[t]))]
-                random += sum(right) / M
-                asked += any(r and w > 0 for r, w in zip(right, full.weights[t], strict=True))
-            assert row[1:3] == [str(len(members)), str(len(solvable))]
-            expected = [top / len(solvable), random / len(solvable), asked / len(solvable)]
-            np.testing.assert_allclose(np.array(row[3:6], float), expected)
+            members = [t for t in range(T) if g is None or written.groups[t] == g]
+            counted = [t for t in members if which == "less" or written.scores_alone[:, t].any()]
+            sums = np.zeros(4)
+            for t in counted:
+                alone, weights = written.scores_alone[:, t], written.weights[t]
+                asked = better(s for s, w in zip(alone, weights, strict=True) if w > 0)
+                sums += [alone[int(np.argmax(weights))], sum(alone) / M, asked, better(alone)]
+            assert row[1:3] == [str(len(members)), str(len(counted))]
+            np.testing.assert_allclose(np.array(row[3:7], float), sums / len(counted))
         whole = dict(zip(head, rows[0], strict=True))
-        text = " ".join(full.page.texts["p"])
-        assert f"On {whole['solvable']} of 60 test samples" in text
-        top = float(whole["top-weighted expert right"])
-        random = float(whole["random expert right (expectation)"])
-        assert f"is right on {top:.1%} of them, one drawn uniformly on {random:.1%}" in text
-        assert f"cover {(top - random) / (1 - random):.0%} of the way" in text
+        text = " ".join(written.page.texts["p"])
+        assert (f"Counted are the {whole['counted']} of 60" in text) == (which == "full")
+        top, random, oracle = (
+            float(whole[key])
+            for key in ("top-weighted expert", "random expert (expectation)", "best expert")
+        )
+        text_of = written.measure.text
+        assert f"has there {written.measure.name} {text_of(top)}, one drawn uniformly " in text
+        part = (top - random) / (oracle - random)
+        assert (f"cover {100 * part:.1f} % of the way" in text) == (part >= 0)
 
-    def test_accuracy_over_k(self, full):
+    def test_over_k(self, full):
         assert full.csv("accuracy_over_k") == [
             ["K", "mean", "spread (std)", "run 1", "run 2"],
             ["1", "0.5", "", "0.5", ""],
             ["2", "0.8500000000000001", "0.07071067811865474", "0.9", "0.8"],
         ]
 
-    def test_confusion(self, full):
-        head, *rows = full.csv("confusion")
-        assert head == ["true class", *CLASSES]
-        for i, row in enumerate(rows):
-            pairs = zip(full.targets, full.prediction, strict=True)
-            found = [guess for true, guess in pairs if true == i]
-            assert row == [CLASSES[i], *(str(found.count(j)) for j in range(C))]
-
-    def test_cost(self, full):
+    def test_cost(self, full, less):
         head, *rows = full.csv("accuracy_against_cost")
         # Nothing has GFLOPs: no column for them.
         assert head == [
-            "number",
             "method",
-            "test accuracy",
+            "accuracy, %",
             "spread (std)",
             "expert forwards per sample",
             "ms per sample",
             "on the Pareto front",
         ]
         assert rows == [
-            ["1", "oracle", "0.9", "", "3.0", "", "bound"],
-            ["2", NASTY, "0.8", "", "2.0", "3.5", "yes"],
-            ["3", "single", "0.5", "0.1", "1.0", "", "yes"],
+            ["oracle", "0.9", "", "3.0", "", "bound"],
+            [NASTY, "0.8", "", "2.0", "3.5", "yes"],
+            ["single", "0.5", "0.1", "1.0", "", "yes"],
         ]
         assert "without a point: Zoo-Tuning." in " ".join(full.page.texts["p"])
-        assert full.page.texts["strong"] == ["0.800"]
+        assert full.page.texts["strong"] == [NASTY, "80.0"]
+        _, *rows = less.csv("error_against_cost")
+        assert [row[0] for row in rows] == ["oracle", "ours", "single"]
+        assert less.page.texts["strong"] == ["ours", "1.000"]
 
-    def test_missed(self, full):
-        missed = [
-            t
-            for t in range(T)
-            if full.prediction[t] != full.targets[t] and full.targets[t] in full.alone[:, t]
-        ]
+    @pytest.mark.parametrize("which", ["full", "less"])
+    def test_missed(self, which, request):
+        written = request.getfixturevalue(which)
+        sign = 1 if which == "full" else -1
+        better = sign * written.scores_alone > sign * written.scores
+        missed = [t for t in range(T) if better[:, t].any()]
         assert len(missed) > 12
-        wrong = int((full.prediction != full.targets).sum())
-        text = full.page.texts["p"][-2]  # the last is the footer
-        share = len(missed) / wrong
-        assert f"is wrong on {wrong} test samples; on {len(missed)} of them ({share:.1%})" in text
-        asked = sum(
-            any(full.alone[m, t] == full.targets[t] and full.weights[t, m] > 0 for m in range(M))
-            for t in missed
-        )
-        assert f"for {asked} of these, a right expert was among" in text
-        head, *rows = full.csv("missed")
-        assert head[:5] == ["sample", "light", "true class", "prediction", "experts right alone"]
+        text = written.page.texts["p"][-2]  # the last is the footer
+        assert f"On {len(missed)} of 60 test samples ({100 * len(missed) / T:.1f} %) some" in text
+        asked = sum((better[:, t] & (written.weights[t] > 0)).any() for t in missed)
+        assert f"on {asked} of these, a better expert was among" in text
+        head, *rows = written.csv("missed")
+        name = written.measure.name
+        assert head[:4] == ["sample", "light", "true", name]
+        assert head[4:] == [*(f"weight of {e}" for e in EXPERTS), *(f"{e} alone" for e in EXPERTS)]
         assert [int(row[0]) for row in rows] == missed
         for t, row in zip(missed, rows, strict=True):
-            assert row[1] == GROUPS[full.groups[t]]
-            assert row[2:4] == [CLASSES[full.targets[t]], CLASSES[full.prediction[t]]]
-            right = [EXPERTS[m] for m in range(M) if full.alone[m, t] == full.targets[t]]
-            assert row[4] == "; ".join(right)
-            assert [float(cell) for cell in row[5:]] == full.weights[t].tolist()
-        cells = full.page.texts["td"]
-        shares = [np.mean([t in missed for t in range(T) if full.groups[t] == g]) for g in range(2)]
-        assert all(f"{share:.1%}" in cells for share in shares)
-        assert f"12 of the {len(missed)}, in turn" in full.page.texts["figcaption"][-1]
+            assert row[1:3] == [GROUPS[written.groups[t]], f"<i>{t}</i>"]
+            numbers = [written.scores[t], *written.weights[t], *written.scores_alone[:, t]]
+            assert [float(cell) for cell in row[3:]] == numbers
+        cells = written.page.texts["td"]
+        for g in range(2):
+            members = [t for t in range(T) if written.groups[t] == g]
+            part = np.mean([t in missed for t in members])
+            assert f"{100 * part:.1f} %" in cells
+            assert written.measure.number(np.mean(written.scores[members])) in cells
+        assert f"12 of the {len(missed)}, in turn by light" in written.page.texts["figcaption"][-1]
 
     def test_samples_are_the_first_of_each_group(self, full):
         _, *rows = full.csv("samples")
@@ -298,99 +316,84 @@ class TestNumbers:
         day, night = (np.flatnonzero(full.groups == g)[:7].tolist() for g in range(2))
         assert shown == day + night
         captions = full.page.texts["figcaption"]
-        assert any("by light: the first ones of each, not chosen" in text for text in captions)
+        assert any("by light: the first of each, not chosen" in text for text in captions)
+
+    def test_those_that_lose_most_come_first(self, tmp_path):
+        given, shown = errors(), []
+
+        def images(indices):
+            shown.extend(indices)
+            return np.zeros((len(indices), 3, 8, 8), np.uint8)
+
+        analysis = Analysis(**(given | {"images": images}))
+        loss = analysis.scores - analysis.scores_alone.min(axis=0)
+        sections.missed(analysis, FigureFolder(tmp_path, 0.2))
+        for g in range(2):
+            members = np.flatnonzero(analysis.missed & (analysis.groups == g))
+            most = members[np.argsort(-loss[members])[:6]]
+            assert sorted(t for t in shown if analysis.groups[t] == g) == sorted(most)
 
 
 class TestExtremes:
-    def test_many_classes_show_the_most_confused(self, tmp_path, coarse):
-        count, per = 40, 3
-        targets = np.repeat(np.arange(count), per)
-        prediction = targets.copy()
-        prediction[[3 * per, 3 * per + 1, 7 * per]] = [30, 30, 31]
-        zeros = np.zeros((len(targets), 2))
-        analysis = Analysis(
-            **fields(
-                classes=[f"class {i}" for i in range(count)],
-                targets=targets,
-                prediction=prediction,
-                expert_names=["a", "b"],
-                alone=np.stack([targets, prediction]),
-                weights=zeros,
-                groups=None,
-                group_names=None,
-            )
-        )
-        section = sections.confusion(analysis, FigureFolder(tmp_path))
-        picture, pairs = section.items
-        assert "Shown are 4 of 40 classes" in picture.caption
-        assert "3 of 3 errors lie between them. The CSV has all classes." in picture.caption
-        labels = [t.get_text() for t in picture.figure.axes[0].get_yticklabels()]
-        assert labels == ["class 3", "class 7", "class 30", "class 31"]
-        assert pairs.rows == [["class 3", "class 30", 2, 2 / 3], ["class 7", "class 31", 1, 1 / 3]]
-        assert len((tmp_path / "confusion.csv").read_text().splitlines()) == count + 1
-        quality = sections.quality(analysis, FigureFolder(tmp_path))
+    def test_many_groups_show_those_with_the_smallest_lead(self, tmp_path):
+        groups = np.arange(T) % 40
+        names = [f"group {i}" for i in range(40)]
+        analysis = Analysis(**fields(groups=groups, group_names=names))
+        quality = sections.quality(analysis, FigureFolder(tmp_path, 0.2))
         assert "Shown are 30 of 40: those with the smallest lead. The CSV has all." in (
             quality.items[0].caption
         )
         assert len(quality.items[0].figure.axes[0].get_yticklabels()) == 31
 
-    def test_all_right_and_none_right(self, tmp_path, coarse):
-        targets = fields()["targets"]
-        alone = np.stack([targets] * M)
-        analysis = Analysis(**fields(prediction=targets, alone=alone, images=None))
-        section = sections.missed(analysis, FigureFolder(tmp_path))
-        assert section.text.startswith("Hub-Pathway is wrong on 0 test samples; on 0 of them some")
+    def test_all_right_and_none_right(self, tmp_path):
+        ones, folder = np.ones((M, T)), FigureFolder(tmp_path, 0.2)
+        analysis = Analysis(**fields(scores=ones[0], scores_alone=ones, images=None))
+        section = sections.missed(analysis, folder)
+        assert section.text.startswith("On 0 of 60 test samples (0.0 %) some expert alone")
         assert section.items == ()
-        text = sections.quality(analysis, FigureFolder(tmp_path)).text
-        assert "right on 100.0% of them, one drawn uniformly on 100.0%" in text
+        text = sections.quality(analysis, folder).text
+        assert "has there accuracy 100.0 %, one drawn uniformly 100.0 %" in text
         assert "of the way" not in text
-        assert "disagree" not in text
-        assert len(sections.confusion(analysis, FigureFolder(tmp_path)).items) == 1
-        analysis = Analysis(**fields(alone=(alone + 1) % C, images=None))
-        section = sections.quality(analysis, FigureFolder(tmp_path))
-        assert section.text.endswith("is right; so there is nothing to compare.")
+        assert "differ" not in text
+        analysis = Analysis(**fields(scores_alone=0 * ones, images=None))
+        section = sections.quality(analysis, folder)
+        assert section.text.endswith("So there is nothing to compare.")
         assert section.items == ()
 
-    def test_one_sample_of_one_class(self, tmp_path, coarse):
-        one = {"targets": [0], "prediction": [0], "alone": [[0]], "weights": [[0.5]]}
-        written = Written(
-            tmp_path, **one, classes=["it"], expert_names=["a"], k=1, groups=None, group_names=None,
-            rows=[{"name": "a", "accuracy": 1.0, "forwards": 1}], accuracy_by_k={1: [1.0]},
-            images=None, history=None,
+    def test_one_sample(self, tmp_path):
+        given = fields(
+            scores=[1.0], scores_alone=[[1.0]], weights=[[0.5]], expert_names=["a"], k=1,
+            groups=None, group_names=None, rows=[{"name": "a", "value": 1.0, "forwards": 1}],
+            values_by_k={1: [1.0]}, images=None, history=None, details={},
         )  # fmt: skip
-        assert written.csv("confusion") == [["true class", "it"], ["it", "1"]]
-        assert (
-            "asks 1 of 1 expert about each of 1 test sample of pets" in written.page.texts["p"][1]
-        )
+        text = Written(tmp_path, given).page.texts["p"][1]
+        assert "asks 1 of 1 expert about each of 1 test sample of pets" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": np.full(T, C)}, "targets holds 4, .* 4 classes; .* from 0 to 3"),
-        ({"targets": np.zeros(T)}, r"targets is float64 of shape \[60\]; give integers"),
-        ({"targets": []}, "with at least one sample"),
-        ({"prediction": np.zeros(T - 1, int)}, r"prediction is int64 of shape \[59\]; .* \[60\]"),
-        ({"prediction": np.full(T, -1)}, "prediction holds -1"),
-        ({"alone": np.zeros((T, M), int)}, r"alone is int64 of shape \[60, 3\]; .* \[3, 60\]"),
+        ({"scores": np.full(T, 2.0)}, r"scores: expected accuracy in 0\.\.1, got 2"),
+        ({"scores": np.full(T, np.nan)}, "60 of its numbers NaN"),
+        ({"scores": []}, "weights has shape"),
+        ({"scores_alone": np.zeros((T, M))}, r"scores_alone has shape \[60, 3\] .* \[3, 60\]"),
         ({"weights": np.zeros((T, M + 1))}, r"weights has shape \[60, 4\] .* \[60, 3\]"),
         ({"weights": np.full((T, M), np.nan)}, "180 of its numbers NaN"),
-        ({"weights": np.full((T, M), 2.0)}, "weights holds 2; give fractions"),
+        ({"weights": np.full((T, M), 2.0)}, "weights: expected fraction"),
         ({"expert_names": ["a"]}, r"weights has shape \[60, 3\] .* \[60, 1\]"),
-        ({"k": 4}, "k is 4; give how many of the 3 experts"),
-        ({"k": 0}, "k is 0"),
+        ({"k": 4}, r"k: expected an integer in 1\.\.3, got 4"),
+        ({"k": 0}, "got 0"),
         ({"groups": None}, "group_names is given without groups"),
         ({"group_names": None}, "groups is given without group_names"),
         ({"groups": np.full(T, 3)}, "groups holds 3, but there are 3 group_names"),
-        ({"accuracy_by_k": {2: [93.5]}}, r"accuracy_by_k\[2\] holds 93.5; give fractions"),
-        ({"accuracy_by_k": {0: [0.5]}}, "accuracy_by_k has K = 0"),
-        ({"accuracy_by_k": {2: []}}, "K = 2 with 0 accuracies"),
+        ({"groups": np.zeros(T)}, "groups is float64"),
+        ({"heads": ["a"]}, "heads has 1 entries for 60 samples"),
+        ({"marked": [True]}, "marked has 1 entries"),
+        ({"details": {"true": [1]}}, "true has 1 entries"),
+        ({"values_by_k": {2: [93.5]}}, r"values_by_k\[2\]: expected accuracy"),
+        ({"values_by_k": {0: [0.5]}}, "values_by_k has K = 0"),
+        ({"values_by_k": {2: []}}, "K = 2 with 0 values"),
         ({"rows": [{"name": "a", "acuracy": 1}]}, r"rows\[0\] has the unknown key 'acuracy'"),
-        ({"rows": [{"accuracy": 1}]}, r"rows\[0\] has no name"),
-        ({"rows": [{"name": "a", "accuracy": 50, "forwards": 1}]}, r"rows\[0\] has accuracy 50"),
-        ({"rows": [{"name": "a", "accuracy": 0.5}]}, r"rows\[0\] \(a\) .* no forwards"),
-        ({"rows": [{"name": "a", "accuracy": 0.5, "forwards": 0}]}, "forwards 0; .* above 0"),
-        ({"rows": [{"name": "a", "accuracy": "x"}]}, "accuracy 'x'; give a number or None"),
         ({"notes": "one"}, "notes is a str"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The bars of accuracies, and what all figures share: looks, names, settings."""
+"""The bars of methods, and what all figures share: looks, names, settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from support.drawn import TEN, assert_inside, boxes, overlaps, texts
+from support.drawn import ACCURACY, ERROR, TEN, assert_inside, boxes, overlaps, texts
 
 from hubpath_fast import report
 from hubpath_fast.report import style
@@ -16,14 +16,14 @@ from hubpath_fast.report import style
 
 class TestBars:
     ROWS = (
-        {"name": "best single", "accuracy": 0.456, "std": 0.011, "cost": 1},
-        {"name": "Hub-Pathway", "accuracy": 0.935, "std": 0.014, "cost": 2},
-        {"name": "oracle", "accuracy": 0.963, "cost": 5, "bound": True},
-        {"name": "Zoo-Tuning", "accuracy": None, "note": "architectures differ"},
+        {"name": "best single", "value": 0.456, "spread": 0.011, "forwards": 1},
+        {"name": "Hub-Pathway", "value": 0.935, "spread": 0.014, "forwards": 2},
+        {"name": "oracle", "value": 0.963, "forwards": 5, "bound": True},
+        {"name": "Zoo-Tuning", "value": None, "note": "architectures differ"},
     )
 
     def test_bars_from_zero_with_values_and_the_best_marked(self):
-        axes = report.accuracy_bars(self.ROWS).axes[0]
+        axes = report.measure_bars(self.ROWS, ACCURACY).axes[0]
         assert [bar.get_width() for bar in axes.patches] == [0.456, 0.935, 0.963]
         assert [t.get_text() for t in axes.get_yticklabels()] == [
             "best single",
@@ -31,41 +31,44 @@ class TestBars:
             "oracle",
             "Zoo-Tuning",
         ]
-        assert texts(axes) == [
-            "accuracy",
-            "0.456 ± 0.011",
-            "0.935 ± 0.014",
-            "0.963",
+        assert [text for text in texts(axes) if text] == [
+            "accuracy, %",
+            "45.6 ± 1.1",
+            "93.5 ± 1.4",
+            "96.3",
             "–",
             "forwards\nper sample",
             "1",
             "2",
             "5",
-            "",
             "architectures differ",
         ]
         bold = [t.get_text() for t in axes.texts if t.get_weight() == "bold"]
-        assert bold == ["0.935 ± 0.014", "2"]
+        assert bold == ["93.5 ± 1.4", "2"]
         assert axes.get_xlim() == (0, 1)
 
     def test_dots_when_the_axis_is_cut(self):
-        rows = [{"name": "a", "accuracy": 0.81}, {"name": "b", "accuracy": 0.9}]
-        axes = report.accuracy_bars(rows).axes[0]
-        assert axes.get_xlim() == (pytest.approx(0.75), 1.0)
+        rows = [{"name": "a", "value": 0.81}, {"name": "b", "value": 0.9}]
+        axes = report.measure_bars(rows, ACCURACY).axes[0]
+        low, high = axes.get_xlim()
+        assert 0.75 < low < 0.81 < 0.9 < high < 0.95
         assert len(axes.patches) == 0
         dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
         assert dots == [0.81, 0.9]
-        assert len(report.accuracy_bars(rows, start=0.0).axes[0].patches) == 2
 
-    def test_sorted_best_first_and_without_accuracy_last(self):
-        rows = [self.ROWS[3], *self.ROWS[:3]]
-        axes = report.accuracy_bars(rows, sort=True).axes[0]
+    def test_less_can_be_better(self):
+        rows = [{"name": "a", "value": 3.0}, {"name": "b", "value": 0.5}, {"name": "c", "value": 9}]
+        axes = report.measure_bars([*rows, {"name": "o", "value": 0, "bound": True}], ERROR).axes[0]
         names = [t.get_text() for t in axes.get_yticklabels()]
-        assert names == ["oracle", "★ Hub-Pathway", "best single", "Zoo-Tuning"]
+        assert names == ["a", "★ b", "c", "o"]
+        assert axes.get_xlabel() == "error"
+        low, high = axes.get_xlim()
+        assert low == 0
+        assert high > 9
 
     def test_long_names_stay_inside(self):
-        rows = [{"name": f"single: {n}", "accuracy": 0.8, "std": 0.1, "cost": 1} for n in TEN]
-        figure = report.accuracy_bars(rows)
+        rows = [{"name": f"single: {n}", "value": 0.8, "spread": 0.1, "forwards": 1} for n in TEN]
+        figure = report.measure_bars(rows, ACCURACY)
         artists = [*figure.axes[0].texts, *figure.axes[0].get_yticklabels()]
         assert overlaps(boxes(artists)) == []
         assert_inside(figure, artists)
@@ -74,17 +77,20 @@ class TestBars:
         ("rows", "message"),
         [
             ([], "rows is empty"),
-            ([{"accuracy": 0.5}], r"rows\[0\] has no name"),
-            ([{"name": "a", "accuracy": 93.5}], r"rows\[0\] has accuracy 93.5"),
-            ([{"name": "a", "accuracy": 0.5, "std": -1}], r"rows\[0\] has std -1"),
+            ([{"value": 0.5}], r"rows\[0\] has no name"),
+            (
+                [{"name": "a", "value": 93.5}],
+                r"rows\[0\]: expected accuracy in 0..1, got 93.5",
+            ),
+            ([{"name": "a", "value": 0.5, "spread": -1}], r"rows\[0\] has spread -1"),
+            ([{"name": "a", "value": 0.5, "forwards": 0}], "forwards 0; .* above 0"),
+            ([{"name": "a", "value": "x"}], "value 'x'; give a number or None"),
             ([{"name": "a", "acuracy": 0.5}], "unknown key 'acuracy'"),
         ],
     )
     def test_errors_name_the_row(self, rows, message):
         with pytest.raises(ValueError, match=message):
-            report.accuracy_bars(rows)
-        with pytest.raises(ValueError, match="start is 1"):
-            report.accuracy_bars([{"name": "a", "accuracy": 0.5}], start=1)
+            report.measure_bars(rows, ACCURACY)
 
 
 class TestStyle:
@@ -117,14 +123,16 @@ class TestStyle:
 
     def test_neither_pyplot_nor_training_is_imported(self):
         found = set()
-        for path in Path(report.__file__).parent.glob("*.py"):
+        folder = Path(report.__file__).parent
+        for path in folder.rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     found |= {alias.name for alias in node.names}
                 elif isinstance(node, ast.ImportFrom):
-                    inside = node.level <= 1 or node.module == "files"
+                    depth = len(path.relative_to(folder).parts)
+                    inside = node.level <= depth or node.module in ("files", "measure")
                     assert inside, f"{path} imports from outside the report"
                     found |= {node.module} if node.level == 0 else set()
         outside = {n for n in found if n.split(".")[0] not in sys.stdlib_module_names}
-        assert {name.split(".")[0] for name in outside} == {"matplotlib", "numpy"}
+        assert {name.split(".")[0] for name in outside} == {"jinja2", "matplotlib", "numpy"}
         assert "matplotlib.pyplot" not in outside

@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
-from support.drawn import FIVE, TEN, assert_inside, boxes, overlaps, texts
+from support.drawn import ACCURACY, ERROR, FIVE, TEN, assert_inside, boxes, overlaps, texts
 
 from hubpath_fast import report
 from hubpath_fast.report import style
@@ -32,15 +32,22 @@ class TestHeatMaps:
 
     def test_best_of_each_group_is_bold_with_ties_and_gaps(self):
         matrix = [[0.9, 0.5, None], [0.8, 0.50004, None], [math.nan, 0.4, None]]
-        axes = report.accuracy_by_group(matrix, ["m1", "m2", "m3"], ["a", "b", "c"], "g").axes[0]
-        bold = [t.get_position() for t in axes.texts if t.get_weight() == "bold"]
-        assert bold == [(0, 0), (1, 0), (1, 1)]  # 0.500 twice, as printed
-        assert texts(axes)[:3] == ["0.900", "0.500", "–"]
-        assert axes.images[0].get_clim() == (pytest.approx(0.4), 1.0)
         names = (["m1", "m2", "m3"], ["a", "b", "c"])
-        axes = report.accuracy_by_group(matrix, *names, bounds=[0]).axes[0]
-        bold = [t.get_position() for t in axes.texts if t.get_weight() == "bold"]
-        assert bold == [(0, 1), (1, 1)]
+
+        def bold(measure, **more) -> list:
+            axes = report.measure_by_group(matrix, *names, measure, **more).axes[0]
+            return [t.get_position() for t in axes.texts if t.get_weight() == "bold"]
+
+        assert bold(ACCURACY) == [(0, 0), (1, 0), (1, 1)]  # 50.0 twice, as printed
+        assert bold(ACCURACY, bounds=[0]) == [(0, 1), (1, 1)]
+        assert bold(ERROR) == [(0, 1), (1, 2)]
+        axes, scale = report.measure_by_group(matrix, *names, ACCURACY, "g").axes
+        assert texts(axes)[:3] == ["90.0", "50.0", "–"]
+        assert axes.images[0].get_clim() == (pytest.approx(40), pytest.approx(90))
+        assert scale.get_ylabel() == "accuracy, %"
+        # Light is good.
+        axes = report.measure_by_group(matrix, *names, ERROR).axes[0]
+        assert axes.images[0].get_cmap().name == "cividis_r"
 
     @pytest.mark.parametrize(
         ("names", "rows"),
@@ -73,8 +80,8 @@ class TestHeatMaps:
             report.mean_weights([0.1, 0.2, 0.7], ["r"], ["a"])
         with pytest.raises(ValueError, match="matrix is ragged"):
             report.mean_weights([[0.1], [0.2, 0.7]], ["r", "s"], ["a"])
-        with pytest.raises(ValueError, match=r"matrix holds 93\.5; give fractions"):
-            report.accuracy_by_group([[93.5]], ["m"], ["g"])
+        with pytest.raises(ValueError, match=r"matrix: expected accuracy in 0\.\.1, got 93\.5"):
+            report.measure_by_group([[93.5]], ["m"], ["g"], ACCURACY)
         with pytest.raises(ValueError, match=r"bold has shape \[1\]"):
             report.heat_map([[1.0, 2.0]], ["r"], ["a", "b"], bold=[True])
 
@@ -88,8 +95,7 @@ def sample_figure(n=4, names=FIVE, k=2, size=(32, 32), **changes):
         "images": rng.integers(0, 256, (n, 3, *size), dtype=np.uint8),
         "weights": weights,
         "expert_names": names,
-        "labels": list(range(n)),
-        "predictions": torch.arange(n),
+        "heads": [str(i) for i in range(n)],
     } | changes
     return report.samples_with_weights(**given), given
 
@@ -106,50 +112,66 @@ class TestSamples:
             found = bars(axes)
             order = np.argsort(-given["weights"][s])[:2]
             assert [b.get_gid() for b in found] == [FIVE[i] for i in order]
-            assert [b.get_width() for b in found] == given["weights"][s][order].tolist()
+            tracks = [p for p in axes.patches if not p.get_gid()]
+            assert [b.get_width() / t.get_width() for b, t in zip(found, tracks, strict=True)] == (
+                pytest.approx(given["weights"][s][order])  # the grey track behind each is 1
+            )
             assert [to_hex(b.get_facecolor()) for b in found] == [
                 style.look(i).color.lower() for i in order
             ]
-            # The grey track behind each is the weight 1.
-            tracks = [p for p in axes.patches if not p.get_gid()]
-            assert [t.get_width() for t in tracks] == [1, 1]
             np.testing.assert_array_equal(
                 picture.images[0].get_array(), given["images"][s].transpose(1, 2, 0)
             )
             shown = [f"{given['weights'][s][i]:.2f}" for i in order]
             assert texts(axes)[1::2] == shown
 
-    def test_wrong_ones_differ_by_more_than_color(self):
+    def test_marked_ones_differ_by_more_than_color(self):
         figure, _ = sample_figure(
-            labels=["cat", 3, 5, 7], predictions=["dog", "3", 5, 7], notes=["upright"] * 4
+            heads=[["predicted dog", "is cat"], "3", "5", "7"],
+            marked=torch.tensor([True, False, False, False]),
+            notes=["upright"] * 4,
         )
-        assert texts(figure.axes[0]) == ["✗ predicted dog, is cat", "upright"]
-        assert texts(figure.axes[3]) == ["✓ 3", "upright"]
+        assert texts(figure.axes[0]) == ["predicted dog, is cat", "upright"]
+        assert texts(figure.axes[3]) == ["3", "upright"]
         wrong, right = (figure.axes[i].spines["top"].get_linestyle() for i in (1, 4))
         assert right == "solid"
         assert wrong != "solid"
 
     def test_tensors_and_gray_images(self):
         gray = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-        figure = report.samples_with_weights(
-            gray, torch.tensor([[1.0]], dtype=torch.bfloat16), ["only"], torch.tensor([3]), [3]
-        )
+        weights = torch.tensor([[1.0]], dtype=torch.bfloat16)
+        figure = report.samples_with_weights(gray, weights, ["only"], ["3"])
         picture = figure.axes[1].images[0].get_array()
         np.testing.assert_array_equal(picture, np.repeat(gray[0].numpy().transpose(1, 2, 0), 3, 2))
-        assert texts(figure.axes[0]) == ["✓ 3"]
+
+    def test_better_ones_are_listed_though_not_asked(self):
+        weights = [[0.2, 0.7, 0, 0, 0], [0.5, 0, 0, 0, 0]]
+        better = np.array([[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]], bool)
+        figure, _ = sample_figure(n=2, weights=weights, better=better)
+        first, second = (figure.axes[i] for i in (2, 5))
+        assert texts(first) == [
+            *("✗", FIVE[1], "0.70"),
+            *("✓", FIVE[0], "0.20"),
+            *("✓", FIVE[3], "not asked"),
+        ]
+        assert texts(second) == ["✗", FIVE[0], "0.50", "✓", FIVE[2], "not asked"]
 
     def test_more_experts_than_bars_are_summed_up(self):
         weights = np.array([[0.3, 0.2, 0.1, 0.1, 0.1, 0.08, 0.05, 0.04, 0.03, 0.0]])
         figure, _ = sample_figure(n=1, names=TEN, weights=weights)
         assert len(bars(figure.axes[2])) == 6
         assert texts(figure.axes[2])[-1] == "and 3 more: 0.12"
+        better = np.array([[0] * 7 + [1, 1, 1]], bool)
+        figure, _ = sample_figure(n=1, names=TEN, weights=weights, better=better)
+        assert texts(figure.axes[2])[-1] == "and 4 more: 3 of them ✓"
 
     @pytest.mark.parametrize(("names", "size"), [(FIVE, (32, 32)), (TEN, (224, 180))])
     def test_texts_neither_overlap_nor_leave_the_figure(self, names, size):
-        labels = ["mountain bike, all-terrain bike, off-roader"] * 4
+        long = "mountain bike, all-terrain bike, off-roader"
+        heads = [["predicted unicycle, monocycle and the like", f"is {long}"], long, "bus", "b"]
         figure, _ = sample_figure(
-            names=names, size=size, k=len(names), labels=labels, notes=["checkerboard"] * 4,
-            predictions=[labels[0], "unicycle, monocycle and the like", labels[0], "bus"],
+            names=names, size=size, k=len(names), heads=heads, notes=["checkerboard"] * 4,
+            better=None if size[0] == 32 else np.ones((4, len(names)), bool),
         )  # fmt: skip
         artists = [text for axes in figure.axes for text in axes.texts]
         assert overlaps(boxes(artists)) == []
@@ -163,10 +185,11 @@ class TestSamples:
             ({"images": np.zeros((0, 3, 8, 8), np.uint8)}, "at least one image"),
             ({"weights": np.zeros((3, 5))}, "weights has 3 rows"),
             ({"weights": np.full((4, 5), np.nan)}, "20 of its numbers NaN"),
-            ({"weights": np.full((4, 5), 2.0)}, "weights holds 2"),
+            ({"weights": np.full((4, 5), 2.0)}, "weights: expected fraction in 0..1, got 2"),
             ({"expert_names": ["a"]}, "expert_names has 1 entries, but there are 5"),
-            ({"labels": [1]}, "labels has 1 entries, but there are 4 images"),
-            ({"predictions": [1]}, "predictions has 1 entries"),
+            ({"heads": ["1"]}, r"heads has 1 entries .* there are 4 images"),
+            ({"marked": [True]}, r"marked shape \[1\]"),
+            ({"better": np.zeros((4, 5))}, r"better is float64 \[4, 5\]; give bool"),
             ({"notes": ["a"]}, "notes has 1 entries"),
         ],
     )
@@ -205,7 +228,7 @@ def panels(figure) -> dict:
 
 class TestCurves:
     def test_lines_are_the_logged_values(self):
-        found = panels(report.training_curves(history(), ["a", "b", "c"]))
+        found = panels(report.training_curves(history(), ["a", "b", "c"], ACCURACY))
         assert list(found) == [
             "losses",
             "accuracy",

@@ -9,6 +9,7 @@ import io
 import os
 import stat
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 from hubpath_fast import report
 from hubpath_fast.files import write_bytes
 from hubpath_fast.report import Picture, Section, Table
+from hubpath_fast.report.page import TEMPLATE
 
 NASTY = "<script>alert('&')</script> \"R&D\" {0}"
 VOID = {"meta", "img"}
@@ -98,6 +100,11 @@ def test_pictures_are_inside_with_alt_and_twice_the_size():
     assert abs(picture.height - 2 * shown[1]) <= 1
 
 
+def test_an_installed_package_has_the_template():
+    setup = Path(__file__).parents[2] / "setup.py"
+    assert f'"hubpath_fast.report": ["{TEMPLATE}"]' in setup.read_text()
+
+
 def test_nothing_is_loaded_from_outside():
     for _, attrs in Reader(whole_page()).tags:
         for key in ("src", "href"):
@@ -138,52 +145,26 @@ def test_best_cells_are_ties_as_shown_and_skip_bounds():
         report.best_cells(table, "cost")
 
 
-def test_accuracy_table():
-    rows = [
-        {"name": "single", "accuracy": 0.8, "std": 0.01, "cost": 1},
-        {"name": "ours", "accuracy": 0.9, "cost": 2.5},
-        {"name": "oracle", "accuracy": 0.95, "cost": 5, "bound": True},
-    ]
-    table = report.accuracy_table(rows)
-    assert list(table.columns) == [
-        "method",
-        "accuracy",
-        "spread (std)",
-        "expert forwards per sample",
-    ]
-    assert table.rows[1] == ["ours", 0.9, None, 2.5]
-    assert table.highlight == [(1, 0), (1, 1)]
-    assert table.text(1, 3) == "2.5"
-
-
 def read_csv(path) -> list[list[str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
 
 
-def test_write_figure_writes_png_and_csv(tmp_path):
-    matrix = [[0.1, 1 / 3], [np.nan, 1.0]]
-    table = report.matrix_table(matrix, ["r,1", NASTY], ["a", "b"], "rendering")
+def test_a_folder_has_every_figure_with_its_numbers(tmp_path):
+    table = report.matrix_table([[0.1, 1 / 3], [np.nan, 1.0]], ["r,1", NASTY], ["a", "b"], "light")
+    folder = report.FigureFolder(tmp_path / "new" / "folder", scale=1.0)
+    first, second = (folder.picture(name, figure(), table, "", "map") for name in ("heat", "again"))
     out = tmp_path / "new" / "folder"
-    paths = report.write_figure(figure(), out, "heat", table)
-    assert paths == [out / "heat.png", out / "heat.csv"]
-    assert Image.open(io.BytesIO(paths[0].read_bytes())).width == pytest.approx(
-        2 * figure().get_figwidth() * 100, abs=1
-    )
-    assert read_csv(paths[1]) == [
-        ["rendering", "a", "b"],
+    assert folder.written[:2] == [out / "heat.png", out / "heat.csv"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in folder.written)
+    image = Image.open(io.BytesIO((out / "heat.png").read_bytes()))
+    assert image.width == pytest.approx(figure().get_figwidth() * 100, abs=1)
+    assert first.png == second.png  # equal figures are equal files
+    assert read_csv(out / "heat.csv") == [
+        ["light", "a", "b"],
         ["r,1", "0.1", repr(1 / 3)],
         [NASTY, "", "1.0"],
     ]
-    assert sorted(p.name for p in out.iterdir()) == ["heat.csv", "heat.png"]
-    assert report.write_figure(figure(), out, "alone") == [out / "alone.png"]
-    with pytest.raises(ValueError, match=r"name is '../heat'"):
-        report.write_figure(figure(), out, "../heat")
-
-
-def test_equal_figures_are_equal_files(tmp_path):
-    first, second = (report.write_figure(figure(), tmp_path, name)[0].read_bytes() for name in "ab")
-    assert first == second
 
 
 def test_history_table_flattens_records():
@@ -194,14 +175,6 @@ def test_history_table_flattens_records():
     table = report.history_table(history)
     assert table.columns == ["step", "loss", "load/0", "load/1", "validation/accuracy"]
     assert table.rows == [[1, 2.0, 0.5, 0.5, None], [2, None, None, None, 0.9]]
-
-
-def test_samples_table():
-    table = report.samples_table([[0.5, 0.0]], ["a", "b"], ["cat"], ["dog"], ["upright"])
-    assert table.columns == ["sample", "label", "prediction", "note", "a", "b"]
-    assert table.rows == [[0, "cat", "dog", "upright", 0.5, 0.0]]
-    with pytest.raises(ValueError, match="predictions has 2 entries, but weights has 1 rows"):
-        report.samples_table([[0.5]], ["a"], ["cat"], ["dog", "cat"])
 
 
 def test_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -230,4 +203,4 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="alt is empty"):
         Picture(Figure(), "caption", " ")
     with pytest.raises(ValueError, match="section 'One' holds a dict"):
-        report.render_page("Title", [Section("One", items=[{}])])
+        Section("One", items=[{}])

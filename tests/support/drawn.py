@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from hubpath_fast.measure import Measure
+
+# Stand-ins for those of tasks: in one more is better, in the other less, without an upper end.
+ACCURACY = Measure("accuracy", "max", (0.0, 1.0), scale=100, unit="%", decimals=1)
+ERROR = Measure("error", "min", (0.0, None))
 FIVE = [
     "upright/test_resnet",
     "inverted/test_efficientnet",

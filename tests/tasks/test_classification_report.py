@@ -1,0 +1,55 @@
+"""What a report says of classes: worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hubpath_fast.report import FigureFolder
+from hubpath_fast.tasks.classification_report import (
+    confusion_counts,
+    most_confused,
+    report_fields,
+    shown_classes,
+)
+
+COUNTS = np.array([[5, 2, 0], [0, 9, 1], [3, 0, 1234]])
+
+
+def test_counts():
+    counts = confusion_counts(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 1, 1]), 3)
+    assert counts.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
+
+
+def test_most_confused_and_shown():
+    assert most_confused(COUNTS) == [(2, 0, 3), (0, 1, 2), (1, 2, 1)]
+    assert shown_classes(COUNTS, 3) == [0, 1, 2]
+    assert shown_classes(COUNTS, 2) == [0, 2]
+    assert shown_classes(np.eye(4, dtype=int), 2) == [0, 1]
+
+
+def test_many_classes_show_the_most_confused(tmp_path):
+    count, per = 40, 3
+    targets = torch.arange(count).repeat_interleave(per)
+    guesses = targets.clone()
+    guesses[[3 * per, 3 * per + 1, 7 * per]] = torch.tensor([30, 30, 31])
+    classes = [f"class {i}" for i in range(count)]
+    predictions = torch.nn.functional.one_hot(guesses, count).float()
+    fields = report_fields(classes, predictions, targets)
+    assert fields["marked"].sum() == 3
+    assert fields["heads"][9:12] == [
+        ["✗ predicted class 30", "is class 3"],
+        ["✗ predicted class 30", "is class 3"],
+        ["✓ class 3"],
+    ]
+    assert fields["details"]["prediction"][21] == "class 31"
+    (make,) = fields["extra"]
+    section = make(FigureFolder(tmp_path, 0.2))
+    assert section.text == "Hub-Pathway is wrong on 3 of 120 test samples (2.5 %)."
+    picture, pairs = section.items
+    assert "Shown are 4 of 40 classes" in picture.caption
+    assert "3 of 3 errors lie between them. The CSV has all classes." in picture.caption
+    labels = [t.get_text() for t in picture.figure.axes[0].get_yticklabels()]
+    assert labels == ["class 3", "class 7", "class 30", "class 31"]
+    assert pairs.rows == [["class 3", "class 30", 2, 2 / 3], ["class 7", "class 31", 1, 1 / 3]]
+    assert len((tmp_path / "confusion.csv").read_text().splitlines()) == count + 1
