@@ -25,7 +25,7 @@ SLANT = 35  # degrees
 def mean_weights(
     matrix: Any, row_names: Sequence[str], expert_names: Sequence[str], row_label: str = ""
 ) -> Figure:
-    """Mean pathway weight of each expert (columns) per rendering, class or data set (rows).
+    """Mean pathway weight of each expert (columns) per group of samples (rows).
 
     matrix: [rows, M] in 0..1. row_label: what a row is, as the axis's title. An expert that a row
     never uses shows a bare 0.
