@@ -12,7 +12,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
@@ -32,16 +32,17 @@ def setting(
     choices: Sequence[Any] | None = None,
     finite: bool = True,
     free: bool = False,
+    convert: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of a ``Settings`` class.
 
     help: what it means, a phrase or a sentence. low, high: the least and the largest value. above,
     below: bounds that are not allowed themselves. choices: the only values. finite: False allows
     infinity. free: two runs may differ in it and still be the same run: it changes no result but by
-    rounding.
+    rounding. convert: brings other spellings of a value to the one that is checked and kept.
     """
     rules = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
-    metadata = {**rules, "help": help, "finite": finite, "free": free}
+    metadata = {**rules, "help": help, "finite": finite, "free": free, "convert": convert}
     if isinstance(default, (Settings, type)):
         factory = default if isinstance(default, type) else lambda: default
         return dataclasses.field(default_factory=factory, metadata=metadata)
@@ -108,6 +109,11 @@ class Setting:
             return made
         if value is None and self.optional:
             return None
+        if self.rules.get("convert") is not None:
+            try:
+                value = self.rules["convert"](value)
+            except (AttributeError, TypeError):  # of a type that it does not know
+                raise self._refusal(value) from None
         if self.many:
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise self._refusal(value)
@@ -216,6 +222,32 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Setting
             yield prefix + known.name, known
         else:
             yield from leaves(known.inner, f"{prefix}{known.name}.")
+
+
+def full_name(cls: type[Settings], name: str) -> str:
+    """The dotted name of a setting, of which the last part will do where it is the only one.
+
+    Raises ValueError, with the closest names, where none or several are meant.
+    """
+    known = [full for full, _ in leaves(cls)]
+    found = [full for full in known if full == name or full.rpartition(".")[2] == name]
+    if len(found) > 1:
+        raise ValueError(f"setting {name!r}: expected one of {', '.join(found)}")
+    if not found:
+        check_names({name: None}, [*known, *(full.rpartition(".")[2] for full in known)])
+    return found[0]
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"k": 1, "trainer.steps": 2} -> {"k": 1, "trainer": {"steps": 2}}."""
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        *outer, last = name.split(".")
+        inner = made
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return made
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -7,18 +7,22 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..runs.config import FitConfig
 from .messages import console, messages
+from .options import options
 
 OptionalInt, OptionalFloat, OptionalStr = Optional[int], Optional[float], Optional[str]  # noqa: UP045
 
 
+SHOWN = (
+    "data", "hub", "k", "steps", "batch_size", "explore", "image_size", "validation", "pretrained",
+    "device",
+)  # fmt: skip
+
+
+@options(FitConfig, SHOWN)
 def compare(
-    data: Annotated[
-        OptionalStr, typer.Option(help="folder of images, or a data set of `hubpath data list`")
-    ] = None,
-    hub: Annotated[
-        OptionalStr, typer.Option(help="model names, comma-separated, or a hub of `hubpath hub`")
-    ] = None,
+    asked,
     methods: Annotated[
         str,
         typer.Option(
@@ -41,20 +45,6 @@ def compare(
         OptionalStr,
         typer.Option(help="3e-4,1e-3: each method is tried with each, validation chooses"),
     ] = None,
-    k: Annotated[OptionalInt, typer.Option("--k", help="active experts per image")] = None,
-    steps: Annotated[OptionalInt, typer.Option(help="optimizer updates of every run")] = None,
-    batch_size: Annotated[OptionalInt, typer.Option(help="images per update")] = None,
-    explore: Annotated[
-        OptionalFloat, typer.Option(help="lambda, weight of the exploration loss")
-    ] = None,
-    image_size: Annotated[OptionalInt, typer.Option(help="pixels a side")] = None,
-    validation: Annotated[
-        OptionalFloat, typer.Option(help="share of train held out if there is no validation split")
-    ] = None,
-    pretrained: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--pretrained/--no-pretrained", help="random weights need no network"),
-    ] = None,
     temperature: Annotated[
         OptionalFloat, typer.Option(help="of the ensemble's soft targets in distill")
     ] = None,
@@ -62,31 +52,27 @@ def compare(
         OptionalFloat, typer.Option(help="share of the soft targets in distill's loss, 0 to 1")
     ] = None,
     workers: Annotated[
-        OptionalInt, typer.Option(help="runs side by side; default one a core, at most 4")
+        OptionalInt, typer.Option(help="concurrent runs; default one a core, at most 4")
     ] = None,
-    device: Annotated[OptionalStr, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
 ) -> None:
-    """Every method of the paper on the same data and hub, under one budget: one table."""
+    """Every method of the paper on the same data and hub, under one budget: one table.
+
+    --data is a folder of images, or a data set of `hubpath data list`.
+    """
     with messages():
         from ..compare import compare as run
         from ..compare.settings import make_settings, parse_rates
         from ..runs.resolve import parse_seeds
 
         settings = make_settings(
-            data,
-            hub,
+            asked.pop("data", None),
+            asked.pop("hub", None),
             data_root,
             None if rates is None else parse_rates(rates),
             quick,
             preset,
-            top={
-                "k": k,
-                "explore": explore,
-                "image_size": image_size,
-                "validation": validation,
-                "pretrained": pretrained,
-            },
-            trainer={"steps": steps, "batch_size": batch_size, "device": device},
+            trainer=asked.pop("trainer", {}),
+            top=asked,
             distill={"temperature": temperature, "distill_weight": distill_weight},
         )
         rows = run(settings, methods, parse_seeds(seeds), out, workers, console)

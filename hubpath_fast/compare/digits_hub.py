@@ -49,6 +49,7 @@ class Pretraining:
             steps=max(1, num_samples * self.epochs // self.batch_size),
             batch_size=self.batch_size,
             lr_expert=self.lr,
+            lr_head=None,
             save_every=0,
             seed=seed,
         )

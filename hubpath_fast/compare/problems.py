@@ -7,7 +7,6 @@ which routing pays (see ``data.digits``), whose experts are pre-trained here.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -51,9 +50,7 @@ class Problem(ABC):
 
     def __init__(self, settings: CompareSettings, seed: int):
         self.settings, self.seed = settings, seed
-        self.fit = dataclasses.replace(
-            settings.fit, trainer=settings.fit.trainer.replace(seed=seed)
-        )
+        self.fit = settings.fit.with_seed(seed)
         self.size = self.fit.image_size or default_input_size(self.fit.hub)
 
     @property

@@ -13,15 +13,12 @@ from ..data.digits import RENDERINGS
 from ..data.named import DIGITS, FOLDER, find_dataset
 from ..files import write_json
 from ..runs.build import expert_names
-from ..runs.config import FREE, FitConfig
+from ..runs.config import FitConfig
 from ..runs.resolve import settings as fit_settings
 from ..training import TrainerConfig
 from .results import PROBLEM
 
 COMPARE_FILE = "compare.json"
-
-# What may differ between two calls on the same folder: nothing of it changes a result.
-FREE_TRAINER = ("device", "log_every", "save_every", "seed", "eval_every")
 
 # The digits' own budget, that of `hubpath demo`: 250 steps of 48 on 200 digits.
 DIGITS_TRAINER = TrainerConfig(
@@ -98,14 +95,11 @@ class CompareSettings:
 
     def identity(self) -> dict[str, Any]:
         """Whatever changes a result, flat: {"hub": ..., "trainer.steps": ...}."""
-        values = self.to_dict()
-        fit = values.pop("fit")
-        trainer = fit.pop("trainer")
-        kept = {k: v for k, v in fit.items() if k not in (*FREE, "crops")}
-        if fit["dataset"] == FOLDER:
-            kept["data"] = fit["data"]
-        inner = {f"trainer.{k}": v for k, v in trainer.items() if k not in FREE_TRAINER}
-        return {**kept, **values, **inner}
+        values = {name: value for name, value in self.to_dict().items() if name != "fit"}
+        fit = self.fit.identity()
+        own = {"data": self.fit.data} if self.fit.dataset == FOLDER else {}
+        apart = ("trainer.seed", "trainer.eval_every")  # of the runs; nothing is chosen by them
+        return {**{k: v for k, v in fit.items() if k not in apart}, **own, **values}
 
 
 def make_settings(

@@ -171,10 +171,14 @@ class _Steps:
             step += 1
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
-    """The cores that this process may use, one less for training itself; from 1 to 12."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(max((cores or 1) - 1, 1), MAX_WORKERS)
+    """The usable cores, one less for training itself; from 1 to 12."""
+    return min(max(usable_cores() - 1, 1), MAX_WORKERS)
 
 
 def _loader(dataset, workers: int, device, prefetch: int, **options) -> DataLoader:

@@ -19,9 +19,8 @@ from ..data.transforms import eval_transform
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
 from ..runs.build import eval_batches, expert_names, make_pathway
-from ..runs.folder import open_run
+from ..runs.folder import RunFolder, open_run
 from ..runs.measure import dense_weights, probabilities
-from ..runs.resolve import FIT_FILE, SEEDS_FILE
 from ..tasks.classification import Classification
 from ..tasks.classification_report import report_fields
 from ..training import load_weights, read_log
@@ -41,7 +40,7 @@ def report(run: str | Path, out_dir: str | Path | None = None, device: str = "cp
     """
     run = Path(run)
     compared = (run / COMPARE_FILE).is_file()
-    if not compared and not any((run / name).is_file() for name in (FIT_FILE, SEEDS_FILE)):
+    if not compared and RunFolder(run).config() is None:
         raise ValueError(
             f"{run} holds neither a run of `hubpath fit` nor one of `hubpath compare`; give the "
             "folder named by --out"
@@ -81,7 +80,7 @@ def _of_run(run: Path, device: str) -> Analysis:
         alone_title=OWN_EXPERTS,
         weights=dense_weights(opened.model, batches, device),
         k=config.k,
-        history=read_log(run / "log.jsonl"),
+        history=RunFolder(run).history(),
         images=images,
         **report_fields(task.classes, predictions, targets),
     )

@@ -1,11 +1,8 @@
-"""``hubpath fit``: a hub of named models and a set of images in, a trained Hub-Pathway out.
-
-A run's folder holds ``fit.json`` (the settings and what the data turned out to be), ``last/`` and
-``best/`` (checkpoints), ``log.jsonl``, ``tensorboard/`` and, at the end, ``result.json``.
-"""
+"""``hubpath fit``: a hub of named models and a set of images in, a trained Hub-Pathway out."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,10 @@ from ..data import (
     cache_splits,
     open_dataset,
 )
-from ..data.images import default_workers
+from ..data.images import default_workers, usable_cores
 from ..data.named import FOLDER
 from ..data.transforms import resized_side
 from ..executors import choose
-from ..files import write_json
 from ..hub import default_input_size
 from ..model import HubPathway
 from ..runs.build import (
@@ -33,11 +29,9 @@ from ..runs.build import (
     score,
     train_stream,
 )
-from ..runs.config import FREE, FitConfig
-from ..runs.resolve import FIT_FILE
+from ..runs.config import FitConfig
+from ..runs.folder import Record, RunFolder
 from ..training import PathwayObjective, Reporting, Trainer, TrainResult
-
-RESULT_FILE = "result.json"
 
 
 def fit(
@@ -53,7 +47,7 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     console = console or Console()
-    out_dir = Path(out_dir)
+    out_dir, folder = Path(out_dir), RunFolder(Path(out_dir))
     image_size = config.image_size or default_input_size(config.hub)
     splits = open_dataset(config.dataset, config.data, config.validation, config.trainer.seed)
     model = build_seeded(config, splits.num_classes, image_size)
@@ -79,47 +73,44 @@ def fit(
             resume_hint=f"the same command and --resume (--out {out_dir})",
         ),
     )
-    write_json(
-        out_dir / FIT_FILE,
-        {"config": config.to_dict(), "classes": list(splits.classes), "image_size": image_size},
-    )
+    folder.write_record(Record(config, splits.classes, image_size))
     result = trainer.fit()
     if result.interrupted:
         return result, {}
     trainer.load_best()
+    metric, step = task.metric, result.best_step
     test = score(model, task, splits.test, config, image_size)
     summary = {
-        "test_accuracy": test["accuracy"],
+        f"test_{metric.name}": test[metric.name],
         "test_loss": test["loss"],
         "test_images": test["n"],
         "test_is_validation": splits.test_is_validation,
         "best_validation": result.best_metric,
-        "best_step": result.steps if result.best_metric is None else result.best_step,
+        "best_step": result.steps if step is None else step,
         "steps": result.steps,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "seed": settings.seed,
     }
-    if config.crops > 1:
-        scores = score(model, task, splits.test, config, image_size, config.crops)
-        summary[f"test_accuracy_{config.crops}_crops"] = scores["accuracy"]
-    write_json(out_dir / RESULT_FILE, summary)
     name = "validation (there is no test split)" if splits.test_is_validation else "test"
     console.print(
-        f"[bold]{name}: {100 * test['accuracy']:.2f} % of {test['n']} images[/] with the weights "
-        f"of step {summary['best_step']}; kept in "
-        f"{out_dir / ('best' if len(splits.validation) else 'last')}"
+        f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/] with the weights "
+        f"of step {summary['best_step']}; kept in {folder.checkpoint()}"
     )
     if config.crops > 1:
-        accuracy = summary[f"test_accuracy_{config.crops}_crops"]
-        console.print(f"[bold]{name}: {100 * accuracy:.2f} %[/] over {config.crops} crops an image")
+        scores = score(model, task, splits.test, config, image_size, config.crops)
+        value = summary[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]
+        console.print(
+            f"[bold]{name}: {metric.text(value)}[/] over {config.crops} crops of each image"
+        )
+    folder.write_result(summary)
     return result, summary
 
 
 def _identity(config: FitConfig) -> dict[str, Any]:
-    """What makes two runs the same: all settings but the trainer's, which it compares itself, and
-    those that change no result."""
-    return {k: v for k, v in config.to_dict().items() if k not in (*FREE, "trainer", "crops")}
+    """What makes two runs the same, but for the trainer's settings, which it compares itself."""
+    identity = config.identity()
+    return {name: identity[name] for name in identity if not name.startswith("trainer.")}
 
 
 def _cached(
@@ -148,6 +139,17 @@ def _speed(config: FitConfig) -> str:
     return ", ".join(settings)
 
 
+def busy_note(load: float, cores: int) -> str | None:
+    """What to do where more is running than there are cores. load: as ``os.getloadavg`` has it."""
+    if load <= cores:
+        return None
+    return (
+        f"the load of this machine is {load:.1f} on {cores} cores: other processes take cores from "
+        "this run, and with several threads every layer waits for the one that lost its core. "
+        "OMP_NUM_THREADS=1 before the command avoids the waiting; or wait until they are done"
+    )
+
+
 def _banner(
     console: Console, config: FitConfig, splits: ImageSplits, image_size: int, model: HubPathway
 ) -> None:
@@ -165,5 +167,7 @@ def _banner(
     }
     for name, text in lines.items():
         console.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=True, highlight=False)
-    for note in splits.notes:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
+    busy = busy_note(load, usable_cores())
+    for note in (*splits.notes, *([busy] if busy else [])):
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)

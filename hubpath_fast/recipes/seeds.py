@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from ..files import write_json
-from ..runs.config import FREE, FitConfig
-from ..runs.resolve import FIT_FILE, read_record, write_seeds
-from .fit import RESULT_FILE, fit
+from ..fields import differences
+from ..runs.config import FitConfig
+from ..runs.folder import RunFolder
+from .fit import fit
 
-SPREAD = ("test_accuracy", "test_loss", "best_validation")
+NOT_SPREAD = ("test_images", "test_is_validation", "best_step")  # of what a run's result has
 
 
 def fit_seeds(
@@ -37,40 +35,39 @@ def fit_seeds(
     Raises ValueError, before any training, if runs are there and ``resume`` is false, or are of
     other settings.
     """
-    console, out_dir = console or Console(), Path(out_dir)
-    _check_folder(config, seeds, out_dir, resume)
-    write_seeds(out_dir, config, seeds)
+    console, folder = console or Console(), RunFolder(Path(out_dir))
+    _check_folder(config, seeds, folder, resume)
+    folder.write_seeds(config, seeds)
     results = []
     for i, seed in enumerate(seeds, start=1):
-        run, own = out_dir / f"seed-{seed}", _with_seed(config, seed)
-        done = run / RESULT_FILE
-        if done.is_file():
-            console.print(f"[bold]seed {seed}[/] ({i} of {len(seeds)}) is done: {done}")
-            results.append(json.loads(done.read_text(encoding="utf-8")))
-            continue
-        console.print(f"[bold]seed {seed}[/] ({i} of {len(seeds)})")
-        result, summary = fit(own, run, resume, console)
-        if result.interrupted:
-            return {}
+        run = folder.seed(seed)
+        summary = run.result()
+        done = "" if summary is None else f" is done: {run.path}"
+        console.print(f"[bold]seed {seed}[/] ({i} of {len(seeds)}){done}", soft_wrap=True)
+        if summary is None:
+            result, summary = fit(config.with_seed(seed), run.path, resume, console)
+            if result.interrupted:
+                return {}
         results.append(summary)
     summary = summarise(seeds, results)
-    write_json(out_dir / RESULT_FILE, summary)
-    for name, text in (("test_accuracy", "test"), *_crop_names(summary)):
-        mean, std = 100 * summary[name]["mean"], 100 * summary[name]["std"]
-        console.print(
-            f"[bold]{text}: {mean:.2f} ± {std:.2f} %[/] (mean and standard deviation of seeds "
-            f"{', '.join(map(str, seeds))})",
-            soft_wrap=True,
-        )
+    folder.write_result(summary)
+    for name, spread in summary.items():
+        if name.startswith("test_"):
+            console.print(
+                f"[bold]{name}: {spread['mean']:.4f} ± {spread['std']:.4f}[/] (mean and standard "
+                f"deviation of seeds {', '.join(map(str, seeds))})",
+                soft_wrap=True,
+            )
     return summary
 
 
 def summarise(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation of what every seed has; of a single seed the deviation is 0."""
-    names = [*SPREAD, *(name for name in results[0] if name.endswith("_crops"))]
     spread = {}
-    for name in names:
-        values = [result[name] for result in results]
+    for name in results[0]:
+        if name in NOT_SPREAD or not name.startswith(("test_", "best_")):
+            continue
+        values = [result.get(name) for result in results]
         if any(value is None for value in values):  # nothing was held out
             continue
         std = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -78,37 +75,21 @@ def summarise(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> dict[s
     return {"seeds": list(seeds), **spread, "runs": list(results)}
 
 
-def _crop_names(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    names = [name for name in summary if name.endswith("_crops")]
-    return [(name, f"test, {name.split('_')[-2]} crops") for name in names]
-
-
-def _with_seed(config: FitConfig, seed: int) -> FitConfig:
-    return dataclasses.replace(config, trainer=config.trainer.replace(seed=seed))
-
-
-def _check_folder(config: FitConfig, seeds: Sequence[int], out_dir: Path, resume: bool) -> None:
-    if (out_dir / FIT_FILE).is_file():
-        raise ValueError(f"out: {out_dir} holds a run of one seed; choose another folder")
-    held = [run for seed in seeds if (run := out_dir / f"seed-{seed}").joinpath(FIT_FILE).is_file()]
+def _check_folder(config: FitConfig, seeds: Sequence[int], folder: RunFolder, resume: bool) -> None:
+    if folder.has_run:
+        raise ValueError(f"out: {folder.path} holds a run of one seed; choose another folder")
+    held = {seed: run for seed in seeds if (run := folder.seed(seed)).has_run}
     if held and not resume:
+        names = ", ".join(run.path.name for run in held.values())
         raise ValueError(
-            f"out: {out_dir} holds runs of these seeds ({', '.join(run.name for run in held)}); go "
-            "on with them by --resume, delete them, or choose another folder"
+            f"out: {folder.path} holds runs of these seeds ({names}); go on with them by --resume, "
+            "delete them, or choose another folder"
         )
-    for run in held:
-        saved = FitConfig.from_dict(read_record(run)["config"]).to_dict()
-        asked = _with_seed(config, saved["trainer"]["seed"]).to_dict()
-        changed = [k for k in asked if k not in FREE and _plain(asked[k]) != _plain(saved[k])]
+    for seed, run in held.items():
+        saved, asked = run.record().config, config.with_seed(seed)
+        changed = differences(saved.identity(), asked.identity())
         if changed:
             raise ValueError(
-                f"{run} is a run of other settings ({', '.join(changed)}); use the same to resume, "
-                "or another folder"
+                f"{run.path} is a run of other settings ({'; '.join(changed)}); use the same to "
+                "resume, or another folder"
             )
-
-
-def _plain(value: Any) -> Any:
-    """A setting without what may differ inside of the trainer's."""
-    if isinstance(value, dict):
-        return {k: v for k, v in value.items() if k not in ("device", "log_every", "save_every")}
-    return value

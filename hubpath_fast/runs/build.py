@@ -97,7 +97,7 @@ def train_stream(split: Split, config: FitConfig, image_size: int) -> TrainStrea
         settings.seed,
         config.workers,
         settings.device,
-        config.ahead,
+        config.prefetch,
         augment,
     )
 
@@ -112,7 +112,7 @@ def eval_batches(
         config.trainer.batch_size,
         config.workers,
         device or config.trainer.device,
-        config.ahead,
+        config.prefetch,
     )
 
 

@@ -1,21 +1,109 @@
-"""A finished run, opened again."""
+"""The folder of a run, and a trained run opened again."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from ..files import write_json
 from ..model import HubPathway
-from ..training import (
-    find_checkpoint,
-    load_weights,
-)
+from ..training import find_checkpoint, load_weights, read_log
 from .build import build_model
 from .config import FitConfig
-from .resolve import read_record
+
+FIT, SEEDS, RESULT, LOG = "fit.json", "seeds.json", "result.json", "log.jsonl"
+
+
+class Record(NamedTuple):
+    """What a run does: its settings, and what the data turned out to be."""
+
+    config: FitConfig
+    classes: tuple[str, ...]
+    image_size: int
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder of ``hubpath fit``: the one place that knows its files.
+
+    ``fit.json`` has the settings and the classes, ``last/`` and ``best/`` are checkpoints,
+    ``log.jsonl`` and ``tensorboard/`` what happened, ``result.json`` what came of it. A run of
+    several seeds has ``seeds.json``, a run in ``seed-S/`` for each, and a ``result.json`` of all.
+
+    Raises ValueError, wherever it reads, for a file that is missing or damaged.
+    """
+
+    path: Path
+
+    @property
+    def has_run(self) -> bool:
+        return (self.path / FIT).is_file()
+
+    @property
+    def has_seeds(self) -> bool:
+        return (self.path / SEEDS).is_file()
+
+    def seed(self, seed: int) -> RunFolder:
+        """The run of one seed of several."""
+        return RunFolder(self.path / f"seed-{seed}")
+
+    def record(self) -> Record:
+        if not self.has_run:
+            raise ValueError(
+                f"{self.path} holds no run of `hubpath fit` (no {FIT}); give the folder named by "
+                "--out" + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
+            )
+        held = self._read(FIT)
+        config = FitConfig.from_dict(held["config"])
+        return Record(config, tuple(held["classes"]), held["image_size"])
+
+    def write_record(self, record: Record) -> None:
+        values = {**record._asdict(), "config": record.config.to_dict()}
+        write_json(self.path / FIT, values)
+
+    def seeds(self) -> tuple[FitConfig, tuple[int, ...]]:
+        """The settings of a run of several seeds, and which."""
+        held = self._read(SEEDS)
+        return FitConfig.from_dict(held["config"]), tuple(held["seeds"])
+
+    def write_seeds(self, config: FitConfig, seeds: Sequence[int]) -> None:
+        write_json(self.path / SEEDS, {"config": config.to_dict(), "seeds": list(seeds)})
+
+    def config(self) -> FitConfig | None:
+        """The settings of what is here, of one seed or several; None where nothing is."""
+        if self.has_run:
+            return self.record().config
+        return self.seeds()[0] if self.has_seeds else None
+
+    def result(self) -> dict[str, Any] | None:
+        """None where the run has not ended."""
+        return self._read(RESULT) if (self.path / RESULT).is_file() else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.path / RESULT, result)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of the log."""
+        return read_log(self.path / LOG)
+
+    def checkpoint(self) -> Path:
+        """The best one; the last, where none was evaluated yet."""
+        for folder in (self.path / "best", self.path / "last"):
+            if find_checkpoint(folder):
+                return folder
+        raise ValueError(f"{self.path} has no checkpoint yet; finish the run with --resume first")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
 
 
 @dataclass
@@ -34,16 +122,11 @@ def open_run(run: str | Path, device: str = "cpu") -> Run:
     Raises:
         ValueError: the folder holds no run, or its checkpoint is damaged or of another model.
     """
-    run = Path(run)
-    record = read_record(run)
-    config = FitConfig.from_dict(record["config"])
-    folder = next((run / n for n in ("best", "last") if find_checkpoint(run / n)), None)
-    if folder is None:
-        raise ValueError(f"{run} has no checkpoint yet; finish the run with --resume first")
-    there = torch.device(config.trainer.device).type
-    executor = config.executor if torch.device(device).type == there else "auto"
-    here = dataclasses.replace(config, executor=executor)
-    model = build_model(here, len(record["classes"]), record["image_size"], pretrained=False)
-    load_weights(model, folder)
-    model.to(device).eval()
-    return Run(config, tuple(record["classes"]), record["image_size"], model)
+    folder = RunFolder(Path(run))
+    config, classes, image_size = folder.record()
+    checkpoint = folder.checkpoint()
+    same = torch.device(device).type == torch.device(config.trainer.device).type
+    here = config if same else config.replace(executor="auto")
+    model = build_model(here, len(classes), image_size, pretrained=False)
+    load_weights(model, checkpoint)
+    return Run(config, classes, image_size, model.to(device).eval())

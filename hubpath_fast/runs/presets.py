@@ -22,17 +22,6 @@ from typing import Any
 from ..data.named import DIGITS
 from ..training import TrainerConfig
 
-# Our choice for fine-tuning a few pre-trained networks: AdamW, one cycle, new parts faster.
-DEFAULT_TRAINER = TrainerConfig(
-    steps=2000,
-    batch_size=48,
-    lr_expert=3e-4,
-    lr_head=1e-3,
-    lr_router=3e-3,
-    eval_every=200,
-    save_every=200,
-)
-
 PAPER_TRAINER = TrainerConfig(
     steps=15_000,
     batch_size=48,

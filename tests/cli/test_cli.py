@@ -1,6 +1,5 @@
 """``hubpath`` as a user types it, on a real folder of PNG files written from the digits."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -68,7 +67,7 @@ def test_fit_says_what_it_does_and_leaves_a_run(run):
 def test_convolutions_are_channels_last_unless_it_is_set_off(run):
     config = FitConfig.from_dict(json.loads((run[0] / "fit.json").read_text())["config"])
     for layout, on in ((torch.channels_last, True), (torch.contiguous_format, False)):
-        model = build_model(dataclasses.replace(config, channels_last=on), 10, 32, False)
+        model = build_model(config.replace(channels_last=on), 10, 32, False)
         weights = [p for p in model.experts.parameters() if p.dim() == 4]
         assert all(w.is_contiguous(memory_format=layout) for w in weights)
 

@@ -1,0 +1,111 @@
+"""``hubpath fit``, ``hubpath evaluate`` and ``hubpath predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..runs.config import FitConfig
+from .messages import console, messages
+from .options import options
+
+OptionalStr, OptionalPath = Optional[str], Optional[Path]  # noqa: UP045
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Folder = Annotated[Path, typer.Argument(help="folder of a run of `hubpath fit`")]
+
+SHOWN = ("data", "dataset", "hub", "k", "steps", "lr_expert", "device")
+# Options that scripts have. A setting that is not here yet gets none: it is reached by --set.
+HIDDEN = (
+    "lr_head", "lr_router", "batch_size", "optimizer", "schedule", "weight_decay", "clip_norm",
+    "accumulate", "explore", "aggregator", "head_init", "image_size", "pretrained", "eval_every",
+    "patience", "save_every", "seed", "workers", "cache", "cache_dir", "validation", "crops",
+    "flip", "augment",
+)  # fmt: skip
+
+
+@options(FitConfig, SHOWN, HIDDEN, {"lr_expert": "--lr"})
+def fit(
+    asked,
+    preset: Annotated[
+        OptionalStr,
+        typer.Option(help="paper-homogeneous, paper-heterogeneous, tiny or tiny-homogeneous"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("hubpath-run"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="KEY=VALUE: any setting that --print-config shows"),
+    ] = None,
+    data_root: Annotated[OptionalStr, typer.Option(hidden=True)] = None,
+    seeds: Annotated[OptionalStr, typer.Option(hidden=True)] = None,
+    config: Annotated[OptionalPath, typer.Option(hidden=True)] = None,
+    amp: Annotated[bool, typer.Option("--amp", hidden=True)] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", hidden=True)] = False,
+) -> None:
+    """Train a Hub-Pathway on your own images, or on a data set that has a name.
+
+    --print-config shows all settings as JSON and stops; --config FILE reads them, and other options
+    go first. --seeds 0,1,2 makes a run of each in OUT/seed-S, then mean and spread. --amp is bf16
+    autocast.
+    """
+    with messages():
+        from ..recipes.fit import fit as run
+        from ..recipes.seeds import fit_seeds
+        from ..runs.folder import RunFolder
+        from ..runs.resolve import parse_seeds, settings
+
+        if seeds is not None and "seed" in asked.get("trainer", {}):
+            raise ValueError("seed and seeds: give one of them")
+        chosen_seeds = None if seeds is None else parse_seeds(seeds)
+        if resume and chosen_seeds is None and RunFolder(out).has_seeds:
+            chosen_seeds = RunFolder(out).seeds()[1]
+        if data_root is not None:
+            asked["data_root"] = data_root
+        trainer = {"amp": "bf16"} if amp else {}
+        chosen = settings(out, resume, config, asked, trainer, preset, set_ or ())
+        if print_config:
+            print(chosen.to_json())
+            return
+        if chosen_seeds is not None:
+            stopped = not fit_seeds(chosen, chosen_seeds, out, resume, console)
+        else:
+            stopped = run(chosen, out, resume, console)[0].interrupted
+        if stopped:
+            raise typer.Exit(130)
+
+
+def evaluate(
+    run: Folder,
+    data: Annotated[OptionalStr, typer.Option(help="other data with the same classes")] = None,
+    device: Device = "cpu",
+    crops: Annotated[
+        int, typer.Option(help="1, 5 or 10 of each image; the outputs are added up")
+    ] = 1,
+    data_root: Annotated[
+        OptionalStr, typer.Option(help="where the run's own data set lies now")
+    ] = None,
+) -> None:
+    """What a run's best checkpoint says of held-out images."""
+    with messages():
+        from ..recipes.predict import evaluate as recipe
+
+        scores = recipe(run, data, device, crops, data_root)
+        split, count = scores.pop("split"), scores.pop("n")
+        named = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        console.print(f"{split}: {named}, {count} images")
+
+
+def predict(
+    run: Folder,
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    device: Device = "cpu",
+) -> None:
+    """Class and probability of each image, and which experts spoke with what weight."""
+    with messages():
+        from ..recipes.predict import predict as recipe
+
+        for p in recipe(run, images, device):
+            experts = ", ".join(f"{name} {weight:.2f}" for name, weight in p.experts.items())
+            print(f"{p.path}: {p.label} ({p.probability:.3f}); experts: {experts}")

@@ -1,0 +1,62 @@
+"""Which Hub-Pathway is built: the settings of the hub and of the model around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._checks import check_k
+from ..executors import EXECUTORS
+from ..fields import Settings, setting
+from .spec import expand_names
+
+
+def _names(value: Any) -> Any:
+    """ "a, b" and ["a", "b"] -> ("a", "b"), named hubs replaced by their experts."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        return value
+    return expand_names([name.strip() for name in names if name.strip()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """The experts, and what routes to them; see ``create_model`` and ``HubPathway``."""
+
+    hub: tuple[str, ...] = setting(
+        (), "names of models, comma-separated, or a hub of `hubpath hub`", convert=_names
+    )
+    pretrained: bool = setting(
+        True, "start from the weights that the names stand for; False: random weights, no network"
+    )
+    k: int = setting(2, "active experts per image", low=1)
+    min_group: int = setting(
+        2, "with fewer rows than this, an expert's BatchNorm runs on its running statistics", low=1
+    )
+    head_init: float | None = setting(
+        None,
+        "standard deviation of the new heads' weights, biases at 0; None: as each network "
+        "initialises its own",
+        low=0,
+    )
+    aggregator: str = setting(
+        "linear", "linear starts as the weighted sum", choices=("linear", "mlp")
+    )
+    generator_width: int = setting(16, "channels of the generator's first layer", low=1)
+    generator_stride: int | None = setting(
+        None, "of the pooling before the generator; None: by image size", low=1
+    )
+    renormalize: bool = setting(False, "divide the K weights by their sum (not in the paper)")
+    executor: str = setting("auto", "what runs the experts", choices=EXECUTORS, free=True)
+    channels_last: bool = setting(
+        True,
+        "keep images and convolutions with the channels last in memory: faster on most devices",
+        free=True,
+    )
+
+    def check(self) -> None:
+        super().check()
+        if not self.hub:
+            raise ValueError("hub: nothing given; use --hub resnet50.a1_in1k,... or --preset NAME")
+        check_k(self.k, len(self.hub))

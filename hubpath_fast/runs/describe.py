@@ -1,0 +1,49 @@
+"""The settings of a run as a page: ``python -m hubpath_fast.runs.describe > docs/settings.md``."""
+
+from __future__ import annotations
+
+import json
+
+from ..data.settings import DataSettings
+from ..fields import Setting, Settings
+from ..hub.settings import ModelSettings
+from ..tasks.settings import LossSettings
+from ..training import TrainerConfig
+
+PARTS: dict[str, type[Settings]] = {
+    "Data": DataSettings,
+    "Model": ModelSettings,
+    "Losses": LossSettings,
+    "Training": TrainerConfig,
+}
+HEAD = """# Settings of a run
+
+<!-- Made from the fields by `python -m hubpath_fast.runs.describe > docs/settings.md`. -->
+
+`hubpath fit --set KEY=VALUE` sets any of them, as often as it is given; `--print-config` shows
+them all as JSON, which `--config FILE` reads. Those of the training lie in `trainer` there, and
+`--set` takes `decay=0.2` as well as `trainer.decay=0.2`. Values are JSON or plain text:
+`flip=false`, `milestones=[60,120]`, `executor=graphs`, `workers=null`.
+
+A run may be resumed with other values of the settings marked *free*: they change no result but by
+rounding.
+"""
+
+
+def page() -> str:
+    """docs/settings.md."""
+    return HEAD + "".join(
+        f"\n## {title}\n\n| setting | default | may be | |\n|---|---|---|---|\n"
+        + "".join(map(_row, part.settings()))
+        for title, part in PARTS.items()
+    )
+
+
+def _row(known: Setting) -> str:
+    default = "" if known.default == () else f"`{json.dumps(known.default)}`"
+    text = f"{known.help} *(free)*" if known.free else known.help
+    return f"| `{known.name}` | {default} | {known.allowed()} | {text} |\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
