@@ -26,7 +26,11 @@ WILDCARDS = "*?["
 @lru_cache(maxsize=1)
 def all_names() -> tuple[str, ...]:
     """Every name of every source, tags included, sorted; local files have no list."""
-    return (*MOCO_NAMES, *library_names(user_cache_folder()))
+    try:
+        folder = user_cache_folder()
+    except ImportError:  # a bare checkout on a machine without platformdirs: nothing is kept
+        return (*MOCO_NAMES, *_ask_libraries())
+    return (*MOCO_NAMES, *library_names(folder))
 
 
 def library_names(folder: Path) -> list[str]:

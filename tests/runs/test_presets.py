@@ -98,7 +98,7 @@ BAD = [
     (["--preset", "tiny", "--data", "x", "--data-root", "y"], "give one of them"),
     (["--preset", "tiny", "--crops", "3"], "crops: expected one of (1, 5, 10), got 3"),
     (["--preset", "tiny", "--cache", "ram"], "cache: expected one of ('none', 'memory', 'disk')"),
-    (["--preset", "tiny", "--validation", "1"], "must be a share from 0"),
+    (["--preset", "tiny", "--validation", "1"], "expected a share from 0"),
     (["--preset", "tiny", "--set", "momentum"], "set: expected KEY=VALUE"),
     (["--preset", "tiny", "--set", "trainer.momntum=1"], "closest: momentum"),
     (["--preset", "tiny", "--set", "model.k=1"], "only trainer has settings inside"),
