@@ -161,12 +161,18 @@ def missing(rows: Sequence[dict]) -> list[str]:
     return []
 
 
-def run_child(group: Group, limit: float, files: Files, stamp: Callable[[], dict]) -> str:
+def run_child(
+    group: Group,
+    limit: float,
+    files: Files,
+    stamp: Callable[[], dict],
+    clock: Callable[[], float] = time.monotonic,
+) -> str:
     """Runs a group in a forked process of its own session, for at most ``limit`` seconds."""
     files.folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    deadline = time.monotonic() + limit
+    deadline = clock() + limit
     parent, pid = os.getpid(), os.fork()
     if pid == 0:
         die_with(parent)
@@ -179,7 +185,7 @@ def run_child(group: Group, limit: float, files: Files, stamp: Callable[[], dict
                 if code < 0:
                     return f"killed by {signal.Signals(-code).name}"
                 return "ok" if code == 0 else f"failed with status {code}"
-            if time.monotonic() > deadline:
+            if clock() > deadline:
                 return f"killed after {limit:.0f} s"
             time.sleep(0.01)
     finally:

@@ -28,7 +28,16 @@ from pathlib import Path
 
 import torch
 
-from . import check_executors, check_kernels, children, jsonl, precompile, pytest_lines, records
+from . import (
+    check_executors,
+    check_kernels,
+    children,
+    jsonl,
+    precompile,
+    pytest_lines,
+    records,
+    timing,
+)
 from .check_operations import CASES
 from .children import NO_GPU, Group, Writer
 from .records import ROOT
@@ -88,8 +97,7 @@ def groups(place: Place) -> list[Group]:
 
 
 def machine(place: Place, write: Writer, seconds: float) -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET=1 is set: no kernel would run on the GPU; unset it")
+    timing.refuse_interpreter()
     if not torch.cuda.is_available():
         raise SystemExit(NO_GPU)
     properties = torch.cuda.get_device_properties(0)

@@ -31,7 +31,7 @@ from hubpath_fast import Routing
 from hubpath_fast import functional as HF
 from hubpath_fast.executors.graphs.eligible import bucket
 
-from . import check_executors, check_operations, glue, operations, ops, step_rows
+from . import check_executors, check_operations, glue, operations, ops, step_rows, timing
 from .check_kernels import cases_of
 from .children import die_with, first_line
 from .operations import Inputs, Size
@@ -225,8 +225,7 @@ def launches_compile(arch: int) -> Iterator[list[str]]:
 
     Raises RuntimeError where the kernels are interpreted.
     """
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET=1 is set: nothing would be compiled; unset it")
+    timing.refuse_interpreter()
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 

@@ -10,7 +10,6 @@ Triton chooses a kernel for every launch as it does on a GPU, and takes one that
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 
 import triton.compiler
@@ -18,7 +17,7 @@ from hubpath_fast.kernels import _launch
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from . import precompile
+from . import precompile, timing
 
 DEVICE = 1000  # no real device's number: Triton keeps kernels by it
 
@@ -56,8 +55,7 @@ def launches_end_here(
 
     Raises RuntimeError where the kernels are interpreted.
     """
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET=1 is set: nothing would be launched; unset it")
+    timing.refuse_interpreter()
     compiled: list[Stub] = []
 
     def compile_nothing(source, target=None, options=None, **_):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+Clock = Callable[[], float]
 SAMPLE_SECONDS = 1e-3  # calls are repeated until one sample takes this long
 
 
@@ -43,11 +44,9 @@ class Times:
 
 
 def refuse_interpreter() -> None:
-    """Raise RuntimeError under Triton's interpreter, whose times say nothing about the kernels."""
+    """Raise RuntimeError under Triton's interpreter, which says nothing about the kernels."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError(
-            "TRITON_INTERPRET=1 is set: interpreted kernels are never timed; unset it and run again"
-        )
+        raise RuntimeError("TRITON_INTERPRET: expected compiled kernels, got 1; unset it")
 
 
 def interleaved(
@@ -57,42 +56,47 @@ def interleaved(
     min_rounds: int = 5,
     max_rounds: int = 200,
     calls: int | None = None,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Times]:
     """Time each function: host seconds of one call, in rounds that run all of them.
 
     Rounds go on until ``seconds`` are spent, but at least ``min_rounds`` and at most
     ``max_rounds``. The order within a round is shuffled, the same way in each run. calls: that a
     sample is of, one after another without a wait for the device; None: as many as take
-    ``SAMPLE_SECONDS``.
+    ``SAMPLE_SECONDS``. clock: in seconds.
     """
     refuse_interpreter()
     repeats = {}
     for name, function in functions.items():
         function()  # warm-up: compilation, caches, autotuning
-        repeats[name] = calls or _calls_of_a_sample(function, device)
+        repeats[name] = calls or _calls_of_a_sample(function, device, clock)
     order, shuffle = list(functions), random.Random(0).shuffle
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    start = time.perf_counter()
+    start = clock()
     for done in range(max_rounds):
-        if done >= min_rounds and time.perf_counter() - start > seconds:
+        if done >= min_rounds and clock() - start > seconds:
             break
         shuffle(order)
         for name in order:
-            samples[name].append(_sample(functions[name], repeats[name], device))
+            samples[name].append(_sample(functions[name], repeats[name], device, clock))
     return {name: Times.of(found, repeats[name]) for name, found in samples.items()}
 
 
-def _calls_of_a_sample(function: Callable[[], object], device: torch.device | str) -> int:
-    return max(1, min(1000, int(SAMPLE_SECONDS / _sample(function, 1, device))))
+def _calls_of_a_sample(
+    function: Callable[[], object], device: torch.device | str, clock: Clock
+) -> int:
+    return max(1, min(1000, int(SAMPLE_SECONDS / _sample(function, 1, device, clock))))
 
 
-def _sample(function: Callable[[], object], calls: int, device: torch.device | str) -> float:
+def _sample(
+    function: Callable[[], object], calls: int, device: torch.device | str, clock: Clock
+) -> float:
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         function()
     synchronize(device)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -151,12 +155,17 @@ def replayed(
 CALLS = 8  # of a large copy or product, one after another: what launching takes is hidden
 
 
-def copy_rates(device: torch.device | str, megabytes: int | None = None) -> dict[str, float]:
+def copy_rates(
+    device: torch.device | str,
+    megabytes: int | None = None,
+    measure: Callable[..., dict[str, float]] | None = None,
+) -> dict[str, float]:
     """Bytes per second of a large copy, bytes read plus bytes written, by what copies.
 
     ``kernel`` is an elementwise kernel (torch's bitwise_not of int32) that reads and writes each
     byte once, on a GPU also in a captured graph. ``copy_`` is torch's copy, eager: captured, it
-    becomes a node that a copy engine may run, slower than kernels are.
+    becomes a node that a copy engine may run, slower than kernels are. measure: what times them,
+    None for ``seconds_in_a_row``.
     """
     on_gpu = torch.device(device).type == "cuda"
     size = (megabytes or (2048 if on_gpu else 128)) << 20
@@ -166,13 +175,13 @@ def copy_rates(device: torch.device | str, megabytes: int | None = None) -> dict
         "copy_": lambda: target.copy_(source),
         "kernel": lambda: torch.bitwise_not(source, out=target),
     }
-    found = _back_to_back(ways, device, captured=("kernel",))
+    found = (measure or seconds_in_a_row)(ways, device, captured=("kernel",))
     return {way: 2 * size / seconds for way, seconds in found.items()}
 
 
-def copy_bandwidth(device: torch.device | str, megabytes: int | None = None) -> float:
-    """The fastest of ``copy_rates``: the roof of other rows."""
-    return max(copy_rates(device, megabytes).values())
+def copy_bandwidth(device: torch.device | str, **options) -> float:
+    """The fastest of ``copy_rates``, whose options it takes: the roof of other rows."""
+    return max(copy_rates(device, **options).values())
 
 
 def say_share(share: float) -> str:
@@ -180,29 +189,35 @@ def say_share(share: float) -> str:
     return f"{share:.0%} of copy" + " (above it)" * (share > 1)
 
 
-def product_rate(device: torch.device | str, size: int | None = None) -> float:
+def product_rate(
+    device: torch.device | str,
+    size: int | None = None,
+    measure: Callable[..., dict[str, float]] | None = None,
+) -> float:
     """Operations per second of a large bf16 product of random matrices, by torch's library."""
     on_gpu = torch.device(device).type == "cuda"
     size = size or (8192 if on_gpu else 512)
     a, b, c = (torch.randn(size, size, device=device).bfloat16() for _ in range(3))
     ways = {"product": lambda: torch.mm(a, b, out=c)}
-    return 2 * size**3 / _back_to_back(ways, device, captured=("product",))["product"]
+    found = (measure or seconds_in_a_row)(ways, device, captured=("product",))
+    return 2 * size**3 / found["product"]
 
 
-def _back_to_back(
+def seconds_in_a_row(
     functions: Mapping[str, Callable[[], object]],
     device: torch.device | str,
     captured: Sequence[str],
+    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Seconds of a call of each, of ``CALLS`` in a row: eager, or on a GPU as a captured graph of
     them, whichever is faster. captured: those that are captured, too."""
-    found = interleaved(functions, device, seconds=0.5, calls=CALLS)
+    found = interleaved(functions, device, seconds=0.5, calls=CALLS, clock=clock)
     seconds = {name: times.p50 for name, times in found.items()}
     if torch.device(device).type != "cuda":
         return seconds
     replays = {name: capture(lambda name=name: _repeated(functions[name])).replay
                for name in captured}  # fmt: skip
-    for name, times in interleaved(replays, device, seconds=0.5, calls=1).items():
+    for name, times in interleaved(replays, device, seconds=0.5, calls=1, clock=clock).items():
         seconds[name] = min(seconds[name], times.p50 / CALLS)
     return seconds
 

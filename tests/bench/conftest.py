@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import itertools
 from types import SimpleNamespace
 
 # Triton decides where it is imported whether it interprets, and tests here unset TRITON_INTERPRET:
@@ -21,8 +21,12 @@ def tf32():
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+TICK = 2.0**-9  # a power of two: sums are exact
+
+
 class FakeStream:
-    """Stands, with those below, for CUDA's streams, graphs and events: a replay does nothing."""
+    """Stands, with those below, for CUDA's streams, graphs and events: a replay does nothing, and
+    is recorded to take ``TICK`` seconds."""
 
     def wait_stream(self, other):
         pass
@@ -34,21 +38,46 @@ class FakeGraph:
 
 
 class FakeEvent:
+    ticks = itertools.count()
+
     def __init__(self, enable_timing):
         pass
 
     def record(self):
-        self.time = time.perf_counter()
+        self.time = next(self.ticks)
 
     def synchronize(self):
         pass
 
     def elapsed_time(self, other):
-        return (other.time - self.time) * 1e3
+        return (other.time - self.time) * TICK * 1e3
+
+
+class Clock:
+    """Stands still unless something that ``takes`` seconds is called."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def takes(self, seconds):
+        def call():
+            self.now += seconds
+
+        return call
+
+
+@pytest.fixture
+def clock():
+    return Clock()
 
 
 @pytest.fixture
 def cuda(monkeypatch):
+    """The seconds that a replay is recorded to take."""
+
     @contextlib.contextmanager
     def within(*_, **__):
         yield
@@ -60,3 +89,4 @@ def cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **(k | {"device": "cpu"})))
+    return TICK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +19,7 @@ def not_interpreted(monkeypatch):
 
 def test_the_interpreter_is_never_timed(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(RuntimeError, match="interpreted kernels are never timed"):
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected compiled"):
         timing.interleaved({"a": lambda: None})
 
 
@@ -35,19 +34,22 @@ def test_rounds_run_every_function_in_changing_order():
     assert len(set(map(tuple, rounds))) > 1
 
 
-def test_a_sleep_is_timed_as_long_as_it_is():
-    found = timing.interleaved(
-        {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.006)},
-        seconds=0, min_rounds=5,
-    )  # fmt: skip
-    # A sleep lasts at least its time, and the fastest of five not 4 ms more on a busy machine.
-    assert 0.002 <= found["short"].best < 0.006 <= found["long"].best
+def test_short_calls_are_repeated_within_a_sample_and_time_is_of_one(clock):
+    seconds = {"short": 2.0**-13, "long": 2.0**-4, "tiny": 2.0**-30}  # their sums are exact
+    functions = {name: clock.takes(duration) for name, duration in seconds.items()}
+    found = timing.interleaved(functions, seconds=0, min_rounds=5, clock=clock)
+    assert {name: times.p50 for name, times in found.items()} == seconds
+    # As many as SAMPLE_SECONDS take: 2^-13 goes eight times into a millisecond. A thousand at most.
+    assert {name: times.calls for name, times in found.items()} == {
+        "short": 8, "long": 1, "tiny": 1000,
+    }  # fmt: skip
 
 
-def test_short_calls_are_repeated_within_a_sample():
-    found = timing.interleaved({"nothing": lambda: None}, seconds=0, min_rounds=1)
-    assert found["nothing"].calls > 1
-    assert found["nothing"].p50 < 1e-3
+def test_rounds_go_on_until_the_seconds_are_spent(clock):
+    found = timing.interleaved({"a": clock.takes(1.0)}, seconds=6.5, clock=clock, calls=1)
+    assert found["a"].rounds == 7
+    found = timing.interleaved({"a": clock.takes(1.0)}, seconds=1e3, max_rounds=9, clock=clock)
+    assert found["a"].rounds == 9
 
 
 def test_a_sample_is_of_so_many_calls_without_a_wait_between_them(monkeypatch):
@@ -112,7 +114,7 @@ def test_the_commit_is_the_environments_or_gits(monkeypatch):
     records.commit.cache_clear()
 
 
-def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda, monkeypatch):
+def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda):
     calls = []
 
     def prepare():
@@ -121,47 +123,44 @@ def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda, monkeypatc
 
     graph = timing.capture(prepare)
     assert calls == ["prepared", *["called"] * 4]  # three to warm up, one captured
-    monkeypatch.setattr(graph, "replay", lambda: time.sleep(0.002))
-    found = timing.replayed({"sleep": graph}, seconds=0, min_rounds=3)["sleep"]
-    assert (found.rounds, found.calls) == (3, 1)
-    assert 0.002 <= found.best < 0.02
+    found = timing.replayed({"graph": graph}, seconds=0, min_rounds=3)["graph"]
+    assert found == timing.Times.of([cuda] * 3)
 
 
-def test_rates_are_bytes_and_operations_of_a_second(monkeypatch):
-    seconds = {"copy_": 0.5, "kernel": 0.25, "product": 0.5}
-    monkeypatch.setattr(timing, "interleaved", lambda functions, *_, **__: {
-        name: timing.Times.of([seconds[name]]) for name in functions
-    })  # fmt: skip
-    moved = 2 * (1 << 20)
-    assert timing.copy_rates("cpu", megabytes=1) == {"copy_": moved / 0.5, "kernel": moved / 0.25}
-    assert timing.copy_bandwidth("cpu", megabytes=1) == moved / 0.25  # the fastest
-    assert timing.product_rate("cpu", size=64) == 2 * 64**3 / 0.5
+def test_rates_are_bytes_and_operations_of_a_second():
+    def measure(functions, device, captured):
+        return {name: seconds[name] for name in functions}
+
+    seconds, moved = {"copy_": 0.5, "kernel": 0.25, "product": 0.5}, 2 * (1 << 20)
+    options = {"megabytes": 1, "measure": measure}
+    assert timing.copy_rates("cpu", **options) == {"copy_": moved / 0.5, "kernel": moved / 0.25}
+    assert timing.copy_bandwidth("cpu", **options) == moved / 0.25  # the fastest
+    assert timing.product_rate("cpu", size=64, measure=measure) == 2 * 64**3 / 0.5
 
 
-def test_what_is_measured_as_a_copy_copies_each_byte_once(monkeypatch):
+def test_what_is_measured_as_a_copy_copies_each_byte_once():
     moved = {}
-    monkeypatch.setattr(timing, "_back_to_back", lambda functions, device, captured: {
-        name: moved.setdefault(name, counting.moved_bytes(function)) for name, function in
-        functions.items()
-    })  # fmt: skip
-    timing.copy_rates("cpu", megabytes=1)
+
+    def measure(functions, device, captured):
+        moved.update({name: counting.moved_bytes(call) for name, call in functions.items()})
+        return moved
+
+    timing.copy_rates("cpu", megabytes=1, measure=measure)
     assert moved["kernel"] == 2 << 20
     assert moved["copy_"] >= 1 << 20
 
 
-def test_ceilings_are_of_many_in_a_row_and_a_copy_is_not_captured(cuda, monkeypatch):
-    captured, runs = [], []
+def test_ceilings_are_of_many_in_a_row_and_a_copy_is_not_captured(cuda, clock, monkeypatch):
+    captured, seconds = [], {"copy_": 2.0**-20, "kernel": 2.0**-9}
     monkeypatch.setattr(timing, "capture", lambda prepare: captured.append(prepare()) or
-                        SimpleNamespace(replay=lambda: time.sleep(0.004)))  # fmt: skip
-    functions = {"copy_": lambda: runs.append("copy_"), "kernel": lambda: time.sleep(0.002)}
-    found = timing._back_to_back(functions, "cuda", ("kernel",))
-    assert found["kernel"] == pytest.approx(0.004 / timing.CALLS, rel=0.5)  # of a graph of CALLS
-    assert 0 < found["copy_"] < 1e-4
+                        SimpleNamespace(replay=clock.takes(2.0**-8)))  # fmt: skip
+    functions = {name: clock.takes(duration) for name, duration in seconds.items()}
+    found = timing.seconds_in_a_row(functions, "cuda", ("kernel",), clock)
+    assert found == {"copy_": seconds["copy_"], "kernel": 2.0**-8 / timing.CALLS}  # of a graph
     [graph] = captured
-    monkeypatch.setattr(time, "sleep", runs.append)
-    del runs[:]
+    before = clock()
     graph()
-    assert runs == [0.002] * timing.CALLS
+    assert clock() - before == timing.CALLS * seconds["kernel"]
 
 
 def test_a_share_above_the_copy_says_so():

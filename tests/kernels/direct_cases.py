@@ -31,7 +31,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 from hubpath_fast.kernels import _launch  # noqa: E402
 from support.output_cases import SMALL, SMALL_LAST, SMALL_MAPS, Case, leaves, make  # noqa: E402
 
-from bench.stubbed import Stub, launches_end_here  # noqa: E402
+from bench.stubbed import Stub, launches_end_here, planned_each_time  # noqa: E402
 from hubpath_fast import kernels  # noqa: E402
 
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
@@ -324,6 +324,24 @@ def whoever_replaces_run() -> None:
     assert (len(launches), len(theirs)) == (3, 1)
 
 
+def planned_each_time_plans() -> None:
+    """As ``bench.host`` compares: plans are made once for kept launches, else at every call."""
+    planned, carry_out = [], _launch.Operation._carry_out
+
+    def counted(operation, *rest):
+        planned.append(operation)
+        return carry_out(operation, *rest)
+
+    with launches_end_here(), replaced(_launch.Operation, "_carry_out", counted):
+        call = partial(kernels.noisy_topk, torch.rand(4, 3), torch.rand(4, 3), None, 1, False)
+        for _ in range(3):
+            call()
+        assert len(planned) == 1
+        for _ in range(3):
+            planned_each_time(call)()
+        assert len(planned) == 4
+
+
 def threads() -> None:
     """Hubs run experts on threads, and autograd has its own."""
     problems, lock = [], threading.Lock()
@@ -359,6 +377,7 @@ CASES: dict[str, Callable[[], None]] = {
             plans_are_bounded,
             what_was_not_compiled,
             whoever_replaces_run,
+            planned_each_time_plans,
             threads,
         )
     },

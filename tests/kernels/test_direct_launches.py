@@ -21,6 +21,7 @@ CASES = (
     "plans_are_bounded",
     "what_was_not_compiled",
     "whoever_replaces_run",
+    "planned_each_time_plans",
     "threads",
 )
 
