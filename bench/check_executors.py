@@ -150,7 +150,7 @@ def dropped_ones() -> nn.Module:
 def dropout(
     write: Write, executors: Sequence[str], device: str, make: MakeHub = make_hub, steps: int = 12
 ) -> None:
-    """Half is dropped, anew in each step, and in backward what was dropped in forward."""
+    """Half is dropped, drawn again in each step, and in backward what was dropped in forward."""
     for name in executors:
         model, before, problem = hub_of(dropped_ones, name, device, make), None, None
         for index, (x, _, noise) in enumerate(batches(device, steps)):
@@ -174,7 +174,7 @@ def dropout(
             before = outputs
         problem = problem or _not_replayed(model, name)
         if problem is None:
-            write(f"{name} dropout", text="drawn anew")
+            write(f"{name} dropout", text="drawn again")
         else:
             write(f"{name} dropout", ok=False, note=problem)
 
@@ -270,8 +270,8 @@ def _draws(device: str) -> dict[str, bool]:
     scores = torch.zeros(N, M, device=device)
     routings = [HF.noisy_topk(scores, scores, K, "draw") for _ in range(2)]
     return {
-        "torch draws anew": not torch.equal(first, second),
-        "routing draws anew": not torch.equal(*(r.weights for r in routings)),
+        "torch draws again": not torch.equal(first, second),
+        "routing draws again": not torch.equal(*(r.weights for r in routings)),
     }
 
 

@@ -1,8 +1,8 @@
 """What ``bench.gpu_check`` runs of every kernel: operations and sizes.
 
 Beside the operations that are timed (``operations``) these are the others that a step may take:
-images that are normalised while they are gathered, rows at fixed places, and the exploit loss with
-the combination or the aggregation in one node.
+images that are normalised while they are gathered, rows in static input buffers, and the exploit
+loss with the combination or the aggregation in one node.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _images(size: Size, inputs: Inputs) -> Operation:
 
 
 def _into(size: Size, inputs: Inputs) -> Operation:
-    """Rows at fixed places, among places that must stay as they are."""
+    """Rows in static input buffers, of which the rest must stay as it is."""
     n, m, _, c = size[:4]
     x, routing = inputs.normal(n, c).to(inputs.dtype), inputs.routing()
     capacity, untouched = n + 3, 7.0
@@ -108,7 +108,7 @@ def _into(size: Size, inputs: Inputs) -> Operation:
         HF.gather_into(out, x, routing, backend=backend)
         return (out,)
 
-    return Operation("into", size, (), [], ("places",), [], loop, ours)
+    return Operation("into", size, (), [], ("buffers",), [], loop, ours)
 
 
 def _combine_loss(size: Size, inputs: Inputs) -> Operation:

@@ -5,7 +5,7 @@
 Glue: the router on given scores and noise, the gather of input vectors (64 floats a sample, no
 gradient, as for images), joining the experts' given outputs into rows, the linear aggregator, the
 task, exploit and exploration losses, and the backward pass to the scores, the experts' outputs and
-the aggregator's weight and bias. Every row starts from the same M output tensors, one an expert.
+the aggregator's weight and bias. Every row starts from the same M output tensors, one per expert.
 
 Rows: ``reference`` is ``ReferenceHubPathway`` and its ``losses``, unchanged: a loop over experts
 with boolean masks, the full concatenation, F.linear. Its experts return their given outputs, its

@@ -15,12 +15,12 @@ def full_float32() -> Iterator[None]:
     TF32 has ten bits of mantissa: fifty layers of it are 1e-2 from float64, where a check allows
     2e-3. Set by the older names of the flags alone: torch refuses to tell one that was set by both.
     """
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = False
+    owners = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [owner.allow_tf32 for owner in owners]
+    for owner in owners:
+        owner.allow_tf32 = False
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+        for owner, value in zip(owners, before, strict=True):
+            owner.allow_tf32 = value

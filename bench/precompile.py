@@ -78,7 +78,7 @@ def jobs() -> list[Job]:
 
 
 def _stand_ins() -> list[nn.Module]:
-    """In the places of ResNets, of which the glue sees the images and the outputs."""
+    """Instead of ResNets, of which the glue sees the images and the outputs."""
     pooled = 3 * 7 * 7
     return [nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(pooled, 100)) for _ in range(5)]
 
@@ -101,7 +101,7 @@ def _step(preset: Preset, px: int, n: int, dtype: torch.dtype) -> None:
     with setting.autocast():
         loss = hp.HubPathwayLoss()(model(setting.x, setting.noise[0]), setting.y)
     loss.total.backward()
-    _places(setting.x, len(setting.experts), preset.k, dtype)
+    _static_buffers(setting.x, len(setting.experts), preset.k, dtype)
 
 
 def _small_hub(network: Callable[[], nn.Module], dtype: torch.dtype) -> None:
@@ -115,7 +115,7 @@ def _small_hub(network: Callable[[], nn.Module], dtype: torch.dtype) -> None:
             model.train()(batch[0], batch[2]).expert_outputs.sum().backward()
         else:
             checks.step(model, batch, "cpu", half)
-    _places(batch[0], checks.M, checks.K, dtype)
+    _static_buffers(batch[0], checks.M, checks.K, dtype)
 
 
 def _draw(size: Size) -> None:
@@ -140,17 +140,17 @@ def _vectors(size: tuple[int, int, int, int]) -> None:
 
 
 def _step_images(source: torch.dtype, target: torch.dtype) -> None:
-    """The images of the paper's step, to rows and to fixed places."""
+    """The images of the paper's step, to rows and into static input buffers."""
     n, m, k = 48, 5, 2
     routing = Inputs(Size(n, m, k, 100), "cpu", None).routing()
     last = torch.channels_last
     x = torch.empty((n, 3, 224, 224), dtype=source).contiguous(memory_format=last)
     HF.gather(x, routing, dtype=target, memory_format=last, backend="triton")
-    _places(x, m, k, target)
+    _static_buffers(x, m, k, target)
 
 
-def _places(x: torch.Tensor, m: int, k: int, dtype: torch.dtype) -> None:
-    """The places of rows that captured graphs read."""
+def _static_buffers(x: torch.Tensor, m: int, k: int, dtype: torch.dtype) -> None:
+    """The static input buffers that captured graphs read."""
     n, last = len(x), torch.channels_last
     routing = Inputs(Size(n, m, k, 1), "cpu", None).routing()
     out = torch.empty((m * bucket(n), *x.shape[1:]), dtype=dtype).contiguous(memory_format=last)

@@ -38,7 +38,7 @@ AXES = {
 }
 WORDS = {
     "M": "experts in the hub, M (N = 64, K = 2)",
-    "K": "active experts a sample, K (N = 48, M = 8)",
+    "K": "active experts per sample, K (N = 48, M = 8)",
     "N": "samples a batch, N (M = 5, K = 2)",
 }
 

@@ -212,7 +212,7 @@ def glue_step(setting: Setting) -> Callable[[], None]:
 
 
 def experts_step(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
-    """The experts alone, forward and backward, on group sizes that routing draws anew each time."""
+    """The experts alone, forward and backward, on group sizes that routing draws each time."""
     model = copy.deepcopy(model).train()
     n, m = len(setting.x), len(setting.experts)
     zeros = torch.zeros(n, m, device=setting.device)

@@ -3,7 +3,7 @@
 The arguments were checked by ``functional``; shapes and meanings are its own. Autograd
 differentiates each: its backward of these few operations is as short as a hand-written one. The
 exception is ``aggregate`` on large hubs on the CPU, a loop over experts after all: there a host
-read is free, a call is cheap beside a product of matrices, and the loop saves M/K of the work.
+read is free, a call is cheap next to a product of matrices, and the loop saves M/K of the work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .routing import Routing
 
-# Multiply-adds that the grouped form must save an expert before it pays. Measured on one thread of
+# Multiply-adds that the grouped form must save per expert before it pays. Measured on one thread of
 # an EPYC (AVX-512), forward and backward: an expert's three calls cost about 25 us, and the forms
 # cross between 2.4e5 (N=4096 M=5 K=2 C=10: dense 1.1 ms, grouped 1.4) and 4.0e5 (M=64: 9.1, 2.7).
 GROUPED_MIN_SAVED = 3 << 17
@@ -223,7 +223,7 @@ _grouped_matrix_gradient = _operation(
 
 
 class _GroupedAggregate(torch.autograd.Function):
-    """One product an expert, on the CPU, where a call costs microseconds and counts are at hand.
+    """One product per expert, on the CPU, where a call costs microseconds and counts are at hand.
 
     Each writes its slice of the result in place: of the gradient of the matrix, which is most of
     the memory, nothing is written twice and nothing is transposed.

@@ -75,7 +75,7 @@ def row_tiles(items: int, experts: int) -> int:
     """How many row tiles an expert has at least, in two classes only.
 
     A kernel is compiled for its tiles, and these follow from here: finer classes would compile
-    anew for the last, smaller batch of an epoch.
+    again for the last, smaller batch of an epoch.
     """
     return _MANY_TILES if items >= experts * _MANY_ROWS else 1
 

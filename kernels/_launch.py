@@ -57,7 +57,7 @@ class Plan:
     """What one call of an operation does.
 
     Tensors in ``launches`` are the operation's arguments themselves or new and uninitialised, and
-    ``results`` are new: no copies, and no views of others, for later calls allocate these anew by
+    ``results`` are new: no copies, and no views of others, for later calls allocate these by
     shape and strides. ``finish`` makes of the results what the operation returns, else they are it;
     it may keep numbers, not tensors.
     """
@@ -84,7 +84,7 @@ class _Kept:
         results = [r for r in results if r is not None]
         constants: list[Any] = []
 
-        def place(value: Any) -> int:
+        def source(value: Any) -> int:
             """Where a launch finds it: among the tensors' addresses (negative: the constants)."""
             if isinstance(value, Tensor):
                 if value.numel() > 0 or any(value is r for r in results):
@@ -95,10 +95,10 @@ class _Kept:
             constants.append(value)
             return -len(constants)
 
-        returned = [place(result) for result in results]
+        returned = [source(result) for result in results]
         assert all(at >= given for at in returned), "a result is one of the arguments"
-        places = [
-            [place(launch.values[name]) for name in launch.kernel.arg_names]
+        sources = [
+            [source(launch.values[name]) for name in launch.kernel.arg_names]
             for launch in plan.launches
         ]
         self._blanks = [(t.shape, t.stride(), t.dtype) for t in found[given:]]
@@ -106,7 +106,7 @@ class _Kept:
         self._constants = constants[::-1]
         self._launches = [
             (kernel[(launch.programs, 1, 1)], operator.itemgetter(*at))
-            for launch, kernel, at in zip(plan.launches, compiled, places, strict=True)
+            for launch, kernel, at in zip(plan.launches, compiled, sources, strict=True)
             if launch.programs
         ]
         self._results = [at - given for at in returned]
@@ -133,7 +133,7 @@ class Operation:
     """Carries out a plan, see the module's docstring; the first argument is a tensor.
 
     ``settle(*arguments)`` gives the arguments in the layouts that the plan takes, itself where they
-    are so already. ``settings()`` is what the plan reads beside its arguments.
+    are so already. ``settings()`` is what the plan reads besides its arguments.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ def units(size: int) -> tuple[int, int]:
 
     Triton sees at compile time whether an integer argument is a multiple of 16, and nothing
     else: a size of 1000 would be read one element at a time. Passing ``size // VEC`` with VEC
-    known when compiling gives full-width loads without compiling anew for each size.
+    known when compiling gives full-width loads without compiling for each size.
     """
     vec = min(size & -size, 16) if size else 1
     return size // vec, vec

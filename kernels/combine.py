@@ -235,7 +235,7 @@ def plan_backward(
         VEC=vec,
         FLAT=outer == 1,
         MINOR=channels_minor(outputs),
-        C=outputs.shape[1] if with_loss else 0,  # not used then: do not compile anew for each
+        C=outputs.shape[1] if with_loss else 0,  # not used then: do not compile for each
         WITH_LOSS=with_loss,
         SMOOTHING=label_smoothing,
         COMPUTE=TRITON_DTYPE[accumulator(outputs.dtype)],

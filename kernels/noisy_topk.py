@@ -316,7 +316,7 @@ def noisy_topk(
 
     clean, noise: [N, M], any float dtype; eps: [N, M], None for no noise, or ``"draw"`` to draw it
     inside from torch's generator of the device (one more, tiny launch: an int64 seed; a captured
-    graph draws anew at each replay). Differentiable: weights and mean, by clean and noise.
+    graph draws again at each replay). Differentiable: weights and mean, by clean and noise.
     """
     seed = None
     if isinstance(eps, str):

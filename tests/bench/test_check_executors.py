@@ -118,7 +118,10 @@ def test_an_error_after_a_failed_capture_hides_no_other_check(write, rows, monke
 
 def test_draws_that_are_broken_by_a_failed_capture_are_seen(write, rows, monkeypatch):
     monkeypatch.setattr(check_executors.torch, "rand", lambda *size, device: torch.zeros(size))
-    assert check_executors._draws("cpu") == {"torch draws anew": False, "routing draws anew": True}
+    assert check_executors._draws("cpu") == {
+        "torch draws again": False,
+        "routing draws again": True,
+    }
 
 
 def test_recorded_noise_routes_the_same_way_each_time():

@@ -69,7 +69,7 @@ class Lanes(Backend):
         self.num_streams = num_streams
 
     def budget(self):
-        return 10**10  # the places of the paper's images take 72 MB
+        return 10**10  # the buffers of the paper's images take 72 MB
 
 
 @pytest.fixture

@@ -91,27 +91,26 @@ class Compared:
         results = call(*arguments)
         tensors = results if isinstance(results, tuple) else (results,)
         tensors = [t for t in tensors if t is not None]
-        places = {}
+        names = {}
         for i, argument in enumerate(arguments):
             if isinstance(argument, Tensor) and argument.numel():
-                places.setdefault(argument.data_ptr(), f"argument {i}")
+                names.setdefault(argument.data_ptr(), f"argument {i}")
         launches = [
-            Launched(stub, grid, named(stub, values, places))
-            for stub, grid, values in self.launches
+            Launched(stub, grid, named(stub, values, names)) for stub, grid, values in self.launches
         ]
-        written = [places.get(t.data_ptr(), "of its own") if t.numel() else "" for t in tensors]
+        written = [names.get(t.data_ptr(), "of its own") if t.numel() else "" for t in tensors]
         kinds = [(t.shape, t.stride(), t.dtype) for t in tensors]
         return results, launches, list(zip(kinds, written, strict=True))
 
 
-def named(stub: Stub, values: tuple, places: dict[int, str]) -> list:
+def named(stub: Stub, values: tuple, names: dict[int, str]) -> list:
     """A launch's arguments, with a name for each address: which argument, or which new tensor."""
     found = []
     for kind, value in zip(stub.source.signature.values(), values, strict=True):
         if kind.startswith("*"):
             address = value.data_ptr() if isinstance(value, Tensor) else value
-            new = f"new {len(places)}"
-            found.append(places.setdefault(address, new) if address else "nothing")
+            new = f"new {len(names)}"
+            found.append(names.setdefault(address, new) if address else "nothing")
         else:
             found.append((kind, type(value), value))
     return found
@@ -143,7 +142,7 @@ def route(n: int, m: int, k: int, eps: str | None = "given", dtype=FP32, halves=
 
 
 def move(x: Tensor, dtype: torch.dtype, layout: torch.memory_format, affine=False) -> None:
-    """To rows, forward and backward, and to fixed places."""
+    """To rows, forward and backward, and into static input buffers."""
     i = make(replace(PAPER, n=len(x), c=2, c_out=2), FP32)
     scale = torch.rand(5, 2 * x.shape[1])[:, : x.shape[1]] if affine else None
     needs_gradient = x.is_floating_point()
@@ -195,7 +194,7 @@ def shifted(x: Tensor) -> Tensor:
 
 
 def settings() -> None:
-    """What is read beside the arguments: a plan that was kept before is not that of another."""
+    """What is read besides the arguments: a plan that was kept before is not that of another."""
     matmul, knobs = torch.backends.cuda.matmul, triton.knobs
     seen = set()
     for owner, name, values in (
@@ -298,7 +297,7 @@ def plans_are_bounded() -> None:
 
 
 def what_was_not_compiled() -> None:
-    """Triton launches nothing where a hook keeps it from compiling, and chooses anew each time."""
+    """Triton launches nothing where a hook keeps it from compiling, and chooses again each time."""
     launches = []
     with launches_end_here(lambda *launch: launches.append(launch)):
         call = partial(kernels.noisy_topk, torch.rand(4, 3), torch.rand(4, 3), None, 1, False)

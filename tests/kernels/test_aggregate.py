@@ -106,7 +106,7 @@ def test_under_autocast_as_a_linear_layer(outputs, device):
 
 
 def test_few_experts_with_many_rows_are_cut_into_shares(device):
-    """More than 512 rows an expert and few tiles: the matrix's gradient is added up from shares."""
+    """More than 512 rows per expert, few tiles: the matrix's gradient is added up from shares."""
     check(make(Case("", n=1040, m=1, k=1, c=3, c_out=2), torch.float64, device))
 
 

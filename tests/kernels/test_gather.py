@@ -107,7 +107,7 @@ def test_layouts_change_in_the_same_launch(shape, layouts, launches, device):
     assert len(launches) == 4
 
 
-def expected_places(out, rows, routing):
+def expected_buffers(out, rows, routing):
     """``out`` with each expert's rows at the start of its part."""
     out, capacity = out.clone(), len(out) // (routing.offsets.numel() - 1)
     bounds = routing.offsets.tolist()
@@ -119,7 +119,7 @@ def expected_places(out, rows, routing):
 @pytest.mark.parametrize("skew", [False, True], ids=["balanced", "an-expert-with-none"])
 @pytest.mark.parametrize("affine", [False, True], ids=["copy", "affine"])
 @pytest.mark.parametrize(("shape", "m", "k"), SHAPES)
-def test_fixed_places_take_the_same_rows_and_nothing_else_changes(
+def test_static_buffers_take_the_same_rows_and_nothing_else_changes(
     shape, m, k, affine, skew, launches, device
 ):
     routing = plan(shape[0], m, k, device, skew)
@@ -131,7 +131,7 @@ def test_fixed_places_take_the_same_rows_and_nothing_else_changes(
     rows = run(x, routing, scale, shift)
     for capacity in (shape[0], shape[0] + 3):
         out = torch.full((m * capacity, *shape[1:]), 7.0, device=device)
-        expected = expected_places(out, rows, routing)
+        expected = expected_buffers(out, rows, routing)
         gather_into(out, x, routing, scale, shift)
         assert torch.equal(out, expected)
     assert launches == ["_gather_kernel"] * 3
@@ -139,7 +139,7 @@ def test_fixed_places_take_the_same_rows_and_nothing_else_changes(
 
 @pytest.mark.parametrize("layouts", LAYOUTS, ids=lambda pair: f"{pair[0]}-to-{pair[1]}"[6:])
 @pytest.mark.parametrize("shape", IMAGES)
-def test_fixed_places_in_each_layout(shape, layouts, device):
+def test_static_buffers_in_each_layout(shape, layouts, device):
     routing = plan(shape[0], 5, 2, device)
     scale, shift = (values((5, shape[1]), torch.float32, device, seed=s) for s in (2, 3))
     for dtype in (torch.uint8, torch.float32):
@@ -147,7 +147,7 @@ def test_fixed_places_in_each_layout(shape, layouts, device):
         out = torch.full((5 * (shape[0] + 1), *shape[1:]), 7.0, device=device)
         out = out.contiguous(memory_format=layouts[1])
         rows = run(x, routing, scale, shift, torch.float32, layouts[1])
-        expected = expected_places(out, rows, routing)
+        expected = expected_buffers(out, rows, routing)
         gather_into(out, x, routing, scale, shift)
         assert torch.equal(out, expected)
 

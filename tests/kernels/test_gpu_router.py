@@ -132,7 +132,7 @@ def test_capture_and_replay(n, source):
         assert all(map(torch.equal, step(), replays[0]))
 
 
-def test_replays_draw_anew_without_being_seeded():
+def test_replays_draw_again_without_being_seeded():
     clean, noise, _ = scores(32, 5)
     noisy_topk(clean, noise, "draw", 2, False)
     graph = torch.cuda.CUDAGraph()

@@ -1,6 +1,6 @@
 """Another batch size, or another split of the rows over the experts, compiles nothing again.
 
-A kernel that is compiled anew stops training for about a second; with an epoch's last batch, or an
+A kernel that is compiled again stops training for about a second; with an epoch's last batch, or an
 evaluation's, that used to be four to eight kernels. A batch that the router plans in other launches
 (``test_router_compiles.py``) still compiles those.
 """
@@ -105,7 +105,7 @@ def test_another_batch_size(part, n, device):
         Case("bfloat16", c=100, c_out=100),
         Case("maps", c=5, trailing=(4, 4)),
         Case("maps in channels last", c=5, trailing=(4, 4), channels_last=True),
-        Case("one sample an expert", m=19, k=3),
+        Case("one sample per expert", m=19, k=3),
     ],
     ids=lambda case: case.why,
 )
