@@ -71,7 +71,7 @@ def read_demos(folders: Sequence[Path], hardware: str) -> dict[str, dict[str, An
     accuracies[-1]["bound"] = True
 
     results = SeedResults(folders[0], seeds[0], ())
-    weights, groups = results.scores("pathway")["weights"], results.targets()["groups"]
+    weights, groups = results.predictions("pathway")["weights"], results.targets()["groups"]
     by_group = [weights[groups == i].mean(dim=0).tolist() for i in groups.unique()]
     found = {
         "test_images": len(groups),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,13 +18,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="of the split, the weights, the noise")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="a few epochs, under a minute")] = False,
     device: Device = "cpu",
-    single_lr: Annotated[
-        Optional[float],  # noqa: UP045  (Typer reads it on Python 3.10 too)
-        typer.Option(help="rate of the single experts; default as Hub-Pathway's"),
-    ] = None,
 ) -> None:
     """The whole loop on handwritten digits: no download, no GPU, a few minutes."""
     with messages():
         from ..recipes.demo import demo as run
 
-        run(out, seed, quick, device, single_lr, console)
+        run(out, seed, quick, device, console)

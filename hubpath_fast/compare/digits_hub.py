@@ -3,28 +3,29 @@
 A hub of equal networks descends from its first one, which is pre-trained from random weights; the
 others go on from it, as the paper's detectors and segmenters went on from ImageNet's weights.
 
-Pre-training takes about a minute on two cores, so the weights are kept in the user's cache folder,
-under a hash of everything that determines them, and checked against a hash of their bytes.
+The weights are kept in the user's cache folder, under a hash of everything that determines them,
+and checked against a hash of their bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..baselines import SingleModel
 from ..data import RENDERINGS, DigitsTask, TensorStream
+from ..data.digits import NUM_PRETRAIN, SIZE
 from ..files import user_cache_folder, write_bytes, write_json
 from ..hub import Expert, build_experts, load_body
 from ..tasks import Classification
@@ -38,15 +39,18 @@ WEIGHTS, INDEX = "model.safetensors", "index.json"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How an expert of the demo is pre-trained. epochs: passes over its 700 digits."""
+    """How an expert is pre-trained. epochs: passes over its 700 digits."""
 
     epochs: int = 40
     batch_size: int = 64
     lr: float = 3e-3
 
+    def steps(self, num_samples: int = NUM_PRETRAIN) -> int:
+        return max(1, num_samples * self.epochs // self.batch_size)
+
     def trainer_config(self, num_samples: int, seed: int) -> TrainerConfig:
         return TrainerConfig(
-            steps=max(1, num_samples * self.epochs // self.batch_size),
+            steps=self.steps(num_samples),
             batch_size=self.batch_size,
             lr_expert=self.lr,
             lr_head=None,
@@ -55,57 +59,142 @@ class Pretraining:
         )
 
 
-def expert_names() -> list[str]:
-    """What the experts are called in tables: the rendering they know."""
-    return list(RENDERINGS)
+def expert_store(out_dir: Path) -> Path:
+    """The user's cache folder, or one in ``out_dir`` where that cannot be written to."""
+    cache = user_cache_folder()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return out_dir / "experts"
+    return cache if os.access(cache, os.W_OK) else out_dir / "experts"
 
 
-def pretrained_experts(
-    task: DigitsTask,
-    settings: Pretraining,
-    num_outputs: int,
-    console: Console,
-    cache: Path | None = None,
-    networks: Sequence[str] = NETWORKS,
-) -> tuple[Callable[[], list[Expert]], float]:
-    """The hub of a task, from the cache where it is there, pre-trained and cached where not.
+@dataclass(frozen=True)
+class Member:
+    """An expert of a digits' hub.
 
-    networks: names of the experts; the i-th knows the i-th rendering (a sixth the first again).
-
-    Returns:
-        (make, seconds): ``make()`` builds the experts anew, with freshly drawn heads, so that
-        every method starts from the same weights; the seconds that pre-training took (0: cached).
-
-    Raises:
-        InterruptedError: a signal stopped the pre-training; what was finished is kept.
+    index: its number. before: those it descends from, by number. key: a hash of all that determines
+    its weights. folder: where they are kept.
     """
-    cache = user_cache_folder() if cache is None else Path(cache)
-    networks = [network.removeprefix("timm/") for network in networks]
-    renderings = [list(RENDERINGS)[i % len(RENDERINGS)] for i in range(len(networks))]
-    descend = len(networks) > 1 and len(set(networks)) == 1
-    states, seconds, origin = [], 0.0, ""
-    for i, (rendering, network) in enumerate(zip(renderings, networks, strict=True)):
-        seed = 1000 * task.seed + i
-        data = task.pretrain(rendering)
-        key = _key(settings, network, seed, origin, data.images, data.targets)
-        folder = cache / "digits" / f"{rendering}-{key}"
-        state = _load(folder, console)
-        if state is None:
-            start = states[0] if origin else None
-            state, took = _pretrain(
-                folder, settings, network, seed, data, console, rendering, start
+
+    index: int
+    rendering: str
+    network: str
+    seed: int
+    before: tuple[int, ...]
+    key: str
+    folder: Path
+
+
+class DigitsHub:
+    """The pre-trained weights of a hub, in the cache or made where they are asked for.
+
+    Args:
+        task: the digits.
+        settings: of the pre-training.
+        networks: names of the experts; the i-th knows the i-th rendering (a sixth the first again).
+        cache: folder of the weights; None: the user's cache folder.
+
+    members: its experts. notes: what a user should know of the cache, such as a damaged file.
+    """
+
+    def __init__(
+        self,
+        task: DigitsTask,
+        settings: Pretraining,
+        networks: Sequence[str] = NETWORKS,
+        cache: Path | None = None,
+    ):
+        self.task, self.settings, self.notes = task, settings, []
+        cache = (user_cache_folder() if cache is None else Path(cache)) / "digits"
+        networks = [network.removeprefix("timm/") for network in networks]
+        descend = len(networks) > 1 and len(set(networks)) == 1
+        self.members: list[Member] = []
+        for i, network in enumerate(networks):
+            rendering = list(RENDERINGS)[i % len(RENDERINGS)]
+            seed, before = 1000 * task.seed + i, (0,) if descend and i else ()
+            origin = self.members[0].key if before else ""
+            data = task.pretrain(rendering)
+            key = _key(settings, network, seed, origin, data.images, data.targets)
+            folder = cache / f"{rendering}-{key}"
+            self.members.append(Member(i, rendering, network, seed, before, key, folder))
+
+    def load(self, index: int, expert: Expert) -> None:
+        """Gives an expert its pre-trained body, pre-training it first if it is not in the cache."""
+        source = f"the cached expert of {self.members[index].rendering}"
+        load_body(expert, self._state(index), source=source)
+
+    def missing(self) -> list[Member]:
+        """Those whose weights are not in the cache, whole."""
+        return [member for member in self.members if self._cached(member) is None]
+
+    def pretrain(self, index: int, run_dir: Path | None = None) -> tuple[dict[str, Tensor], float]:
+        """Pre-trains an expert and caches it.
+
+        run_dir: of the training, which goes on from there if it was stopped; None: a temporary one.
+
+        Returns:
+            (the body's weights, seconds of training).
+
+        Raises:
+            InterruptedError: a signal stopped it.
+        """
+        member = self.members[index]
+        data, start = self.task.pretrain(member.rendering), [self._state(i) for i in member.before]
+        seed_all(member.seed)
+        [expert] = build_experts([member.network], data.num_classes, False, SIZE)
+        for state in start:
+            load_body(expert, state, source="the hub's first expert")
+        config = self.settings.trainer_config(len(data), member.seed)
+        task = Classification(tuple(data.classes))
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = Trainer(
+                SingleModel(expert),
+                SingleObjective(task.loss),
+                TensorStream(data, config.batch_size, config.seed),
+                config,
+                run_dir or scratch,
+                task=task,
+                run={"key": member.key},
+                resume=True,
+                reporting=Reporting(Console(quiet=True), tensorboard=False),
             )
-            seconds += took
-        states.append(state)
-        origin = origin or (key if descend else "")
+            result = trainer.fit()
+        if result.interrupted:
+            raise InterruptedError(f"stopped while pre-training the expert of {member.rendering}")
+        state = {name: tensor.contiguous() for name, tensor in expert.body.state_dict().items()}
+        self._store(member, state)
+        return state, result.seconds
 
-    def make() -> list[Expert]:
-        experts = build_experts(networks, num_outputs, pretrained=False, input_size=32)
-        for expert, state, rendering in zip(experts, states, renderings, strict=True):
-            load_body(expert, state, source=f"the cached expert of {rendering}")
-        return experts
+    def _state(self, index: int) -> dict[str, Tensor]:
+        state = self._cached(self.members[index])
+        return self.pretrain(index)[0] if state is None else state
 
-    return make, seconds
+    def _cached(self, member: Member) -> dict[str, Tensor] | None:
+        """The kept weights, if they are the bytes that were written; None where there are none."""
+        try:
+            index = json.loads((member.folder / INDEX).read_text(encoding="utf-8"))
+            expected, data = index["sha256"], (member.folder / WEIGHTS).read_bytes()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            expected, data = None, b""
+        if hashlib.sha256(data).hexdigest() != expected:
+            text = f"the cached expert in {member.folder} is damaged; pre-training it again"
+            self.notes.append(text)
+            return None
+        return load(data)
+
+    def _store(self, member: Member, state: dict[str, Tensor]) -> None:
+        """Weights first, then the index that vouches for them. No room is only a warning."""
+        data = save(state)
+        record = {"network": member.network, "sha256": hashlib.sha256(data).hexdigest()}
+        try:
+            write_bytes(member.folder / WEIGHTS, data)
+            write_json(member.folder / INDEX, record)
+        except OSError as error:
+            text = f"cannot cache the expert in {member.folder} ({error}); going on without"
+            self.notes.append(text)
 
 
 def _key(settings: Pretraining, network: str, seed: int, origin: str, *tensors: Tensor) -> str:
@@ -117,55 +206,3 @@ def _key(settings: Pretraining, network: str, seed: int, origin: str, *tensors: 
     for tensor in tensors:
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _pretrain(folder, settings, network, seed, data, console, rendering, start):
-    seed_all(seed)
-    [expert] = build_experts([network], data.num_classes, pretrained=False, input_size=32)
-    if start is not None:
-        load_body(expert, start, source="the hub's first expert")
-    config, task = settings.trainer_config(len(data), seed), Classification(tuple(data.classes))
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            SingleModel(expert),
-            SingleObjective(task.loss),
-            TensorStream(data, config.batch_size, config.seed),
-            config,
-            Path(scratch) / "run",
-            task=task,
-            reporting=Reporting(console, f"pre-train {rendering}", tensorboard=False),
-        )
-        result = trainer.fit()
-    if result.interrupted:
-        raise InterruptedError("stopped while pre-training; experts finished before are kept")
-    state = {name: tensor.contiguous() for name, tensor in expert.body.state_dict().items()}
-    _store(folder, state, network, console)
-    return state, result.seconds
-
-
-def _store(folder: Path, state: dict[str, Tensor], network: str, console: Console) -> None:
-    """Weights first, then the index that vouches for them. No room is only a warning."""
-    data = save(state)
-    record = {"network": network, "sha256": hashlib.sha256(data).hexdigest()}
-    try:
-        write_bytes(folder / WEIGHTS, data)
-        write_json(folder / INDEX, record)
-    except OSError as error:
-        text = f"cannot cache the expert in {folder} ({error}); going on without"
-        console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
-
-
-def _load(folder: Path, console: Console) -> dict[str, Tensor] | None:
-    """The kept weights, if they are the bytes that were written; None where there are none."""
-    try:
-        expected = json.loads((folder / INDEX).read_text(encoding="utf-8"))["sha256"]
-        data = (folder / WEIGHTS).read_bytes()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        expected, data = None, b""
-    if hashlib.sha256(data).hexdigest() != expected:
-        text = f"the cached expert in {folder} is damaged; pre-training it anew"
-        console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
-        return None
-    return load(data)

@@ -1,100 +1,85 @@
-"""The methods of a comparison by name: which runs each needs, and what its row says of a seed."""
+"""The methods of a comparison: one record for each, with all that is particular to it.
+
+What is trained, at which rates and after which other runs, the rows of the table and the folders
+all follow from ``methods_of``.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..baselines import oracle
-from ..tasks import Classification
+from ..baselines import Noiseless, RandomGenerator, TaskGenerator, oracle
+from ..training import Task
+from . import runs
 from .results import SeedResults
+from .runs import Context
 
-TASK = Classification(())
-COSTS = ("forwards_per_sample", "gflops_per_sample", "milliseconds_per_sample")
-
-RunNames = Callable[[int, int], list[str]]  # of (M, K)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method on one seed: accuracy on the test split and what it cost."""
-
-    accuracy: float
-    train_seconds: float
-    costs: dict[str, float | None]
-    rates: tuple[float, ...] = ()
+PATHWAY = "pathway"
+VOTES = ("soft", "hard")  # of classification
 
 
 @dataclass(frozen=True)
 class Method:
-    """name: as ``--methods`` takes it. title: as tables show it. runs: what it needs of a hub.
-    entry: what came of it. equal: only for experts of equal architecture. bound: no method can
-    reach it by choosing on other data, so it does not compete. paper: its key in the paper's
-    tables."""
+    """A method. It is a run of its own, or a vote over the runs that it needs.
+
+    name: as ``--methods`` takes it. title: as tables show it.
+    train: trains it and returns the model; None: a vote.
+    run: the name of its run's folder; "" : the method's own name.
+    needs: runs that it learns from or votes with; their training counts as its own.
+    tuned: trained at every rate. follows: else, the run whose chosen rate it is trained at; None:
+        it trains nothing.
+    forwards: expert forwards for each sample of a training step.
+    members: of a vote, which experts are asked, by number. decide: what their predictions [S, N, P]
+        on N targets are worth, a score [N] of the task's metric.
+    k: K of a Hub-Pathway as the paper has it; None for all others.
+    equal: only for experts of equal architecture. bound: no method can reach it by choosing on
+        other data, so it does not compete. paper: its key in ``paper_numbers``.
+    """
 
     name: str
     title: str
-    runs: RunNames
-    entry: Callable[[SeedResults], Entry]
+    train: Callable[[Context], nn.Module] | None = None
+    run: str = ""
+    needs: tuple[str, ...] = ()
+    tuned: bool = False
+    follows: str | None = None
+    forwards: int = 0
+    members: Callable[[SeedResults], Sequence[int]] | None = None
+    decide: Callable[[Task, Tensor, Any], Tensor] | None = None
+    k: int | None = None
     equal: bool = False
     bound: bool = False
-    paper: tuple[str, ...] = ()
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", "" if self.train is None else self.run or self.name)
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """All runs that must be finished before."""
+        return self.needs if self.follows is None else (*self.needs, self.follows)
+
+    def asked(self, results: SeedResults) -> list[str]:
+        """The runs whose models are asked at inference."""
+        return [self.run] if self.train else [f"single-{i}" for i in self.members(results)]
+
+    def scores(self, results: SeedResults) -> Tensor:
+        """[N]: the task's metric on each test sample."""
+        task, targets = results.task, results.targets()["test"]
+        predictions = [results.predictions(run)["test"] for run in self.asked(results)]
+        if self.train is not None:
+            return task.scores(predictions[0], targets)
+        return self.decide(task, torch.stack(predictions), targets)
 
 
-def all_singles(experts: int, _k: int) -> list[str]:
-    return [f"single-{i}" for i in range(experts)]
-
-
-def trained(run: str, needs_singles: bool = False) -> Callable[[SeedResults], Entry]:
-    """The entry of a method that is a single run; its training counts that of the singles it
-    learned from."""
-
-    def entry(results: SeedResults) -> Entry:
-        result = results.result(run)
-        seconds = result["train_seconds"]
-        if needs_singles:
-            seconds += sum(s["train_seconds"] for s in _singles(results))
-        costs = {name: result[name] for name in COSTS}
-        costs["peak_memory_mb"] = result["peak_memory_mb"]
-        costs["train_forwards_per_sample"] = result["train_forwards_per_sample"]
-        return Entry(result["test"]["accuracy"], seconds, costs, (result["rate"],))
-
-    return entry
-
-
-def vote(
-    choose: Callable[[SeedResults], Sequence[int]],
-    decide: Callable[[Tensor, Tensor], Tensor],
-) -> Callable[[SeedResults], Entry]:
-    """The entry of a vote. choose: whose votes count. decide: test probabilities [S, n, C] of those
-    and targets [n] -> [n], 1 where the vote is right. All singles were trained for it, and
-    each member is asked at inference, one after another."""
-
-    def entry(results: SeedResults) -> Entry:
-        members = choose(results)
-        asked = [results.result(f"single-{i}") for i in members]
-        probabilities = torch.stack([results.scores(f"single-{i}")["test"] for i in members])
-        right = decide(probabilities, results.targets()["test"])
-        everyone = _singles(results)
-        costs = {name: _sum(result[name] for result in asked) for name in COSTS}
-        costs["peak_memory_mb"] = max(
-            (r["peak_memory_mb"] for r in everyone if r["peak_memory_mb"] is not None), default=None
-        )
-        costs["train_forwards_per_sample"] = len(everyone)
-        return Entry(
-            right.double().mean().item(),
-            sum(result["train_seconds"] for result in everyone),
-            costs,
-            tuple(result["rate"] for result in asked),
-        )
-
-    return entry
+def by_vote(name: str) -> Callable[[Task, Tensor, Any], Tensor]:
+    return lambda task, predictions, targets: task.scores(task.votes[name](predictions), targets)
 
 
 def everyone(results: SeedResults) -> list[int]:
@@ -102,128 +87,141 @@ def everyone(results: SeedResults) -> list[int]:
 
 
 def in_hindsight(results: SeedResults) -> list[int]:
-    tested = [r["test"]["accuracy"] for r in _singles(results)]
-    return [max(range(len(tested)), key=tested.__getitem__)]
+    name = results.task.metric.name
+    tested = [results.result(f"single-{i}")["test"][name] for i in everyone(results)]
+    return results.task.metric.ranked(tested)[:1]
 
 
 def of_best(count: int) -> Callable[[SeedResults], list[int]]:
     return lambda results: results.best_singles()[:count]
 
 
-def soft(probabilities: Tensor, targets: Tensor) -> Tensor:
-    return TASK.scores(TASK.votes["soft"](probabilities), targets)
+def methods_of(experts: Sequence[str], k: int, votes: Sequence[str] = VOTES) -> list[Method]:
+    """All methods for a hub, in the order of the table.
 
-
-def hard(probabilities: Tensor, targets: Tensor) -> Tensor:
-    return TASK.scores(TASK.votes["hard"](probabilities), targets)
-
-
-def _singles(results: SeedResults) -> list[dict[str, Any]]:
-    return [results.result(f"single-{i}") for i in everyone(results)]
-
-
-def _sum(values) -> float | None:
-    known = list(values)
-    return None if None in known else sum(known)
-
-
-def methods_of(experts: Sequence[str], k: int) -> list[Method]:
-    """All methods for a hub, in the order of the table. experts: names of the M experts."""
-    found = [
+    Args:
+        experts: names of the M experts.
+        k: K.
+        votes: what the task has besides "soft" to combine predictions by.
+    """
+    count = len(experts)
+    singles = tuple(f"single-{i}" for i in range(count))
+    alone = [
         Method(
-            f"single:{name}", f"single: {name}",
-            lambda m, _k, i=i: [f"single-{i}"], trained(f"single-{i}"),
+            f"single:{name}", f"single: {name}", lambda c, i=i: runs.single(c, i), singles[i],
+            tuned=True, forwards=1, paper=singles[i],
         )
         for i, name in enumerate(experts)
     ]  # fmt: skip
-    found += [
-        Method(
-            "best-single", "best single", all_singles,
-            vote(of_best(1), soft), paper=("BestSingle",),
+
+    def vote(name, title, members, decide="soft", paper="", bound=False) -> Method:
+        decide = by_vote(decide) if isinstance(decide, str) else decide
+        return Method(
+            name, title, needs=singles, forwards=count, members=members, decide=decide,
+            paper=paper, bound=bound,
+        )  # fmt: skip
+
+    def variant(name, title, train, paper="") -> Method:
+        return Method(name, title, train, follows=PATHWAY, forwards=k, paper=paper)
+
+    def soup(name, title, greedy, paper="") -> Method:
+        return Method(
+            name, title, lambda c: runs.soup(c, greedy), needs=singles, equal=True, paper=paper
+        )
+
+    def zoo(name, title, lite, paper) -> Method:
+        return Method(
+            name, title, lambda c: runs.zoo_tuning(c, lite), tuned=True, forwards=1, equal=True,
+            paper=paper,
+        )  # fmt: skip
+
+    return [
+        *alone,
+        vote("best-single", "best single", of_best(1), paper="BestSingle"),
+        vote("best-single-in-hindsight", "best single, in hindsight", in_hindsight, bound=True),
+        vote("ensemble-top-k", f"ensemble of the best {k}", of_best(k), paper="EnsembleTopK"),
+        vote("ensemble", "ensemble, soft vote", everyone, paper="Ensemble"),
+        *(
+            vote(f"ensemble-{name}", f"ensemble, {name} vote", everyone, name)
+            for name in votes
+            if name != "soft"
         ),
         Method(
-            "best-single-in-hindsight", "best single, in hindsight", all_singles,
-            vote(in_hindsight, soft), bound=True,
+            "distill", "distill", runs.distill, needs=singles, tuned=True, forwards=count + 1,
+            paper="Distill",
         ),
+        soup("soup-uniform", "model soup, uniform", greedy=False),
+        soup("soup-greedy", "model soup, greedy", greedy=True, paper="ModelSoups"),
+        # The student with its teachers, and as it was an update before.
         Method(
-            "ensemble-top-k", f"ensemble of the best {k}", all_singles, vote(of_best(k), soft),
-            paper=("EnsembleTopK",),
+            "knowledge-flow", "Knowledge Flow", runs.knowledge_flow, needs=singles, tuned=True,
+            forwards=count + 2, equal=True, paper="KFlow",
         ),
+        zoo("zoo-tuning-lite", "Zoo-Tuning-Lite", True, "ZooTuningL"),
+        zoo("zoo-tuning", "Zoo-Tuning", False, "ZooTuning"),
         Method(
-            "ensemble", "ensemble, soft vote", all_singles,
-            vote(everyone, soft), paper=("Ensemble",),
+            "hub-pathway", "Hub-Pathway", runs.pathway, PATHWAY, tuned=True, forwards=k, k=k,
+            paper="HubPathway",
         ),
-        Method("ensemble-hard", "ensemble, hard vote", all_singles, vote(everyone, hard)),
-        _trained("distill", "distill", ("Distill",), singles=True),
-        _trained("soup-uniform", "model soup, uniform", (), singles=True, equal=True),
-        _trained("soup-greedy", "model soup, greedy", ("ModelSoups",), singles=True, equal=True),
-        _trained("knowledge-flow", "Knowledge Flow", ("KFlow",), singles=True, equal=True),
-        _trained("zoo-tuning-lite", "Zoo-Tuning-Lite", ("ZooTuningL",), equal=True),
-        _trained("zoo-tuning", "Zoo-Tuning", ("ZooTuning",), equal=True),
-        _trained("hub-pathway", "Hub-Pathway", ("HubPathway",), run="pathway"),
-        _trained("random-pathway", "Hub-Pathway, random pathway", ("RandomPath",)),
-        _trained("without-explore", "Hub-Pathway, without explore", ("WithoutExplore",)),
-        _trained("without-exploit", "Hub-Pathway, without exploit", ("WithoutExploit",)),
-        _trained("task-pathway", "Hub-Pathway, one route for all"),
-        _trained("noise-off", "Hub-Pathway, noise off"),
+        variant(
+            "random-pathway", "Hub-Pathway, random pathway",
+            lambda c: runs.with_generator(c, lambda m: RandomGenerator(len(m.experts), m.k)),
+            "RandomPath",
+        ),
+        variant(
+            "without-explore", "Hub-Pathway, without explore",
+            lambda c: runs.pathway(c, explore=False), "WithoutExplore",
+        ),
+        variant(
+            "without-exploit", "Hub-Pathway, without exploit",
+            lambda c: runs.pathway(c, exploit=False), "WithoutExploit",
+        ),
+        variant(
+            "task-pathway", "Hub-Pathway, one route for all",
+            lambda c: runs.with_generator(c, lambda m: TaskGenerator(len(m.experts))),
+        ),
+        variant(
+            "noise-off", "Hub-Pathway, noise off",
+            lambda c: runs.with_generator(c, lambda m: Noiseless(m.generator)),
+        ),
+        *(
+            Method(
+                f"hub-pathway-k{n}", f"Hub-Pathway, K = {n}", lambda c, n=n: runs.pathway(c, n),
+                f"pathway-k{n}", follows=PATHWAY, forwards=n, k=n,
+            )
+            for n in range(1, count + 1)
+            if n != k
+        ),
+        vote("oracle", "oracle", everyone, oracle, "Oracle", bound=True),
     ]  # fmt: skip
-    found += [
-        _trained(f"hub-pathway-k{n}", f"Hub-Pathway, K = {n}", run=f"pathway-k{n}")
-        for n in range(1, len(experts) + 1)
-        if n != k
-    ]
-    best = vote(everyone, partial(oracle, TASK))
-    return [*found, Method("oracle", "oracle", all_singles, best, bound=True, paper=("Oracle",))]
-
-
-def _trained(
-    name: str,
-    title: str,
-    paper: tuple[str, ...] = (),
-    run: str | None = None,
-    singles: bool = False,
-    equal: bool = False,
-) -> Method:
-    run = run or name
-    needed = ["pathway", run] if run not in ("pathway",) and _is_variant(run) else [run]
-    return Method(
-        name, title,
-        lambda m, k: [*(all_singles(m, k) if singles else ()), *needed],
-        trained(run, singles), equal, paper=paper,
-    )  # fmt: skip
-
-
-def _is_variant(run: str) -> bool:
-    rivals = ("distill", "soup", "knowledge", "zoo")
-    return not run.startswith(rivals)
 
 
 GROUPS = {"single": "single:", "k-sweep": "hub-pathway-k"}
 
 
-def choose_methods(text: str, experts: Sequence[str], k: int) -> list[Method]:
+def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
     """The methods that a list of names means, in the table's order: "all", or names apart by
     commas; "single" is every expert alone, "k-sweep" Hub-Pathway with every other K.
 
     Raises ValueError for unknown names, with the closest.
     """
-    known = methods_of(experts, k)
     names = [_plain(part) for part in text.split(",") if part.strip()]
     if not names:
-        raise ValueError("methods: expected names apart by commas, or all; got none")
+        raise ValueError("methods: expected names, comma-separated, or all; got none")
     if "all" in names:
-        return known
+        return list(methods)
     wanted: set[str] = set()
     for name in names:
-        of_group = [m.name for m in known if name in GROUPS and m.name.startswith(GROUPS[name])]
-        exact = [m.name for m in known if _plain(m.name) == name]
+        of_group = [m.name for m in methods if name in GROUPS and m.name.startswith(GROUPS[name])]
+        exact = [m.name for m in methods if _plain(m.name) == name]
         if not of_group and not exact:
-            allowed = ["all", *GROUPS, *(m.name for m in known if not m.name.startswith("single:"))]
+            allowed = ["all", *GROUPS]
+            allowed += [m.name for m in methods if not m.name.startswith("single:")]
             close = difflib.get_close_matches(name, allowed, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}? " if close else ""
             raise ValueError(f"methods: {name!r} is unknown; {hint}There are {', '.join(allowed)}")
         wanted.update(of_group or exact)
-    return [method for method in known if method.name in wanted]
+    return [method for method in methods if method.name in wanted]
 
 
 def _plain(name: str) -> str:

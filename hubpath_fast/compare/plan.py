@@ -1,23 +1,33 @@
-"""Which runs a comparison needs, and which of them need which."""
+"""The jobs of a comparison: which there are, which wait for which, and in which order they start.
+
+A job is a method's run at one rate, or one of the jobs that get a seed ready: PREPARE, which reads
+the data and notes what all methods share, and the pre-training of experts that have no weights yet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .methods import Method
 from .results import run_folder
 
-PREPARE = "prepare"  # the job that every other of its seed waits for
+PREPARE, PRETRAIN = "prepare", "pretrain-"
 
-# Trained at every rate; the others follow a run's chosen rate, or train nothing.
-TUNED = ("distill", "knowledge-flow", "zoo-tuning", "zoo-tuning-lite", "pathway")
+# Of an expert that gets few samples of a batch: a row takes about twice as long as in a whole
+# batch, whose layers use the cores better.
+SMALL_GROUPS = 2.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of one seed. rate: of the bodies; None: that which ``follows`` was chosen at. tried:
-    whether other rates are tried for the same run. needs: runs that must be finished before."""
+    """A run of one seed.
+
+    rate: of the bodies; None: that which ``follows`` was chosen at. tried: whether other rates are
+    tried for the same run. needs: runs that must be finished before. cost: how long it takes, in
+    any unit.
+    """
 
     seed: int
     run: str
@@ -25,48 +35,70 @@ class Job:
     tried: bool = False
     follows: str | None = None
     needs: tuple[str, ...] = ()
+    cost: float = 0.0
 
     def folder(self, out_dir: Path) -> Path:
         return run_folder(out_dir, self.seed, self.run, self.rate if self.tried else None)
 
+    @property
+    def name(self) -> str:
+        return f"{self.run} at {self.rate:g}" if self.tried else self.run
+
     def __str__(self) -> str:
-        rate = f", rate {self.rate:g}" if self.tried else ""
-        return f"seed {self.seed}: {self.run}{rate}"
+        return f"seed {self.seed}: {self.name}"
+
+
+def needed_runs(chosen: Iterable[Method], known: Sequence[Method]) -> list[Method]:
+    """The methods with a run of their own that ``chosen`` are or need, in the order of ``known``.
+
+    Needs of needs there are none.
+    """
+    chosen = list(chosen)
+    wanted = {method.run for method in chosen}.union(*(method.waits_for for method in chosen))
+    return [method for method in known if method.train is not None and method.run in wanted]
 
 
 def plan_jobs(
-    runs: Iterable[str], seed: int, rates: Sequence[float], num_experts: int, k: int
+    methods: Sequence[Method],
+    seed: int,
+    rates: Sequence[float],
+    expert_costs: Sequence[float],
+    pretrain: Mapping[int, tuple[int, ...]] | None = None,
+    pretrain_cost: float = 1.0,
 ) -> list[Job]:
-    """The jobs of one seed: first those that others wait for, then the longest."""
+    """The jobs of one seed, those first that most work waits for: then the last to end is short.
 
-    def rank(run: str) -> tuple[bool, bool, int]:
-        first = run.startswith("single"), run == "pathway"
-        return (not first[0], not first[1], -training_forwards(run, num_experts, k))
+    Args:
+        methods: with runs of their own; see ``needed_runs``.
+        seed: theirs.
+        rates: every tuned method is trained at each.
+        expert_costs: of each expert, in any unit.
+        pretrain: the experts to pre-train, by number, and which must be pre-trained before each.
+        pretrain_cost: of a pre-training, where an expert's fine-tuning costs 1.
+    """
+    pretrain = pretrain or {}
+    mean = sum(expert_costs) / len(expert_costs)
+    jobs = [
+        Job(
+            seed, f"{PRETRAIN}{i}", needs=tuple(f"{PRETRAIN}{j}" for j in before if j in pretrain),
+            cost=pretrain_cost * expert_costs[i],
+        )
+        for i, before in pretrain.items()
+    ]  # fmt: skip
+    for method in methods:
+        number = method.run.removeprefix("single-")
+        own = [int(number)] if number.isdigit() else range(len(expert_costs))
+        needs = *method.waits_for, *(f"{PRETRAIN}{i}" for i in own if i in pretrain)
+        share = expert_costs[own[0]] if number.isdigit() else SMALL_GROUPS * mean
+        tried = method.tuned and len(rates) > 1
+        for rate in rates if method.tuned else rates[:1]:
+            rate = None if method.follows else rate
+            cost = method.forwards * share
+            jobs.append(Job(seed, method.run, rate, tried, method.follows, needs, cost))
+    return sorted(jobs, key=lambda job: -_path(job, jobs))
 
-    singles = tuple(f"single-{i}" for i in range(num_experts))
-    jobs = []
-    for run in sorted(dict.fromkeys(runs), key=rank):
-        needs: tuple[str, ...] = ()
-        if run in ("distill", "knowledge-flow") or run.startswith("soup"):
-            needs = singles
-        if run in TUNED or run in singles:
-            tried = len(rates) > 1
-            jobs += [Job(seed, run, rate, tried, None, needs) for rate in rates]
-        elif run.startswith("soup"):
-            jobs.append(Job(seed, run, rates[0], needs=needs))
-        else:
-            jobs.append(Job(seed, run, follows="pathway", needs=("pathway",)))
-    return jobs
 
-
-def training_forwards(run: str, num_experts: int, k: int) -> int:
-    """Expert forwards per sample and step of a run's training (soups, which train nothing: 0)."""
-    if run.startswith("soup"):
-        return 0
-    if run == "distill":
-        return num_experts + 1
-    if run == "knowledge-flow":  # the student with its teachers, and as it was an update before
-        return num_experts + 2
-    if run.startswith(("single", "zoo")):
-        return 1
-    return int(run.removeprefix("pathway-k")) if run.startswith("pathway-k") else k
+def _path(job: Job, jobs: Sequence[Job]) -> float:
+    """The work of the longest chain of jobs that begins with this one."""
+    after = [_path(other, jobs) for other in jobs if job.run in other.needs]
+    return job.cost + max(after, default=0.0)

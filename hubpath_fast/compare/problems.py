@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from ..data import (
@@ -29,21 +29,21 @@ from ..data.digits import SIZE, DigitsTask
 from ..data.named import DIGITS
 from ..data.transforms import eval_transform
 from ..hub import Expert, default_input_size
-from ..runs.build import eval_batches, make_experts, train_stream
-from .digits_hub import Pretraining, pretrained_experts
+from ..runs.build import eval_batches, make_experts, make_task, train_stream
+from ..training import Task
+from .digits_hub import DigitsHub, Pretraining
 from .settings import CompareSettings, names_of_experts
 
 
 class Problem(ABC):
     """A data set and a hub.
 
-    classes, expert_names: as tables show them. targets: of "validation" and "test", int64 [n] each.
-    groups: what kind each test image is of, int64 [n], with ``group_names``; None where that means
-    nothing. size: pixels a side.
+    task: what is learned. classes: what its outputs are called. expert_names: as tables show them.
+    targets: of "validation" and "test". groups: what kind each test image is of, int64 [n], with
+    ``group_names``; None where that means nothing. size: pixels a side.
     """
 
     classes: tuple[str, ...]
-    expert_names: list[str]
     groups: Tensor | None = None
     group_names: tuple[str, ...] = ()
     group_label = ""
@@ -52,18 +52,24 @@ class Problem(ABC):
         self.settings, self.seed = settings, seed
         self.fit = settings.fit.with_seed(seed)
         self.size = self.fit.image_size or default_input_size(self.fit.hub)
+        self.expert_names = names_of_experts(settings)
 
     @property
-    def num_classes(self) -> int:
-        return len(self.classes)
+    def task(self) -> Task:
+        return make_task(self.fit, self.classes)
 
     @property
     @abstractmethod
     def targets(self) -> dict[str, Tensor]: ...
 
-    @abstractmethod
     def experts(self) -> list[Expert]:
-        """The hub anew: pre-trained bodies, heads drawn from torch's generator."""
+        """The hub, newly built: pre-trained bodies, heads drawn from torch's generator."""
+        fit = self.fit
+        return make_experts(fit, self.task.num_outputs, self.size, fit.pretrained)
+
+    def expert(self, index: int) -> Expert:
+        """One of them, with the head that it has in ``experts``; the others need no weights yet."""
+        return self.experts()[index]
 
     @abstractmethod
     def stream(self) -> Any:
@@ -79,7 +85,7 @@ class Problem(ABC):
 
     def fingerprint(self) -> str:
         """Of the data: two problems with the same one hold the same held-out images in the same
-        order, as far as classes tell."""
+        order, as far as targets tell."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for name in ("validation", "test"):
             digest.update(self.targets[name].numpy().tobytes())
@@ -89,7 +95,7 @@ class Problem(ABC):
 class ImagesProblem(Problem):
     """Images in files, and models by name."""
 
-    def __init__(self, settings: CompareSettings, seed: int, verify: bool = True):
+    def __init__(self, settings: CompareSettings, seed: int, verify: bool):
         super().__init__(settings, seed)
         fit = self.fit
         self.splits = open_dataset(fit.dataset, fit.data, fit.validation, seed, verify)
@@ -98,15 +104,12 @@ class ImagesProblem(Problem):
                 "validation: a comparison chooses on held-out images (the best experts, the rate, "
                 "what goes into a soup), but there are none; give --validation a share above 0"
             )
-        self.classes, self.expert_names = self.splits.classes, names_of_experts(settings)
+        self.classes = self.splits.classes
 
     @cached_property
     def targets(self) -> dict[str, Tensor]:
         parts = {"validation": self.splits.validation, "test": self.splits.test}
         return {name: torch.tensor(part.targets) for name, part in parts.items()}
-
-    def experts(self) -> list[Expert]:
-        return make_experts(self.fit, self.num_classes, self.size, self.fit.pretrained)
 
     def stream(self) -> TrainStream:
         return train_stream(self.splits.train, self.fit, self.size)
@@ -120,54 +123,63 @@ class ImagesProblem(Problem):
 
 
 class DigitsProblem(Problem):
-    """Handwritten digits in five renderings; each expert pre-trained on one of them."""
+    """Handwritten digits in five renderings; each expert pre-trained on one of them.
 
-    def __init__(self, settings: CompareSettings, seed: int):
+    hub: their weights; None: random ones.
+    """
+
+    def __init__(self, settings: CompareSettings, seed: int, cache: Path | None = None):
         super().__init__(settings, seed)
-        self.size = SIZE
-        self.task = DigitsTask(seed, settings.digits_validation)
-        self.classes = self.task.test.classes
-        self.expert_names = names_of_experts(settings)
-        self.groups, self.group_names = self.task.test.renderings, self.task.test.rendering_names
+        self.size, fit = SIZE, self.fit
+        self.digits = DigitsTask(seed, settings.digits_validation)
+        self.classes = self.digits.test.classes
+        self.groups = self.digits.test.renderings
+        self.group_names = self.digits.test.rendering_names
         self.group_label = "rendering of the digit"
+        pretraining = Pretraining(epochs=settings.digits_pretrain_epochs)
+        self.hub = DigitsHub(self.digits, pretraining, fit.hub, cache) if fit.pretrained else None
 
     @property
     def targets(self) -> dict[str, Tensor]:
         return {name: self._set(name).targets for name in ("validation", "test")}
 
-    @cached_property
-    def _make(self) -> Callable[[], list[Expert]]:
-        fit = self.fit
-        if not fit.pretrained:
-            return lambda: make_experts(fit, self.num_classes, SIZE, pretrained=False)
-        pretraining = Pretraining(epochs=self.settings.digits_pretrain_epochs)
-        make, _ = pretrained_experts(
-            self.task, pretraining, self.num_classes, Console(quiet=True), networks=fit.hub
-        )
-        return make
+    def experts(self, loaded: Iterable[int] | None = None) -> list[Expert]:
+        """loaded: which get their pre-trained weights; None: all."""
+        experts = make_experts(self.fit, self.task.num_outputs, SIZE, pretrained=False)
+        if self.hub is not None:
+            for i in range(len(experts)) if loaded is None else loaded:
+                self.hub.load(i, experts[i])
+        return experts
 
-    def experts(self) -> list[Expert]:
-        return self._make()
+    def expert(self, index: int) -> Expert:
+        return self.experts([index])[index]
 
     def stream(self) -> TensorStream:
         trainer = self.fit.trainer
-        return TensorStream(self.task.target, trainer.batch_size, self.seed, device=trainer.device)
+        return TensorStream(
+            self.digits.target, trainer.batch_size, self.seed, device=trainer.device
+        )
 
     def batches(self, split: str) -> TensorBatches:
         return TensorBatches(self._set(split), device=self.fit.trainer.device)
 
     def images(self, indices: Tensor) -> Tensor:
-        return self.task.test.images[indices]
+        return self.digits.test.images[indices]
 
     def _set(self, split: str) -> TensorSet:
-        return getattr(self.task, split)
+        return getattr(self.digits, split)
 
 
-def open_problem(settings: CompareSettings, seed: int, verify: bool = False) -> Problem:
-    """The problem of one seed. verify: open every image once, to find broken ones.
+def open_problem(
+    settings: CompareSettings, seed: int, verify: bool = False, cache: Path | None = None
+) -> Problem:
+    """The problem of one seed.
+
+    verify: open every image once, to find broken ones. cache: where the digits' pre-trained experts
+    are kept; None: the user's cache folder.
 
     Raises ValueError for data or a hub that cannot be used, before anything is trained.
     """
     if settings.fit.dataset == DIGITS:
-        return DigitsProblem(settings, seed)
+        return DigitsProblem(settings, seed, cache)
     return ImagesProblem(settings, seed, verify)

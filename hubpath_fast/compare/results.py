@@ -1,20 +1,22 @@
-"""What runs left behind: results, chosen rates and held-out scores of one seed."""
+"""What runs left behind: results, chosen rates and held-out predictions of one seed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..tasks import Classification
+from ..runs.build import make_task
+from ..training import Task
+from .settings import PROBLEM, CompareSettings, read_compare
 
 RESULT, OUTPUTS, FAILED = "result.json", "outputs.safetensors", "failed.json"
-PROBLEM, TARGETS = "problem.json", "targets.safetensors"
+TARGETS = "targets.safetensors"
 
 
 class RunFailed(ValueError):
@@ -39,25 +41,31 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 class SeedResults:
-    """Finished runs of one seed. rates: those that were tried for every tuned run."""
+    """Finished runs of one seed of a comparison. rates: those tried for every tuned method."""
 
     def __init__(self, out_dir: str | Path, seed: int, rates: Sequence[float]):
         self.out_dir, self.seed, self.rates = Path(out_dir), seed, tuple(rates)
         self._chosen: dict[str, tuple[Path, dict[str, Any]]] = {}
-        self.scores = lru_cache(maxsize=None)(self._scores)
+        self.predictions = lru_cache(maxsize=None)(self._predictions)
 
     @property
     def problem(self) -> dict[str, Any] | None:
         """What was noted of data and hub; None: not yet."""
         return read(seed_folder(self.out_dir, self.seed) / PROBLEM)
 
+    @cached_property
+    def task(self) -> Task:
+        settings = CompareSettings.from_dict(read_compare(self.out_dir)["settings"])
+        return make_task(settings.fit, self.problem["classes"])
+
     def targets(self) -> dict[str, Tensor]:
-        """ "validation" and "test" int64 [n] each, and "groups" where test images have some."""
+        """ "validation" and "test", and "groups" [n] where test images have some."""
         return load_file(seed_folder(self.out_dir, self.seed) / TARGETS)
 
     def result(self, run: str) -> dict[str, Any]:
-        """Of a run, at its chosen rate: the best validation accuracy, among equals the lowest
-        validation loss, among those the first rate. Raises RunFailed if it failed at every rate."""
+        """Of a run, at its chosen rate: the best of the task's metric on validation data, among
+        equals the lowest validation loss, among those the first rate. Raises RunFailed if it failed
+        at every rate."""
         return self._choose(run)[1]
 
     def folder(self, run: str) -> Path:
@@ -66,13 +74,13 @@ class SeedResults:
 
     def best_singles(self) -> list[int]:
         """All experts, the one that is best alone on validation data first."""
-        count = len(self.problem["experts"])
-        accuracies = [self.result(f"single-{i}")["validation"]["accuracy"] for i in range(count)]
-        return Classification.metric.ranked(accuracies)
+        metric = self.task.metric
+        results = [self.result(f"single-{i}") for i in range(len(self.problem["experts"]))]
+        return metric.ranked([result["validation"][metric.name] for result in results])
 
-    def _scores(self, run: str) -> dict[str, Tensor]:
-        """ "validation" and "test", float32 [n, C]: probabilities; of pathways also "weights"
-        [n, M] of the test images, 0 where an expert is inactive."""
+    def _predictions(self, run: str) -> dict[str, Tensor]:
+        """ "validation" and "test", float32 [n, P]; of pathways also "weights" [n, M] of the test
+        images, 0 where an expert is inactive."""
         return load_file(self.folder(run) / OUTPUTS)
 
     def _choose(self, run: str) -> tuple[Path, dict[str, Any]]:
@@ -82,8 +90,8 @@ class SeedResults:
             if not done:
                 reasons = [f["error"] for folder in folders if (f := read(folder / FAILED))]
                 raise RunFailed(f"{run} failed: {reasons[0]}" if reasons else f"{run} is not done")
-            self._chosen[run] = max(
-                done,
-                key=lambda d: (d[1]["validation"]["accuracy"], -d[1]["validation"]["loss"]),
-            )
+            metric = self.task.metric
+            values = [result["validation"][metric.name] for _, result in done]
+            equal = [d for d, v in zip(done, values, strict=True) if v == metric.best(values)]
+            self._chosen[run] = min(equal, key=lambda d: d[1]["validation"]["loss"])
         return self._chosen[run]

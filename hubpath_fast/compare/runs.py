@@ -1,4 +1,4 @@
-"""What is trained: one function a kind of run, from a problem's experts to a trained model.
+"""What is trained: from a problem's experts to a trained model, a function for each kind of method.
 
 A run lies in ``OUT/runs/seed-S/NAME`` (with its rate behind the name where rates are tried): the
 trainer's files, and at its end ``outputs.safetensors`` and ``result.json``.
@@ -6,7 +6,6 @@ trainer's files, and at its end ``outputs.safetensors`` and ``result.json``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,7 @@ from ..baselines import (
     DistillObjective,
     KnowledgeFlow,
     KnowledgeFlowObjective,
-    Noiseless,
-    RandomGenerator,
     SingleModel,
-    TaskGenerator,
     ZooTuning,
     greedy_soup,
     knowledge_flow_groups,
@@ -31,23 +27,20 @@ from ..baselines import (
 )
 from ..hub import Expert
 from ..model import HubPathway
-from ..runs.build import make_pathway, make_task
-from ..tasks import Classification
+from ..runs.build import make_pathway
 from ..training import (
     PathwayObjective,
     Reporting,
     SingleObjective,
+    Task,
     Trainer,
     evaluate,
     load_weights,
 )
-from ..training.random_state import seed_all
-from .plan import Job
 from .problems import Problem
 from .results import SeedResults
-from .settings import CompareSettings
 
-SOUP_BATCHES = 20  # training batches that a soup's BatchNorm statistics are estimated anew on
+SOUP_BATCHES = 20  # training batches that a soup's BatchNorm statistics are estimated on
 
 
 @dataclass
@@ -55,21 +48,14 @@ class Context:
     """What a run may use. folder: its own. rate: the peak rate of bodies. results: of its seed."""
 
     problem: Problem
-    settings: CompareSettings
-    job: Job
     folder: Path
     rate: float
     results: SeedResults
-    console: Console
     seconds: float = 0.0  # of training steps
 
     @property
-    def seed(self) -> int:
-        return self.job.seed
-
-    @property
-    def task(self) -> Classification:
-        return make_task(self.problem.fit, self.problem.classes)
+    def task(self) -> Task:
+        return self.problem.task
 
     def train(self, model: nn.Module, objective, groups: Callable | None = None) -> nn.Module:
         """Trains for the common budget, from where an earlier call was stopped if it was. The
@@ -77,34 +63,25 @@ class Context:
 
         Raises InterruptedError if a signal stops it.
         """
-        config = self.settings.trainer(self.seed, self.rate)
-        is_pathway = isinstance(model, HubPathway)
+        config = self.problem.settings.trainer(self.problem.seed, self.rate)
+        names = self.problem.expert_names if isinstance(model, HubPathway) else None
         trainer = Trainer(
             model,
             objective,
             self.problem.stream(),
             config,
             self.folder,
-            groups=None if groups is None else groups(model, config),
             task=self.task,
+            groups=None if groups is None else groups(model, config),
             validation=self.problem.batches("validation"),
             resume=True,
-            reporting=Reporting(
-                self.console,
-                self.job.run,
-                self.problem.expert_names if is_pathway else None,
-                tensorboard=False,
-            ),
+            reporting=Reporting(Console(quiet=True), expert_names=names, tensorboard=False),
         )
         result = trainer.fit()
         if result.interrupted:
-            raise InterruptedError(f"stopped while training {self.job.run}")
+            raise InterruptedError(f"stopped while training in {self.folder}")
         self.seconds = result.seconds
         return model
-
-    def single(self, index: int) -> SingleModel:
-        """An expert alone, only pre-trained."""
-        return SingleModel(self.problem.experts()[index])
 
     def singles(self) -> list[SingleModel]:
         """Every expert alone, fine-tuned, as its own run left it."""
@@ -113,29 +90,23 @@ class Context:
     def _fine_tuned(self, index: int, expert: Expert) -> SingleModel:
         model = SingleModel(expert)
         load_weights(model, self.results.folder(f"single-{index}") / "last")
-        return model.to(self.settings.fit.trainer.device)
+        return model.to(self.problem.fit.trainer.device)
 
-    def best_single(self) -> int:
-        """The expert that is best alone, on validation data."""
-        return self.results.best_singles()[0]
-
-    def pathway(self, k: int | None = None) -> HubPathway:
+    def hub_pathway(self, k: int | None = None) -> HubPathway:
         problem = self.problem
-        return make_pathway(problem.fit, problem.experts(), problem.num_classes, problem.size, k)
-
-    def pathway_objective(self, explore: bool = True, exploit: bool = True) -> PathwayObjective:
-        weight = self.settings.fit.explore if explore else 0.0
-        return PathwayObjective(self.task.criterion(weight, exploit))
+        outputs = problem.task.num_outputs
+        return make_pathway(problem.fit, problem.experts(), outputs, problem.size, k)
 
 
 def single(context: Context, index: int) -> nn.Module:
-    return context.train(context.single(index), SingleObjective(context.task.loss))
+    model = SingleModel(context.problem.expert(index))
+    return context.train(model, SingleObjective(context.task.loss))
 
 
 def distill(context: Context) -> nn.Module:
     """The fine-tuned experts teach the one that is best alone, from its pre-trained weights."""
-    student = context.single(context.best_single())
-    settings = context.settings
+    student = SingleModel(context.problem.expert(context.results.best_singles()[0]))
+    settings = context.problem.settings
     objective = DistillObjective(
         context.task, context.singles(), settings.temperature, settings.distill_weight
     )
@@ -154,7 +125,6 @@ def soup(context: Context, greedy: bool) -> nn.Module:
 
     if not greedy:
         return refreshed(uniform_soup(states))
-
     metric = context.task.metric
 
     def score(state) -> float:
@@ -168,8 +138,8 @@ def soup(context: Context, greedy: bool) -> nn.Module:
 
 
 def knowledge_flow(context: Context) -> nn.Module:
-    trainer = context.settings.fit.trainer
-    model = KnowledgeFlow(context.problem.experts(), context.best_single())
+    trainer = context.problem.fit.trainer
+    model = KnowledgeFlow(context.problem.experts(), context.results.best_singles()[0])
     objective = KnowledgeFlowObjective(context.task, trainer.steps, accumulate=trainer.accumulate)
     return context.train(model, objective, knowledge_flow_groups).student
 
@@ -180,43 +150,18 @@ def zoo_tuning(context: Context, lite: bool) -> nn.Module:
     return model.merged() if lite else model
 
 
-def pathway(context: Context, k: int | None = None, **losses: bool) -> nn.Module:
-    return context.train(context.pathway(k), context.pathway_objective(**losses))
+def pathway(
+    context: Context, k: int | None = None, explore: bool = True, exploit: bool = True
+) -> nn.Module:
+    """A Hub-Pathway, or one without one of its losses. k: in place of the hub's own."""
+    weight = context.problem.fit.explore if explore else 0.0
+    objective = PathwayObjective(context.task.criterion(weight, exploit))
+    return context.train(context.hub_pathway(k), objective)
 
 
-def other_generator(context: Context, make: Callable[[HubPathway], nn.Module]) -> nn.Module:
+def with_generator(context: Context, make: Callable[[HubPathway], nn.Module]) -> nn.Module:
     """A Hub-Pathway with another generator, made from it."""
-    model = context.pathway()
+    model = context.hub_pathway()
     model.generator = make(model)
-    return context.train(model, context.pathway_objective())
-
-
-RUNS: dict[str, Callable[[Context], nn.Module]] = {
-    "distill": distill,
-    "soup-uniform": lambda context: soup(context, greedy=False),
-    "soup-greedy": lambda context: soup(context, greedy=True),
-    "knowledge-flow": knowledge_flow,
-    "zoo-tuning": lambda context: zoo_tuning(context, lite=False),
-    "zoo-tuning-lite": lambda context: zoo_tuning(context, lite=True),
-    "pathway": pathway,
-    "random-pathway": lambda context: other_generator(
-        context, lambda model: RandomGenerator(len(model.experts), model.k)
-    ),
-    "without-explore": lambda context: pathway(context, explore=False),
-    "without-exploit": lambda context: pathway(context, exploit=False),
-    "task-pathway": lambda context: other_generator(
-        context, lambda model: TaskGenerator(len(model.experts))
-    ),
-    "noise-off": lambda context: other_generator(context, lambda model: Noiseless(model.generator)),
-}
-NUMBERED = {"single": single, "pathway-k": pathway}
-
-
-def train_run(context: Context) -> nn.Module:
-    """Does what the run's name says, from freshly seeded random generators."""
-    seed_all(context.seed)
-    name = context.job.run
-    if name in RUNS:
-        return RUNS[name](context)
-    kind, number = re.fullmatch(r"(single|pathway-k)-?(\d+)", name).groups()
-    return NUMBERED[kind](context, int(number))
+    objective = PathwayObjective(context.task.criterion(context.problem.fit.explore))
+    return context.train(model, objective)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,20 @@ from typing import Any
 
 from ..data.digits import RENDERINGS
 from ..data.named import DIGITS, FOLDER, find_dataset
+from ..fields import Settings, differences, setting
 from ..files import write_json
 from ..runs.build import expert_names
 from ..runs.config import FitConfig
 from ..runs.resolve import settings as fit_settings
 from ..training import TrainerConfig
-from .results import PROBLEM
 
-COMPARE_FILE = "compare.json"
+COMPARE_FILE, PROBLEM = "compare.json", "problem.json"
 
-# The digits' own budget, that of `hubpath demo`: 250 steps of 48 on 200 digits.
+# Of the settings of a run, what changes no result of a comparison: each seed is a run of its own,
+# the weights of the last step are kept, and one crop of each image is tested.
+FREE = ("crops", "trainer.eval_every", "trainer.metric", "trainer.metric_mode", "trainer.seed")
+
+# The digits' own budget: 250 steps of 48 on 200 digits.
 DIGITS_TRAINER = TrainerConfig(
     steps=250,
     batch_size=48,
@@ -38,41 +41,31 @@ DIGITS_FIT: Mapping[str, Any] = {
     "generator_stride": 2,
     "explore": 1.0,
     "workers": 0,
-    "channels_last": False,  # as in the demo
 }
 DIGITS_RATES = (5e-4, 2e-3)
 QUICK_STEPS, QUICK_PRETRAIN_EPOCHS = 60, 7
 
 
 @dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(Settings):
     """Settings of a comparison.
 
-    fit: data, hub and budget, as of a run of ``hubpath fit``: the same for all methods. rates: peak
-        rates of the pre-trained bodies; every method is trained with each, and the one of the best
-        validation accuracy is kept, seed by seed (ties: the lower validation loss). Heads and
-        router keep their rates from ``fit``, but never learn slower than the bodies.
-    temperature, distill_weight: of ``DistillObjective``.
-    digits_pretrain_epochs, digits_validation: of the digits' own hub and split; no other data has
-        them.
+    fit: data, hub and budget, as of a run of ``hubpath fit``: the same for all methods. rates:
+    every tuned method is trained with each, and the one that is best on validation data is kept,
+    seed by seed (ties: the lower validation loss). Heads and router keep their rates from ``fit``,
+    but never learn slower than the bodies.
     """
 
-    fit: FitConfig
-    rates: tuple[float, ...]
-    temperature: float = 2.0
-    distill_weight: float = 0.5
-    digits_pretrain_epochs: int = 40
-    digits_validation: int = 100
+    fit: FitConfig = setting()
+    rates: tuple[float, ...] = setting(help="peak rates of the pre-trained bodies", above=0)
+    temperature: float = setting(2.0, "of the ensemble's soft targets in distill", above=0)
+    distill_weight: float = setting(0.5, "share of the soft targets in distill", low=0, high=1)
+    digits_pretrain_epochs: int = setting(40, "passes over an expert's digits", low=1)
+    digits_validation: int = setting(100, "digits held out of 300, to choose on", low=1, high=299)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))
-        rates = self.rates
-        if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
-            raise ValueError(f"rates: expected different numbers above 0, got {list(rates)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0, got {self.temperature}")
-        if not 0 <= self.distill_weight <= 1:
-            raise ValueError(f"distill_weight: expected 0 to 1, got {self.distill_weight}")
+    def check(self) -> None:
+        if not self.rates or len(set(self.rates)) < len(self.rates):
+            raise ValueError(f"rates: expected different numbers above 0, got {list(self.rates)}")
 
     def trainer(self, seed: int, rate: float) -> TrainerConfig:
         """The trainer's settings of one run; see ``rates``."""
@@ -85,21 +78,13 @@ class CompareSettings:
             lr_router=max(rate, base.lr_router),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
-        return {**values, "rates": list(self.rates), "fit": self.fit.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CompareSettings:
-        return cls(**{**values, "fit": FitConfig.from_dict(values["fit"])})
-
     def identity(self) -> dict[str, Any]:
         """Whatever changes a result, flat: {"hub": ..., "trainer.steps": ...}."""
-        values = {name: value for name, value in self.to_dict().items() if name != "fit"}
-        fit = self.fit.identity()
-        own = {"data": self.fit.data} if self.fit.dataset == FOLDER else {}
-        apart = ("trainer.seed", "trainer.eval_every")  # of the runs; nothing is chosen by them
-        return {**{k: v for k, v in fit.items() if k not in apart}, **own, **values}
+        own = {k: v for k, v in super().identity().items() if not k.startswith("fit.")}
+        fit = {k: v for k, v in self.fit.identity().items() if k not in FREE}
+        if self.fit.dataset == FOLDER:
+            fit["data"] = self.fit.data
+        return fit | own
 
 
 def make_settings(
@@ -132,7 +117,7 @@ def make_settings(
     if hub is not None:
         given["hub"] = [name.strip() for name in hub.split(",") if name.strip()]
     if inner.get("device", "cpu") == "cpu":
-        # Runs side by side keep the cores busy; starting decoders costs more than a short run.
+        # Concurrent runs keep the cores busy; starting decoders costs more than a short run.
         given.setdefault("workers", 0)
     extra = {name: value for name, value in (distill or {}).items() if value is not None}
     if quick:
@@ -184,7 +169,7 @@ def read_compare(out_dir: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start anew") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it to start again") from error
 
 
 def open_folder(out_dir: Path, settings: CompareSettings) -> None:
@@ -207,12 +192,9 @@ def open_folder(out_dir: Path, settings: CompareSettings) -> None:
         return
     old = CompareSettings.from_dict(held["settings"]).identity()
     new = settings.identity()
-    changed = [key for key in new | old if new.get(key) != old.get(key)]
+    changed = differences(old, new)
     if changed:
-        differences = "; ".join(
-            f"{key}: {old.get(key)} there, {new.get(key)} now" for key in changed
-        )
         raise ValueError(
             f"out: {out_dir} holds runs of another comparison, which cannot stand in one table "
-            f"({differences}); use the same settings or another folder"
+            f"({'; '.join(changed)}); use the same settings or another folder"
         )

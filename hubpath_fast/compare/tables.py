@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from .. import report
 from ..files import write_bytes, write_json
-from ..tasks.classification import ACCURACY
-from .methods import Entry, Method
+from ..measure import Measure
+from ..runs.build import make_task
+from .methods import Method
 from .paper import paper_numbers
 from .results import RunFailed, SeedResults
 from .settings import CompareSettings
 
 TABLE = "table"
+COSTS = ("forwards_per_sample", "gflops_per_sample", "milliseconds_per_sample")
+MEANS = ("train_seconds", *COSTS, "peak_memory_mb", "train_forwards_per_sample")
 DONE, FAILED, CANNOT = "done", "failed", "cannot run on this hub"
 
 
@@ -25,61 +31,90 @@ def make_rows(
     """The rows of ``table.json``.
 
     method, title, dataset, status ("done", "failed" or "cannot run on this hub") and reason; mean
-    and std (of a sample: n - 1; 0 for one seed) of the test accuracies (0..1) of the seeds that are
-    done, those seeds and accuracies; and, as means over them, train_seconds (of the runs at the
-    chosen rates, with those that a method learns from or votes with), train_forwards_per_sample (of
-    a training step, likewise), forwards_per_sample, gflops_per_sample, milliseconds_per_sample (at
-    inference), peak_memory_mb (of training). rates: the chosen rates, seed by seed. paper: the
+    and std (of a sample: n - 1; 0 for one seed) of the task's metric on the test samples, of the
+    seeds that are done; those seeds, and the values as "accuracies"; and, as means over them,
+    train_seconds (of the runs at the chosen rates, with those that a method learns from or votes
+    with), train_forwards_per_sample (of a training step, likewise), forwards_per_sample,
+    gflops_per_sample, milliseconds_per_sample (at inference), peak_memory_mb (of training). rates:
+    the chosen rates, seed by seed. k: of a Hub-Pathway as the paper has it, else null. paper: the
     paper's own mean and std, or null. bound: does not compete. best: whether it is the best.
     """
     results = [SeedResults(out_dir, seed, settings.rates) for seed in seeds]
     published = paper_numbers(settings.fit.hub, settings.fit.dataset)
     rows = [_row(method, results, settings, published) for method in methods]
     rivals = [row["mean"] for row in rows if row["mean"] is not None and not row["bound"]]
+    best = results[0].task.metric.best(rivals) if rivals else None
     for row in rows:
-        row["best"] = row["mean"] is not None and not row["bound"] and row["mean"] == max(rivals)
+        row["best"] = row["mean"] is not None and not row["bound"] and row["mean"] == best
     return rows
 
 
-def _row(method, results, settings, published) -> dict[str, Any]:
-    paper = next((published[name] for name in _paper_names(method) if name in published), None)
+def _row(
+    method: Method,
+    results: Sequence[SeedResults],
+    settings: CompareSettings,
+    published: Mapping[str, dict[str, float]],
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "method": method.name,
         "title": method.title,
         "dataset": settings.fit.data_name,
         "status": DONE,
         "reason": None,
+        "k": method.k,
         "bound": method.bound,
-        "paper": paper,
+        "paper": published.get(method.paper),
     }
     difference = results[0].problem["difference"]
-    entries: dict[int, Entry] = {}
+    found: dict[int, dict[str, Any]] = {}
     if method.equal and difference is not None:
         row |= {"status": CANNOT, "reason": difference}
     else:
         for seed_results in results:
             try:
-                entries[seed_results.seed] = method.entry(seed_results)
+                found[seed_results.seed] = _of_seed(method, seed_results)
             except RunFailed as error:
                 row |= {"status": FAILED, "reason": f"seed {seed_results.seed}: {error}"}
-    found = list(entries.values())
-    accuracies = [entry.accuracy for entry in found]
+    entries = list(found.values())
+    values = [entry["value"] for entry in entries]
     row |= {
-        "mean": statistics.fmean(accuracies) if found else None,
-        "std": (statistics.stdev(accuracies) if len(found) > 1 else 0.0) if found else None,
-        "seeds": list(entries),
-        "accuracies": accuracies,
-        "rates": [list(entry.rates) for entry in found],
-        "train_seconds": _mean([entry.train_seconds for entry in found]),
+        "mean": statistics.fmean(values) if found else None,
+        "std": (statistics.stdev(values) if len(found) > 1 else 0.0) if found else None,
+        "seeds": list(found),
+        "accuracies": values,
+        "rates": [entry["rates"] for entry in entries],
     }
-    names = list(found[0].costs) if found else []
-    return row | {name: _mean([entry.costs[name] for entry in found]) for name in names}
+    return row | {name: _mean([entry[name] for entry in entries]) for name in MEANS if entries}
 
 
-def _paper_names(method: Method) -> tuple[str, ...]:
-    if method.name.startswith("single:"):
-        return tuple(method.runs(0, 0))
-    return method.paper
+def _of_seed(method: Method, results: SeedResults) -> dict[str, Any]:
+    """A method on one seed. The members of a vote are asked one after another, and all that it
+    needs was trained for it."""
+    asked = [results.result(run) for run in method.asked(results)]
+    trained = [results.result(run) for run in method.needs]
+    if method.train is None:
+        value = method.scores(results).mean().item()
+    else:
+        [own] = asked
+        value, trained = own["test"][results.task.metric.name], [*trained, own]
+    return {
+        "value": value,
+        "rates": [result["rate"] for result in asked],
+        "train_seconds": sum(result["train_seconds"] for result in trained),
+        "train_forwards_per_sample": method.forwards,
+        **{name: _sum([result[name] for result in asked]) for name in COSTS},
+        "peak_memory_mb": _largest(
+            [result["peak_memory_mb"] for result in (asked if method.train else trained)]
+        ),
+    }
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    return None if None in values else sum(values)
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -87,56 +122,47 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-COLUMNS = (
-    ("method", None),
-    ("accuracy, %", ".1f"),
-    ("spread", ".1f"),
-    ("forwards / image", ".3g"),
-    ("GFLOPs / image", ".3g"),
-    ("ms / image", ".3g"),
-    ("training, s", ".0f"),
-    ("forwards / step", ".3g"),
-    ("memory, MB", ".0f"),
-    ("paper, %", ".2f"),
+COSTS_SHOWN = (
+    ("forwards_per_sample", "forwards / image", ".3g"),
+    ("gflops_per_sample", "GFLOPs / image", ".3g"),
+    ("milliseconds_per_sample", "ms / image", ".3g"),
+    ("train_seconds", "training, s", ".0f"),
+    ("train_forwards_per_sample", "forwards / step", ".3g"),
+    ("peak_memory_mb", "memory, MB", ".0f"),
 )
+IN_TERMINAL = (0, 1, 2, 3, 6)  # columns: what a method reaches, its forwards, its training
 
 
-def as_table(rows: Sequence[dict[str, Any]]) -> report.Table:
+def as_table(rows: Sequence[dict[str, Any]], measure: Measure) -> report.Table:
     """The rows for readers: the best in bold, reasons where a method has no figure."""
-    cells = [_cells(row) for row in rows]
-    columns = [name for name, _ in COLUMNS]
-    if all(row["paper"] is None for row in rows):
-        columns, cells = columns[:-1], [row[:-1] for row in cells]
-    formats = {name: form for name, form in COLUMNS if form is not None and name in columns}
-    table = report.Table(columns, cells, formats=formats)
-    shown = [row["mean"] is not None and f"{100 * row['mean']:.1f}" for row in rows]
-    best = next((s for s, row in zip(shown, rows, strict=True) if row["best"]), None)
-    table.highlight = [
-        (i, j)
-        for i, row in enumerate(rows)
-        for j in (0, 1)
-        if best is not None and shown[i] == best and not row["bound"]
-    ]
+    columns = {
+        "method": [r["title"] + (f" ({r['status']})" if r["reason"] else "") for r in rows],
+        measure.label: [row["mean"] for row in rows],
+        "spread": [row["std"] if len(row["seeds"]) > 1 else None for row in rows],
+    }
+    columns |= {column: [row.get(key) for row in rows] for key, column, _ in COSTS_SHOWN}
+    formats: dict[str, Any] = {column: form for _, column, form in COSTS_SHOWN}
+    formats |= {measure.label: measure.number, "spread": measure.number}
+    if any(row["paper"] is not None for row in rows):
+        unit = f", {measure.unit}" if measure.unit else ""
+        columns[f"paper{unit}"] = [row["paper"] and row["paper"]["mean"] for row in rows]
+        formats[f"paper{unit}"] = lambda value: f"{measure.scale * value:.2f}"
+    table = report.Table(list(columns), list(zip(*columns.values(), strict=True)), formats=formats)
+    bounds = [i for i, row in enumerate(rows) if row["bound"]]
+    best = report.best_cells(table, measure.label, measure.better == "max", bounds)
+    table.highlight = [(i, j) for i, _ in best for j in (0, 1)]
     return table
 
 
-def _cells(row: dict[str, Any]) -> list[Any]:
-    title = row["title"] + (f" ({row['status']})" if row["reason"] else "")
-    accuracy = None if row["mean"] is None else 100 * row["mean"]
-    spread = 100 * row["std"] if len(row["seeds"]) > 1 else None
-    costs = [
-        row.get(name)
-        for name in (
-            "forwards_per_sample",
-            "gflops_per_sample",
-            "milliseconds_per_sample",
-            "train_seconds",
-            "train_forwards_per_sample",
-            "peak_memory_mb",
-        )
-    ]
-    paper = None if row["paper"] is None else 100 * row["paper"]["mean"]
-    return [title, accuracy, spread, *costs, paper]
+def terminal_table(table: report.Table) -> Table:
+    """What of it fits a terminal."""
+    shown = Table()
+    for j in IN_TERMINAL:
+        shown.add_column(table.columns[j], justify="right" if j else "left")
+    for i in range(len(table.rows)):
+        style = "bold" if table.is_highlighted(i, 0) else None
+        shown.add_row(*(escape(table.text(i, j)) for j in IN_TERMINAL), style=style)
+    return shown
 
 
 def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -175,7 +201,8 @@ def write_tables(
 ) -> report.Table:
     """Writes table.json, table.md and table.html; returns the table for readers."""
     fit = settings.fit
-    table = as_table(rows)
+    measure = make_task(fit, ()).metric
+    table = as_table(rows, measure)
     write_json(
         out_dir / f"{TABLE}.json",
         {
@@ -192,27 +219,28 @@ def write_tables(
     notes = reasons(rows)
     parts = [f"# {heading}", budget, markdown(table).rstrip(), *notes]
     write_bytes(out_dir / f"{TABLE}.md", ("\n\n".join(parts) + "\n").encode())
-    bars = report.measure_bars(
-        [
-            {
-                "name": row["title"],
-                "value": row["mean"],
-                "spread": row["std"] if len(row["seeds"]) > 1 else None,
-                "forwards": row.get("forwards_per_sample"),
-                "bound": row["bound"],
-                "note": row["status"],
-            }
-            for row in rows
-        ],
-        ACCURACY,
-    )
     picture = report.Picture(
-        bars, "Test accuracy, mean over the seeds; whiskers: standard deviation.",
-        "Test accuracy by method",
-    )  # fmt: skip
+        report.measure_bars([bar_of(row) for row in rows], measure),
+        f"Test {measure.name}, mean over the seeds; whiskers: standard deviation.",
+        f"Test {measure.name} by method",
+    )
     section = report.Section("All methods under one budget", budget, [table, *notes, picture])
     report.write_page(out_dir / f"{TABLE}.html", f"Comparison: {heading}", [section])
     return table
+
+
+def bar_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ``table.json`` as the report's figures take it."""
+    return {
+        "name": row["title"],
+        "value": row["mean"],
+        "spread": row["std"] if len(row["seeds"]) > 1 else None,
+        "forwards": row.get("forwards_per_sample"),
+        "gflops": row.get("gflops_per_sample"),
+        "milliseconds": row.get("milliseconds_per_sample"),
+        "bound": row["bound"],
+        "note": row["status"],
+    }
 
 
 def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
@@ -227,7 +255,7 @@ def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
     count = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     return (
         f"Hub: {', '.join(fit.hub)}. K = {fit.k}. Every method trains for {trainer.steps} steps of "
-        f"{trainer.batch_size} images, {chosen}; {count}. Accuracies are on the test images, on "
+        f"{trainer.batch_size} images, {chosen}; {count}. Figures are of the test images, on "
         "which nothing is chosen; bold is best, bounds (in hindsight, oracle) aside; spread is the "
         "standard deviation over seeds. Forwards are of experts: for an image at inference, and "
         "for an image of a training step. Training time holds that of the models which a method "

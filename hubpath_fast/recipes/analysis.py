@@ -13,14 +13,14 @@ from torch import Tensor
 from ..compare.problems import open_problem
 from ..compare.results import RunFailed, SeedResults, read
 from ..compare.settings import COMPARE_FILE, CompareSettings, names_of_experts, read_compare
-from ..compare.tables import TABLE
+from ..compare.tables import TABLE, bar_of
 from ..data import open_dataset
 from ..data.transforms import eval_transform
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
 from ..runs.build import eval_batches, expert_names, make_pathway
 from ..runs.folder import RunFolder, open_run
-from ..runs.measure import dense_weights, probabilities
+from ..runs.measure import predict
 from ..tasks.classification import Classification
 from ..tasks.classification_report import report_fields
 from ..training import load_weights, read_log
@@ -66,7 +66,7 @@ def _of_run(run: Path, device: str) -> Analysis:
 
     task, name = Classification(tuple(opened.classes)), config.data_name
     targets = torch.tensor(splits.test.targets)
-    predictions = probabilities(opened.model, batches, device, config.trainer.amp)
+    predictions, weights = predict(opened.model, task, batches, device, config.trainer.amp)
     split = "validation" if splits.test_is_validation else "test"
     return Analysis(
         title=f"Hub-Pathway on {name}",
@@ -78,7 +78,7 @@ def _of_run(run: Path, device: str) -> Analysis:
         scores=task.scores(predictions, targets),
         scores_alone=scores_alone(task, opened.model, batches, device),
         alone_title=OWN_EXPERTS,
-        weights=dense_weights(opened.model, batches, device),
+        weights=weights,
         k=config.k,
         history=RunFolder(run).history(),
         images=images,
@@ -96,15 +96,15 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
     if results is None:
         raise ValueError(f"{out_dir} holds no finished Hub-Pathway; compare it as well")
     problem = open_problem(settings, results.seed)
-    noted, outputs, known = results.problem, results.scores("pathway"), results.targets()
+    noted, outputs, known = results.problem, results.predictions("pathway"), results.targets()
     task, targets = Classification(tuple(noted["classes"])), known["test"]
     singles = [f"single-{i}" for i in range(len(noted["experts"]))]
     if all(_has(results, run) for run in singles):
-        found_alone = [task.scores(results.scores(run)["test"], targets) for run in singles]
+        found_alone = [task.scores(results.predictions(run)["test"], targets) for run in singles]
         alone = torch.stack(found_alone)
         title = FINE_TUNED_ALONE
     else:
-        model = make_pathway(problem.fit, problem.experts(), problem.num_classes, problem.size)
+        model = make_pathway(problem.fit, problem.experts(), task.num_outputs, problem.size)
         load_weights(model, results.folder("pathway") / "last")
         alone = scores_alone(task, model.to(device), problem.batches("test"), device)
         title = OWN_EXPERTS
@@ -129,7 +129,7 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
         k=k,
         history=read_log(results.folder("pathway") / "log.jsonl"),
         values_by_k=_by_k(table["rows"], k),
-        rows=[_method(row) for row in table["rows"]],
+        rows=[bar_of(row) for row in table["rows"]],
         images=lambda indices: problem.images(torch.as_tensor(indices)),
         **report_fields(task.classes, outputs["test"], targets) | groups,
     )
@@ -168,16 +168,3 @@ def _by_k(rows: Iterable[Mapping[str, Any]], k: int) -> dict[int, Sequence[float
         if match and row["accuracies"]:
             found[int(match[1] or k)] = row["accuracies"]
     return found if len(found) > 1 else None
-
-
-def _method(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": row["title"],
-        "value": row["mean"],
-        "spread": row["std"] if len(row["seeds"]) > 1 else None,
-        "forwards": row.get("forwards_per_sample"),
-        "gflops": row.get("gflops_per_sample"),
-        "milliseconds": row.get("milliseconds_per_sample"),
-        "bound": row["bound"],
-        "note": row["status"],
-    }

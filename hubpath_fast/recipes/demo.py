@@ -2,131 +2,61 @@
 
 Five tiny networks are pre-trained, each on one rendering of handwritten digits; then the target
 task, a few hundred digits in all renderings mixed, is learned in every way that Hub-Pathway has to
-beat, with the same number of steps and the same batches. Choices (which single expert is best,
-which K are) are made on a validation split; all figures are on the test split, where nothing is
-chosen.
+beat, with the same number of steps and the same batches. It is a comparison (see ``compare``) with
+a page of its own.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
 
-from ..baselines import SingleModel, oracle
-from ..compare.digits_hub import NETWORKS, Pretraining, expert_names, pretrained_experts
-from ..data import DigitsTask, TensorBatches, TensorSet, TensorStream
-from ..files import write_json
-from ..hub import create_model
-from ..runs.measure import dense_weights, probabilities
-from ..tasks import Classification
-from ..training import (
-    PathwayObjective,
-    Reporting,
-    SingleObjective,
-    Trainer,
-    TrainerConfig,
-    TrainResult,
+from ..compare.command import locked, train_missing
+from ..compare.digits_hub import NETWORKS
+from ..compare.methods import choose_methods, methods_of
+from ..compare.plan import PRETRAIN
+from ..compare.results import RESULT, SeedResults, read, run_folder
+from ..compare.settings import (
+    COMPARE_FILE,
+    CompareSettings,
+    make_settings,
+    names_of_experts,
+    open_folder,
 )
-from ..training.random_state import seed_all
-from .demo_report import write_report
+from ..compare.workers import choose_workers
+from ..data import DigitsTask
+from ..files import write_json
 
-SUMMARY, REPORT, RUNS = "summary.json", "report.html", "runs"
+SUMMARY, REPORT = "summary.json", "report.html"
+OURS = {SUMMARY, REPORT, COMPARE_FILE, "runs", "experts", ".lock"}
 
-
-@dataclass(frozen=True)
-class Rates:
-    """Peak learning rates of experts' bodies, their new heads, and generator and aggregator."""
-
-    body: float
-    head: float
-    router: float = 3e-3
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """The demo's sizes and rates.
-
-    epochs: passes of every method over the target's training digits. num_validation: of the 300
-    target digits, how many are held out to choose the best single experts on. k: K.
-    generator_stride: of the pooling before the generator. explore: lambda.
-    rates: of every method, chosen for Hub-Pathway on validation digits of seeds 0, 1 and 2. single:
-    of single experts, if other than ``rates``; alone, they do better with larger ones (README).
-    """
-
-    pretraining: Pretraining = field(default_factory=Pretraining)
-    epochs: int = 60
-    batch_size: int = 48
-    num_validation: int = 100
-    k: int = 2
-    generator_stride: int = 2
-    explore: float = 1.0
-    rates: Rates = Rates(body=5e-4, head=3e-3)
-    single: Rates | None = None
-
-    def trainer_config(self, rates: Rates, num_samples: int, seed: int, device: str):
-        """The trainer's settings; the number of steps is the same for every method."""
-        steps = num_samples * self.epochs // self.batch_size
-        return TrainerConfig(
-            steps=steps,
-            batch_size=self.batch_size,
-            lr_expert=rates.body,
-            lr_head=rates.head,
-            lr_router=rates.router,
-            eval_every=max(1, steps // 10),
-            save_every=0,
-            log_every=10,
-            seed=seed,
-            device=device,
-        )
+METHODS = (
+    "single,best-single,best-single-in-hindsight,ensemble-top-k,ensemble,ensemble-hard,"
+    "hub-pathway,oracle"
+)
+# Of the bodies, for every method; chosen for Hub-Pathway on validation digits of seeds 0, 1 and 2.
+RATE = 5e-4
+# Of summary.json, by the method whose mean they are.
+KEYS = {
+    "best_single": "best-single",
+    "ensemble": "ensemble",
+    "ensemble_hard": "ensemble-hard",
+    "ensemble_top_k": "ensemble-top-k",
+    "hub_pathway": "hub-pathway",
+    "oracle": "oracle",
+    "best_single_in_hindsight": "best-single-in-hindsight",
+}
 
 
-QUICK = DemoSettings(pretraining=Pretraining(epochs=7), epochs=16)
-
-
-@dataclass
-class Row:
-    """One method: which test images it gets right, and what it cost.
-
-    forwards: of experts, per image. seconds: of training. bound: a bound that no method can reach
-    by choosing on other data, so that it does not compete.
-    """
-
-    name: str
-    correct: Tensor  # [test images] bool
-    forwards: int
-    seconds: float
-    bound: bool = False
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct.double().mean().item()
-
-
-@dataclass
-class Demo:
-    """Everything the table, ``summary.json`` and the report are made of."""
-
-    settings: DemoSettings
-    seed: int
-    test: TensorSet
-    rows: list[Row]
-    weights: Tensor  # [test images, experts], 0 where inactive
-    prediction: Tensor  # [test images] int64, of Hub-Pathway
-    history: list[dict[str, Any]]
-    seconds: float
-    pretrain_seconds: float
-
-    def accuracy(self, name: str) -> float:
-        return next(row.accuracy for row in self.rows if row.name == name)
+def demo_settings(quick: bool = False, device: str = "cpu") -> CompareSettings:
+    """The demo as a comparison. quick: a few steps, whose figures say little."""
+    hub = ",".join(NETWORKS)
+    trainer = {"device": device}
+    return make_settings("digits", hub, rates=(RATE,), quick=quick, trainer=trainer)
 
 
 def demo(
@@ -134,224 +64,115 @@ def demo(
     seed: int = 0,
     quick: bool = False,
     device: str = "cpu",
-    single_lr: float | None = None,
     console: Console | None = None,
-    settings: DemoSettings | None = None,
+    settings: CompareSettings | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the demo and writes ``summary.json`` and ``report.html`` into ``out_dir``.
 
     Args:
-        out_dir: a new or empty folder, or one of an earlier demo, which is then replaced.
+        out_dir: a new or empty folder, or one of an earlier demo: a finished one is replaced, one
+            that was stopped goes on.
         seed: of the split, the weights, the noise and the order of batches.
         quick: a few epochs only, to see it work; the figures say little then.
         device: anything torch.device takes.
-        single_lr: peak rate of the single experts; default the rates of Hub-Pathway.
-        settings: sizes and rates; default those of the demo, or of ``quick``.
-        cache: where pre-trained experts are kept; default the user's cache folder.
+        console: where progress and the table are shown; None: standard output.
+        settings: None: those of the demo, or of ``quick``.
+        cache: where pre-trained experts are kept; None: the user's cache folder.
 
     Returns:
         The contents of ``summary.json``: accuracies in 0..1 on the test split.
 
     Raises:
-        ValueError: out_dir holds something else. InterruptedError: a signal stopped a training.
+        ValueError: out_dir holds something else.
+        InterruptedError: a signal came; the same command goes on.
     """
     began = time.perf_counter()
-    console = console or Console()
-    settings = settings or (QUICK if quick else DemoSettings())
-    if single_lr is not None:
-        settings = replace(settings, single=Rates(single_lr, single_lr))
-    out_dir = _prepare(Path(out_dir))
-    task = DigitsTask(seed, settings.num_validation)
+    console, out_dir = console or Console(), Path(out_dir)
+    settings = settings or demo_settings(quick, device)
+    known = methods_of(names_of_experts(settings), settings.fit.k)
+    methods = choose_methods(METHODS, known)
+    count, threads = choose_workers(None, settings.fit.trainer.device)
+    _check_folder(out_dir)
+    task = DigitsTask(seed, settings.digits_validation)
     console.print(
         f"[bold]hubpath demo[/]: {len(task.target)} digits in five renderings to learn from, "
         f"{len(task.validation)} to choose on, {len(task.test)} to test on; seed {seed}"
     )
-    make, pretrain_seconds = pretrained_experts(
-        task, settings.pretraining, task.target.num_classes, console, cache
-    )
-    if pretrain_seconds == 0:
-        console.print("The five pre-trained experts come from the cache.")
+    with locked(out_dir):
+        _make_room(out_dir, settings)
+        open_folder(out_dir, settings)
+        train_missing(settings, methods, [seed], out_dir, count, threads, console, cache)
+        # They draw figures: what takes a second to import can wait until here.
+        from ..compare.tables import as_table, make_rows, terminal_table
+        from .demo_report import Demo, write_report
 
-    bench = Bench(task, settings, seed, device, out_dir, console)
-    singles, validation, probabilities = bench.singles(make)
-    rows = vote_rows(settings.k, singles, validation, probabilities, task.test.targets)
-    pathway, weights, prediction, history = bench.pathway(make)
-    rows = [*singles, *rows[:-1], pathway, rows[-1]]
-    result = Demo(
-        settings, seed, task.test, rows, weights, prediction, history,
-        time.perf_counter() - began, pretrain_seconds,
-    )  # fmt: skip
-    summary = summarise(result)
-    write_json(out_dir / SUMMARY, summary)
-    write_report(out_dir / REPORT, result)
-    console.print(_table(result))
+        results = SeedResults(out_dir, seed, settings.rates)
+        rows = make_rows(settings, methods, [seed], out_dir)
+        failed = [row["reason"] for row in rows if row["reason"]]
+        if failed:
+            raise OSError(failed[0])
+        summary = _summary(settings, results, rows, len(task.test), time.perf_counter() - began)
+        write_report(out_dir / REPORT, Demo(settings, results, methods, rows, task.test, summary))
+        write_json(out_dir / SUMMARY, summary)
+    console.print(terminal_table(as_table(rows, results.task.metric)))
     console.print(
         f"{summary['seconds']:.0f} s. The numbers are in {out_dir / SUMMARY}, the figures in "
-        f"{out_dir / REPORT}."
+        f"{out_dir / REPORT}.",
+        soft_wrap=True,
     )
     return summary
 
 
-@dataclass
-class Bench:
-    """Trains one method after another on the same task with the same budget."""
-
-    task: DigitsTask
-    settings: DemoSettings
-    seed: int
-    device: str
-    out_dir: Path
-    console: Console
-
-    def singles(self, make: Callable) -> tuple[list[Row], list[float], Tensor]:
-        """Every expert alone: rows, validation accuracies, probabilities [M, test images, C]."""
-        seed_all(self.seed)
-        rates = self.settings.single or self.settings.rates
-        rows, validation, probabilities = [], [], []
-        for expert, name in zip(make(), expert_names(), strict=True):
-            model = SingleModel(expert)
-            result = self._train(
-                model, SingleObjective(self._classification.loss), rates, f"single {name}"
-            )
-            correct = self._probabilities(model, self.task.validation).argmax(1)
-            validation.append((correct == self.task.validation.targets).double().mean().item())
-            probabilities.append(self._probabilities(model, self.task.test))
-            correct = probabilities[-1].argmax(1) == self.task.test.targets
-            rows.append(Row(f"single: {name}", correct, 1, result.seconds))
-        return rows, validation, torch.stack(probabilities)
-
-    def pathway(self, make: Callable) -> tuple[Row, Tensor, Tensor, list[dict[str, Any]]]:
-        """Hub-Pathway: its row, weights [test images, M], predictions, and training history."""
-        seed_all(self.seed)
-        settings = self.settings
-        model = create_model(
-            make(),
-            self.task.target.num_classes,
-            settings.k,
-            generator_stride=settings.generator_stride,
-        )
-        objective = PathwayObjective(self._classification.criterion(settings.explore))
-        result = self._train(model, objective, settings.rates, "Hub-Pathway", expert_names())
-        prediction = self._probabilities(model, self.task.test).argmax(1)
-        test = TensorBatches(self.task.test, device=self.device)
-        weights = dense_weights(model, test, self.device)
-        correct = prediction == self.task.test.targets
-        row = Row("Hub-Pathway", correct, settings.k, result.seconds)
-        return row, weights, prediction, result.history
-
-    @property
-    def _classification(self) -> Classification:
-        return Classification(tuple(self.task.target.classes))
-
-    def _train(
-        self, model: nn.Module, objective, rates: Rates, label: str, names: list[str] | None = None
-    ) -> TrainResult:
-        num_samples = len(self.task.target)
-        config = self.settings.trainer_config(rates, num_samples, self.seed, self.device)
-        trainer = Trainer(
-            model,
-            objective,
-            TensorStream(self.task.target, config.batch_size, self.seed, device=self.device),
-            config,
-            self.out_dir / RUNS / label.replace(": ", "-").replace(" ", "-"),
-            task=self._classification,
-            validation=TensorBatches(self.task.validation, device=self.device),
-            reporting=Reporting(self.console, label, names, tensorboard=False),
-        )
-        result = trainer.fit()
-        if result.interrupted:
-            raise InterruptedError(f"stopped while training {label}")
-        return result  # with the weights of the last step: nothing is chosen among steps
-
-    def _probabilities(self, model: nn.Module, data: TensorSet) -> Tensor:
-        """[n, C] float32 on the host, in evaluation mode."""
-        return probabilities(model, TensorBatches(data, device=self.device), self.device)
-
-
-def vote_rows(
-    k: int, singles: list[Row], validation: list[float], probabilities: Tensor, targets: Tensor
-) -> list[Row]:
-    """Best single, the ensembles and the oracle, from fine-tuned singles [M, N, C].
-
-    The best are chosen on the validation accuracies; the row "in hindsight" is the single expert
-    that happens to be best on the test split, which nobody can choose.
-    """
-    task = Classification(tuple(map(str, range(probabilities.shape[2]))))
-    top = task.metric.ranked(validation)[:k]
-
-    def right(vote: str, members: Tensor) -> Tensor:
-        return task.scores(task.votes[vote](members), targets).bool()
-
-    hindsight = max(singles, key=lambda row: row.accuracy)
-    everyone, seconds = len(singles), sum(row.seconds for row in singles)
-    soft, hard = right("soft", probabilities), right("hard", probabilities)
-    of_best = right("soft", probabilities[top])
-    return [
-        Row("best single", singles[top[0]].correct, 1, seconds),
-        Row("best single, in hindsight", hindsight.correct, 1, seconds, bound=True),
-        Row(f"ensemble of the best {k}", of_best, k, seconds),
-        Row("ensemble, soft vote", soft, everyone, seconds),
-        Row("ensemble, hard vote", hard, everyone, seconds),
-        Row("oracle", oracle(task, probabilities, targets).bool(), everyone, seconds, bound=True),
-    ]
-
-
-def summarise(result: Demo) -> dict[str, Any]:
+def _summary(
+    settings: CompareSettings,
+    results: SeedResults,
+    rows: list[dict[str, Any]],
+    test_images: int,
+    seconds: float,
+) -> dict[str, Any]:
     """What ``summary.json`` holds; accuracies in 0..1, all on the same test split."""
-    k = result.settings.k
+    means = {row["method"]: row["mean"] for row in rows}
+    trainer, names = settings.trainer(results.seed, settings.rates[0]), names_of_experts(settings)
+    pretrained = [
+        read(run_folder(results.out_dir, results.seed, f"{PRETRAIN}{i}", None) / RESULT)
+        for i in range(len(names))
+    ]
     return {
-        "best_single": result.accuracy("best single"),
-        "ensemble": result.accuracy("ensemble, soft vote"),
-        "ensemble_hard": result.accuracy("ensemble, hard vote"),
-        "ensemble_top_k": result.accuracy(f"ensemble of the best {k}"),
-        "hub_pathway": result.accuracy("Hub-Pathway"),
-        "oracle": result.accuracy("oracle"),
-        "best_single_in_hindsight": result.accuracy("best single, in hindsight"),
-        "singles": {
-            row.name.removeprefix("single: "): row.accuracy
-            for row in result.rows
-            if row.name.startswith("single: ")
+        **{key: means[method] for key, method in KEYS.items()},
+        "singles": {name: means[f"single:{name}"] for name in names},
+        "rates": {
+            "body": trainer.lr_expert, "head": trainer.lr_head, "router": trainer.lr_router,
         },
-        "rates": asdict(result.settings.rates),
-        "rates_single": asdict(result.settings.single or result.settings.rates),
-        "networks": dict(zip(expert_names(), NETWORKS, strict=True)),
-        "seconds": result.seconds,
-        "pretrain_seconds": result.pretrain_seconds,
-        "seed": result.seed,
-        "k": k,
-        "test_images": len(result.test),
-    }
+        "networks": dict(zip(names, settings.fit.hub, strict=True)),
+        "seconds": seconds,
+        "pretrain_seconds": sum(found["train_seconds"] for found in pretrained if found),
+        "seed": results.seed,
+        "k": settings.fit.k,
+        "test_images": test_images,
+    }  # fmt: skip
 
 
-def _table(result: Demo) -> Table:
-    table = Table(title=f"test accuracy on {len(result.test)} digits, seed {result.seed}")
-    table.add_column("method")
-    for column in ("accuracy", "expert forwards per image", "training s"):
-        table.add_column(column, justify="right")
-    best = max(row.accuracy for row in result.rows if not row.bound)
-    for row in result.rows:
-        style = "dim" if row.bound else "bold" if row.accuracy == best else None
-        table.add_row(
-            row.name, f"{row.accuracy:.3f}", str(row.forwards), f"{row.seconds:.0f}", style=style
-        )
-    return table
-
-
-def _prepare(out_dir: Path) -> Path:
-    """Makes room for a new demo; refuses a folder that holds anything else."""
+def _check_folder(out_dir: Path) -> None:
+    """Makes the folder where there is none; refuses one that holds anything but a demo."""
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"out: {out_dir} is a file; give a folder")
     out_dir.mkdir(parents=True, exist_ok=True)
-    ours = {SUMMARY, REPORT, RUNS}
-    strange = sorted(p.name for p in out_dir.iterdir() if p.name not in ours)
-    runs = out_dir / RUNS
-    if strange or (runs.exists() and not runs.is_dir()):
+    strange = sorted(path.name for path in out_dir.iterdir() if path.name not in OURS)
+    if strange:
         raise ValueError(
             f"out: {out_dir} holds something that is no demo ({', '.join(strange[:5])}); choose "
             "another folder"
         )
-    shutil.rmtree(runs, ignore_errors=True)
-    for name in (SUMMARY, REPORT):
+
+
+def _make_room(out_dir: Path, settings: CompareSettings) -> None:
+    """Empties the folder, unless it holds this demo, stopped before its end."""
+    held = read(out_dir / COMPARE_FILE)
+    stopped = held is not None and not (out_dir / SUMMARY).exists()
+    if stopped and held["settings"] == settings.to_dict():
+        return
+    for name in ("runs", "experts"):
+        shutil.rmtree(out_dir / name, ignore_errors=True)
+    for name in (SUMMARY, REPORT, COMPARE_FILE):
         (out_dir / name).unlink(missing_ok=True)
-    return out_dir

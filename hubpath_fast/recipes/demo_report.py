@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from .. import report
-from ..compare.digits_hub import NETWORKS, expert_names
-from ..tasks.classification import ACCURACY
+from ..compare.methods import Method
+from ..compare.results import SeedResults
+from ..compare.settings import CompareSettings
+from ..compare.tables import as_table, bar_of
+from ..data import TensorSet
+from ..measure import Measure
 from ..tasks.classification_report import sample_heads
-
-if TYPE_CHECKING:
-    from .demo import Demo
+from ..training import read_log
 
 SAMPLES = 3  # images shown of each rendering: a line of the figure
 
 
+class Demo(NamedTuple):
+    """A finished demo. rows: as in ``table.json``, of the methods. summary: ``summary.json``."""
+
+    settings: CompareSettings
+    results: SeedResults
+    methods: Sequence[Method]
+    rows: Sequence[dict[str, Any]]
+    test: TensorSet
+    summary: dict[str, Any]
+
+    @property
+    def measure(self) -> Measure:
+        return self.results.task.metric
+
+    @property
+    def experts(self) -> list[str]:
+        return list(self.summary["singles"])
+
+    @property
+    def groups(self) -> list[Tensor]:
+        """bool [test images] for each rendering."""
+        return [self.test.renderings == i for i in range(len(self.test.rendering_names))]
+
+    @property
+    def bounds(self) -> list[int]:
+        return [i for i, row in enumerate(self.rows) if row["bound"]]
+
+
 def write_report(path: Path, result: Demo) -> None:
     """Writes one self-contained HTML page."""
-    experts = zip(expert_names(), NETWORKS, strict=True)
+    networks = ", ".join(f"{name} ({net})" for name, net in result.summary["networks"].items())
     report.write_page(
         path,
         "Hub-Pathway on handwritten digits",
         [_accuracy(result), _routing(result), _failures(result), _training(result)],
         subtitle=f"Five tiny networks, each pre-trained on one rendering of 700 digits: "
-        f"{', '.join(f'{name} ({network})' for name, network in experts)}. "
-        f"Seed {result.seed}, {result.seconds:.0f} s in all.",
+        f"{networks}. Seed {result.summary['seed']}, {result.summary['seconds']:.0f} s in all.",
     )
 
 
 def _accuracy(result: Demo) -> report.Section:
-    k, total = result.settings.k, len(expert_names())
-    hub, ensemble = result.accuracy("Hub-Pathway"), result.accuracy("ensemble, soft vote")
-    table = report.Table(
-        ["method", "test accuracy", "expert forwards per image", "training, s"],
-        [[row.name, row.accuracy, row.forwards, row.seconds] for row in result.rows],
-        formats={"training, s": ".0f"},
-    )
-    bounds = [i for i, row in enumerate(result.rows) if row.bound]
-    table.highlight = report.best_cells(table, "test accuracy", skip=bounds)
-    bars = report.measure_bars(
-        [
-            {"name": row.name, "value": row.accuracy, "forwards": row.forwards, "bound": row.bound}
-            for row in result.rows
-        ],
-        ACCURACY,
-    )
+    k, total = result.summary["k"], len(result.experts)
+    hub, ensemble = result.summary["hub_pathway"], result.summary["ensemble"]
+    table = as_table(result.rows, result.measure)
+    bars = report.measure_bars([bar_of(row) for row in result.rows], result.measure)
     return report.Section(
         "How good is it?",
         f"Hub-Pathway asks {k} of {total} experts about each image and is right on {hub:.1%} of "
@@ -62,26 +81,27 @@ def _accuracy(result: Demo) -> report.Section:
 
 
 def _routing(result: Demo) -> report.Section:
-    test, names = result.test, expert_names()
-    groups = [test.renderings == i for i in range(len(test.rendering_names))]
-    mean = torch.stack([result.weights[group].mean(dim=0) for group in groups])
+    test, names, groups = result.test, result.experts, result.groups
+    outputs = result.results.predictions("pathway")
+    weights, prediction = outputs["weights"], outputs["test"].argmax(dim=1)
+    mean = torch.stack([weights[group].mean(dim=0) for group in groups])
     shown = torch.cat([group.nonzero().flatten()[:SAMPLES] for group in groups])
     heat = report.mean_weights(mean, list(test.rendering_names), names, "rendering of the digit")
     samples = report.samples_with_weights(
         test.images[shown],
-        result.weights[shown],
+        weights[shown],
         names,
         sample_heads(
             [test.classes[i] for i in test.targets[shown]],
-            [test.classes[i] for i in result.prediction[shown]],
+            [test.classes[i] for i in prediction[shown]],
         ),
-        result.prediction[shown] != test.targets[shown],
+        prediction[shown] != test.targets[shown],
         [test.rendering_names[i] for i in test.renderings[shown]],
     )
     return report.Section(
-        "Whom does it ask?",
+        "Who is asked?",
         "The generator was never told how a digit is drawn, nor what an expert was pre-trained on. "
-        "It learned whom to ask from the classes of the target digits alone.",
+        "It learned which experts to ask from the classes of the target digits alone.",
         [
             report.Picture(
                 heat,
@@ -100,17 +120,14 @@ def _routing(result: Demo) -> report.Section:
 
 
 def _failures(result: Demo) -> report.Section:
-    test = result.test
-    correct = torch.stack([row.correct for row in result.rows]).double()
-    groups = [test.renderings == i for i in range(len(test.rendering_names))]
-    by_group = torch.stack([correct[:, group].mean(dim=1) for group in groups], dim=1)
+    scores = torch.stack([method.scores(result.results) for method in result.methods])
     figure = report.measure_by_group(
-        by_group,
-        [row.name for row in result.rows],
-        list(test.rendering_names),
-        ACCURACY,
+        torch.stack([scores[:, group].mean(dim=1) for group in result.groups], dim=1),
+        [row["title"] for row in result.rows],
+        list(result.test.rendering_names),
+        result.measure,
         group_label="rendering of the test digit",
-        bounds=[i for i, row in enumerate(result.rows) if row.bound],
+        bounds=result.bounds,
     )
     return report.Section(
         "Where does each method fail?",
@@ -127,13 +144,14 @@ def _failures(result: Demo) -> report.Section:
 
 
 def _training(result: Demo) -> report.Section:
+    history = read_log(result.results.folder("pathway") / "log.jsonl")
     return report.Section(
         "How did it learn?",
         "Load is the share of rows that an expert got. Entropy is that of the mean routing, as a "
         "share of its largest value: near 0 the hub would have collapsed to one expert.",
         [
             report.Picture(
-                report.training_curves(result.history, expert_names(), ACCURACY),
+                report.training_curves(history, result.experts, result.measure),
                 "Hub-Pathway's training, step by step.",
                 "Curves of losses, accuracy, load and entropy over the steps of training",
             )

@@ -8,45 +8,41 @@ import time
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..devices import autocast
 from ..model import HubPathway
+from ..training import Task
 
 BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are timed
 
 
 @torch.no_grad()
-def probabilities(model: nn.Module, batches: Iterable, device: str, amp: str = "none") -> Tensor:
-    """[n, C] float32 on the host, in evaluation mode."""
+def predict(
+    model: nn.Module, task: Task, batches: Iterable, device: str, amp: str = "none"
+) -> tuple[Tensor, Tensor | None]:
+    """What a model says, in evaluation mode.
+
+    Returns:
+        (predictions [n, P], float32 on the host, as the task stores them; of a Hub-Pathway each
+        image's weight for each expert, [n, M] likewise, 0 where inactive, else None).
+    """
     model.eval()
-    parts = []
+    predictions, weights = [], []
     for images, _ in batches:
         with autocast(torch.device(device), amp):
-            prediction = model(images.to(device))
-        parts.append(prediction.float().softmax(dim=1).cpu())
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def dense_weights(model: HubPathway, batches: Iterable, device: str) -> Tensor:
-    """[n, M] float32 on the host: each image's weight for each expert, 0 where inactive."""
-    model.eval()
-    parts = []
-    for images, _ in batches:
-        routing = model.route(images.to(device))
-        dense = routing.weights.new_zeros(len(images), routing.num_experts)
-        parts.append(dense.scatter(1, routing.experts, routing.weights).float().cpu())
-    return torch.cat(parts)
-
-
-def quality(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Accuracy and mean cross-entropy of probabilities [n, C]."""
-    loss = F.nll_loss(scores.double().clamp_min(1e-12).log(), targets)
-    right = scores.argmax(dim=1) == targets
-    return {"accuracy": right.double().mean().item(), "loss": loss.item()}
+            if isinstance(model, HubPathway):
+                images = images.to(device)
+                routing = model.route(images)
+                outputs = model(images, routing=routing)
+                dense = routing.weights.new_zeros(len(images), routing.num_experts)
+                dense.scatter_(1, routing.experts, routing.weights)
+                weights.append(dense.float().cpu())
+            else:
+                outputs = model(images.to(device))
+        predictions.append(task.predict(outputs).cpu())
+    return torch.cat(predictions), torch.cat(weights) if weights else None
 
 
 @torch.no_grad()

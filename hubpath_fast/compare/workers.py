@@ -1,0 +1,198 @@
+"""Concurrent runs, each in a process of its own.
+
+A process of its own for each run means that its memory can be measured, that one that dies takes no
+other along, and that nothing of one run can leak into the next.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from ..files import write_json
+from ..training import Interrupt
+from .plan import PREPARE, Job
+from .results import FAILED
+
+MAX_WORKERS = 4
+MEMORY_FRACTION = 0.8  # of what is available
+# What a worker holds besides its hub: torch, the data, what a step keeps. Measured of tiny networks
+# on digits.
+WORKER_BYTES = 500 * 2**20
+BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments in float32
+REFRESH_SECONDS = 0.5
+
+# Imported once, by the server that forks itself for each run. timm and scikit-learn are otherwise
+# imported where they are first needed, which would be in every process.
+PRELOAD = (f"{__package__}.work", "timm", "sklearn.datasets", "torch._dynamo")
+
+
+def choose_workers(asked: int | None, device: str) -> tuple[int, int]:
+    """(concurrent runs, threads of each, which OMP_NUM_THREADS limits too).
+
+    asked: None for as many as there are cores, at most MAX_WORKERS; on a GPU one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if asked is not None and asked < 1:
+        raise ValueError(f"workers: expected an integer of at least 1, got {asked}")
+    on_cpu = torch.device(device).type == "cpu"
+    count = asked or (min(cores, MAX_WORKERS) if on_cpu else 1)
+    return count, max(1, min(cores // count, torch.get_num_threads()))
+
+
+def workers_that_fit(count: int, parameters: int, available: int | None) -> int:
+    """At most ``count`` workers, and at least one, for which there is memory.
+
+    Args:
+        count: wanted.
+        parameters: of the hub, which each holds.
+        available: bytes of memory; None: unknown, then ``count``.
+    """
+    if available is None:
+        return count
+    each = WORKER_BYTES + BYTES_PER_PARAMETER * parameters
+    return max(1, min(count, int(MEMORY_FRACTION * available) // each))
+
+
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")):
+    """Bytes that processes can still take, as the system and the control group of this process (a
+    container's limit) say; None where neither does."""
+    found = []
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        limit, used = ((cgroup / f"memory.{name}").read_text() for name in ("max", "current"))
+        found.append(int(limit) - int(used))
+    except (OSError, ValueError):  # no such file; "max": no limit
+        pass
+    return min(found, default=None)
+
+
+class Workers:
+    """Runs jobs in up to ``count`` processes with ``threads`` threads each.
+
+    body: what a process does with its job; it is pickled.
+    """
+
+    def __init__(self, body: Callable[[Job], None], out_dir: Path, count: int, threads: int):
+        self.body, self.out_dir = body, out_dir
+        self.count, self.threads = count, threads
+        self._processes = _process_context(threads)
+        self._running: dict[int, tuple[Job, BaseProcess, float]] = {}
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        is_done: Callable[[Job], bool],
+        ended: Callable[[Job, float], None],
+        refresh: Callable[[list[Job]], None] = lambda running: None,
+    ) -> None:
+        """Does all jobs, in their order, each when those of its seed that it needs are over.
+
+        Args:
+            jobs: what to do.
+            is_done: whether a job has left its result.
+            ended: called for each job that ended, with its seconds.
+            refresh: called about twice a second with the jobs that run.
+
+        Raises:
+            InterruptedError: a signal came; what was begun has then saved itself.
+        """
+        waiting = list(jobs)
+        with Interrupt() as interrupt:
+            try:
+                while (waiting or self._running) and interrupt.requested is None:
+                    for job in self._ready(waiting)[: self.count - len(self._running)]:
+                        waiting.remove(job)
+                        self._start(job)
+                    wait(list(self._running), timeout=REFRESH_SECONDS)
+                    for job, seconds in self._collect():
+                        if not is_done(job):
+                            self._note_death(job)
+                        ended(job, seconds)
+                    refresh([job for job, _, _ in self._running.values()])
+            finally:
+                self._stop()
+        if interrupt.requested is not None:
+            raise InterruptedError(
+                f"stopped by {interrupt.requested}; the same command goes on from here"
+            )
+
+    def _ready(self, waiting: Sequence[Job]) -> list[Job]:
+        unfinished = {(job.seed, job.run) for job in waiting}
+        unfinished |= {(job.seed, job.run) for job, _, _ in self._running.values()}
+        return [
+            job
+            for job in waiting
+            if job.run == PREPARE
+            or not any((job.seed, name) in unfinished for name in (*job.needs, PREPARE))
+        ]
+
+    def _start(self, job: Job) -> None:
+        process = self._processes.Process(target=self.body, args=(job,), name=str(job))
+        with _environment(OMP_NUM_THREADS=str(self.threads)):  # of processes that are not forked
+            process.start()
+        self._running[process.sentinel] = (job, process, time.monotonic())
+
+    def _collect(self) -> list[tuple[Job, float]]:
+        ended = []
+        for sentinel, (job, process, began) in list(self._running.items()):
+            if not process.is_alive():
+                process.join()
+                del self._running[sentinel]
+                ended.append((job, time.monotonic() - began))
+        return ended
+
+    def _note_death(self, job: Job) -> None:
+        """A process that could not even write why it failed, such as one out of memory."""
+        path = job.folder(self.out_dir) / FAILED
+        if not path.is_file():
+            write_json(path, {"error": "its process died; was there enough memory?"})
+
+    def _stop(self) -> None:
+        for _, process, _ in self._running.values():
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+        for _, process, _ in self._running.values():
+            process.join()
+        self._running.clear()
+
+
+def _process_context(threads: int) -> multiprocessing.context.BaseContext:
+    """Where there can be, a server that has imported everything once and forks itself for each run:
+    a process of one's own then starts at once, and not after the seconds that torch takes. It
+    starts to import here, so that the caller can read its settings meanwhile."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing.forkserver import ensure_running
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    # Read once, when OpenMP is first used.
+    with _environment(OMP_NUM_THREADS=str(threads)):
+        ensure_running()
+    return context
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Sets variables of the environment for as long as it lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
