@@ -28,6 +28,8 @@ from bench.records import commit
 from hubpath_fast import report
 from hubpath_fast.compare.results import SeedResults
 from hubpath_fast.data import RENDERINGS, DigitsTask
+from hubpath_fast.recipes.demo import demo_settings
+from hubpath_fast.tasks.classification import Classification
 
 DOCS = Path(__file__).resolve().parent
 RESULTS, IMAGES = DOCS / "results", DOCS / "images"
@@ -70,7 +72,7 @@ def read_demos(folders: Sequence[Path], hardware: str) -> dict[str, dict[str, An
     ]
     accuracies[-1]["bound"] = True
 
-    results = SeedResults(folders[0], seeds[0], ())
+    results = SeedResults(demo_settings(), seeds[0], folders[0])
     weights, groups = results.predictions("pathway")["weights"], results.targets()["groups"]
     by_group = [weights[groups == i].mean(dim=0).tolist() for i in groups.unique()]
     found = {
@@ -90,14 +92,14 @@ def accuracy_against_cost(found: dict[str, Any]) -> Figure:
     rows = [
         {
             "name": row["name"],
-            "accuracy": mean(row["accuracies"]),
+            "value": mean(row["accuracies"]),
             "spread": stdev(row["accuracies"]) if len(row["accuracies"]) > 1 else None,
             "forwards": row["forwards"],
             "bound": row.get("bound", False),
         }
         for row in found["rows"]
     ]
-    return report.accuracy_against_cost(rows)
+    return report.measure_against_cost(rows, Classification.metric)
 
 
 def heat_map(found: dict[str, Any]) -> Figure:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from .later import image_folder
 
 IN_MESSAGE = 5  # that many examples, then a count
 
@@ -37,7 +37,7 @@ class LabelledFiles:
 
 
 def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    return path.suffix.lower() in image_folder.IMG_EXTENSIONS and not path.name.startswith(".")
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -58,7 +58,8 @@ def read_folder(folder: Path) -> LabelledFiles:
         raise DataError(
             f"{folder} holds no images in folders of classes"
             + (" (only images outside of them, whose class is unknown)" if loose else "")
-            + f"; expected {folder}/CLASS/IMAGE with images ending in {', '.join(IMG_EXTENSIONS)}"
+            + f"; expected {folder}/CLASS/IMAGE with images ending in "
+            + ", ".join(image_folder.IMG_EXTENSIONS)
         )
     return LabelledFiles(folder, tuple(paths), tuple(labels), names)
 

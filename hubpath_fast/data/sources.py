@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision import datasets
-
+from .later import datasets
 from .layouts import DataError, check_gaps, read_list
 from .splits import ArraySplit, ImageSplit, Split, stratified_split
 from .trees import draw_tree
@@ -193,8 +192,8 @@ def _indoors(root: Path) -> Parts:
     return classes, splits
 
 
-def _download(make: Callable) -> Callable[[Path], object]:
-    return lambda root: make(str(root), download=True)
+def _download(name: str) -> Callable[[Path], object]:
+    return lambda root: getattr(datasets, name)(str(root), download=True)
 
 
 _SETS = (
@@ -208,7 +207,7 @@ _SETS = (
         tree="└─ cifar-100-python/\n   ├─ meta\n   ├─ test\n   └─ train",
         origin="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, unpacked into the root",
         read=_cifar,
-        download=_download(datasets.CIFAR100),
+        download=_download("CIFAR100"),
     ),
     PublishedSet(
         name="coco-70",
@@ -240,7 +239,7 @@ _SETS = (
         origin="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
         "fgvc-aircraft-2013b.tar.gz, unpacked into the root",
         read=_aircraft,
-        download=_download(datasets.FGVCAircraft),
+        download=_download("FGVCAircraft"),
         note="train is the published trainval, as in the paper",
     ),
     PublishedSet(
@@ -300,7 +299,7 @@ _SETS = (
         origin="https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB), unpacked into the folder "
         "eurosat of the root",
         read=_eurosat,
-        download=_download(datasets.EuroSAT),
+        download=_download("EuroSAT"),
         note="published as one set of 27,000; 60/20/20 % of each class by a fixed seed",
     ),
 )

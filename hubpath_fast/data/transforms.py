@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
+
+from .later import v2
 
 CROPS = (1, 5, 10)
 

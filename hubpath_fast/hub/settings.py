@@ -25,7 +25,7 @@ class ModelSettings(Settings):
     """The experts, and what routes to them; see ``create_model`` and ``HubPathway``."""
 
     hub: tuple[str, ...] = setting(
-        (), "names of models, comma-separated, or a hub of `hubpath hub`", convert=_names
+        (), "names of models, comma-separated, or a hub of `hubpath hub list`", convert=_names
     )
     pretrained: bool = setting(
         True, "start from the weights that the names stand for; False: random weights, no network"

@@ -30,7 +30,9 @@ def demo(folder, seed, **changes):
     save_file({"test": torch.zeros(4, 10), "weights": weights}, run / "outputs.safetensors")
     groups = {"test": torch.zeros(4, dtype=torch.int64), "groups": torch.tensor([0, 0, 1, 1])}
     save_file(groups, run.parent / "targets.safetensors")
-    (run.parent / "problem.json").write_text(json.dumps({"group_names": ["up", "down"]}))
+    (run.parent / "problem.json").write_text(
+        json.dumps({"group_names": ["up", "down"], "classes": list("0123456789")})
+    )
     return folder
 
 
