@@ -46,9 +46,9 @@ def fit(
 ) -> None:
     """Train a Hub-Pathway on your own images, or on a data set that has a name.
 
-    --print-config shows all settings as JSON and stops; --config FILE reads them, and other options
-    go first. --seeds 0,1,2 makes a run of each in OUT/seed-S, then mean and spread. --amp is bf16
-    autocast.
+    All settings as JSON: --print-config; --config FILE reads them, and other options go first.
+    --seeds 0,1,2 trains a run for each in OUT/seed-S and gives mean and spread; --amp is bf16
+    autocast; --data-root DIR is the folder of --dataset.
     """
     with messages():
         from ..recipes.fit import fit as run

@@ -48,10 +48,11 @@ def settings(
     elif resume and (held := RunFolder(Path(out_dir)).config()) is not None:
         base = held.to_dict()
     own = {"trainer": TrainerConfig().to_dict(), **base}.pop("trainer")
-    more = _parse(extra)
-    top = {name: value for name, value in top.items() if value is not None} | more
-    asked = {name: value for name, value in trainer.items() if value is not None}
-    asked |= top.pop("trainer", {})
+    top, asked = dict(top), dict(trainer)
+    for given in (top, _parse(extra)):
+        asked |= given.pop("trainer", {})
+        top |= given
+    top, asked = ({k: v for k, v in given.items() if v is not None} for given in (top, asked))
     if "data" in top and "data_root" in top:
         raise ValueError("data and data-root: both say where the data is; give one of them")
     if "data_root" in top:

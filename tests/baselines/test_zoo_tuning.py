@@ -298,7 +298,8 @@ def test_a_rate_without_a_head_of_its_own_and_the_experts_factor():
     experts = small_hub()
     for one in experts:
         set_lr_factor(one.module, 0.5)
-    groups = zoo_tuning_groups(ZooTuning(experts), TrainerConfig(lr_expert=0.01, lr_router=0.03))
+    config = TrainerConfig(lr_expert=0.01, lr_head=None, lr_router=0.03)
+    groups = zoo_tuning_groups(ZooTuning(experts), config)
     assert [(g.name, g.lr) for g in groups] == [
         ("experts", 0.005),
         ("heads", 0.01),

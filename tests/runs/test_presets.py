@@ -59,7 +59,7 @@ def test_every_setting_can_be_given_otherwise():
     plain = shown(*base)
     changed = shown(
         *base, "--lr", 0.005, "--steps", 1500, "--k", 3, "--validation", 0, "--cache", "disk",
-        "--set", "trainer.momentum=0.8", "--set", "renormalize=true", "--set", "workers=3",
+        "--set", "momentum=0.8", "--set", "renormalize=true", "--set", "workers=3",
     )  # fmt: skip
     differ = {k: v for k, v in changed.items() if v != plain[k] and k != "trainer"}
     assert differ == {"k": 3, "validation": 0.0, "cache": "disk", "renormalize": True, "workers": 3}
@@ -96,13 +96,13 @@ BAD = [
     (["--preset", "paper-homogeneous"], "data: nothing given; use --data FOLDER, or --dataset"),
     (["--preset", "tiny", "--dataset", "cras", "--data-root", "x"], "did you mean cars"),
     (["--preset", "tiny", "--data", "x", "--data-root", "y"], "give one of them"),
-    (["--preset", "tiny", "--crops", "3"], "crops: expected one of (1, 5, 10), got 3"),
-    (["--preset", "tiny", "--cache", "ram"], "cache: expected one of ('none', 'memory', 'disk')"),
-    (["--preset", "tiny", "--validation", "1"], "expected a share from 0"),
+    (["--preset", "tiny", "--crops", "3"], "crops: expected one of 1, 5, 10, got 3"),
+    (["--preset", "tiny", "--cache", "ram"], "cache: expected one of none, memory, disk"),
+    (["--preset", "tiny", "--validation", "1"], "a number of at least 0 and below 1, got 1.0"),
     (["--preset", "tiny", "--set", "momentum"], "set: expected KEY=VALUE"),
-    (["--preset", "tiny", "--set", "trainer.momntum=1"], "closest: momentum"),
-    (["--preset", "tiny", "--set", "model.k=1"], "only trainer has settings inside"),
-    (["--preset", "tiny", "--set", "k=two"], "a setting is of the wrong type"),
+    (["--preset", "tiny", "--set", "trainer.momntum=1"], "closest: trainer.momentum"),
+    (["--preset", "tiny", "--set", "model.k=1"], "unknown setting 'model.k'"),
+    (["--preset", "tiny", "--set", "k=two"], "k: expected an integer of at least 1, got 'two'"),
     (["--preset", "tiny", "--seed", "1", "--seeds", "1,2"], "seed and seeds: give one"),
     (["--preset", "tiny", "--seeds", "1,1"], "expected different whole numbers"),
     (["--preset", "tiny", "--seeds", "1;2"], "such as 0,1,2, got '1;2'"),
@@ -159,7 +159,7 @@ def test_the_tiny_run_takes_the_papers_path(tmp_path):
     assert "60 train, 60 validation, 60 test images at 32 px" in result.output
     assert "cache decoding 180 images into" in result.output
     summary = json.loads((out / "result.json").read_text())
-    assert f"{100 * summary['test_accuracy_5_crops']:.2f} % over 5 crops" in result.output
+    assert f"{100 * summary['test_accuracy_5_crops']:.1f} % over 5 crops" in result.output
     output = hubpath("evaluate", out).output
     assert f"test: accuracy {summary['test_accuracy']:.4f}" in output
     output = hubpath("evaluate", out, "--crops", 5).output
@@ -194,7 +194,7 @@ def test_seeds_give_mean_and_spread_and_go_on(tmp_path):
 
     changed = hubpath(*QUICK, "--k", 1, "--seeds", "0,1", "--out", out, "--resume")
     assert changed.exit_code == 2
-    assert "is a run of other settings (k)" in changed.stderr
+    assert "is a run of other settings (k: 2 there, 1 now)" in changed.stderr
     assert "seed-0" in hubpath("evaluate", out).stderr
 
 

@@ -41,7 +41,7 @@ def test_a_pathway_has_bodies_heads_and_router_each_with_its_rate():
 
 def test_a_single_model_has_body_and_head_and_no_rate_of_its_own_means_the_bodys():
     model = single()
-    groups = default_groups(model, TrainerConfig(lr_expert=0.1))
+    groups = default_groups(model, TrainerConfig(lr_expert=0.1, lr_head=None))
     assert [(g.name, g.lr, len(g.params)) for g in groups] == [
         ("experts", 0.1, 4),
         ("heads", 0.1, 2),
@@ -99,7 +99,7 @@ def test_biases_and_norms_can_be_spared_from_weight_decay():
 
 @pytest.mark.parametrize("settings", [{"optimizer": "sgd", "nesterov": True}, {}])
 def test_the_fused_update_is_that_of_the_plain_optimizer(settings):
-    config = TrainerConfig(lr_expert=0.05, weight_decay=0.1, **settings)
+    config = TrainerConfig(lr_expert=0.05, lr_head=None, weight_decay=0.1, **settings)
     ours, plain = single().double(), single().double()
     optimizer = build_optimizer(ours, default_groups(ours, config), config)
     options = {"lr": 0.05, "weight_decay": 0.1, "foreach": False}

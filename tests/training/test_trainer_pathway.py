@@ -107,7 +107,7 @@ def test_an_expert_without_rows_is_not_updated_at_all(tmp_path):
 
 def test_groups_are_the_experts_and_the_router(tmp_path):
     groups = trainer(tmp_path).optimizer.param_groups
-    assert [(g["name"], g["peak_lr"]) for g in groups] == [("experts", 1e-3), ("router", 3e-3)]
+    assert [(g["name"], g["peak_lr"]) for g in groups] == [("experts", 3e-4), ("router", 3e-3)]
 
 
 @pytest.mark.parametrize("part", ["expert", "scores"])

@@ -1,0 +1,90 @@
+"""Options made from the fields, and the page of all settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hubpath_fast.cli import app
+from hubpath_fast.cli.fit import HIDDEN
+from hubpath_fast.recipes.fit import busy_note
+from hubpath_fast.runs.config import FitConfig
+from hubpath_fast.runs.describe import page
+from hubpath_fast.training import TrainerConfig
+
+TINY = ["fit", "--preset", "tiny"]
+
+
+def hubpath(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def shown(*arguments):
+    result = hubpath(*TINY, *arguments, "--print-config")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_help_shows_at_most_twelve_options():
+    flags = re.findall(r"^  (--[a-z-]+).*  ", hubpath("fit", "--help").output, flags=re.MULTILINE)
+    assert {"--data", "--hub", "--k", "--steps", "--out", "--resume", "--set"} <= set(flags)
+    assert len(flags) <= 12
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_flags_that_scripts_have_set_their_field(name):
+    flag, at = "--" + name.replace("_", "-"), FitConfig
+    known = next(s for cls in (TrainerConfig, at) for s in cls.settings() if s.name == name)
+    if known.kind is bool:
+        given, value = [flag.replace("--", "--no-")], False
+    else:
+        choices = known.rules.get("choices")
+        value = choices[-1] if choices else "x" if known.kind is str else known.kind(1)
+        value = 0.5 if name == "validation" else 32 if name == "image_size" else value
+        given = [flag, value]
+    if name in ("optimizer", "schedule"):
+        given += ["--set", "nesterov=false"]
+    values = shown(*given)
+    assert {**values, **values["trainer"]}[name] == value
+
+
+def test_a_rate_has_a_short_spelling_and_a_setting_its_last_name():
+    assert shown("--lr", 0.02) == shown("--lr-expert", 0.02)
+    assert shown("--set", "decay=0.2") == shown("--set", "trainer.decay=0.2")
+    assert shown("--set", "executor=threads")["executor"] == "threads"
+    assert shown("--amp")["trainer"]["amp"] == "bf16"
+
+
+def test_a_wrong_option_or_value_is_one_message():
+    for arguments, message in (
+        (["--stepz", 3], "No such option"),
+        (["--steps", "many"], "Invalid value for '--steps'"),
+        (["--steps", 0], "error: steps: expected an integer of at least 1, got 0\n"),
+        (["--set", "dataset=3"], "error: dataset: expected text, got 3\n"),
+        (["--set", "decy=1"], "error: unknown setting 'decy'; closest: decay"),
+        (["--set", "hub=[1]"], "error: hub: expected a list, each text, got [1]\n"),
+    ):
+        result = hubpath(*TINY, *arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_the_default_run_is_the_trainers_default():
+    result = hubpath("fit", "--data", "x", "--hub", "a,b", "--print-config")
+    assert json.loads(result.stdout)["trainer"] == TrainerConfig().to_dict()
+
+
+def test_the_page_of_settings_is_what_the_fields_say():
+    """Else: python -m hubpath_fast.runs.describe > docs/settings.md"""
+    assert (Path(__file__).parents[2] / "docs" / "settings.md").read_text() == page()
+
+
+def test_a_busy_machine_is_noted_with_what_to_do():
+    assert busy_note(2.0, 2) is None
+    assert "the load of this machine is 3.1 on 2 cores" in busy_note(3.1, 2)
+    assert "OMP_NUM_THREADS=1" in busy_note(3.1, 2)
