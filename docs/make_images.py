@@ -28,7 +28,6 @@ from bench.records import commit
 from hubpath_fast import report
 from hubpath_fast.compare.results import SeedResults
 from hubpath_fast.data import RENDERINGS, DigitsTask
-from hubpath_fast.recipes.demo import demo_settings
 from hubpath_fast.tasks.classification import Classification
 
 DOCS = Path(__file__).resolve().parent
@@ -72,7 +71,7 @@ def read_demos(folders: Sequence[Path], hardware: str) -> dict[str, dict[str, An
     ]
     accuracies[-1]["bound"] = True
 
-    results = SeedResults(demo_settings(), seeds[0], folders[0])
+    results = SeedResults(folders[0], seeds[0], ())
     weights, groups = results.predictions("pathway")["weights"], results.targets()["groups"]
     by_group = [weights[groups == i].mean(dim=0).tolist() for i in groups.unique()]
     found = {
