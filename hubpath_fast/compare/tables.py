@@ -84,7 +84,8 @@ def _row(
         "accuracies": values,
         "rates": [entry["rates"] for entry in entries],
     }
-    return row | {name: _mean([entry[name] for entry in entries]) for name in MEANS if entries}
+    means = MEANS if entries else MEANS[:1]
+    return row | {name: _mean([entry[name] for entry in entries]) for name in means}
 
 
 def _of_seed(method: Method, results: SeedResults) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Workers:
     def __init__(self, body: Callable[[Job], None], out_dir: Path, count: int, threads: int):
         self.body, self.out_dir = body, out_dir
         self.count, self.threads = count, threads
-        self._processes = _process_context(threads)
+        self._processes = start_server(threads)
         self._running: dict[int, tuple[Job, BaseProcess, float]] = {}
 
     def run(
@@ -167,10 +167,10 @@ class Workers:
         self._running.clear()
 
 
-def _process_context(threads: int) -> multiprocessing.context.BaseContext:
+def start_server(threads: int) -> multiprocessing.context.BaseContext:
     """Where there can be, a server that has imported everything once and forks itself for each run:
     a process of one's own then starts at once, and not after the seconds that torch takes. It
-    starts to import here, so that the caller can read its settings meanwhile."""
+    begins to import here, at the first call, while the caller goes on."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing.forkserver import ensure_running

@@ -27,7 +27,7 @@ from ..compare.settings import (
     names_of_experts,
     open_folder,
 )
-from ..compare.workers import choose_workers
+from ..compare.workers import choose_workers, start_server
 from ..data import DigitsTask
 from ..files import write_json
 
@@ -94,6 +94,7 @@ def demo(
     methods = choose_methods(METHODS, known)
     count, threads = choose_workers(None, settings.fit.trainer.device)
     _check_folder(out_dir)
+    start_server(threads)  # imports what runs need, while the digits are read here
     task = DigitsTask(seed, settings.digits_validation)
     console.print(
         f"[bold]hubpath demo[/]: {len(task.target)} digits in five renderings to learn from, "

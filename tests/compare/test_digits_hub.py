@@ -1,37 +1,82 @@
-"""Hubs for the digits: which expert descends from which."""
+"""Hubs for the digits: which expert descends from which, and the cache of their weights."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 import torch
-from rich.console import Console
 
-from hubpath_fast.compare.digits_hub import Pretraining, pretrained_experts
+from hubpath_fast.compare import digits_hub
+from hubpath_fast.compare.digits_hub import DigitsHub, Pretraining, expert_store
 from hubpath_fast.data import DigitsTask
+from hubpath_fast.hub import build_experts
 
 # A rate of almost nothing: what an expert starts from is what it ends with.
 STILL = Pretraining(epochs=1, batch_size=350, lr=1e-30)
 
 
-def kernels(experts):
+def kernels(hub: DigitsHub) -> list[torch.Tensor]:
+    networks = [member.network for member in hub.members]
+    experts = build_experts(networks, 10, pretrained=False, input_size=32)
+    for i, expert in enumerate(experts):
+        hub.load(i, expert)
     return [next(expert.body.parameters()) for expert in experts]
 
 
 def test_a_hub_of_equal_networks_descends_from_its_first(tmp_path):
-    task, console = DigitsTask(0, 100), Console(quiet=True)
-    networks = ("timm/test_resnet",) * 3
-    make, _ = pretrained_experts(task, STILL, 10, console, tmp_path, networks)
-    first, *others = kernels(make())
+    task = DigitsTask(0, 100)
+    hub = DigitsHub(task, STILL, ("timm/test_resnet",) * 3, tmp_path)
+    assert [member.before for member in hub.missing()] == [(), (0,), (0,)]
+    first, *others = kernels(hub)
     assert all(torch.equal(first, other) for other in others)
     folders = sorted(path.name.partition("-")[0] for path in (tmp_path / "digits").iterdir())
     assert folders == ["inverted", "turned", "upright"]
+    assert hub.missing() == []
 
-    alone, _ = pretrained_experts(task, STILL, 10, console, tmp_path, networks[:1])
-    assert torch.equal(kernels(alone())[0], first)  # the ancestor is the same, and in the cache
-    assert len(list((tmp_path / "digits").iterdir())) == 3
+    alone = DigitsHub(task, STILL, ("test_resnet",), tmp_path)
+    assert alone.missing() == []  # the ancestor is the same, and in the cache
+    assert torch.equal(kernels(alone)[0], first)
 
 
 def test_a_mixed_hub_does_not(tmp_path):
-    task, console = DigitsTask(0, 100), Console(quiet=True)
     networks = ("test_resnet", "test_efficientnet", "test_resnet")
-    make, _ = pretrained_experts(task, STILL, 10, console, tmp_path, networks)
-    experts = make()
-    first, last = kernels([experts[0], experts[2]])
+    hub = DigitsHub(DigitsTask(0, 100), STILL, networks, tmp_path)
+    assert [member.before for member in hub.missing()] == [(), (), ()]
+    first, _, last = kernels(hub)
     assert not torch.equal(first, last)
+
+
+def test_a_damaged_file_is_noticed_and_made_again(tmp_path):
+    hub = DigitsHub(DigitsTask(0, 100), STILL, ("test_resnet",), tmp_path)
+    before = kernels(hub)[0]
+    weights = next(tmp_path.glob("digits/upright-*/model.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert [member.rendering for member in hub.missing()] == ["upright"]
+    assert "is damaged; pre-training it again" in hub.notes[0]
+    assert torch.equal(kernels(hub)[0], before)
+    assert weights.read_bytes() == whole  # pre-training is reproducible to the bit
+
+
+def test_the_key_is_that_of_older_caches(monkeypatch):
+    """Caches of commit 78f8c81 are found, as long as torch and timm are the same."""
+    monkeypatch.setattr(digits_hub, "version", lambda name: "1.0.31")
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cu130")
+    members = DigitsHub(DigitsTask(0, 100), Pretraining()).members
+    assert [member.folder.name for member in members] == [
+        "upright-1947709bace6f156", "inverted-c9ae79cfdce4700d", "turned-ac25bdb04d428efe",
+        "edges-58df279c62f1204e", "checkerboard-24b32c663a57404b",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_experts_are_kept_where_they_can_be(tmp_path, monkeypatch, writable):
+    cache = tmp_path / "file" / "cache"
+    if writable:
+        cache = tmp_path / "cache"
+    else:
+        (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(digits_hub, "user_cache_folder", lambda: cache)
+    out = Path("out")
+    assert expert_store(out) == (cache if writable else out / "experts")

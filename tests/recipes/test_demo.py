@@ -1,4 +1,4 @@
-"""The demo at its smallest: the files it writes, what is in them, and its cache."""
+"""The demo at its smallest: the files it writes, and what is in them."""
 
 import io
 import json
@@ -8,13 +8,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from hubpath_fast.compare.digits_hub import Pretraining, pretrained_experts
+from hubpath_fast.baselines import SingleModel
 from hubpath_fast.data import RENDERINGS, DigitsTask, TensorBatches
-from hubpath_fast.hub import create_model, split_parameters
-from hubpath_fast.recipes.demo import DemoSettings, Row, demo, vote_rows
-from hubpath_fast.runs.measure import dense_weights, inference_costs
+from hubpath_fast.hub import build_experts, create_model
+from hubpath_fast.recipes.demo import demo, demo_settings
+from hubpath_fast.runs.measure import inference_costs, predict
+from hubpath_fast.tasks import Classification
 
-SMALL = DemoSettings(pretraining=Pretraining(epochs=1), epochs=1)
+# 8 steps, and a pass over each expert's 700 digits before.
+FIT = demo_settings().fit
+SMALL = demo_settings().replace(
+    fit=FIT.replace(trainer=FIT.trainer.replace(steps=8)), digits_pretrain_epochs=1
+)
 
 
 def quiet():
@@ -32,81 +37,73 @@ def finished(tmp_path_factory):
 
 def test_the_summary_has_the_promised_keys_and_is_on_disk(finished):
     out, summary, _, _ = finished
-    names = ("best_single", "ensemble", "ensemble_top_k", "hub_pathway", "oracle")
-    assert all(0 <= summary[name] <= 1 for name in names)
+    assert set(summary) == {
+        "best_single", "ensemble", "ensemble_hard", "ensemble_top_k", "hub_pathway", "oracle",
+        "best_single_in_hindsight", "singles", "rates", "networks", "seconds", "pretrain_seconds",
+        "seed", "k", "test_images",
+    }  # fmt: skip
     assert summary["oracle"] >= max(summary["singles"].values()) >= summary["best_single"]
     assert summary["best_single_in_hindsight"] == max(summary["singles"].values())
     assert list(summary["singles"]) == list(RENDERINGS)
-    assert summary["seed"] == 0
-    assert summary["test_images"] == 797
+    assert summary["rates"] == {"body": 5e-4, "head": 3e-3, "router": 3e-3}
+    assert (summary["seed"], summary["k"], summary["test_images"]) == (0, 2, 797)
+    assert summary["pretrain_seconds"] > 0
     assert json.loads((out / "summary.json").read_text()) == summary
 
 
 def test_the_table_and_the_page_show_the_same_numbers(finished):
     out, summary, printed, _ = finished
-    assert re.search(rf"Hub-Pathway +│ +{summary['hub_pathway']:.3f} ", printed)
-    assert re.search(rf"oracle +│ +{summary['oracle']:.3f} ", printed)
+    assert re.search(rf"Hub-Pathway +│ +{100 * summary['hub_pathway']:.1f} ", printed)
+    assert re.search(rf"oracle +│ +{100 * summary['oracle']:.1f} ", printed)
     page = (out / "report.html").read_text()
     assert f"{summary['hub_pathway']:.1%} of 797 test digits" in page
     assert page.count("<img ") >= 5
 
 
-def test_a_second_start_uses_the_cache_and_gives_the_same_numbers(finished, tmp_path):
-    _, summary, _, cache = finished
-    console = quiet()
-    again = demo(tmp_path / "again", seed=0, settings=SMALL, console=console, cache=cache)
-    assert again["pretrain_seconds"] == 0
-    assert "come from the cache" in console.file.getvalue()
-    changing = {"seconds", "pretrain_seconds"}
-    assert {k: v for k, v in again.items() if k not in changing} == {
-        k: v for k, v in summary.items() if k not in changing
-    }
-
-
-def test_a_damaged_cache_is_noticed_and_mended(finished, tmp_path):
-    cache = finished[3]
-    task, console = DigitsTask(0, 60), quiet()
-    make, seconds = pretrained_experts(task, SMALL.pretraining, 10, console, cache)
-    assert seconds == 0
-    weights = next(cache.glob("digits/edges-*/model.safetensors"))
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    again, seconds = pretrained_experts(task, SMALL.pretraining, 10, console, cache)
-    assert seconds > 0
-    assert "is damaged; pre-training it anew" in " ".join(console.file.getvalue().split())
-    assert weights.read_bytes() == whole  # pre-training is reproducible to the bit
-    for a, b in zip(make(), again(), strict=True):
-        for p, q in zip(split_parameters(a.module)[0], split_parameters(b.module)[0], strict=True):
-            assert torch.equal(p, q)
-
-
-def test_the_best_are_chosen_on_validation_alone():
-    """Model 1 is best on validation though model 0 is on test; only "in hindsight" looks there."""
-    targets = torch.tensor([0, 0, 1, 1])
-    sure = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    wrong = sure.flip(1)
-    half = torch.stack([sure[0], wrong[1], sure[2], wrong[3]])
-    probabilities = torch.stack([sure, half, wrong])
-    singles = [Row(str(i), p.argmax(1) == targets, 1, 2.0) for i, p in enumerate(probabilities)]
-    rows = {row.name: row for row in vote_rows(1, singles, [0.1, 0.9, 0.2], probabilities, targets)}
-    assert rows["best single"].accuracy == 0.5
-    assert rows["ensemble of the best 1"].accuracy == 0.5
-    assert rows["best single, in hindsight"].accuracy == 1.0
-    assert rows["oracle"].accuracy == 1.0
-    assert [name for name, row in rows.items() if row.bound] == [
-        "best single, in hindsight", "oracle",
+def test_a_line_for_every_run_where_there_is_no_terminal(finished):
+    lines = [line for line in finished[2].splitlines() if line.startswith("[")]
+    assert [line.split("]")[0] for line in lines] == [f"[{i}/11" for i in range(1, 12)]
+    runs = sorted(re.search(r"seed 0: ([a-z]+-?\d?):", line)[1] for line in lines)
+    assert runs == [
+        "pathway", *(f"pretrain-{i}" for i in range(5)), *(f"single-{i}" for i in range(5)),
     ]  # fmt: skip
-    assert rows["ensemble, soft vote"].forwards == 3
-    assert rows["best single"].seconds == 6.0
 
 
-def test_dense_weights_are_zero_where_inactive():
+def test_a_second_start_uses_the_cache_and_gives_the_same_numbers(finished, tmp_path):
+    out, summary, _, cache = finished
+    again = demo(out, seed=0, settings=SMALL, console=quiet(), cache=cache)
+    changing = ("seconds", "pretrain_seconds")
+    assert again["pretrain_seconds"] == 0
+    assert {**again, **{key: summary[key] for key in changing}} == summary
+
+
+def test_one_that_was_stopped_goes_on_and_a_finished_one_is_replaced(finished):
+    out, summary, _, cache = finished
+    run = out / "runs/seed-0/single-3/result.json"
+    before = run.stat().st_mtime_ns
+    (out / "summary.json").unlink()
+    console = quiet()
+    demo(out, seed=0, settings=SMALL, console=console, cache=cache)
+    assert "6 runs, 6 of them finished" in console.file.getvalue()
+    assert run.stat().st_mtime_ns == before
+    assert json.loads((out / "summary.json").read_text())["singles"] == summary["singles"]
+
+
+def test_routing_is_asked_once_and_its_weights_are_zero_where_inactive():
     torch.manual_seed(0)
     model = create_model(["test_resnet"] * 3, 10, pretrained=False, input_size=32).eval()
     test = DigitsTask(0).test.subset(torch.arange(5))
-    weights = dense_weights(model, TensorBatches(test, batch_size=2), "cpu")
+    calls = []
+    model.generator.register_forward_hook(lambda *_: calls.append(1))
+    task = Classification(test.classes)
+    predictions, weights = predict(model, task, TensorBatches(test, batch_size=2), "cpu")
+    assert len(calls) == 3  # batches
     assert weights.shape == (5, 3)
     assert (weights > 0).sum(dim=1).tolist() == [2] * 5
+    with torch.no_grad():
+        assert torch.allclose(predictions, model(test.images).softmax(dim=1), atol=1e-6)
+    [expert] = build_experts(["test_resnet"], 10, pretrained=False, input_size=32)
+    assert predict(SingleModel(expert), task, TensorBatches(test), "cpu")[1] is None
 
 
 def test_costs_are_those_of_the_experts_that_are_asked():
