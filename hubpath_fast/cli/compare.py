@@ -7,20 +7,19 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..runs.config import FitConfig
+from ..compare.settings import CompareSettings
 from .messages import console, messages
 from .options import options
 
-OptionalInt, OptionalFloat, OptionalStr = Optional[int], Optional[float], Optional[str]  # noqa: UP045
-
+OptionalInt, OptionalStr = Optional[int], Optional[str]  # noqa: UP045
 
 SHOWN = (
     "data", "hub", "k", "steps", "batch_size", "explore", "image_size", "validation", "pretrained",
-    "device",
+    "device", "temperature", "distill_weight",
 )  # fmt: skip
 
 
-@options(FitConfig, SHOWN)
+@options(CompareSettings, SHOWN)
 def compare(
     asked,
     methods: Annotated[
@@ -45,12 +44,6 @@ def compare(
         OptionalStr,
         typer.Option(help="3e-4,1e-3: each method is tried with each, validation chooses"),
     ] = None,
-    temperature: Annotated[
-        OptionalFloat, typer.Option(help="of the ensemble's soft targets in distill")
-    ] = None,
-    distill_weight: Annotated[
-        OptionalFloat, typer.Option(help="share of the soft targets in distill's loss, 0 to 1")
-    ] = None,
     workers: Annotated[
         OptionalInt, typer.Option(help="concurrent runs; default one a core, at most 4")
     ] = None,
@@ -64,16 +57,17 @@ def compare(
         from ..compare.settings import make_settings, parse_rates
         from ..runs.resolve import parse_seeds
 
+        fit = asked.pop("fit", {})
         settings = make_settings(
-            asked.pop("data", None),
-            asked.pop("hub", None),
+            fit.pop("data", None),
+            fit.pop("hub", None),
             data_root,
             None if rates is None else parse_rates(rates),
             quick,
             preset,
-            trainer=asked.pop("trainer", {}),
-            top=asked,
-            distill={"temperature": temperature, "distill_weight": distill_weight},
+            trainer=fit.pop("trainer", {}),
+            top=fit,
+            distill=asked,
         )
         rows = run(settings, methods, parse_seeds(seeds), out, workers, console)
         if any(row["status"] == "failed" for row in rows):

@@ -28,9 +28,9 @@ ARCHIVE = Path(__file__).parents[1] / "data_files" / "old_run.tar.xz"
 ACCURACY, LOSS, IMAGES = 78 / 797, 2.3193, 797
 
 # Sums are rounded in another order by other processors and libraries: by 2^-24 of a loss near 2.3,
-# 1.4e-7, for an operation, and steps carry that on. With instructions up to SSE4.1 and AVX-512, and
-# with torch 2.11 and 2.14, losses moved by up to 4e-8. An image whose two likeliest classes are as
-# close as that may then be decided otherwise.
+# 1.4e-7, for an operation, and steps carry that on. Between the instructions of SSE4.1 and AVX-512,
+# and torch 2.11 and 2.14, losses moved by up to 4e-8. An image whose two likeliest classes are as
+# close may then be decided otherwise.
 LOSS_TOLERANCE, IMAGES_TOLERANCE = 1e-5, 1
 
 
