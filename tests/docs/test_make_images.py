@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from docs import make_images
 from docs.make_images import ACCURACY, IMAGES, WEIGHTS, main
+from hubpath_fast.recipes.demo import demo_settings
 
 SUMMARY = {
     "best_single": 0.8, "ensemble": 0.9, "ensemble_hard": 0.89, "ensemble_top_k": 0.85,
@@ -30,9 +31,9 @@ def demo(folder, seed, **changes):
     save_file({"test": torch.zeros(4, 10), "weights": weights}, run / "outputs.safetensors")
     groups = {"test": torch.zeros(4, dtype=torch.int64), "groups": torch.tensor([0, 0, 1, 1])}
     save_file(groups, run.parent / "targets.safetensors")
-    (run.parent / "problem.json").write_text(
-        json.dumps({"group_names": ["up", "down"], "classes": list("0123456789")})
-    )
+    noted = {"group_names": ["up", "down"], "classes": list("0123456789")}
+    (run.parent / "problem.json").write_text(json.dumps(noted))
+    (folder / "compare.json").write_text(json.dumps({"settings": demo_settings().to_dict()}))
     return folder
 
 
