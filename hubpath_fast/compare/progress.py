@@ -64,10 +64,10 @@ class Progress:
         )
 
     def refresh(self, running: Sequence[Job]) -> None:
-        if self._live is None:
+        if self._live is None or not running:
             return
-        parts = [f"[{self.done}/{self.total}] {len(running)} running: "]
-        parts += [", ".join(f"{job.name} {self._share(job):.0%}" for job in running)]
+        shares = ", ".join(f"{job.name} {self._share(job):.0%}" for job in running)
+        parts = [f"[{self.done}/{self.total}] {len(running)} running: {shares}"]
         if self.best is not None:
             parts += [f" | best so far {self.best[1]} on validation"]
         self._live.update(Text("".join(parts), no_wrap=True, overflow="ellipsis"), refresh=True)
