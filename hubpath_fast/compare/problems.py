@@ -40,10 +40,12 @@ class Problem(ABC):
 
     task: what is learned. classes: what its outputs are called. expert_names: as tables show them.
     targets: of "validation" and "test". groups: what kind each test image is of, int64 [n], with
-    ``group_names``; None where that means nothing. size: pixels a side.
+    ``group_names``; None where that means nothing. size: pixels a side. hub: weights that are
+    pre-trained here; None: there are none.
     """
 
     classes: tuple[str, ...]
+    hub: DigitsHub | None = None
     groups: Tensor | None = None
     group_names: tuple[str, ...] = ()
     group_label = ""
@@ -62,14 +64,18 @@ class Problem(ABC):
     @abstractmethod
     def targets(self) -> dict[str, Tensor]: ...
 
-    def experts(self) -> list[Expert]:
-        """The hub, newly built: pre-trained bodies, heads drawn from torch's generator."""
+    def experts(self, loaded: Iterable[int] | None = None) -> list[Expert]:
+        """The hub, newly built: pre-trained bodies, heads drawn from torch's generator.
+
+        loaded: which need their weights; None: all. (Weights that are pre-trained here may not be
+        there yet; others come with the networks.)
+        """
         fit = self.fit
         return make_experts(fit, self.task.num_outputs, self.size, fit.pretrained)
 
     def expert(self, index: int) -> Expert:
-        """One of them, with the head that it has in ``experts``; the others need no weights yet."""
-        return self.experts()[index]
+        """One of them, with the head that it has in ``experts``."""
+        return self.experts([index])[index]
 
     @abstractmethod
     def stream(self) -> Any:
@@ -123,10 +129,7 @@ class ImagesProblem(Problem):
 
 
 class DigitsProblem(Problem):
-    """Handwritten digits in five renderings; each expert pre-trained on one of them.
-
-    hub: their weights; None: random ones.
-    """
+    """Handwritten digits in five renderings; each expert pre-trained on one of them."""
 
     def __init__(self, settings: CompareSettings, seed: int, cache: Path | None = None):
         super().__init__(settings, seed)
@@ -144,15 +147,11 @@ class DigitsProblem(Problem):
         return {name: self._set(name).targets for name in ("validation", "test")}
 
     def experts(self, loaded: Iterable[int] | None = None) -> list[Expert]:
-        """loaded: which get their pre-trained weights; None: all."""
         experts = make_experts(self.fit, self.task.num_outputs, SIZE, pretrained=False)
         if self.hub is not None:
             for i in range(len(experts)) if loaded is None else loaded:
                 self.hub.load(i, experts[i])
         return experts
-
-    def expert(self, index: int) -> Expert:
-        return self.experts([index])[index]
 
     def stream(self) -> TensorStream:
         trainer = self.fit.trainer

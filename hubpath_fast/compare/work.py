@@ -24,7 +24,7 @@ from ..training import NonFiniteLoss, RoutingCollapseWarning
 from ..training.random_state import seed_all
 from .methods import methods_of
 from .plan import PREPARE, PRETRAIN, Job
-from .problems import DigitsProblem, open_problem
+from .problems import open_problem
 from .results import FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, seed_folder
 from .runs import Context
 from .settings import PROBLEM, CompareSettings, names_of_experts
@@ -79,9 +79,7 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
     """Reads the data and the hub, and notes what all methods share: names, held-out targets, why
     the hub is not homogeneous, which experts are still to be pre-trained."""
     problem = open_problem(settings, seed, verify=True, cache=cache)
-    digits = isinstance(problem, DigitsProblem)
-    experts = problem.experts(loaded=()) if digits else problem.experts()
-    hub = problem.hub if digits else None
+    experts, hub = problem.experts(loaded=()), problem.hub
     missing = [] if hub is None else hub.missing()
     targets = dict(problem.targets)
     if problem.groups is not None:
@@ -137,8 +135,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
         )
     known = methods_of(names_of_experts(settings), fit.k)
     method = next(method for method in known if method.run == job.run)
-    if not method.needs:
-        problem.expert(0)  # what only loading needs is no part of the run's memory
+    problem.experts(loaded=())  # what only loading needs is no part of the run's memory
     memory = PeakMemory(fit.trainer.device)
     context = Context(problem, folder, rate, results)
     seed_all(job.seed)
@@ -163,7 +160,6 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             "rate": rate,
             **measured,
             "train_seconds": context.seconds,
-            # Soups train nothing; votes have no run.
             "train_forwards_per_sample": method.forwards,
             **inference_costs(model, images),
             "peak_memory_mb": peak,

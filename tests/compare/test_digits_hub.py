@@ -9,6 +9,8 @@ import torch
 
 from hubpath_fast.compare import digits_hub
 from hubpath_fast.compare.digits_hub import DigitsHub, Pretraining, expert_store
+from hubpath_fast.compare.problems import open_problem
+from hubpath_fast.compare.settings import make_settings
 from hubpath_fast.data import DigitsTask
 from hubpath_fast.hub import build_experts
 
@@ -45,6 +47,22 @@ def test_a_mixed_hub_does_not(tmp_path):
     assert [member.before for member in hub.missing()] == [(), (), ()]
     first, _, last = kernels(hub)
     assert not torch.equal(first, last)
+
+
+def test_an_expert_alone_needs_no_other(tmp_path):
+    """A fine-tuning starts as soon as its own expert is pre-trained."""
+    settings = make_settings("digits", "test_resnet,test_efficientnet", top={"k": 1})
+    problem = open_problem(settings.replace(digits_pretrain_epochs=1), 0, cache=tmp_path)
+    state, _ = problem.hub.pretrain(1)
+    torch.manual_seed(0)
+    alone = problem.expert(1)
+    assert torch.equal(next(alone.body.parameters()), next(iter(state.values())))
+    assert [member.index for member in problem.hub.missing()] == [0]
+    torch.manual_seed(0)
+    together = problem.experts()[1]  # pre-trains the other
+    for own, same in zip(alone.module.parameters(), together.module.parameters(), strict=True):
+        assert torch.equal(own, same)
+    assert problem.hub.missing() == []
 
 
 def test_a_damaged_file_is_noticed_and_made_again(tmp_path):
