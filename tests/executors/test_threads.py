@@ -374,6 +374,7 @@ def test_an_interrupted_run_ends_what_it_began_and_begins_nothing_more():
     pools, ended = ThreadPools(2), []
 
     def task():
+        time.sleep(0.1)  # an interrupt is lost in a callback of the pool's, while it starts threads
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
         ended.append(True)
@@ -382,7 +383,7 @@ def test_an_interrupted_run_ends_what_it_began_and_begins_nothing_more():
     gc.disable()  # Python drops an interrupt that arrives while a collected object says goodbye
     try:
         with pytest.raises(KeyboardInterrupt):
-            pools.run([task, lambda: time.sleep(0.1), ended.clear], [1, 1, 1], [0, 1, 2])
+            pools.run([task, lambda: time.sleep(0.2), ended.clear], [1, 1, 1], [0, 1, 2])
     finally:
         gc.enable()
     assert ended == [True]

@@ -82,10 +82,11 @@ class ThreadPools:
             ended.put(None)
 
         futures = []
-        for each, queue in pending.items():
-            pool, workers = self._pool(each), min(self._count(each), len(queue))
-            futures += [pool.submit(work, queue) for _ in range(workers)]
         try:
+            for each, queue in pending.items():
+                pool, workers = self._pool(each), min(self._count(each), len(queue))
+                for _ in range(workers):
+                    futures.append(pool.submit(work, queue))
             for _ in futures:
                 ended.get()
         except BaseException:  # Ctrl-C
