@@ -26,17 +26,21 @@ class Measure:
         if self.better not in ("max", "min"):
             raise ValueError(f'better: expected "max" or "min", got {self.better!r}')
 
+    @property
+    def sign(self) -> int:
+        """1 where larger is better, -1 where smaller is."""
+        return 1 if self.better == "max" else -1
+
     def is_better(self, value: float, than: float) -> bool:
         """Whether ``value`` is strictly better; NaN never is."""
-        return value > than if self.better == "max" else value < than
+        return self.sign * value > self.sign * than
 
     def best(self, values: Sequence[float]) -> float:
         return max(values) if self.better == "max" else min(values)
 
     def ranked(self, values: Sequence[float]) -> list[int]:
         """Positions of the values, the best first, among equals the lowest position."""
-        sign = -1 if self.better == "max" else 1
-        return sorted(range(len(values)), key=lambda i: sign * values[i])
+        return sorted(range(len(values)), key=lambda i: -self.sign * values[i])
 
     def number(self, value: float) -> str:
         """The value in its unit, without naming it."""

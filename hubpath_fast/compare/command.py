@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
+from ..data.cache import free_memory
 from .digits_hub import Pretraining, expert_store
 from .methods import Method, choose_methods, methods_of
 from .plan import PREPARE, Job, needed_runs, plan_jobs
@@ -18,7 +19,7 @@ from .progress import Progress
 from .results import FAILED, RESULT, SeedResults, read, seed_folder
 from .settings import PROBLEM, CompareSettings, names_of_experts, open_folder
 from .work import Body
-from .workers import Workers, available_memory, choose_workers, workers_that_fit
+from .workers import Workers, choose_workers, workers_that_fit
 
 LOCK = ".lock"
 
@@ -121,7 +122,7 @@ def train_missing(
     jobs = [job for seed in seeds for job in _jobs(settings, methods, results[seed])]
     missing = [job for job in jobs if not _is_done(job, out_dir)]
     parameters = max(r.problem.get("parameters", 0) for r in results.values())
-    count = workers_that_fit(count, parameters, available_memory())
+    count = workers_that_fit(count, parameters, free_memory())
     text = f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished"
     if missing:
         text += f"; {len(missing)} to do, {count} at a time with {threads} thread(s) each"

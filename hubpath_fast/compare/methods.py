@@ -165,7 +165,7 @@ def methods_of(experts: Sequence[str], k: int, votes: Sequence[str] = VOTES) -> 
         ),
         variant(
             "random-pathway", "Hub-Pathway, random pathway",
-            lambda c: runs.with_generator(c, lambda m: RandomGenerator(len(m.experts), m.k)),
+            lambda c: runs.pathway(c, generator=lambda m: RandomGenerator(len(m.experts), m.k)),
             "RandomPath",
         ),
         variant(
@@ -178,11 +178,11 @@ def methods_of(experts: Sequence[str], k: int, votes: Sequence[str] = VOTES) -> 
         ),
         variant(
             "task-pathway", "Hub-Pathway, one route for all",
-            lambda c: runs.with_generator(c, lambda m: TaskGenerator(len(m.experts))),
+            lambda c: runs.pathway(c, generator=lambda m: TaskGenerator(len(m.experts))),
         ),
         variant(
             "noise-off", "Hub-Pathway, noise off",
-            lambda c: runs.with_generator(c, lambda m: Noiseless(m.generator)),
+            lambda c: runs.pathway(c, generator=lambda m: Noiseless(m.generator)),
         ),
         *(
             Method(

@@ -151,17 +151,16 @@ def zoo_tuning(context: Context, lite: bool) -> nn.Module:
 
 
 def pathway(
-    context: Context, k: int | None = None, explore: bool = True, exploit: bool = True
+    context: Context,
+    k: int | None = None,
+    explore: bool = True,
+    exploit: bool = True,
+    generator: Callable[[HubPathway], nn.Module] | None = None,
 ) -> nn.Module:
-    """A Hub-Pathway, or one without one of its losses. k: in place of the hub's own."""
+    """A Hub-Pathway, or one without one of its losses. k: in place of the hub's own. generator:
+    makes another one from the model; None: its own."""
+    model = context.hub_pathway(k)
+    if generator is not None:
+        model.generator = generator(model)
     weight = context.problem.fit.explore if explore else 0.0
-    objective = PathwayObjective(context.task.criterion(weight, exploit))
-    return context.train(context.hub_pathway(k), objective)
-
-
-def with_generator(context: Context, make: Callable[[HubPathway], nn.Module]) -> nn.Module:
-    """A Hub-Pathway with another generator, made from it."""
-    model = context.hub_pathway()
-    model.generator = make(model)
-    objective = PathwayObjective(context.task.criterion(context.problem.fit.explore))
-    return context.train(model, objective)
+    return context.train(model, PathwayObjective(context.task.criterion(weight, exploit)))

@@ -20,8 +20,8 @@ from ..training import TrainerConfig
 COMPARE_FILE, PROBLEM = "compare.json", "problem.json"
 
 # Of the settings of a run, what changes no result of a comparison: each seed is a run of its own,
-# the weights of the last step are kept, and one crop of each image is tested.
-FREE = ("crops", "trainer.eval_every", "trainer.metric", "trainer.metric_mode", "trainer.seed")
+# and the weights of the last step are kept.
+FREE = ("trainer.eval_every", "trainer.metric", "trainer.metric_mode", "trainer.seed")
 
 # The digits' own budget: 250 steps of 48 on 200 digits.
 DIGITS_TRAINER = TrainerConfig(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..baselines import difference
 from ..files import write_bytes, write_json
-from ..hub import Expert, HubError
+from ..hub import HubError
+from ..hub.costs import count_flops
 from ..runs.build import expert_names
 from ..runs.measure import PeakMemory, inference_costs, predict
 from ..training import NonFiniteLoss, RoutingCollapseWarning
@@ -97,20 +97,12 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
             "images": {name: len(part) for name, part in problem.targets.items()},
             "difference": difference([expert.body for expert in experts]),
             "fingerprint": problem.fingerprint(),
-            "costs": [gflops(expert, problem.size) for expert in experts],
+            "costs": [count_flops(e.module.eval(), problem.size) / 1e9 for e in experts],
             "parameters": sum(p.numel() for e in experts for p in e.module.parameters()),
             "pretrain": {member.index: member.before for member in missing},
             "notes": [] if hub is None else hub.notes,
         },
     )
-
-
-@torch.no_grad()
-def gflops(expert: Expert, size: int) -> float:
-    """Of one image: an estimate of what an expert's training takes beside another's."""
-    with FlopCounterMode(display=False) as counter:
-        expert.module.eval()(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops() / 1e9
 
 
 def pretrain(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> None:

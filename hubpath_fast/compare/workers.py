@@ -18,7 +18,9 @@ from pathlib import Path
 
 import torch
 
+from ..data.images import usable_cores
 from ..files import write_json
+from ..hub.costs import BYTES_PER_ADAMW_PARAMETER
 from ..training import Interrupt
 from .plan import PREPARE, Job
 from .results import FAILED
@@ -28,7 +30,6 @@ MEMORY_FRACTION = 0.8  # of what is available
 # What a worker holds besides its hub: torch, the data, what a step keeps. Measured of tiny networks
 # on digits.
 WORKER_BYTES = 500 * 2**20
-BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments in float32
 REFRESH_SECONDS = 0.5
 
 # Imported once, by the server that forks itself for each run. timm and scikit-learn are otherwise
@@ -41,7 +42,7 @@ def choose_workers(asked: int | None, device: str) -> tuple[int, int]:
 
     asked: None for as many as there are cores, at most MAX_WORKERS; on a GPU one.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     if asked is not None and asked < 1:
         raise ValueError(f"workers: expected an integer of at least 1, got {asked}")
     on_cpu = torch.device(device).type == "cpu"
@@ -59,22 +60,8 @@ def workers_that_fit(count: int, parameters: int, available: int | None) -> int:
     """
     if available is None:
         return count
-    each = WORKER_BYTES + BYTES_PER_PARAMETER * parameters
+    each = WORKER_BYTES + BYTES_PER_ADAMW_PARAMETER * parameters
     return max(1, min(count, int(MEMORY_FRACTION * available) // each))
-
-
-def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")):
-    """Bytes that processes can still take, as the system and the control group of this process (a
-    container's limit) say; None where neither does."""
-    found = []
-    try:
-        lines = (proc / "meminfo").read_text().splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        limit, used = ((cgroup / f"memory.{name}").read_text() for name in ("max", "current"))
-        found.append(int(limit) - int(used))
-    except (OSError, ValueError):  # no such file; "max": no limit
-        pass
-    return min(found, default=None)
 
 
 class Workers:

@@ -53,9 +53,11 @@ def costs(model: HubModel, size: int) -> Costs:
 
 @torch.no_grad()
 def count_flops(network: nn.Module, size: int) -> int:
-    """FLOPs of one image's forward pass through a network on the meta device."""
+    """FLOPs of one image's forward pass through a network, where it is; on the meta device they
+    cost nothing."""
+    device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, 3, size, size, device="meta"))
+        network(torch.zeros(1, 3, size, size, device=device))
     return counter.get_total_flops()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compare.digits_hub import expert_store
 from ..compare.problems import open_problem
 from ..compare.results import RunFailed, SeedResults, read
 from ..compare.settings import COMPARE_FILE, CompareSettings, names_of_experts, read_compare
@@ -18,12 +19,11 @@ from ..data import open_dataset
 from ..data.transforms import eval_transform
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
-from ..runs.build import eval_batches, expert_names, make_pathway
+from ..runs.build import eval_batches, expert_names, make_pathway, make_task
 from ..runs.folder import RunFolder, open_run
 from ..runs.measure import predict
-from ..tasks.classification import Classification
 from ..tasks.classification_report import report_fields
-from ..training import load_weights, read_log
+from ..training import Task, load_weights, read_log
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
 OVER_K = re.compile(r"hub-pathway(?:-k(\d+))?")  # names of methods in a table
@@ -64,7 +64,7 @@ def _of_run(run: Path, device: str) -> Analysis:
     def images(indices) -> Tensor:
         return torch.stack([transform(splits.test.load(int(i))) for i in indices])
 
-    task, name = Classification(tuple(opened.classes)), config.data_name
+    task, name = make_task(config, opened.classes), config.data_name
     targets = torch.tensor(splits.test.targets)
     predictions, weights = predict(opened.model, task, batches, device, config.trainer.amp)
     split = "validation" if splits.test_is_validation else "test"
@@ -95,9 +95,9 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
     results = next((r for r in found if _has(r, "pathway")), None)
     if results is None:
         raise ValueError(f"{out_dir} holds no finished Hub-Pathway; compare it as well")
-    problem = open_problem(settings, results.seed)
+    problem = open_problem(settings, results.seed, cache=expert_store(out_dir))
     noted, outputs, known = results.problem, results.predictions("pathway"), results.targets()
-    task, targets = Classification(tuple(noted["classes"])), known["test"]
+    task, targets = results.task, known["test"]
     singles = [f"single-{i}" for i in range(len(noted["experts"]))]
     if all(_has(results, run) for run in singles):
         found_alone = [task.scores(results.predictions(run)["test"], targets) for run in singles]
@@ -136,7 +136,7 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
 
 
 @torch.no_grad()
-def scores_alone(task: Classification, model: HubPathway, batches: Iterable, device: str) -> Tensor:
+def scores_alone(task: Task, model: HubPathway, batches: Iterable, device: str) -> Tensor:
     """[M, n] float64: the task's score of each of the model's experts on every image."""
     model.eval()
     parts = []

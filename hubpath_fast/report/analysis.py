@@ -135,19 +135,14 @@ class Analysis:
         }
 
     @property
-    def sign(self) -> int:
-        """1 where larger is better, -1 where smaller is."""
-        return 1 if self.measure.better == "max" else -1
-
-    @property
     def oracle(self) -> np.ndarray:
         """[T]: the score of the best expert alone."""
-        return self.sign * (self.sign * self.scores_alone).max(axis=0)
+        return self.measure.sign * (self.measure.sign * self.scores_alone).max(axis=0)
 
     @property
     def better(self) -> np.ndarray:
         """bool [M, T]: the expert alone is better than Hub-Pathway."""
-        return self.sign * self.scores_alone > self.sign * self.scores
+        return self.measure.sign * self.scores_alone > self.measure.sign * self.scores
 
     @property
     def missed(self) -> np.ndarray:

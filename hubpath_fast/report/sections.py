@@ -130,7 +130,7 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
             weight_quality(a.weights[m], a.scores_alone[:, m], a.measure) for m in groups.values()
         ]
     lead = np.nan_to_num([q.top - q.random for q in qualities[1:]], nan=np.inf)
-    kept = [0, *(i + 1 for i in _largest(-a.sign * lead, GROUPS))]
+    kept = [0, *(i + 1 for i in _largest(-a.measure.sign * lead, GROUPS))]
     picture = figures.picture(
         "weight_quality",
         quality_bars([qualities[i] for i in kept], [names[i] for i in kept], a.measure),

@@ -1,5 +1,4 @@
-"""``hubpath compare`` end to end on two tiny networks with random weights and a folder of digits,
-and its parts against figures worked out here."""
+"""``hubpath compare`` end to end: two tiny networks with random weights, a folder of digits."""
 
 from __future__ import annotations
 
@@ -7,47 +6,26 @@ import json
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
+from support.compare import EQUAL, MIXED, QUIET, row_of, settings_of
 from typer.testing import CliRunner
 
 from hubpath_fast.baselines import SingleModel
 from hubpath_fast.cli import app
 from hubpath_fast.compare import compare
-from hubpath_fast.compare.methods import choose_methods, methods_of
-from hubpath_fast.compare.paper import paper_numbers
-from hubpath_fast.compare.plan import Job, needed_runs, plan_jobs
+from hubpath_fast.compare.plan import Job
 from hubpath_fast.compare.problems import open_problem
-from hubpath_fast.compare.results import RunFailed, SeedResults
 from hubpath_fast.compare.settings import CompareSettings, make_settings, parse_rates
-from hubpath_fast.compare.tables import CANNOT, as_table, make_rows, markdown
+from hubpath_fast.compare.tables import CANNOT
 from hubpath_fast.compare.work import run_job
-from hubpath_fast.compare.workers import Workers, available_memory, workers_that_fit
+from hubpath_fast.compare.workers import Workers
 from hubpath_fast.data.digits import DigitsTask, write_image_folder
-from hubpath_fast.recipes.analysis import report
-from hubpath_fast.tasks.classification import ACCURACY
 from hubpath_fast.training import load_weights
-
-EQUAL, MIXED = "test_resnet,test_resnet", "test_resnet,test_efficientnet"
-QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_image_folder(DigitsTask(0, 30), tmp_path_factory.mktemp("data") / "digits", 30)
-
-
-def settings_of(data: Path, hub: str = EQUAL, rates=(1e-3,), steps: int = 3) -> CompareSettings:
-    top = {"pretrained": False, "image_size": 32, "workers": 0, "k": 1}
-    return make_settings(
-        str(data), hub, rates=rates, top=top, trainer={"steps": steps, "batch_size": 8}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +50,6 @@ def alone(done):
         with torch.no_grad():
             parts.append(model.eval()(images).softmax(dim=1))
     return torch.stack(parts), problem.targets["test"]
-
-
-def row_of(rows, method: str) -> dict:
-    return next(row for row in rows if row["method"] == method)
 
 
 class TestAllMethods:
@@ -235,7 +209,7 @@ class TestTrouble:
     def test_a_signal_stops_it_and_all_that_it_started(self, data, tmp_path):
         out = tmp_path / "out"
         code = (
-            "import sys; from tests.compare.test_compare import settings_of, QUIET; "
+            "import sys; from tests.support.compare import settings_of, QUIET; "
             "from hubpath_fast.compare import compare; from pathlib import Path; "
             "s = settings_of(Path(sys.argv[1]), steps=100000); "
             "compare(s, 'single', (0,), sys.argv[2], 2, QUIET)"
@@ -334,193 +308,3 @@ class TestTrouble:
         settings = make_settings(str(folder), EQUAL, top=top, trainer={"steps": 1})
         with pytest.raises(ValueError, match="chooses on held-out images"):
             compare(settings, "single", (0,), tmp_path / "out", 1, QUIET)
-
-
-def write_problem(out: Path, settings: CompareSettings, seed: int, **noted) -> Path:
-    """The files of a comparison that has read its data; its seed's folder."""
-    (out / "compare.json").write_text(json.dumps({"settings": settings.to_dict()}))
-    folder = out / f"runs/seed-{seed}"
-    folder.mkdir(parents=True)
-    problem = {"classes": ["0"], "difference": None, "experts": ["a"], **noted}
-    (folder / "problem.json").write_text(json.dumps(problem))
-    return folder
-
-
-def write_result(folder: Path, accuracy: float, loss: float, rate: float) -> None:
-    folder.mkdir(parents=True)
-    validation = {"accuracy": accuracy, "loss": loss}
-    (folder / "result.json").write_text(json.dumps({"validation": validation, "rate": rate}))
-
-
-class TestParts:
-    @pytest.mark.parametrize(
-        ("measured", "chosen"),
-        [
-            ({1e-3: (0.8, 0.5), 1e-2: (0.9, 0.9)}, 1e-2),  # accuracy before loss
-            ({1e-3: (0.9, 0.5), 1e-2: (0.9, 0.4)}, 1e-2),  # equal: the lower loss
-            ({1e-3: (0.9, 0.5), 1e-2: (0.9, 0.5)}, 1e-3),  # equal in both: the first
-            ({1e-3: (0.2, 2.0)}, 1e-3),  # the other has failed
-        ],
-    )
-    def test_the_rate_is_chosen_on_validation(self, data, tmp_path, measured, chosen):
-        write_problem(tmp_path, settings_of(data), 3)
-        for rate, (accuracy, loss) in measured.items():
-            write_result(tmp_path / f"runs/seed-3/distill-lr-{rate:g}", accuracy, loss, rate)
-        results = SeedResults(tmp_path, 3, (1e-3, 1e-2))
-        assert results.result("distill")["rate"] == chosen
-        assert results.folder("distill").name == f"distill-lr-{chosen:g}"
-        with pytest.raises(RunFailed, match="zoo-tuning is not done"):
-            results.result("zoo-tuning")
-
-    def test_jobs_wait_for_what_their_methods_need(self):
-        known = methods_of(["a", "b"], 2)
-        chosen = choose_methods("distill,soup-greedy,hub-pathway-k1,oracle", known)
-        methods = needed_runs(chosen, known)
-        assert [m.run for m in methods] == [
-            "single-0", "single-1", "distill", "soup-greedy", "pathway", "pathway-k1",
-        ]  # fmt: skip
-        jobs = plan_jobs(methods, 4, (1e-3, 1e-2), [1.0, 3.0])
-        by_run = {job.run: job for job in jobs}
-        assert (by_run["pathway-k1"].follows, by_run["pathway-k1"].rate) == ("pathway", None)
-        assert by_run["pathway-k1"].needs == ("pathway",)
-        assert by_run["distill"].needs == ("single-0", "single-1")
-        assert by_run["soup-greedy"].needs == ("single-0", "single-1")
-        assert [job.rate for job in jobs if job.run == "single-0"] == [1e-3, 1e-2]
-        assert [job.rate for job in jobs if job.run == "soup-greedy"] == [1e-3]
-        assert str(by_run["distill"]) == "seed 4: distill at 0.01"
-        assert all(job.seed == 4 for job in jobs)
-
-    def test_experts_are_pretrained_before_what_needs_them_and_long_jobs_come_first(self):
-        known = methods_of(["a", "b", "c"], 2)
-        methods = needed_runs(choose_methods("single,hub-pathway", known), known)
-        jobs = plan_jobs(methods, 0, (1e-3,), [1.0, 9.0, 2.0], {0: (), 1: (0,), 2: ()}, 2.0)
-        needs = {job.run: job.needs for job in jobs}
-        everyone = ("pretrain-0", "pretrain-1", "pretrain-2")
-        assert needs == {
-            "pretrain-0": (), "pretrain-1": ("pretrain-0",), "pretrain-2": (),
-            "single-0": everyone[:1], "single-1": everyone[1:2], "single-2": everyone[2:],
-            "pathway": everyone,
-        }  # fmt: skip
-        # Chains: 2 + 18 + 16, 18 + 16, 4 + 16; the pathway's cost is 2 * 2 * the mean, 4.
-        assert [job.run for job in jobs] == [
-            "pretrain-0", "pretrain-1", "pretrain-2", "pathway", "single-1", "single-2", "single-0",
-        ]  # fmt: skip
-
-    def test_workers_are_limited_by_memory(self, tmp_path):
-        gib = 2**30
-        assert workers_that_fit(4, 0, 16 * gib) == 4
-        assert workers_that_fit(4, gib // 32, 3 * gib) == 2  # half a GiB each besides 500 MiB
-        assert workers_that_fit(4, gib, gib) == 1
-        assert workers_that_fit(4, gib, None) == 4
-        (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 800 kB\n")
-        assert available_memory(tmp_path, tmp_path) == 800 * 1024
-        (tmp_path / "memory.max").write_text("5000\n")
-        (tmp_path / "memory.current").write_text("1000\n")
-        assert available_memory(tmp_path, tmp_path) == 4000
-        (tmp_path / "memory.max").write_text("max\n")
-        assert available_memory(tmp_path, tmp_path) == 800 * 1024
-        assert available_memory(tmp_path / "none", tmp_path) is None
-
-    def test_groups_of_methods(self):
-        names = ["a", "b", "c"]
-        known = methods_of(names, 2)
-        assert [m.name for m in choose_methods("single", known)] == [f"single:{n}" for n in names]
-        sweep = choose_methods("K_sweep, hub-pathway", known)
-        assert [m.name for m in sweep] == ["hub-pathway", "hub-pathway-k1", "hub-pathway-k3"]
-        assert choose_methods("all", known) == known
-        with pytest.raises(ValueError, match="got none"):
-            choose_methods(" , ", known)
-
-    def test_the_papers_numbers(self):
-        homogeneous = paper_numbers(settings_of_hub("paper-homogeneous"), "cars")
-        assert homogeneous["HubPathway"] == {"mean": pytest.approx(0.9172)}
-        assert homogeneous["single-1"] == {"mean": pytest.approx(0.8538)}  # MoCo
-        assert homogeneous["RandomPath"]["mean"] == pytest.approx(0.9061)
-        assert homogeneous["Oracle"]["mean"] == pytest.approx(0.9486)
-        heterogeneous = paper_numbers(settings_of_hub("paper-heterogeneous"), "cifar-100")
-        assert heterogeneous["Ensemble"] == pytest.approx({"mean": 0.8772, "std": 0.0019})
-        assert heterogeneous["single-4"]["mean"] == pytest.approx(0.7912)  # Mask R-CNN
-        assert paper_numbers(("timm/test_resnet",), "cars") == {}
-        assert paper_numbers(settings_of_hub("paper-homogeneous"), "digits") == {}
-
-    def test_the_paper_stands_beside_the_same_method(self):
-        methods = methods_of(["a"] * 5, 2)[5:]  # without the experts alone
-        keys = {m.name: m.paper for m in methods if m.paper}
-        numbers = paper_numbers(settings_of_hub("paper-homogeneous"), "coco-70")
-        assert all(key in numbers for key in keys.values())
-        shown = {name: 100 * numbers[key]["mean"] for name, key in keys.items()}
-        assert shown == pytest.approx(
-            {
-                "best-single": 81.97, "ensemble-top-k": 83.24, "ensemble": 82.81,
-                "distill": 82.44, "soup-greedy": 82.94, "knowledge-flow": 81.91,
-                "zoo-tuning-lite": 83.50, "zoo-tuning": 84.91, "hub-pathway": 84.36,
-                "random-pathway": 80.97, "without-explore": 81.34, "without-exploit": 80.10,
-                "oracle": 89.17,
-            }
-        )  # fmt: skip
-
-    def test_mean_and_spread_over_seeds(self, data, tmp_path):
-        settings = settings_of(data)
-        for seed, right in ((0, 8), (1, 6), (2, 7)):
-            folder = write_problem(tmp_path, settings, seed)
-            (folder / "single-0").mkdir()
-            result = {
-                "validation": {"accuracy": 0.5, "loss": 1.0}, "test": {"accuracy": right / 10},
-                "rate": 1e-3, "train_seconds": 2.0 + seed, "train_forwards_per_sample": 1,
-                "forwards_per_sample": 1.0, "gflops_per_sample": 0.5,
-                "milliseconds_per_sample": 3.0, "peak_memory_mb": None if seed else 10.0,
-            }  # fmt: skip
-            (folder / "single-0/result.json").write_text(json.dumps(result))
-        methods = methods_of(["a"], 1)[:1]
-        (row,) = make_rows(settings, methods, (0, 1, 2), tmp_path)
-        assert row["mean"] == pytest.approx(0.7)
-        assert row["std"] == pytest.approx(0.1)  # of a sample: ((0.1^2 + 0.1^2 + 0) / 2)^0.5
-        assert row["accuracies"] == [0.8, 0.6, 0.7]
-        assert row["train_seconds"] == pytest.approx(3.0)
-        assert row["peak_memory_mb"] is None  # unknown for some seeds
-        assert row["best"]
-        text = markdown(as_table([row], ACCURACY))
-        assert "| **single: a** | **70.0** | 10.0 | 1 | 0.5 | 3 | 3 | 1 | – |" in text
-
-
-class TestOlder:
-    """A folder that ``hubpath compare`` of commit 78f8c81 left, without its checkpoints:
-    ``--data digits --hub test_resnet,test_efficientnet --k 1 --quick --steps 3 --no-pretrained``,
-    its methods single, best-single, ensemble, hub-pathway, k-sweep and zoo-tuning."""
-
-    @pytest.fixture
-    def older(self, tmp_path) -> Path:
-        archive = Path(__file__).parents[1] / "data_files" / "old_comparison.tar.xz"
-        with tarfile.open(archive) as file:
-            file.extractall(tmp_path, filter="data")
-        return tmp_path / "before"
-
-    def test_it_goes_on(self, older):
-        before = json.loads((older / "table.json").read_text())
-        settings = make_settings(
-            "digits", MIXED, quick=True, top={"pretrained": False, "k": 1}, trainer={"steps": 3}
-        )
-        methods = "single,best-single,ensemble,hub-pathway,k-sweep,zoo-tuning"
-        kept = {p: p.stat().st_mtime_ns for p in older.glob("runs/seed-0/*/result.json")}
-        rows = compare(settings, f"{methods},without-explore", (0,), older, 1, QUIET)
-        added = row_of(rows, "without-explore")
-        assert added["status"] == "done"
-        assert added["rates"] == [[2e-3]]  # the pathway's
-        assert len(kept) == 4
-        assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
-        for old in before["rows"]:
-            now = row_of(rows, old["method"])
-            assert {key: now[key] for key in old} == old
-
-    def test_it_is_reported(self, older):
-        page = report(older)
-        table = json.loads((older / "table.json").read_text())
-        value = row_of(table["rows"], "hub-pathway")["mean"]
-        assert f"{100 * value:.1f}" in page.read_text()
-        assert (older / "report/figures/mean_weight.csv").is_file()
-
-
-def settings_of_hub(name: str) -> tuple[str, ...]:
-    from hubpath_fast.hub.spec import HUBS
-
-    return HUBS[name]

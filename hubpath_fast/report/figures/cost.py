@@ -39,7 +39,7 @@ def pareto_front(costs: Any, values: Any, measure: Measure, competes: Any = None
             f"costs has shape {list(cost.shape)}, values {list(value.shape)} and competes "
             f"{list(takes_part.shape)}; give one number for each method in all"
         )
-    merit = value if measure.better == "max" else -value
+    merit = measure.sign * value
     no_worse = (cost[:, None] <= cost) & (merit[:, None] >= merit)
     better = (cost[:, None] < cost) | (merit[:, None] > merit)
     beaten = (no_worse & better & takes_part[:, None]).any(axis=0)
@@ -189,7 +189,7 @@ def _write_names(
     for row, cost, on in zip(methods, costs, front, strict=True):
         if on:
             places.setdefault((cost, row.value), []).append(row.name)
-    up = 1 if measure.better == "max" else -1
+    up = measure.sign
     dpi, frame = axes.figure.dpi, axes.bbox
     taken: list[tuple[float, float, float]] = []  # left, right, height; inches
     for (cost, value), names in sorted(places.items()):
