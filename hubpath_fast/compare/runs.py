@@ -64,7 +64,8 @@ class Context:
         Raises InterruptedError if a signal stops it.
         """
         config = self.problem.settings.trainer(self.problem.seed, self.rate)
-        names = self.problem.expert_names if isinstance(model, HubPathway) else None
+        routed = isinstance(model, HubPathway)  # its curves are what reports show
+        names = self.problem.expert_names if routed else None
         trainer = Trainer(
             model,
             objective,
@@ -73,7 +74,7 @@ class Context:
             self.folder,
             task=self.task,
             groups=None if groups is None else groups(model, config),
-            validation=self.problem.batches("validation"),
+            validation=self.problem.batches("validation") if routed else None,
             resume=True,
             reporting=Reporting(Console(quiet=True), expert_names=names, tensorboard=False),
         )

@@ -66,6 +66,13 @@ class TestAllMethods:
         assert all(0 <= row["mean"] <= 1 and row["std"] == 0 for row in rows)
         assert all(row["seeds"] == [0] and row["dataset"] == "digits" for row in rows)
 
+    def test_only_pathways_are_evaluated_while_they_train(self, done):
+        """Reports show their curves and nobody else's; nothing is chosen among steps."""
+        logs = {path.parent.name: path.read_text() for path in done[0].rglob("log.jsonl")}
+        evaluated = {run for run, log in logs.items() if '"validation"' in log}
+        routed = {run for run, log in logs.items() if '"entropy"' in log}
+        assert evaluated == routed < set(logs)
+
     def test_votes_are_those_of_the_fine_tuned_experts(self, done, alone):
         _, _, rows = done
         probabilities, targets = alone
