@@ -54,8 +54,7 @@ def compare(
     console, out_dir = console or Console(), Path(out_dir)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected different integers, got {list(seeds)}")
-    known = methods_of(names_of_experts(settings), settings.fit.k)
-    chosen = choose_methods(methods, known)
+    chosen = choose_methods(methods, methods_of(settings))
     count, threads = choose_workers(workers, settings.fit.trainer.device)
     open_folder(out_dir, settings)
     with locked(out_dir):
@@ -147,7 +146,7 @@ def _jobs(settings: CompareSettings, methods: Sequence[Method], results: SeedRes
     """Of one seed, the pre-training of experts whose weights are not there among them."""
     noted, names = results.problem, names_of_experts(settings)
     able = [method for method in methods if not (method.equal and noted["difference"])]
-    needed = needed_runs(able, methods_of(names, settings.fit.k))
+    needed = needed_runs(able, methods_of(settings))
     trainer = settings.fit.trainer
     pretraining = _pretraining(settings)
     share = pretraining.steps() * pretraining.batch_size / (trainer.steps * trainer.batch_size)

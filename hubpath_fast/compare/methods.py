@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ..baselines import Noiseless, RandomGenerator, TaskGenerator, oracle
+from ..runs.build import kind_of_task
 from ..training import Task
 from . import runs
 from .results import SeedResults
 from .runs import Context
+from .settings import CompareSettings, names_of_experts
 
 PATHWAY = "pathway"
-VOTES = ("soft", "hard")  # of classification
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,9 @@ def of_best(count: int) -> Callable[[SeedResults], list[int]]:
     return lambda results: results.best_singles()[:count]
 
 
-def methods_of(experts: Sequence[str], k: int, votes: Sequence[str] = VOTES) -> list[Method]:
-    """All methods for a hub, in the order of the table.
-
-    Args:
-        experts: names of the M experts.
-        k: K.
-        votes: what the task has besides "soft" to combine predictions by.
-    """
+def methods_of(settings: CompareSettings) -> list[Method]:
+    """All methods for a comparison's hub and task, in the order of the table."""
+    experts, k = names_of_experts(settings), settings.fit.k
     count = len(experts)
     singles = tuple(f"single-{i}" for i in range(count))
     alone = [
@@ -143,7 +139,7 @@ def methods_of(experts: Sequence[str], k: int, votes: Sequence[str] = VOTES) -> 
         vote("ensemble", "ensemble, soft vote", everyone, paper="Ensemble"),
         *(
             vote(f"ensemble-{name}", f"ensemble, {name} vote", everyone, name)
-            for name in votes
+            for name in kind_of_task(settings.fit).votes
             if name != "soft"
         ),
         Method(

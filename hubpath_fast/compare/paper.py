@@ -33,8 +33,8 @@ PAPER_HUBS = {
 
 
 def paper_numbers(hub: Sequence[str], dataset: str) -> dict[str, dict[str, float]]:
-    """Accuracies in 0..1 by the paper's name of the method, {"mean": ..., "std": ...} each, std
-    only where the paper has it. Experts alone are there by "single-I". Empty for any other hub
+    """The paper's figures in 0..1, by its name of the method: {"mean": ..., "std": ...}, std only
+    where the paper has it. Experts alone are there by "single-I". Empty for any other hub
     than the paper's two (whole, in order) or another data set.
     """
     names = [name for name, members in HUBS.items() if tuple(hub) == members]

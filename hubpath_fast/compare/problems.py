@@ -38,13 +38,12 @@ from .settings import CompareSettings, names_of_experts
 class Problem(ABC):
     """A data set and a hub.
 
-    task: what is learned. classes: what its outputs are called. expert_names: as tables show them.
-    targets: of "validation" and "test". groups: what kind each test image is of, int64 [n], with
-    ``group_names``; None where that means nothing. size: pixels a side. hub: weights that are
-    pre-trained here; None: there are none.
+    task: what is learned. expert_names: as tables show them. targets: of "validation" and "test".
+    groups: what kind each test image is of, int64 [n], with ``group_names``; None where that means
+    nothing. size: pixels a side. hub: weights that are pre-trained here; None: there are none.
     """
 
-    classes: tuple[str, ...]
+    task: Task
     hub: DigitsHub | None = None
     groups: Tensor | None = None
     group_names: tuple[str, ...] = ()
@@ -55,10 +54,6 @@ class Problem(ABC):
         self.fit = settings.fit.with_seed(seed)
         self.size = self.fit.image_size or default_input_size(self.fit.hub)
         self.expert_names = names_of_experts(settings)
-
-    @property
-    def task(self) -> Task:
-        return make_task(self.fit, self.classes)
 
     @property
     @abstractmethod
@@ -92,7 +87,9 @@ class Problem(ABC):
     def fingerprint(self) -> str:
         """Of the data: two problems with the same one hold the same held-out images in the same
         order, as far as targets tell."""
-        digest = hashlib.sha256(repr(self.classes).encode())
+        digest = hashlib.sha256()
+        for names in self.task.record().values():
+            digest.update(repr(tuple(names)).encode())
         for name in ("validation", "test"):
             digest.update(self.targets[name].numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -110,7 +107,7 @@ class ImagesProblem(Problem):
                 "validation: a comparison chooses on held-out images (the best experts, the rate, "
                 "what goes into a soup), but there are none; give --validation a share above 0"
             )
-        self.classes = self.splits.classes
+        self.task = make_task(fit, self.splits)
 
     @cached_property
     def targets(self) -> dict[str, Tensor]:
@@ -135,7 +132,7 @@ class DigitsProblem(Problem):
         super().__init__(settings, seed)
         self.size, fit = SIZE, self.fit
         self.digits = DigitsTask(seed, settings.digits_validation)
-        self.classes = self.digits.test.classes
+        self.task = make_task(fit, self.digits.test)
         self.groups = self.digits.test.renderings
         self.group_names = self.digits.test.rendering_names
         self.group_label = "rendering of the digit"

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..runs.build import make_task
+from ..runs.build import saved_task
 from ..training import Task
 from .settings import PROBLEM, CompareSettings, read_compare
 
@@ -56,7 +56,7 @@ class SeedResults:
     @cached_property
     def task(self) -> Task:
         settings = CompareSettings.from_dict(read_compare(self.out_dir)["settings"])
-        return make_task(settings.fit, self.problem["classes"])
+        return saved_task(settings.fit, self.problem)
 
     def targets(self) -> dict[str, Tensor]:
         """ "validation" and "test", and "groups" [n] where test images have some."""

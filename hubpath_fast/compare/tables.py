@@ -13,7 +13,7 @@ from rich.table import Table
 from .. import report
 from ..files import write_bytes, write_json
 from ..measure import Measure
-from ..runs.build import make_task
+from ..runs.build import kind_of_task
 from .methods import Method
 from .paper import paper_numbers
 from .results import RunFailed, SeedResults
@@ -202,7 +202,7 @@ def write_tables(
 ) -> report.Table:
     """Writes table.json, table.md and table.html; returns the table for readers."""
     fit = settings.fit
-    measure = make_task(fit, ()).metric
+    measure = kind_of_task(fit).metric
     table = as_table(rows, measure)
     write_json(
         out_dir / f"{TABLE}.json",

@@ -27,7 +27,7 @@ from .plan import PREPARE, PRETRAIN, Job
 from .problems import open_problem
 from .results import FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, seed_folder
 from .runs import Context
-from .settings import PROBLEM, CompareSettings, names_of_experts
+from .settings import PROBLEM, CompareSettings
 
 INTERRUPTED = 130
 
@@ -89,7 +89,7 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
     write_json(
         seed_folder(out_dir, seed) / PROBLEM,
         {
-            "classes": list(problem.classes),
+            **problem.task.record(),
             "experts": problem.expert_names,
             "models": expert_names(tuple(models)),
             "group_names": list(problem.group_names),
@@ -125,8 +125,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             f"the data is not what it was when this comparison began ({folder.parent / PROBLEM}): "
             "its held-out images or their targets differ; compare again in another folder"
         )
-    known = methods_of(names_of_experts(settings), fit.k)
-    method = next(method for method in known if method.run == job.run)
+    method = next(method for method in methods_of(settings) if method.run == job.run)
     problem.experts(loaded=())  # what only loading needs is no part of the run's memory
     memory = PeakMemory(fit.trainer.device)
     context = Context(problem, folder, rate, results)

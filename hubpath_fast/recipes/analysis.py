@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..compare.digits_hub import expert_store
+from ..compare.methods import methods_of
 from ..compare.problems import open_problem
 from ..compare.results import RunFailed, SeedResults, read
 from ..compare.settings import COMPARE_FILE, CompareSettings, names_of_experts, read_compare
@@ -22,11 +22,9 @@ from ..report.analysis import Analysis, write_analysis
 from ..runs.build import eval_batches, expert_names, make_pathway, make_task
 from ..runs.folder import RunFolder, open_run
 from ..runs.measure import predict
-from ..tasks.classification_report import report_fields
 from ..training import Task, load_weights, read_log
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
-OVER_K = re.compile(r"hub-pathway(?:-k(\d+))?")  # names of methods in a table
 OWN_EXPERTS = "the hub's own experts, each on all images"
 
 
@@ -53,19 +51,15 @@ def _of_run(run: Path, device: str) -> Analysis:
     opened = open_run(run, device)
     config = opened.config
     splits = open_dataset(config.dataset, config.data, config.validation, config.trainer.seed)
-    if splits.classes != opened.classes:
-        raise ValueError(
-            f"the data of {run} has other classes now ({len(splits.classes)}) than it was trained "
-            f"on ({len(opened.classes)})"
-        )
+    task = make_task(config, opened)
+    task.check_same(make_task(config, splits), config.data)
     batches = eval_batches(splits.test, config, opened.image_size, device=device)
     transform = eval_transform(opened.image_size)
 
     def images(indices) -> Tensor:
         return torch.stack([transform(splits.test.load(int(i))) for i in indices])
 
-    task, name = make_task(config, opened.classes), config.data_name
-    targets = torch.tensor(splits.test.targets)
+    name, targets = config.data_name, torch.tensor(splits.test.targets)
     predictions, weights = predict(opened.model, task, batches, device, config.trainer.amp)
     split = "validation" if splits.test_is_validation else "test"
     return Analysis(
@@ -82,7 +76,7 @@ def _of_run(run: Path, device: str) -> Analysis:
         k=config.k,
         history=RunFolder(run).history(),
         images=images,
-        **report_fields(task.classes, predictions, targets),
+        **task.report(predictions, targets),
     )
 
 
@@ -128,10 +122,10 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
         weights=outputs["weights"],
         k=k,
         history=read_log(results.folder("pathway") / "log.jsonl"),
-        values_by_k=_by_k(table["rows"], k),
+        values_by_k=_by_k(table["rows"], settings),
         rows=[bar_of(row) for row in table["rows"]],
         images=lambda indices: problem.images(torch.as_tensor(indices)),
-        **report_fields(task.classes, outputs["test"], targets) | groups,
+        **task.report(outputs["test"], targets) | groups,
     )
 
 
@@ -160,11 +154,11 @@ def _has(results: SeedResults, run: str) -> bool:
     return True
 
 
-def _by_k(rows: Iterable[Mapping[str, Any]], k: int) -> dict[int, Sequence[float]] | None:
+def _by_k(
+    rows: Iterable[Mapping[str, Any]], settings: CompareSettings
+) -> dict[int, Sequence[float]] | None:
     """Values of the seeds, for every K that was trained; None unless there are several."""
-    found = {}
-    for row in rows:
-        match = OVER_K.fullmatch(row["method"])
-        if match and row["accuracies"]:
-            found[int(match[1] or k)] = row["accuracies"]
+    k_of = {method.name: method.k for method in methods_of(settings)}
+    found = {k_of.get(row["method"]): row["accuracies"] for row in rows if row["accuracies"]}
+    found.pop(None, None)
     return found if len(found) > 1 else None

@@ -90,8 +90,7 @@ def demo(
     began = time.perf_counter()
     console, out_dir = console or Console(), Path(out_dir)
     settings = settings or demo_settings(quick, device)
-    known = methods_of(names_of_experts(settings), settings.fit.k)
-    methods = choose_methods(METHODS, known)
+    methods = choose_methods(METHODS, methods_of(settings))
     count, threads = choose_workers(None, settings.fit.trainer.device)
     _check_folder(out_dir)
     start_server(threads)  # imports what runs need, while the digits are read here

@@ -54,7 +54,7 @@ def fit(
     _banner(console, config, splits, image_size, model)
     splits = _cached(splits, config, image_size, console)
 
-    settings, task = config.trainer, make_task(config, splits.classes)
+    settings, task = config.trainer, make_task(config, splits)
     trainer = Trainer(
         model,
         PathwayObjective(task.criterion(config.explore)),
@@ -65,7 +65,7 @@ def fit(
         validation=eval_batches(splits.validation, config, image_size)
         if len(splits.validation)
         else None,
-        run={"fit": _identity(config), "classes": list(splits.classes)},
+        run={"fit": _identity(config), **task.record()},
         resume=resume,
         reporting=Reporting(
             console,

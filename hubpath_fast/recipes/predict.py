@@ -48,14 +48,8 @@ def evaluate(
     place = data or data_root or config.data
     kind = FOLDER if data else config.dataset
     splits = open_dataset(kind, place, config.validation, config.trainer.seed)
-    if splits.classes != opened.classes:
-        missing = sorted(set(opened.classes) - set(splits.classes))
-        new = sorted(set(splits.classes) - set(opened.classes))
-        raise ValueError(
-            f"{place} has other classes than the run {run}: without {missing[:5]}, "
-            f"with {new[:5]} in addition; evaluate on the {len(opened.classes)} classes it knows"
-        )
-    task = make_task(opened.config, opened.classes)
+    task = make_task(config, opened)
+    task.check_same(make_task(config, splits), place)
     scores = score(opened.model, task, splits.test, config, opened.image_size, crops, device)
     return {**scores, "split": "validation" if splits.test_is_validation else "test"}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -116,9 +117,19 @@ def eval_batches(
     )
 
 
-def make_task(config: FitConfig, classes: Sequence[str]) -> Classification:
-    """What a run learns, of data with these classes."""
-    return Classification(tuple(classes), config.label_smoothing)
+def kind_of_task(config: FitConfig) -> type[Classification]:
+    """What a run learns, before its data is known."""
+    return Classification
+
+
+def make_task(config: FitConfig, data: Any) -> Classification:
+    """What a run learns of its data: anything that has ``classes``."""
+    return Classification(tuple(data.classes), config.label_smoothing)
+
+
+def saved_task(config: FitConfig, record: Mapping[str, Any]) -> Classification:
+    """The task again, from what its ``record`` was when it was written down."""
+    return Classification(tuple(record["classes"]), config.label_smoothing)
 
 
 def score(

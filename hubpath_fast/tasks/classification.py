@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,25 @@ class Classification:
     def results(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
         loss = F.nll_loss(predictions.double().clamp_min(1e-12).log(), targets)
         return {"accuracy": self.scores(predictions, targets).mean().item(), "loss": loss.item()}
+
+    def record(self) -> dict[str, list[str]]:
+        return {"classes": list(self.classes)}
+
+    def report(self, predictions: Tensor, targets: Tensor) -> dict[str, Any]:
+        from .classification_report import report_fields  # imports what draws figures
+
+        return report_fields(self.classes, predictions, targets)
+
+    def check_same(self, other: Classification, where: Any) -> None:
+        """Raises ValueError if ``other``, the task of the data ``where``, has other classes."""
+        if other.classes == self.classes:
+            return
+        missing = sorted(set(self.classes) - set(other.classes))
+        new = sorted(set(other.classes) - set(self.classes))
+        raise ValueError(
+            f"{where} has other classes than the run: without {missing[:5]}, with {new[:5]} in "
+            f"addition; give data of the {len(self.classes)} classes that it was trained on"
+        )
 
     def expected_shape(self, size: int) -> tuple[int, ...]:
         return (self.num_outputs,)

@@ -68,6 +68,16 @@ class Task(Protocol):
     def results(self, predictions: Tensor, targets: Any) -> dict[str, float]:
         """Of stored predictions: the metric and "loss", means over the samples."""
 
+    def record(self) -> dict[str, list[str]]:
+        """What makes the task besides a run's settings, as files keep it: lists of names."""
+
+    def check_same(self, other: Any, where: Any) -> None:
+        """Raises ValueError if the task of other data, which lies at ``where``, is another."""
+
+    def report(self, predictions: Tensor, targets: Any) -> dict[str, Any]:
+        """Fields of a ``report.Analysis`` that only the task can fill: what stands with each
+        sample, the groups that samples fall into, and sections of its own."""
+
     def expected_shape(self, size: int) -> tuple[int, ...]:
         """Of the outputs for one image of ``size`` pixels a side, without the batch."""
 

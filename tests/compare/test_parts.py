@@ -12,7 +12,7 @@ from hubpath_fast.compare.methods import choose_methods, methods_of
 from hubpath_fast.compare.paper import paper_numbers
 from hubpath_fast.compare.plan import needed_runs, plan_jobs
 from hubpath_fast.compare.results import RunFailed, SeedResults
-from hubpath_fast.compare.settings import CompareSettings
+from hubpath_fast.compare.settings import CompareSettings, make_settings
 from hubpath_fast.compare.tables import as_table, make_rows, markdown
 from hubpath_fast.compare.workers import workers_that_fit
 from hubpath_fast.data.cache import free_memory
@@ -56,7 +56,7 @@ class TestParts:
             results.result("zoo-tuning")
 
     def test_jobs_wait_for_what_their_methods_need(self):
-        known = methods_of(["a", "b"], 2)
+        known = methods_for(["a", "b"], 2)
         chosen = choose_methods("distill,soup-greedy,hub-pathway-k1,oracle", known)
         methods = needed_runs(chosen, known)
         assert [m.run for m in methods] == [
@@ -74,7 +74,7 @@ class TestParts:
         assert all(job.seed == 4 for job in jobs)
 
     def test_experts_are_pretrained_before_what_needs_them_and_long_jobs_come_first(self):
-        known = methods_of(["a", "b", "c"], 2)
+        known = methods_for(["a", "b", "c"], 2)
         methods = needed_runs(choose_methods("single,hub-pathway", known), known)
         jobs = plan_jobs(methods, 0, (1e-3,), [1.0, 9.0, 2.0], {0: (), 1: (0,), 2: ()}, 2.0)
         needs = {job.run: job.needs for job in jobs}
@@ -106,7 +106,7 @@ class TestParts:
 
     def test_groups_of_methods(self):
         names = ["a", "b", "c"]
-        known = methods_of(names, 2)
+        known = methods_for(names, 2)
         assert [m.name for m in choose_methods("single", known)] == [f"single:{n}" for n in names]
         sweep = choose_methods("K_sweep, hub-pathway", known)
         assert [m.name for m in sweep] == ["hub-pathway", "hub-pathway-k1", "hub-pathway-k3"]
@@ -127,7 +127,7 @@ class TestParts:
         assert paper_numbers(settings_of_hub("paper-homogeneous"), "digits") == {}
 
     def test_the_paper_stands_beside_the_same_method(self):
-        methods = methods_of(["a"] * 5, 2)[5:]  # without the experts alone
+        methods = methods_for(["a"] * 5, 2)[5:]  # without the experts alone
         keys = {m.name: m.paper for m in methods if m.paper}
         numbers = paper_numbers(settings_of_hub("paper-homogeneous"), "coco-70")
         assert all(key in numbers for key in keys.values())
@@ -154,7 +154,7 @@ class TestParts:
                 "milliseconds_per_sample": 3.0, "peak_memory_mb": None if seed else 10.0,
             }  # fmt: skip
             (folder / "single-0/result.json").write_text(json.dumps(result))
-        methods = methods_of(["a"], 1)[:1]
+        methods = methods_for(["a"], 1)[:1]
         (row,) = make_rows(settings, methods, (0, 1, 2), tmp_path)
         assert row["mean"] == pytest.approx(0.7)
         assert row["std"] == pytest.approx(0.1)  # of a sample: ((0.1^2 + 0.1^2 + 0) / 2)^0.5
@@ -164,6 +164,11 @@ class TestParts:
         assert row["best"]
         text = markdown(as_table([row], ACCURACY))
         assert "| **single: a** | **70.0** | 10.0 | 1 | 0.5 | 3 | 3 | 1 | – |" in text
+
+
+def methods_for(experts: list[str], k: int):
+    top = {"k": k, "pretrained": False}
+    return methods_of(make_settings("digits", ",".join(experts), top=top))
 
 
 def settings_of_hub(name: str) -> tuple[str, ...]:

@@ -138,3 +138,10 @@ def test_meter_scores_and_results_are_those_of_the_whole_set(form):
 def test_a_meter_without_a_sample_is_an_error():
     with pytest.raises(ValueError, match="batches: expected at least one sample"):
         TASK.meter(torch.device("cpu")).result()
+
+
+def test_data_of_other_classes_is_refused_and_says_which():
+    TASK.check_same(Classification(("a", "b", "c"), 0.1), "there")
+    message = r"there has other classes than the run: without \['c'\], with \['d', 'e'\]"
+    with pytest.raises(ValueError, match=message):
+        TASK.check_same(Classification(("a", "b", "d", "e")), "there")
