@@ -143,13 +143,13 @@ class DigitsHub:
         """
         member = self.members[index]
         data, start = self.task.pretrain(member.rendering), [self._state(i) for i in member.before]
+        task = Classification(tuple(data.classes))
         seed_all(member.seed)
-        [expert] = build_experts([member.network], data.num_classes, False, SIZE)
+        [expert] = build_experts([member.network], task.num_outputs, False, SIZE)
         for state in start:
             load_body(expert, state, source="the hub's first expert")
         expert.module.to(memory_format=LAYOUT)
         config = self.settings.trainer_config(len(data), member.seed)
-        task = Classification(tuple(data.classes))
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
                 SingleModel(expert),
