@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import (
-    EvalBatches,
-    ImageDataset,
-    RandomCrops,
-    SummedCrops,
-    TrainStream,
-)
+from ..data import EvalBatches, ImageDataset, RandomCrops, SummedCrops, TrainStream
 from ..data.splits import Split
 from ..data.transforms import eval_transform, square_transform, train_transform
 from ..hub import Expert, build_experts, create_model, head_parameters

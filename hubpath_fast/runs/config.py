@@ -35,7 +35,7 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
     def load(cls, path: str | Path) -> FitConfig:
         """Reads a JSON file that ``to_json`` wrote."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no settings of a run ({error})") from error
         return cls.from_dict(values)

@@ -58,9 +58,8 @@ class RunFolder:
                 f"{self.path} holds no run of `hubpath fit` (no {FIT}); give the folder named by "
                 "--out" + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
             )
-        held = self._read(FIT)
-        config = FitConfig.from_dict(held["config"])
-        return Record(config, tuple(held["classes"]), held["image_size"])
+        config, classes, image_size = self._read(FIT, Record._fields)
+        return Record(FitConfig.from_dict(config), tuple(classes), image_size)
 
     def write_record(self, record: Record) -> None:
         values = {**record._asdict(), "config": record.config.to_dict()}
@@ -68,8 +67,8 @@ class RunFolder:
 
     def seeds(self) -> tuple[FitConfig, tuple[int, ...]]:
         """The settings of a run of several seeds, and which."""
-        held = self._read(SEEDS)
-        return FitConfig.from_dict(held["config"]), tuple(held["seeds"])
+        config, seeds = self._read(SEEDS, ("config", "seeds"))
+        return FitConfig.from_dict(config), tuple(seeds)
 
     def write_seeds(self, config: FitConfig, seeds: Sequence[int]) -> None:
         write_json(self.path / SEEDS, {"config": config.to_dict(), "seeds": list(seeds)})
@@ -98,11 +97,13 @@ class RunFolder:
                 return folder
         raise ValueError(f"{self.path} has no checkpoint yet; finish the run with --resume first")
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, keys: Sequence[str] = ()) -> Any:
+        """What a file holds; with ``keys``, the values of these."""
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            return [held[key] for key in keys] if keys else held
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error})") from error
 
 

@@ -94,9 +94,9 @@ class PeakMemory:
     device torch's, else the process's resident set. None where neither is known (Windows)."""
 
     def __init__(self, device: str):
-        self.cuda = torch.device(device).type == "cuda"
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(device)
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.before = self._now()
 
     def mebibytes(self) -> float | None:
@@ -104,8 +104,8 @@ class PeakMemory:
         return None if now is None else (now - self.before) / 2**20
 
     def _now(self) -> int | None:
-        if self.cuda:
-            return torch.cuda.max_memory_allocated()
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
         try:
             import resource
         except ImportError:
