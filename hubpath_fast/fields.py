@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,12 @@ from typing import Any, TypeVar
 S = TypeVar("S", bound="Settings")
 
 _WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
+_BOUNDS = {
+    "low": ("of at least", operator.ge),
+    "high": ("of at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
+}
 
 
 def setting(
@@ -68,33 +75,25 @@ class Setting:
 
     @property
     def help(self) -> str:
-        return self.rules.get("help", "")
+        return self.rules["help"]
 
     @property
     def free(self) -> bool:
-        return self.rules.get("free", False)
+        return self.rules["free"]
 
     def allowed(self) -> str:
         """What a value may be, in words: "an integer in 1..5", "one of adamw, sgd"."""
         rules, word = self.rules, _WORDS.get(self.kind, self.kind.__name__)
-        if rules.get("choices") is not None:
+        if rules["choices"] is not None:
             text = f"one of {', '.join(map(str, rules['choices']))}"
         else:
-            low, high = rules.get("low"), rules.get("high")
-            above, below = rules.get("above"), rules.get("below")
+            bounds = [rule for rule in _BOUNDS if rules[rule] is not None]
             text = f"a list, each {word}" if self.many else word
-            if low is not None and high is not None:
+            if bounds == ["low", "high"]:
+                low, high = rules["low"], rules["high"]
                 text += f" in {low}..{high}" if self.kind is int else f" from {low} to {high}"
-            else:
-                bounds = [
-                    f"{phrase} {bound}"
-                    for phrase, bound in (
-                        ("of at least", low), ("of at most", high),
-                        ("above", above), ("below", below),
-                    )
-                    if bound is not None
-                ]  # fmt: skip
-                text += f" {' and '.join(bounds)}" if bounds else ""
+            elif bounds:
+                text += " " + " and ".join(f"{_BOUNDS[rule][0]} {rules[rule]}" for rule in bounds)
         return f"{text}, or None" if self.optional else text
 
     def checked(self, value: Any) -> Any:
@@ -109,7 +108,7 @@ class Setting:
             return made
         if value is None and self.optional:
             return None
-        if self.rules.get("convert") is not None:
+        if self.rules["convert"] is not None:
             try:
                 value = self.rules["convert"](value)
             except (AttributeError, TypeError):  # of a type that it does not know
@@ -126,17 +125,10 @@ class Setting:
         ok = isinstance(item, kinds) and (self.kind is bool or not isinstance(item, bool))
         if ok and self.kind is float:
             item = float(item)
-            ok = math.isfinite(item) or (not rules.get("finite", True) and not math.isnan(item))
-        for rule, holds in (
-            ("low", lambda bound: item >= bound),
-            ("high", lambda bound: item <= bound),
-            ("above", lambda bound: item > bound),
-            ("below", lambda bound: item < bound),
-            ("choices", lambda choices: item in choices),
-        ):
-            if ok and rules.get(rule) is not None:
-                ok = holds(rules[rule])
-        if not ok:
+            ok = math.isfinite(item) or (not rules["finite"] and not math.isnan(item))
+        for rule, (_, holds) in _BOUNDS.items():
+            ok = ok and (rules[rule] is None or holds(item, rules[rule]))
+        if not ok or (rules["choices"] is not None and item not in rules["choices"]):
             raise self._refusal(value)
         return item
 
@@ -202,17 +194,11 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """Whatever changes a result, flat: {"k": 2, "trainer.steps": 2000}."""
-        found: dict[str, Any] = {}
-        for known in self.settings():
-            value = getattr(self, known.name)
-            if known.free:
-                continue
-            if isinstance(value, Settings):
-                inner = value.identity()
-                found |= {f"{known.name}.{name}": inner[name] for name in inner}
-            else:
-                found[known.name] = _plain(value)
-        return found
+        return {
+            name: _plain(operator.attrgetter(name)(self))
+            for name, known in leaves(type(self))
+            if not known.free
+        }
 
 
 def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Setting]]:

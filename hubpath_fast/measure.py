@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,12 +43,18 @@ class Measure:
         """Positions of the values, the best first, among equals the lowest position."""
         return sorted(range(len(values)), key=lambda i: -self.sign * values[i])
 
+    def best_shown(self, values: Sequence[float | None]) -> list[bool]:
+        """Which values are the best, ties as printed included; None and NaN do not compete."""
+        known = [value for value in values if value is not None and math.isfinite(value)]
+        top = self.number(self.best(known)) if known else None
+        return [value is not None and self.number(value) == top for value in values]
+
     def number(self, value: float) -> str:
         """The value in its unit, without naming it."""
         return f"{self.scale * value:.{self.decimals}f}"
 
-    def text(self, value: float, unit: bool = True) -> str:
-        return f"{self.number(value)} {self.unit}" if unit and self.unit else self.number(value)
+    def text(self, value: float) -> str:
+        return f"{self.number(value)} {self.unit}" if self.unit else self.number(value)
 
     @property
     def worst(self) -> float | None:

@@ -6,22 +6,15 @@ window and no global figure is ever opened.
 """
 
 from .analysis import Analysis, write_analysis
-from .figures import (
-    count_matrix,
-    heat_map,
-    mean_weights,
-    measure_against_cost,
-    measure_bars,
-    measure_by_group,
-    measure_over_k,
-    quality_bars,
-    samples_with_weights,
-    training_curves,
-    weight_bars,
-)
-from .figures.cost import cost_table, pareto_front
-from .figures.curves import history_table
-from .figures.over_k import k_table
+from .figures.cost import cost_table, measure_against_cost, pareto_front
+from .figures.counts import count_matrix
+from .figures.curves import history_table, training_curves
+from .figures.heat import heat_map, mean_weights, measure_by_group
+from .figures.measure_bars import measure_bars
+from .figures.over_k import k_table, measure_over_k
+from .figures.quality import quality_bars
+from .figures.samples import samples_with_weights
+from .figures.weights import weight_bars
 from .folder import FigureFolder
 from .page import Picture, Section, render_page, write_page
 from .quality import Quality, quality_table, weight_quality

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..measure import Measure
 from . import sections
-from .arrays import to_array, to_fractions, to_limits, to_matrix, to_names
+from .arrays import FRACTION, to_array, to_limits, to_names
 from .figures.over_k import checked_runs
 from .folder import FigureFolder
 from .page import Section, write_page
@@ -75,13 +75,7 @@ class Analysis:
         names = [str(name) for name in self.expert_names]
         scores = to_array("scores", self.scores)
         total = len(scores) if scores.ndim == 1 else 0
-        weights = to_fractions("weights", to_matrix("weights", self.weights))
-        if weights.shape != (total, len(names)) or np.isnan(weights).any():
-            raise ValueError(
-                f"weights has shape {list(weights.shape)} ({int(np.isnan(weights).sum())} of its "
-                f"numbers NaN); give numbers [{total}, {len(names)}], a row for each of scores "
-                "and a column for each of expert_names"
-            )
+        weights = self._numbers("weights", (total, len(names)), FRACTION)
         if not 1 <= self.k <= len(names):
             raise ValueError(f"k: expected an integer in 1..{len(names)}, got {self.k}")
         marked = np.zeros(total, bool) if self.marked is None else to_array("marked", self.marked)
@@ -92,8 +86,8 @@ class Analysis:
         runs = checked_runs(self.values_by_k, self.measure) if self.values_by_k else {}
         checked = {
             "expert_names": names,
-            "scores": self._scores("scores", (total,)),
-            "scores_alone": self._scores("scores_alone", (len(names), total)),
+            "scores": self._numbers("scores", (total,), self.measure),
+            "scores_alone": self._numbers("scores_alone", (len(names), total), self.measure),
             "weights": weights,
             "history": list(self.history or ()),
             "values_by_k": runs,
@@ -105,14 +99,15 @@ class Analysis:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def _scores(self, argument: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _numbers(self, argument: str, shape: tuple[int, ...], measure: Measure) -> np.ndarray:
         array = to_array(argument, getattr(self, argument)).astype(np.float64)
         if array.shape != shape or not array.size or np.isnan(array).any():
             raise ValueError(
                 f"{argument} has shape {list(array.shape)} ({int(np.isnan(array).sum())} of its "
-                f"numbers NaN); give numbers {list(shape)} (of at least one sample)"
+                f"numbers NaN); give numbers {list(shape)}, of at least one sample, as many as "
+                f"scores has, and of the {len(self.expert_names)} experts of expert_names"
             )
-        return to_limits(argument, array, self.measure)
+        return to_limits(argument, array, measure)
 
     def _grouping(self, total: int) -> dict[str, Any]:
         if (self.groups is None) != (self.group_names is None):

@@ -9,6 +9,8 @@ import numpy as np
 
 from ..measure import Measure
 
+FRACTION = Measure("fraction", "max", (0.0, 1.0))
+
 
 def to_array(argument: str, value: Any) -> np.ndarray:
     """A numpy array of a tensor (any device), an array or nested lists."""
@@ -49,7 +51,7 @@ def to_names(argument: str, value: Sequence[Any], count: int, of: str) -> list[s
 
 def to_fractions(argument: str, values: np.ndarray) -> np.ndarray:
     """The values, when all lie in 0..1 (NaN passes; 1e-6 is allowed for rounding)."""
-    return to_limits(argument, values, Measure("fraction", "max", (0.0, 1.0)))
+    return to_limits(argument, values, FRACTION)
 
 
 def to_limits(argument: str, values: Any, measure: Measure) -> Any:

@@ -67,11 +67,7 @@ class Section:
 
 
 def write_page(
-    path: str | Path,
-    title: str,
-    sections: Sequence[Section],
-    subtitle: str = "",
-    footer: str = "",
+    path: str | Path, title: str, sections: Sequence[Section], subtitle: str = "", footer: str = ""
 ) -> Path:
     """Writes the page, whole or not at all; the folder is made. Returns its path."""
     return write_bytes(path, render_page(title, sections, subtitle, footer).encode())

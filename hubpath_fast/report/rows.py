@@ -61,9 +61,7 @@ def _number(i: int, key: str, value: Any) -> float | None:
 
 def best_rows(rows: Sequence[Row], measure: Measure) -> list[bool]:
     """Which rows have the best value, ties as printed included; bounds do not compete."""
-    rivals = [row.value for row in rows if row.value is not None and not row.bound]
-    top = measure.text(measure.best(rivals)) if rivals else None
-    return [r.value is not None and not r.bound and measure.text(r.value) == top for r in rows]
+    return measure.best_shown([None if row.bound else row.value for row in rows])
 
 
 def text_of(row: Row, measure: Measure) -> str:

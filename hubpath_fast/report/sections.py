@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .figures import (
-    mean_weights,
-    measure_against_cost,
-    measure_over_k,
-    quality_bars,
-    samples_with_weights,
-    training_curves,
-    weight_bars,
-)
-from .figures.cost import COSTS, cost_table, ranked
-from .figures.curves import history_table
-from .figures.over_k import k_table
+from .figures.cost import COSTS, cost_table, measure_against_cost, ranked
+from .figures.curves import history_table, training_curves
+from .figures.heat import mean_weights
+from .figures.over_k import k_table, measure_over_k
+from .figures.quality import quality_bars
+from .figures.samples import samples_with_weights
+from .figures.weights import weight_bars
 from .folder import FigureFolder
 from .page import Section
 from .quality import quality_table, weight_quality
@@ -129,8 +124,8 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
         qualities += [
             weight_quality(a.weights[m], a.scores_alone[:, m], a.measure) for m in groups.values()
         ]
-    lead = np.nan_to_num([q.top - q.random for q in qualities[1:]], nan=np.inf)
-    kept = [0, *(i + 1 for i in _largest(-a.measure.sign * lead, GROUPS))]
+    lead = [a.measure.sign * (q.top - q.random) for q in qualities[1:]]
+    kept = [0, *(i + 1 for i in _largest(-np.nan_to_num(lead, nan=np.inf), GROUPS))]
     picture = figures.picture(
         "weight_quality",
         quality_bars([qualities[i] for i in kept], [names[i] for i in kept], a.measure),

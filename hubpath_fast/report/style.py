@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
@@ -73,16 +73,12 @@ def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
-        with matplotlib.rc_context({**_defaults(), **RC}):
+        with matplotlib.style.context(["default", RC]):
             figure = function(*args, **kwargs)
             figure.draw_without_rendering()
             return figure
 
     return wrapper
-
-
-def _defaults() -> dict[str, Any]:
-    return {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
 
 
 def new_figure(width: float, height: float) -> Figure:

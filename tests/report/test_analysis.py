@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from html.parser import HTMLParser
-
 import numpy as np
 import pytest
 import torch
 from support.drawn import ACCURACY, ERROR
+from support.pages import Page, read_csv
 
 from hubpath_fast import report
+from hubpath_fast.measure import Measure
 from hubpath_fast.report import Analysis, FigureFolder, Section, sections, write_analysis
 
 NASTY = '<b>one</b> & "two" {3}'
@@ -72,42 +71,17 @@ def errors() -> dict:
     )  # fmt: skip
 
 
-class Page(HTMLParser):
-    """The parts of a page that the tests look at."""
-
-    def __init__(self, path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict]] = []
-        self.inside: list[str] = []
-        self.texts: dict[str, list[str]] = {}
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.inside.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.inside.pop() == tag
-
-    def handle_data(self, data):
-        if data.strip():
-            self.texts.setdefault(self.inside[-1], []).append(data.strip())
-
-
 class Written:
     def __init__(self, out, given) -> None:
         self.fields = given
         self.path = write_analysis(Analysis(**given), out, scale=0.2)  # words and numbers count
-        self.page = Page(self.path)
+        self.page = Page(self.path.read_text(encoding="utf-8"))
 
     def __getattr__(self, name):
         return self.fields[name]
 
     def csv(self, name) -> list[list[str]]:
-        path = self.path.parent / "figures" / f"{name}.csv"
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.reader(file))
+        return read_csv(self.path.parent / "figures" / f"{name}.csv")
 
     def files(self) -> set[str]:
         return {path.name for path in (self.path.parent / "figures").iterdir()}
@@ -152,17 +126,9 @@ class TestPage:
         assert full.page.texts["h2"] == TITLES
         files = {f"{name}.{end}" for name in ALL for end in ("png", "csv")}
         assert full.files() == files | {"own.csv"}
-        images = [attrs for tag, attrs in full.page.tags if tag == "img"]
-        assert len(images) == len(ALL)
-
-    def test_is_self_contained_and_escaped(self, full):
-        assert not {"b", "i", "script", "link"} & {tag for tag, _ in full.page.tags}
-        for _, attrs in full.page.tags:
-            for key in ("src", "href"):
-                assert attrs.get(key, "#").startswith(("#", "data:"))
+        assert len(full.page.all("img")) == len(ALL)
         assert full.page.texts["h1"] == [NASTY]
         assert full.page.texts["p"][2:4] == ["A first note.", NASTY]
-        assert NASTY in full.page.texts["strong"]
 
     def test_optional_sections_are_left_out_and_old_figures_removed(self, tmp_path):
         absent = ("history", "groups", "group_names", "values_by_k", "images", "heads")
@@ -204,10 +170,8 @@ class TestNumbers:
         text = written.page.texts["p"][1]
         hub = text_of(np.mean(written.scores))
         name = written.measure.name
-        assert (
-            f"asks 2 of 3 experts about each of 60 test samples of pets; its {name} is {hub}"
-            in (text)
-        )
+        asked = "asks 2 of 3 experts about each of 60 test samples of pets"
+        assert f"{asked}; its {name} is {hub}" in text
         best = EXPERTS[single.index(better(single))]
         assert f"{best} is best with {text_of(better(single))}; " in text
         assert f"for each sample it would be {text_of(oracle)}, the bound" in text
@@ -345,6 +309,17 @@ class TestExtremes:
         )
         assert len(quality.items[0].figure.axes[0].get_yticklabels()) == 31
 
+    def test_groups_without_a_counted_sample_come_last(self, tmp_path):
+        measure = Measure("error", "min", (0.0, 1.0))
+        groups = np.arange(T) % 40
+        alone = np.where(groups < 10, 1.0, np.random.default_rng(2).random((M, T)))
+        names = [str(i) for i in range(40)]
+        given = fields(scores_alone=alone, groups=groups, group_names=names, measure=measure)
+        analysis = Analysis(**given | {"rows": [], "values_by_k": None})
+        (picture,) = sections.quality(analysis, FigureFolder(tmp_path, 0.2)).items
+        shown = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
+        assert [label.split()[0] for label in shown] == ["all", *names[10:]]
+
     def test_all_right_and_none_right(self, tmp_path):
         ones, folder = np.ones((M, T)), FigureFolder(tmp_path, 0.2)
         analysis = Analysis(**fields(scores=ones[0], scores_alone=ones, images=None))
@@ -400,7 +375,3 @@ class TestExtremes:
 def test_errors_name_the_field(changes, message):
     with pytest.raises(ValueError, match=message):
         Analysis(**fields(**changes))
-
-
-def test_public_names_exist():
-    assert all(hasattr(report, name) for name in report.__all__)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import csv
 import functools
 import io
 import os
 import stat
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from support.pages import Page, read_csv
 
 from hubpath_fast import report
 from hubpath_fast.files import write_bytes
@@ -22,38 +21,6 @@ from hubpath_fast.report import Picture, Section, Table
 from hubpath_fast.report.page import TEMPLATE
 
 NASTY = "<script>alert('&')</script> \"R&D\" {0}"
-VOID = {"meta", "img"}
-
-
-class Reader(HTMLParser):
-    """Collects tags and text, and fails on a tag that is not closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if data.strip():
-            self.texts.append((self.open[-1], data.strip()))
-
-    def all(self, tag: str) -> list[dict]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def text(self, tag: str) -> list[str]:
-        return [text for inside, text in self.texts if inside == tag]
 
 
 def figure() -> Figure:
@@ -75,20 +42,20 @@ def page(**changes) -> str:
 
 
 def test_page_is_well_formed_and_escaped():
-    read = Reader(whole_page())
+    read = Page(whole_page())
     assert read.all("script") == []
-    assert read.text("title") == [NASTY]
-    assert read.text("h1") == [NASTY]
-    assert read.text("h2") == [NASTY, "Second"]
-    assert read.text("p") == [NASTY, "One.", f"Two {NASTY}", "A plain paragraph."]
-    assert read.text("figcaption") == [NASTY]
-    assert read.text("th") == ["method", "accuracy", NASTY, "ours"]
+    assert read.texts["title"] == [NASTY]
+    assert read.texts["h1"] == [NASTY]
+    assert read.texts["h2"] == [NASTY, "Second"]
+    assert read.texts["p"] == [NASTY, "One.", f"Two {NASTY}", "A plain paragraph."]
+    assert read.texts["figcaption"] == [NASTY]
+    assert read.texts["th"] == ["method", "accuracy", NASTY, "ours"]
     assert read.all("html") == [{"lang": "en"}]
     assert "prefers-color-scheme: dark" in whole_page()
 
 
 def test_pictures_are_inside_with_alt_and_twice_the_size():
-    read = Reader(whole_page())
+    read = Page(whole_page())
     (image,) = read.all("img")
     assert image["alt"] == f"Map {NASTY}"
     head, data = image["src"].split(",", 1)
@@ -106,7 +73,7 @@ def test_an_installed_package_has_the_template():
 
 
 def test_nothing_is_loaded_from_outside():
-    for _, attrs in Reader(whole_page()).tags:
+    for _, attrs in Page(whole_page()).tags:
         for key in ("src", "href"):
             assert attrs.get(key, "#").startswith(("#", "data:"))
     assert "url(" not in whole_page()
@@ -115,11 +82,11 @@ def test_nothing_is_loaded_from_outside():
 
 def test_contents_link_to_every_section():
     sections = [Section(title) for title in ("Same", "Same", "Other one", "…")]
-    read = Reader(page(sections=sections))
+    read = Page(page(sections=sections))
     ids = [attrs["id"] for attrs in read.all("section")]
     assert ids == ["same", "same-1", "other-one", "section-3"]
     assert [attrs["href"] for attrs in read.all("a")] == [f"#{i}" for i in ids]
-    assert Reader(whole_page()).all("nav") == []
+    assert Page(whole_page()).all("nav") == []
 
 
 def test_table_aligns_numbers_and_marks_the_best():
@@ -128,11 +95,11 @@ def test_table_aligns_numbers_and_marks_the_best():
         [["a", 0.12345, 2, None], ["b", np.float32(0.5), np.int64(5), "x"], ["c", None, 1, ""]],
         highlight=[1, (0, 2)],
     )
-    read = Reader(page(sections=[Section("s", items=[table])]))
+    read = Page(page(sections=[Section("s", items=[table])]))
     heads = [attrs for attrs in read.all("th") if attrs["scope"] == "col"]
     assert [attrs.get("class") for attrs in heads] == [None, "number", "number", None]
-    assert read.text("td") == ["0.123", "–", "–", "1", "–"]
-    assert read.text("strong") == ["2", "b", "0.500", "5", "x"]
+    assert read.texts["td"] == ["0.123", "–", "–", "1", "–"]
+    assert read.texts["strong"] == ["2", "b", "0.500", "5", "x"]
 
 
 def test_best_cells_are_ties_as_shown_and_skip_bounds():
@@ -143,11 +110,6 @@ def test_best_cells_are_ties_as_shown_and_skip_bounds():
     assert report.best_cells(table, "m") == []
     with pytest.raises(ValueError, match="column is 'cost'"):
         report.best_cells(table, "cost")
-
-
-def read_csv(path) -> list[list[str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
 
 
 def test_a_folder_has_every_figure_with_its_numbers(tmp_path):
@@ -180,7 +142,7 @@ def test_history_table_flattens_records():
 def test_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = report.write_page(tmp_path / "run" / "report.html", "Title", [Section("One")])
     before = path.read_text(encoding="utf-8")
-    Reader(before)
+    Page(before)
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hubpath_fast.measure import Measure
 
 # Stand-ins for those of tasks: in one more is better, in the other less, without an upper end.
@@ -32,24 +34,18 @@ def texts(axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-def overlaps(boxes) -> list[tuple[int, int]]:
-    """Pairs of boxes that share more than a pixel each way."""
-    return [
-        (i, j)
-        for i, a in enumerate(boxes)
-        for j, b in enumerate(boxes[:i])
-        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
-    ]
+def assert_readable(place, artists, apart=None) -> None:
+    """No text leaves its place, a figure or axes, and none lies on another, but for a pixel.
+
+    apart: those that must not lie on each other; None: all.
+    """
+    for box in _boxes(artists):
+        assert place.bbox.x0 - 1 <= box.x0 < box.x1 <= place.bbox.x1 + 1
+        assert place.bbox.y0 - 1 <= box.y0 < box.y1 <= place.bbox.y1 + 1
+    for a, b in itertools.combinations(_boxes(artists if apart is None else apart), 2):
+        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert width <= 1 or height <= 1
 
 
-def boxes(artists) -> list:
+def _boxes(artists) -> list:
     return [artist.get_window_extent() for artist in artists if artist.get_text().strip()]
-
-
-def assert_inside(figure, artists) -> None:
-    """No text is cut off at the figure's edge (a pixel is left for rounding)."""
-    for box in boxes(artists):
-        assert box.x0 >= -1
-        assert box.y0 >= -1
-        assert box.x1 <= figure.bbox.x1 + 1
-        assert box.y1 <= figure.bbox.y1 + 1

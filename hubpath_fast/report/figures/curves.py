@@ -24,22 +24,18 @@ SHOWN_EXPERTS = 12  # experts in a stack; the smaller ones are drawn as one
 
 @style.styled
 def training_curves(
-    history: Iterable[Mapping[str, Any]],
-    expert_names: Sequence[str] | None = None,
-    measure: Measure | None = None,
+    history: Iterable[Mapping[str, Any]], expert_names: Sequence[str], measure: Measure
 ) -> Figure:
     """Losses, the metric, the routing's entropy, and each expert's load and mean weight over steps.
 
     history: records as in ``log.jsonl``: ``step``; scalars named by loss; mappings named by split
     (``validation``, ``train``) with metrics; ``load`` and ``mean_weight`` [M]; and
     ``entropy_fraction`` (of log M). None leaves a gap (in shares: nothing). A panel whose keys no
-    record has is left out. measure: what the splits are judged by; by default whatever they have
-    first besides loss and n, in its own unit.
+    record has is left out. measure: what the splits are judged by.
     """
     records = [record for record in history if record.get("step") is not None]
     if not records:
         raise ValueError("history has no record with a step; give the records of a log.jsonl")
-    measure = Measure(_metric_name(records)) if measure is None else measure
     metric = measure.name
     lines = {
         "losses": _losses(records),
@@ -125,11 +121,6 @@ def _splits(records: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _metric_name(records: Sequence[Mapping[str, Any]]) -> str:
-    names = [k for r in records for k in r.get("validation") or r.get("train") or ()]
-    return next((name for name in names if name not in ("loss", "n")), "metric")
-
-
 def _shares(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Steps [T] and shares [T, M]; None where no record has them."""
     found = [(r["step"], r[key]) for r in records if r.get(key) is not None]
@@ -176,15 +167,14 @@ def _draw_lines(axes: Axes, title: str, curves: Mapping[str, Curve], measure: Me
         )  # fmt: skip
 
 
-def _draw_shares(part: Any, shares: Mapping[str, Any], expert_names: Sequence[str] | None) -> None:
+def _draw_shares(part: Any, shares: Mapping[str, Any], expert_names: Sequence[str]) -> None:
     counts = {values.shape[1] for _, values in shares.values()}
     if len(counts) > 1:
         raise ValueError(
             f"history's load and mean_weight are of {sorted(counts)} experts; they must agree"
         )
     count = counts.pop()
-    names = [f"expert {i}" for i in range(count)] if expert_names is None else expert_names
-    names = to_names("expert_names", names, count, "experts in history")
+    names = to_names("expert_names", expert_names, count, "experts in history")
     total = sum(values.mean(0) for _, values in shares.values())
     kept = sorted(np.argsort(-total, kind="stable")[:SHOWN_EXPERTS].tolist())
     shown = style.fit_all([names[i] for i in kept], 2.0)

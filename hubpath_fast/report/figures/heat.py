@@ -55,13 +55,8 @@ def measure_by_group(
     values = to_limits("matrix", to_matrix("matrix", matrix), measure)
     methods = to_names("method_names", method_names, values.shape[0], "rows of matrix")
     groups = to_names("group_names", group_names, values.shape[1], "columns of matrix")
-    best = np.zeros(values.shape, bool)
-    rivals = [i for i in range(len(values)) if i not in bounds and len(values) > 1]
-    for j in range(values.shape[1]):
-        column = [values[i, j] for i in rivals if np.isfinite(values[i, j])]
-        top = measure.text(measure.best(column)) if column else None  # ties as printed
-        for i in rivals:
-            best[i, j] = np.isfinite(values[i, j]) and measure.text(values[i, j]) == top
+    rivals = values.copy()
+    rivals[list(bounds) if len(values) > 1 else 0] = np.nan
     known = values[np.isfinite(values)]
     return heat_map(
         measure.scale * values,
@@ -71,7 +66,7 @@ def measure_by_group(
         group_label,
         measure.label,
         limits=tuple(measure.scale * np.array([known.min(), known.max()])) if known.size else None,
-        bold=best,
+        bold=np.transpose([measure.best_shown(column) for column in rivals.T]),
         cell=lambda value: measure.number(value / measure.scale),
         colors="cividis" if measure.better == "max" else "cividis_r",
     )
