@@ -84,7 +84,7 @@ def report(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
-    """The paper's analysis of a run: whom images were sent to, was it right, what did it cost."""
+    """The paper's analysis of a run: which experts were asked, was it right, what did it cost."""
     with messages():
         from ..recipes.analysis import report as recipe
 

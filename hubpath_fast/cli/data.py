@@ -57,8 +57,7 @@ def check(
 
 @app.command()
 def download(
-    name: Name,
-    root: Annotated[Path, typer.Option(help="folder to put the data set into")],
+    name: Name, root: Annotated[Path, typer.Option(help="folder to put the data set into")]
 ) -> None:
     """Downloads a data set where its source still serves it; else says where to get it."""
     with messages():

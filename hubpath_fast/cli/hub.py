@@ -30,7 +30,7 @@ def list_names(
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help='a model or a hub, options too: "NAME?size=192"')],
-    batch_size: Annotated[int, typer.Option(help="rows an expert, for the memory", min=1)] = 48,
+    batch_size: Annotated[int, typer.Option(help="rows per expert, for the memory", min=1)] = 48,
 ) -> None:
     """Size, cost, normalisation, weights and memory of a model, or of each expert of a hub."""
     with messages():

@@ -19,7 +19,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 import typer
-from typer.testing import CliRunner
+from support.command import shown
 
 import hubpath_fast
 from bench import gpu_goals, gpu_table, jsonl
@@ -93,10 +93,7 @@ def test_a_command_parses(page, command):
 )
 def test_the_settings_of_a_run_exist(page, command):
     """Presets, hubs, models' names and options, and every ``--set``."""
-    words = [*words_of(command)[1:], "--print-config"]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.output)["hub"]
+    assert shown(*words_of(command)[2:])["hub"]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from support.command import hubpath, refused
 
-from hubpath_fast.cli import app
 from hubpath_fast.recipes.predict import evaluate
 from hubpath_fast.runs.folder import RunFolder
 
@@ -38,12 +37,6 @@ LOSS_TOLERANCE, IMAGES_TOLERANCE = 1e-5, 1
 def old(tmp_path) -> Path:
     shutil.unpack_archive(ARCHIVE, tmp_path / "run", filter="data")
     return tmp_path / "run"
-
-
-def hubpath(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_it_opens_and_evaluates_as_it_did(old):
@@ -73,7 +66,6 @@ def test_it_resumes_ends_as_it_did_and_reports(old):
 
 def test_other_settings_are_refused_and_free_ones_are_not(old):
     arguments = ["fit", "--resume", "--out", old, "--set", "log_every=1"]
-    refused = CliRunner().invoke(app, [*map(str, arguments), "--explore", "1"])
-    assert refused.exit_code == 2
-    assert "run.fit.explore: 0.5 there, 1.0 now" in refused.stderr
+    changed = refused(*arguments, "--explore", "1")
+    assert "run.fit.explore: 0.5 there, 1.0 now" in changed
     hubpath(*arguments)
