@@ -79,26 +79,23 @@ def test_the_pages_have_commands():
             parse(["hubpath", *wrong.split()])
 
 
-@pytest.mark.parametrize(
-    ("page", "command"), HUBPATH, ids=lambda value: getattr(value, "stem", value)
+each_command = functools.partial(
+    pytest.mark.parametrize, ("page", "command"), ids=lambda value: getattr(value, "stem", value)
 )
+
+
+@each_command(HUBPATH)
 def test_a_command_parses(page, command):
     parse(words_of(command))
 
 
-@pytest.mark.parametrize(
-    ("page", "command"),
-    [(p, c) for p, c in HUBPATH if re.match(r"hubpath fit .*(--hub|--preset)", c)],
-    ids=lambda value: getattr(value, "stem", value),
-)
+@each_command([(p, c) for p, c in HUBPATH if re.match(r"hubpath fit .*(--hub|--preset)", c)])
 def test_the_settings_of_a_run_exist(page, command):
     """Presets, hubs, models' names and options, and every ``--set``."""
     assert shown(*words_of(command)[2:])["hub"]
 
 
-@pytest.mark.parametrize(
-    ("page", "command"), MODULES, ids=lambda value: getattr(value, "stem", value)
-)
+@each_command(MODULES)
 def test_a_module_and_its_options_exist(page, command):
     module, *words = words_of(command)[2:]
     spec = importlib.util.find_spec(module)

@@ -99,10 +99,6 @@ class TestScatter:
         # Names stand where no method can be: below their points.
         for text in plot.texts:
             assert text.xyann[1] < 0
-        table = report.cost_table(rows, ERROR)
-        assert [row[0] for row in table.rows] == ["good", "cheap", "worse"]
-        assert [row[-1] for row in table.rows] == ["yes", "yes", "no"]
-        assert table.highlight == [(0, 0), (0, 1)]
 
     def test_gflops_where_all_have_them(self):
         rows = [dict(row, gflops=7.0 * (i + 1)) for i, row in enumerate(self.ROWS[:5])]
@@ -185,15 +181,6 @@ class TestQuality:
         assert quality.decisive == 2
         assert quality.decisive_top == pytest.approx(0.25)
         assert quality.decisive_random == pytest.approx(1 / 3)
-
-    def test_of_an_error_counts_every_sample(self):
-        errors = np.array([[3.0, 1, 2, 5, 0], [2, 1, 4, 3, 0], [1, 1, 0.5, 1, 0]])
-        quality = report.weight_quality(self.WEIGHTS, errors, ERROR)
-        assert quality[:2] == (5, 5)
-        assert quality.top == pytest.approx((3 + 1 + 2 + 2 + 0) / 5)
-        assert quality.asked == pytest.approx((2 + 1 + 2 + 1 + 0) / 5)
-        assert quality.oracle == pytest.approx((1 + 1 + 0.5 + 1 + 0) / 5)
-        assert quality.decisive == 3
 
     def test_bars(self):
         none = report.weight_quality([[1.0, 0]], np.zeros((2, 1)), ACCURACY)

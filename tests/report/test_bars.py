@@ -67,25 +67,6 @@ class TestBars:
         assert low == 0
         assert high > 9
 
-    @pytest.mark.parametrize(
-        ("rows", "message"),
-        [
-            ([], "rows is empty"),
-            ([{"value": 0.5}], r"rows\[0\] has no name"),
-            (
-                [{"name": "a", "value": 93.5}],
-                r"rows\[0\]: expected accuracy in 0..1, got 93.5",
-            ),
-            ([{"name": "a", "value": 0.5, "spread": -1}], r"rows\[0\] has spread -1"),
-            ([{"name": "a", "value": 0.5, "forwards": 0}], "forwards 0; .* above 0"),
-            ([{"name": "a", "value": "x"}], "value 'x'; give a number or None"),
-            ([{"name": "a", "acuracy": 0.5}], "unknown key 'acuracy'"),
-        ],
-    )
-    def test_errors_name_the_row(self, rows, message):
-        with pytest.raises(ValueError, match=message):
-            report.measure_bars(rows, ACCURACY)
-
 
 def methods(names):
     rows = [{"name": f"single: {n}", "value": 0.8, "spread": 0.1, "forwards": 1} for n in names]
