@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import style
 from ..arrays import to_array, to_names
-from .heat import column_labels, frame
+from .heat import color_scale, column_labels, frame, write_cell
 
 CELL = 0.6  # inches a side, at most
 NAME_WIDTH = 1.5
@@ -79,19 +79,12 @@ def count_matrix(
         else:
             color = style.ink_on(shades[i, j])
         if numbered:
-            axes.text(
-                j, i, texts[i][j], ha="center", va="center", size=style.SMALL, color=color,
-                weight="bold" if right[i, j] else "normal",
-            )  # fmt: skip
+            write_cell(axes, i, j, texts[i][j], color, style.SMALL, right[i, j])
     frame(axes, rows, labels, angle, row_label, column_label)
     axes.grid(which="minor", color=style.RULE, linewidth=0.8)
     axes.spines[:].set(visible=True, linewidth=0.8)
     if wrong.count() and not numbered:
-        scale = figure.colorbar(
-            image, ax=axes, fraction=0.2 / width, pad=0.02, aspect=height / 0.14
-        )
-        scale.outline.set_visible(False)
-        scale.set_label(count_label)
+        scale = color_scale(image, width, height, count_label, pad=0.02)
         scale.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
 

@@ -42,10 +42,8 @@ def training_curves(
         metric: {name: _series(records, name, metric) for name in _splits(records, metric)},
         "entropy of the routing": {"entropy": _series(records, "entropy_fraction")},
     }
-    lines = {title: _known(curves) for title, curves in lines.items()}
-    lines = {title: curves for title, curves in lines.items() if curves}
-    shares = {key: _shares(records, key) for key in SHARES}
-    shares = {key: value for key, value in shares.items() if value is not None}
+    lines = {title: known for title, curves in lines.items() if (known := _known(curves))}
+    shares = {key: found for key in SHARES if (found := _shares(records, key)) is not None}
     if not lines and not shares:
         raise ValueError(
             "history has nothing to draw; its records need a loss, a split with metrics, load, "

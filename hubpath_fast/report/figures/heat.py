@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ...measure import Measure
 from .. import style
@@ -126,26 +128,29 @@ def heat_map(
     shades = colormaps[colors].with_extremes(bad="white")
     image = axes.imshow(values, cmap=shades, vmin=low, vmax=high, aspect="auto")
     frame(axes, rows, labels, angle, row_label, column_label)
-    bar = figure.colorbar(
-        image, ax=axes, fraction=0.2 / cells_width, pad=0.01, aspect=cells_height / 0.14
-    )
-    bar.outline.set_visible(False)
-    bar.set_label(value_label)
+    color_scale(image, cells_width, cells_height, value_label, pad=0.01)
     texts = [[cell(v) if np.isfinite(v) else "–" for v in row] for row in values]
     widest = max(style.text_width(t, style.NORMAL, "bold") for row in texts for t in row)
     if widest < width * 0.95:
         backgrounds = image.to_rgba(np.ma.masked_invalid(values))
         for i, j in np.ndindex(values.shape):
-            axes.text(
-                j,
-                i,
-                texts[i][j],
-                ha="center",
-                va="center",
-                color=style.ink_on(backgrounds[i, j]),
-                weight="bold" if marked[i, j] else "normal",
-            )
+            ink = style.ink_on(backgrounds[i, j])
+            write_cell(axes, i, j, texts[i][j], ink, style.NORMAL, marked[i, j])
     return figure
+
+
+def write_cell(axes: Axes, i: int, j: int, text: str, color: str, size: float, bold: bool) -> None:
+    weight = "bold" if bold else "normal"
+    axes.text(j, i, text, ha="center", va="center", color=color, size=size, weight=weight)
+
+
+def color_scale(image: AxesImage, width: float, height: float, label: str, pad: float) -> Colorbar:
+    """Beside the cells, which are ``width`` x ``height`` inches together."""
+    aspect = height / 0.14
+    bar = image.figure.colorbar(image, ax=image.axes, fraction=0.2 / width, pad=pad, aspect=aspect)
+    bar.outline.set_visible(False)
+    bar.set_label(label)
+    return bar
 
 
 def column_labels(names: Sequence[str], width: float, left: float) -> tuple[list[str], int, float]:
