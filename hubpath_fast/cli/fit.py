@@ -56,7 +56,9 @@ def fit(
         from ..runs.folder import RunFolder
         from ..runs.resolve import parse_seeds, settings
 
-        if seeds is not None and "seed" in asked.get("trainer", {}):
+        given = {text.partition("=")[0].strip() for text in set_ or ()}
+        one_seed = "seed" in asked.get("trainer", {}) or given & {"seed", "trainer.seed"}
+        if seeds is not None and one_seed:
             raise ValueError("seed and seeds: give one of them")
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
         if resume and chosen_seeds is None and RunFolder(out).has_seeds:

@@ -88,6 +88,7 @@ BAD = [
     (["--preset", "tiny", "--set", "model.k=1"], "unknown setting 'model.k'"),
     (["--preset", "tiny", "--set", "k=two"], "k: expected an integer of at least 1, got 'two'"),
     (["--preset", "tiny", "--seed", "1", "--seeds", "1,2"], "seed and seeds: give one"),
+    (["--preset", "tiny", "--set", "seed=1", "--seeds", "1,2"], "seed and seeds: give one"),
     (["--preset", "tiny", "--seeds", "1,1"], "expected different whole numbers"),
     (["--preset", "tiny", "--seeds", "1;2"], "such as 0,1,2, got '1;2'"),
     (["--preset", "tiny", "--dataset", "cars", "--data-root", "/nowhere"], "/nowhere (missing)"),
