@@ -14,7 +14,7 @@ from .config import FitConfig
 from .folder import RunFolder
 from .presets import preset
 
-# Without a preset, of the experts' rate: the heads and the router are new and learn faster.
+# Of the experts' rate, where nothing else says: the heads and the router are new and learn faster.
 HEAD_FACTOR, ROUTER_FACTOR = 3, 10
 
 
@@ -59,7 +59,7 @@ def settings(
         top["data"] = top.pop("data_root")
     elif "data" in top and "dataset" not in top and base.get("data") != top["data"]:
         top["dataset"] = FOLDER
-    values = {**own, **_moved_along(own, asked, preset_name), **asked}
+    values = {**own, **_moved_along(own, asked, bool(base)), **asked}
     return FitConfig.from_dict({**base, **top, "trainer": values})
 
 
@@ -90,8 +90,9 @@ def _parse(extra: Sequence[str]) -> dict[str, Any]:
 
 
 def _moved_along(
-    base: Mapping[str, Any], asked: Mapping[str, Any], preset_name: str | None
+    base: Mapping[str, Any], asked: Mapping[str, Any], complete: bool
 ) -> dict[str, Any]:
+    """complete: the base is somebody's whole settings, whose proportions are kept."""
     moved: dict[str, Any] = {}
     steps = asked.get("steps")
     if isinstance(steps, int) and steps > 0:
@@ -106,7 +107,9 @@ def _moved_along(
     rate = asked.get("lr_expert")
     if isinstance(rate, (int, float)):
         for name, factor in (("lr_head", HEAD_FACTOR), ("lr_router", ROUTER_FACTOR)):
-            if preset_name is not None:
+            if complete and base[name] is None:  # it follows the experts' by itself
+                continue
+            if complete:
                 factor = base[name] / base["lr_expert"]
             moved[name] = factor * rate
     return moved

@@ -204,3 +204,14 @@ def test_defaults_without_a_preset_are_as_they_were(tmp_path):
     assert found == ("folder", 1, None, 2)
     assert (config.trainer.lr_head, config.trainer.lr_router) == (3, 10)
     assert config.trainer.optimizer == "adamw"
+
+
+@pytest.mark.parametrize(("head", "router"), [(0.02, 0.04), (None, 0.01)])
+def test_a_files_rates_keep_their_proportions(tmp_path, head, router):
+    """As those of a preset do; a head without a rate of its own has the experts'."""
+    own = {"lr_expert": 0.01, "lr_head": head, "lr_router": router}
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"hub": ["a", "b"], "data": "there", "trainer": own}))
+    trainer = settings("", False, path, {}, {"lr_expert": 0.1}).trainer
+    assert trainer.lr_head == (None if head is None else pytest.approx(0.2))
+    assert trainer.lr_router == pytest.approx(10 * router)
