@@ -1,18 +1,15 @@
-"""Run the cases: ``python -m tests.emulator [--only TEXT] [--list]``, or serve them to the tests.
+"""Run the cases: ``python -m tests.emulator [--only TEXT] [--list]``.
 
 One line a case: what it is, its time and kernels, ``ok`` or what is wrong. Exit status 1 if any
-case fails. ``--serve`` reads names, a line each, and answers each with a line of JSON.
+case fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable
 
 import torch
 
@@ -22,6 +19,7 @@ from .driver import emulated
 
 def run(name: str) -> dict:
     """One case: ``failure`` is None or what is wrong, in words."""
+    torch.set_num_threads(1)  # small tensors: threads only wait for each other
     began, failure = time.perf_counter(), None
     with emulated() as device:
         try:
@@ -29,27 +27,14 @@ def run(name: str) -> dict:
         except Exception:
             failure = traceback.format_exc()
     seconds = time.perf_counter() - began
-    return {"case": name, "failure": failure, "launches": device.launches, "seconds": seconds}
-
-
-def serve(names: Iterable[str]) -> None:
-    """Answers go where standard output was; whatever else is printed goes to standard error."""
-    with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)
-        for name in names:
-            print(json.dumps(run(name.strip())), file=answers, flush=True)
+    return {"failure": failure, "launches": device.launches, "seconds": seconds}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.emulator", description=__doc__.split("\n")[0])
     parser.add_argument("--only", action="append", help="cases whose name has this text")
     parser.add_argument("--list", action="store_true", help="names of the cases, nothing run")
-    parser.add_argument("--serve", action="store_true", help="names from standard input")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # small tensors: threads only wait for each other
-    if args.serve:
-        serve(sys.stdin)
-        return 0
     chosen = [n for n in CASES if not args.only or any(text in n for text in args.only)]
     if not chosen:
         parser.error(f"--only: no case has any of {args.only} in its name")

@@ -3,131 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, repeat
 
 import numpy as np
 
 from .decode import Code, Step, decodes
-from .kinds import BF16, F32, KINDS, PRED, SIGNED, U32, UNSIGNED, Kind
+from .kinds import BF16, KINDS, PRED, SIGNED, U32, UNSIGNED, Kind
 from .ptx import Unknown
 from .threads import Threads
 
 _ROUNDING = "rn rz"  # rz only where nothing is rounded: see _cvt
 
 
-def elementwise(code: Code, function: Callable, kind: Kind | None = None, result=None) -> Step:
-    """``function`` of all operands but the first, to the first; subnormals flushed if ``.ftz``."""
-    kind = kind or code.kind
-    sources, target = code.sources(1, kind), code.target(0, result or kind)
-    if "ftz" in code.modifiers and kind is F32:
+def elementwise(code: Code, function: Callable, *kinds: Kind, result: Kind | None = None) -> Step:
+    """``function`` of all operands but the first, to the first; subnormals flushed if ``.ftz``.
+
+    kinds: of the operands, the last for all that are left; the instruction's own if none is given.
+    result: of the first; as the second's by default.
+    """
+    kinds = kinds or (code.kind,)
+    each = zip(code.operands[1:], chain(kinds, repeat(kinds[-1])), strict=False)
+    sources = [code.source(operand, kind) for operand, kind in each]
+    target = code.target(0, result or kinds[0])
+    if "ftz" in code.modifiers:
         return lambda threads: target(
             threads, _flush(function(*(_flush(source(threads)) for source in sources)))
         )
-    if len(sources) == 2:
-        first, second = sources
-        return lambda threads: target(threads, function(first(threads), second(threads)))
-    return lambda threads: target(threads, function(*(source(threads) for source in sources)))
+    return lambda threads: target(threads, function(*[source(threads) for source in sources]))
 
 
 def _flush(x: np.ndarray) -> np.ndarray:
+    if x.dtype != np.float32:
+        return x
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
-@decodes("add", modifiers=f"{_ROUNDING} ftz")
-def _add(code: Code) -> Step:
-    return elementwise(code, np.add)
+def _each(functions: dict[str, Callable], modifiers: str = "") -> None:
+    """Decoders of opcodes that a function of the operands stands for."""
+    decodes(*functions, modifiers=modifiers)(lambda code: elementwise(code, functions[code.opcode]))
 
 
-@decodes("sub", modifiers=f"{_ROUNDING} ftz")
-def _sub(code: Code) -> Step:
-    return elementwise(code, np.subtract)
+_LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+_each({"add": np.add, "sub": np.subtract}, f"{_ROUNDING} ftz")
+_each({"neg": np.negative, "abs": np.abs}, "ftz")
+_each({"copysign": lambda sign, size: np.copysign(size, sign), "not": np.invert, **_LOGIC})
 
 
-@decodes("neg", modifiers="ftz")
-def _neg(code: Code) -> Step:
-    return elementwise(code, np.negative)
+@decodes("min", "max", modifiers="ftz NaN")
+def _extreme(code: Code) -> Step:
+    return elementwise(code, extreme(code, code.opcode))
 
 
-@decodes("abs", modifiers="ftz")
-def _abs(code: Code) -> Step:
-    return elementwise(code, np.abs)
-
-
-@decodes("copysign")
-def _copysign(code: Code) -> Step:
-    return elementwise(code, lambda sign, size: np.copysign(size, sign))
-
-
-@decodes("min", modifiers="ftz NaN")
-def _min(code: Code) -> Step:
-    return elementwise(code, _extreme(code, np.minimum, np.fmin))
-
-
-@decodes("max", modifiers="ftz NaN")
-def _max(code: Code) -> Step:
-    return elementwise(code, _extreme(code, np.maximum, np.fmax))
-
-
-def _extreme(code: Code, with_nan: Callable, without_nan: Callable) -> Callable:
+def extreme(code: Code, name: str) -> np.ufunc:
     """PTX's min and max pass NaN over unless told otherwise."""
-    return without_nan if code.kind.is_float and "NaN" not in code.modifiers else with_nan
+    if code.kind.is_float and "NaN" not in code.modifiers:
+        return {"min": np.fmin, "max": np.fmax}[name]
+    return {"min": np.minimum, "max": np.maximum}[name]
 
 
 @decodes("mul", modifiers=f"{_ROUNDING} ftz lo hi wide")
-def _mul(code: Code) -> Step:
-    return _multiply(code, lambda product: product)
-
-
 @decodes("mad", modifiers="lo hi wide rn")
-def _mad(code: Code) -> Step:
-    return _fma(code) if code.kind.is_float else _multiply(code, np.add)
-
-
-def _multiply(code: Code, combine: Callable) -> Step:
-    """The product of operands 1 and 2, then ``combine`` with those that are left."""
+def _multiply(code: Code) -> Step:
+    """The product of operands 1 and 2, and its sum with operand 3 if there is one."""
     kind = code.kind
     if kind.is_float:
-        return elementwise(code, np.multiply)
+        return _fma(code) if code.opcode == "mad" else elementwise(code, np.multiply)
     part = code.one_of("lo", "hi", "wide")
-    result = _twice(kind) if part == "wide" else kind
-    product = {"lo": np.multiply, "hi": high_product, "wide": _wide_product(result)}[part]
-    first, second = code.source(1, kind), code.source(2, kind)
-    rest, target = code.sources(3, result), code.target(0, result)
-    return lambda threads: target(
-        threads,
-        combine(
-            product(first(threads), second(threads)).view(result.dtype),
-            *(source(threads) for source in rest),
-        ),
-    )
+    result = KINDS[f"{kind.name[0]}{16 * kind.size}"] if part == "wide" else kind
 
+    def multiply(a: np.ndarray, b: np.ndarray, *addend: np.ndarray) -> np.ndarray:
+        if part == "hi":
+            product = high_product(a, b)
+        else:
+            product = a.astype(result.dtype) * b.astype(result.dtype)
+        return product + addend[0] if addend else product
 
-def _twice(kind: Kind) -> Kind:
-    return KINDS[f"{kind.name[0]}{16 * kind.size}"]
-
-
-def _wide_product(result: Kind) -> Callable:
-    return lambda a, b: a.astype(result.dtype) * b.astype(result.dtype)
+    return elementwise(code, multiply, kind, kind, result, result=result)
 
 
 def high_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The upper half of the product of two integers."""
-    bits = 8 * a.dtype.itemsize
-    if bits < 64:
-        wide = (SIGNED if a.dtype.kind == "i" else UNSIGNED)[a.dtype.itemsize * 2]
-        return ((a.astype(wide) * b.astype(wide)) >> wide(bits)).astype(a.dtype)
-    high = _high_unsigned(a.view(np.uint64), b.view(np.uint64))
-    if a.dtype.kind == "i":  # a negative number's bits stand for 2^64 more
-        high -= np.where(a < 0, b.view(np.uint64), np.uint64(0))
-        high -= np.where(b < 0, a.view(np.uint64), np.uint64(0))
-    return high.view(a.dtype)
-
-
-def _high_unsigned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
-    a_low, a_high, b_low, b_high = a & low, a >> half, b & low, b >> half
-    middle = a_high * b_low + (a_low * b_low >> half)
-    other = a_low * b_high + (middle & low)
-    return a_high * b_high + (middle >> half) + (other >> half)
+    size = a.dtype.itemsize
+    # Only Python's own integers hold the whole product of two of 64 bits.
+    wide = (SIGNED if a.dtype.kind == "i" else UNSIGNED)[2 * size] if size < 8 else object
+    return (a.astype(wide) * b.astype(wide) >> 8 * size).astype(a.dtype)
 
 
 @decodes("fma", modifiers="rn ftz relu")
@@ -154,9 +113,7 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(b == 0, ~b, (a - np.fmod(a, safe)) // safe)
 
 
-@decodes("rem")
-def _rem(code: Code) -> Step:
-    return elementwise(code, lambda a, b: np.where(b == 0, a, np.fmod(a, np.where(b == 0, 1, b))))
+_each({"rem": lambda a, b: np.where(b == 0, a, np.fmod(a, np.where(b == 0, 1, b)))})
 
 
 _FUNCTIONS = {
@@ -183,7 +140,6 @@ _COMPARISONS = {
     "gt": np.greater, "ge": np.greater_equal,
     "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
 }  # fmt: skip
-_LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
 def _comparison(name: str, kind: Kind) -> Callable:
@@ -215,22 +171,13 @@ def _setp(code: Code) -> Step:
     third = code.source(3, PRED) if join else None
 
     def run(threads: Threads) -> None:
-        found = compare(first(threads), second(threads))
+        pair = first(threads), second(threads)
+        found = compare(*(map(_flush, pair) if "ftz" in code.modifiers else pair))
         # A pair of targets gets the comparison and its opposite.
         for target, value in zip(targets, (found, ~found), strict=False):
             target(threads, join[0](value, third(threads)) if join else value)
 
     return run
-
-
-@decodes("and", "or", "xor")
-def _logic(code: Code) -> Step:
-    return elementwise(code, _LOGIC[code.opcode])
-
-
-@decodes("not")
-def _not(code: Code) -> Step:
-    return elementwise(code, np.invert)
 
 
 _INTEGER_ROUNDING = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
@@ -242,15 +189,12 @@ def _cvt(code: Code) -> Step:
     if to.name.endswith("x2"):
         return _convert_pair(code, to, origin)
     if to.name == "tf32":
-        return elementwise(code, _to_tf32, origin, to)
-    sources, target = code.sources(1, origin), code.target(0, to)
+        return elementwise(code, _to_tf32, origin, result=to)
     whole = next((_INTEGER_ROUNDING[m] for m in code.modifiers if m in _INTEGER_ROUNDING), None)
     if "rz" in code.modifiers:
         raise Unknown(code.text)
     convert = _conversion(to, origin, whole, "sat" in code.modifiers)
-    flush = _flush if "ftz" in code.modifiers else (lambda x: x)
-    (source,) = sources
-    return lambda threads: target(threads, convert(flush(source(threads))))
+    return elementwise(code, convert, origin, result=to)
 
 
 def _conversion(to: Kind, origin: Kind, whole: Callable | None, saturate: bool) -> Callable:
@@ -288,36 +232,22 @@ def _convert_pair(code: Code, to: Kind, origin: Kind) -> Step:
     """cvt.rn.bf16x2.f32 target, high, low"""
     if "rz" in code.modifiers or to.half not in (BF16, KINDS["f16"]):
         raise Unknown(code.text)
-    high, low, target = code.source(1, origin), code.source(2, origin), code.target(0, to)
 
-    def run(threads: Threads) -> None:
-        pair = np.broadcast_arrays(low(threads), high(threads))
-        target(threads, np.stack(pair, axis=1).astype(to.half.dtype))
+    def pair(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+        return np.stack(np.broadcast_arrays(low, high), axis=1).astype(to.half.dtype)
 
-    return run
+    return elementwise(code, pair, origin, result=to)
 
 
-@decodes("shl")
-def _shl(code: Code) -> Step:
-    return _shift(code, np.left_shift)
-
-
-@decodes("shr")
-def _shr(code: Code) -> Step:
-    return _shift(code, np.right_shift)
-
-
-def _shift(code: Code, function: Callable) -> Step:
+@decodes("shl", "shr")
+def _shift(code: Code) -> Step:
     """By a distance of 32 bits, of which everything beyond the register's width counts as that."""
-    kind = code.kind
-    bits = 8 * kind.size
-    source, distance, target = code.source(1, kind), code.source(2, U32), code.target(0, kind)
-    one = kind.dtype.type(1)
+    kind, bits = code.kind, 8 * code.kind.size
+    move, one = {"shl": np.left_shift, "shr": np.right_shift}[code.opcode], kind.dtype.type(1)
 
-    def run(threads: Threads) -> None:
-        value, by = source(threads), np.minimum(distance(threads), bits)
-        most = np.minimum(by, bits - 1).astype(kind.dtype)
-        shifted = function(value, most)
-        target(threads, np.where(by == bits, function(shifted, one), shifted))
+    def shift(value: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        by = np.minimum(distance, bits)
+        shifted = move(value, np.minimum(by, bits - 1).astype(kind.dtype))
+        return np.where(by == bits, move(shifted, one), shifted)
 
-    return run
+    return elementwise(code, shift, kind, U32)

@@ -24,29 +24,18 @@ _CHANGES: dict[str, Callable] = {
     "cas": lambda old, expected, new: new if old == expected else old,
 }
 _ORDERS = "relaxed acquire release acq_rel gpu cta sys"
-_MODIFIERS = f"global shared shared::cta {_ORDERS} {' '.join(_CHANGES)}"
 
 
-@decodes("atom", modifiers=_MODIFIERS)
-def _atom(code: Code) -> Step:
-    return _atomic(code, place=1)
-
-
-@decodes("red", modifiers=_MODIFIERS)
-def _red(code: Code) -> Step:
-    return _atomic(code, place=0)
-
-
-def _atomic(code: Code, place: int) -> Step:
-    kind, shared = code.kind, code.is_shared()
-    change = _CHANGES[code.one_of(*_CHANGES)]
-    address = code.shared_address(place) if shared else code.address(place)
-    operands = [code.source(i, kind) for i in range(place + 1, len(code.operands))]
+@decodes("atom", "red", modifiers=f"global shared shared::cta {_ORDERS} {' '.join(_CHANGES)}")
+def _atomic(code: Code) -> Step:
+    kind, change = code.kind, _CHANGES[code.one_of(*_CHANGES)]
+    place = 1 if code.opcode == "atom" else 0
+    memory_of, address = code.memory(place)
+    operands = [code.source(operand, kind) for operand in code.operands[place + 1 :]]
     target = code.target(0, kind) if place == 1 else lambda threads, values: None
 
     def run(threads: Threads) -> None:
-        which = threads.which()
-        memory = threads.shared if shared else threads.memory
+        which, memory = threads.which(), memory_of(threads)
         given = [at(source(threads), which) for source in operands]
         places = memory.atomic(at(address(threads), which), kind.size, threads.who())
         cells, old = memory.cells(kind.size), np.zeros(len(which), kind.dtype)

@@ -8,7 +8,6 @@ from .arithmetic import elementwise
 from .decode import Code, Step, decodes
 from .kinds import B32, U32
 from .ptx import Unknown
-from .threads import Threads
 
 _BYTE = np.uint64(0xFF)
 
@@ -69,12 +68,9 @@ def _bfind(code: Code) -> Step:
 def _bfe(code: Code) -> Step:
     """``length`` bits from bit ``start`` on, with the sign of the last one if the type has one."""
     kind, bits = code.kind, 8 * code.kind.size
-    source, target = code.source(1, kind), code.target(0, kind)
-    start_of, length_of = code.source(2, U32), code.source(3, U32)
 
-    def run(threads: Threads) -> None:
-        x = source(threads)
-        start, length = start_of(threads) & np.uint32(255), length_of(threads) & np.uint32(255)
+    def extract(x: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        start, length = start & np.uint32(255), length & np.uint32(255)
         end = np.minimum(start + length, bits)
         # Up to the top and down again: this drops what lies above and extends the sign.
         up, length = (bits - end).astype(kind.dtype), np.minimum(length, bits)
@@ -82,84 +78,78 @@ def _bfe(code: Code) -> Step:
         field = (x << np.minimum(up, bits - 1).astype(kind.dtype)) >> down
         beyond = x >> kind.dtype.type(bits - 1) if kind.is_signed else kind.dtype.type(0)
         field = np.where(start >= bits, beyond, field)
-        target(threads, np.where(length == 0, kind.dtype.type(0), field))
+        return np.where(length == 0, kind.dtype.type(0), field)
 
-    return run
+    return elementwise(code, extract, kind, U32)
 
 
 @decodes("bfi")
 def _bfi(code: Code) -> Step:
     """Operand 2 with ``length`` bits from ``start`` on replaced by operand 1's lowest."""
     kind, bits = code.kind, 8 * code.kind.size
-    field_of, source, target = code.source(1, kind), code.source(2, kind), code.target(0, kind)
-    start_of, length_of = code.source(3, U32), code.source(4, U32)
     whole = kind.dtype.type((1 << bits) - 1)
 
-    def run(threads: Threads) -> None:
-        start = np.minimum(start_of(threads) & np.uint32(255), bits).astype(kind.dtype)
-        length = np.minimum(length_of(threads) & np.uint32(255), bits).astype(kind.dtype)
+    def insert(field: np.ndarray, x: np.ndarray, start: np.ndarray, length: np.ndarray):
+        start, length = (
+            np.minimum(value & np.uint32(255), bits).astype(kind.dtype) for value in (start, length)
+        )
         ones = np.where(length == 0, 0, whole >> np.minimum(bits - length, bits - 1))
         ones = ones.astype(kind.dtype)
         mask = np.where(start == bits, 0, ones << np.minimum(start, bits - 1)).astype(kind.dtype)
-        moved = field_of(threads) << np.minimum(start, bits - 1).astype(kind.dtype)
-        target(threads, (source(threads) & ~mask) | (moved & mask))
+        moved = field << np.minimum(start, bits - 1).astype(kind.dtype)
+        return (x & ~mask) | (moved & mask)
 
-    return run
+    return elementwise(code, insert, kind, kind, U32)
 
 
 @decodes("shf", modifiers="l r wrap clamp")
 def _shf(code: Code) -> Step:
     """Two registers as one of 64 bits, shifted; its upper or lower half."""
-    low, high, distance = (code.source(i, U32) for i in (1, 2, 3))
-    target, left = code.target(0, B32), code.modifiers[0] == "l"
-    wrap = "wrap" in code.modifiers
+    left, wrap = code.modifiers[0] == "l", "wrap" in code.modifiers
 
-    def run(threads: Threads) -> None:
-        by = distance(threads)
+    def shift(low: np.ndarray, high: np.ndarray, by: np.ndarray) -> np.ndarray:
         by = (by & np.uint32(31) if wrap else np.minimum(by, np.uint32(32))).astype(np.uint64)
-        wide = high(threads).astype(np.uint64) << np.uint64(32) | low(threads).astype(np.uint64)
-        wide = wide << by >> np.uint64(32) if left else wide >> by
-        target(threads, wide.astype(np.uint32))
+        wide = _joined(low, high)
+        return (wide << by >> np.uint64(32) if left else wide >> by).astype(np.uint32)
 
-    return run
+    return elementwise(code, shift, U32)
+
+
+def _joined(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
 
 
 @decodes("prmt")
 def _prmt(code: Code) -> Step:
     """Four bytes of eight, chosen by a nibble each, whose top bit asks for the byte's sign."""
-    low, high, chosen, target = *(code.source(i, U32) for i in (1, 2, 3)), code.target(0, B32)
 
-    def run(threads: Threads) -> None:
-        wide = high(threads).astype(np.uint64) << np.uint64(32) | low(threads).astype(np.uint64)
-        choice = chosen(threads).astype(np.uint64)
-        found = np.zeros(1, np.uint64)
+    def permute(low: np.ndarray, high: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        wide, choice, found = _joined(low, high), chosen.astype(np.uint64), np.zeros(1, np.uint64)
         for i in range(4):
             nibble = choice >> np.uint64(4 * i)
             byte = wide >> ((nibble & np.uint64(7)) * np.uint64(8)) & _BYTE
             sign = np.where(byte & np.uint64(128), _BYTE, np.uint64(0))
             byte = np.where(nibble & np.uint64(8), sign, byte)
             found = found | byte << np.uint64(8 * i)
-        target(threads, found.astype(np.uint32))
+        return found.astype(np.uint32)
 
-    return run
+    return elementwise(code, permute, U32)
 
 
 @decodes("lop3")
 def _lop3(code: Code) -> Step:
     """Any function of three bits: its truth table is the last operand."""
-    sources, target = [code.source(i, B32) for i in (1, 2, 3)], code.target(0, B32)
     table = int(code.operands[4].rstrip("U"), 0)
 
-    def run(threads: Threads) -> None:
-        a, b, c = (source(threads) for source in sources)
+    def look_up(a: np.ndarray, b: np.ndarray, c: np.ndarray, _) -> np.ndarray:
         found = np.zeros(1, np.uint32)
         for row in range(8):
             if table >> row & 1:
                 term = (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
                 found = found | term
-        target(threads, found)
+        return found
 
-    return run
+    return elementwise(code, look_up, B32)
 
 
 @decodes("bmsk", modifiers="clamp wrap")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .kinds import PRED, SIGNED, U32, U64, UNSIGNED, Kind, immediate
+from .memory import Watched
 from .ptx import Address, Instruction, Kernel, Operand, Unknown
 from .threads import Threads
 
@@ -105,10 +106,6 @@ class Code:
             return lambda threads: values(threads.registers[index])
         return lambda threads: values(threads.registers[index].astype(unsigned))
 
-    def sources(self, first: int, kind: Kind) -> list[Source]:
-        """All operands from number ``first`` on."""
-        return [self.source(i, kind) for i in range(first, len(self.operands))]
-
     def _constant(self, text: str, kind: Kind) -> np.ndarray:
         if text in self._symbols:
             return np.array([self._symbols[text]], kind.unsigned)
@@ -146,9 +143,11 @@ class Code:
         offset = np.array([place.offset]).astype(kind.dtype)
         return (lambda threads: base(threads) + offset) if place.offset else base
 
-    def is_shared(self) -> bool:
-        """Whether its memory is shared memory, else global memory."""
-        return self.one_of("global", "shared", "shared::cta") != "global"
+    def memory(self, operand: int) -> tuple[Callable[[Threads], Watched], Source]:
+        """Of an access: the memory, global or shared, and what computes the address in it."""
+        if self.one_of("global", "shared", "shared::cta") == "global":
+            return (lambda threads: threads.memory), self.address(operand)
+        return (lambda threads: threads.shared), self.shared_address(operand)
 
     def shared_address(self, operand: int) -> Source:
         return self.address(operand, U32)

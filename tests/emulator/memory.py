@@ -69,7 +69,7 @@ class Races:
         return racing.any(axis=1)
 
 
-class _Watched:
+class Watched:
     """Bytes with their marks. A place is the number of a byte, checked by whoever calls."""
 
     def __init__(self, size: int, granule: int) -> None:
@@ -93,27 +93,29 @@ class _Watched:
         racing = self.races.writes(granules, who, different)
         cells[rows] = values
         unlike = (cells[rows] != values).any(axis=1)
-        for wrong, what in (
-            (racing, "a warp writes what another one used with no barrier between"),
-            (unlike, "threads write different values to one place at once"),
-        ):
-            if wrong.any():
-                raise Fault(f"race: {what}, {self.place(places[wrong][0])}")
+        self.forbid(
+            racing, places, "race: a warp writes what another one used with no barrier between"
+        )
+        self.forbid(unlike, places, "race: threads write different values to one place at once")
 
     def note_reads(self, places: np.ndarray, granules: np.ndarray, who: Who) -> None:
-        racing = self.races.reads(granules, who)
-        if racing.any():
-            raise Fault(
-                "race: a warp reads what another one wrote with no barrier between,"
-                f" {self.place(places[racing][0])}"
-            )
+        self.forbid(
+            self.races.reads(granules, who),
+            places,
+            "race: a warp reads what another one wrote with no barrier between",
+        )
+
+    def forbid(self, wrong: np.ndarray, places: np.ndarray, what: str) -> None:
+        """Raises Fault with the first place that is ``wrong``, both [n]."""
+        if wrong.any():
+            raise Fault(f"{what}, {self.place(places[wrong][0])}")
 
     def place(self, place: int) -> str:
         """A byte's whereabouts, for messages."""
         raise NotImplementedError
 
 
-class SharedMemory(_Watched):
+class SharedMemory(Watched):
     """The shared memory of several programs, which cannot see each other's."""
 
     def __init__(self, first_program: int, programs: int, size: int, granule: int) -> None:
@@ -135,10 +137,7 @@ class SharedMemory(_Watched):
         """Record a read, of wherever its bytes are taken; its granules. Raises Fault as load."""
         granules = self.granules(places, size)
         arriving = self.arriving[granules].any(axis=1)
-        if arriving.any():
-            raise Fault(
-                f"read of what an unfinished copy writes, {self.place(places[arriving][0])}"
-            )
+        self.forbid(arriving, places, "read of what an unfinished copy writes")
         self._check_written(places, granules)
         self.note_reads(places, granules, who)
         return granules
@@ -160,17 +159,11 @@ class SharedMemory(_Watched):
 
     def _check_written(self, places: np.ndarray, granules: np.ndarray) -> None:
         missing = ~self.initialised[granules].all(axis=1)
-        if missing.any():
-            raise Fault(
-                f"read of shared memory that nothing wrote, {self.place(places[missing][0])}"
-            )
+        self.forbid(missing, places, "read of shared memory that nothing wrote")
 
     def check_idle(self, places: np.ndarray, granules: np.ndarray) -> None:
         busy = (self.arriving[granules] | (self.in_use[granules] > 0)).any(axis=1)
-        if busy.any():
-            raise Fault(
-                f"write to what an unfinished copy or product uses, {self.place(places[busy][0])}"
-            )
+        self.forbid(busy, places, "write to what an unfinished copy or product uses")
 
     def places(self, offsets: np.ndarray, size: int, who: Who, what: str) -> np.ndarray:
         offsets = offsets.astype(np.int64)
@@ -188,7 +181,7 @@ class SharedMemory(_Watched):
         return f"byte {offset} of shared memory, program {program + self.first}"
 
 
-class GlobalMemory(_Watched):
+class GlobalMemory(Watched):
     """The buffers of one launch, seen by all of its programs.
 
     Programs of a launch run in any order, so whatever one writes, no other may read or write.
@@ -223,12 +216,7 @@ class GlobalMemory(_Watched):
         before = self.owner[granules]
         self.owner[granules] = program
         twice = ((before != NOBODY) & (before != program)) | (self.owner[granules] != program)
-        if twice.any():
-            at = twice.any(axis=1)
-            raise Fault(
-                f"race between programs: {who.program[at][0]} writes what another one writes,"
-                f" {self.place(places[at][0])}"
-            )
+        self.forbid_programs(twice, places, who.program, "writes")
         self.put(places, values, who, granules)
 
     def atomic(self, addresses: np.ndarray, size: int, who: Who) -> np.ndarray:
@@ -237,25 +225,25 @@ class GlobalMemory(_Watched):
         granules = self.granules(places, size)
         owner = self.owner[granules]
         racing = (owner != NOBODY) & (owner != SEVERAL) & (owner != who.program[:, None])
-        if racing.any():
-            raise Fault(
-                f"race between programs: {who.program[racing.any(axis=1)][0]} changes what another"
-                f" one writes, {self.place(places[racing.any(axis=1)][0])}"
-            )
+        self.forbid_programs(racing, places, who.program, "changes")
         self.owner[granules] = SEVERAL
         return places
+
+    def forbid_programs(
+        self, racing: np.ndarray, places: np.ndarray, program: np.ndarray, does: str
+    ) -> None:
+        """Raises Fault with the first of the ``program`` [n] whose granules, [n, g], are racing."""
+        at = racing.any(axis=1)
+        if at.any():
+            what = f"race between programs: {program[at][0]} {does} what another one writes"
+            self.forbid(at, places, what)
 
     def finish(self) -> None:
         """Hand the results back, once all programs have run. Raises Fault if any of them raced."""
         for granules, program in self.log:
             owner = self.owner[granules]
             racing = (owner != NOBODY) & (owner != program[:, None])
-            if racing.any():
-                at = racing.any(axis=1)
-                raise Fault(
-                    f"race between programs: {program[at][0]} reads what another one writes,"
-                    f" {self.place(granules[racing][0] * self.granule)}"
-                )
+            self.forbid_programs(racing, granules[:, 0] * self.granule, program, "reads")
         for start, buffer in zip(self.starts, self.buffers, strict=True):
             buffer.data[:] = self.data[start : start + len(buffer.data)]
 

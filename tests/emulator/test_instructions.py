@@ -38,60 +38,72 @@ def remainder(a: int, b: int) -> int:
     return a - b * quotient(a, b) if b else a
 
 
-def find_highest(a: int, bits: int) -> int:
-    return (a ^ (a >> bits)).bit_length() - 1
-
-
-INTEGER = {  # of operands a and b, of a type with that many bits
-    "add.s": lambda a, b, bits: a + b,
-    "sub.s": lambda a, b, bits: a - b,
-    "mul.lo.s": lambda a, b, bits: a * b,
-    "mul.hi.s": lambda a, b, bits: a * b >> bits,
-    "mul.hi.u": lambda a, b, bits: a * b >> bits,
-    "min.s": lambda a, b, bits: min(a, b),
-    "max.u": lambda a, b, bits: max(a, b),
-    "div.s": lambda a, b, bits: quotient(a, b),
-    "rem.s": lambda a, b, bits: remainder(a, b),
-    "div.u": lambda a, b, bits: quotient(a, b),
-    "rem.u": lambda a, b, bits: remainder(a, b),
-    "and.b": lambda a, b, bits: a & b,
-    "or.b": lambda a, b, bits: a | b,
-    "xor.b": lambda a, b, bits: a ^ b,
+INTEGER = {  # of a type with that many bits, and of operands of it
+    "add.s": lambda bits, a, b: a + b,
+    "sub.s": lambda bits, a, b: a - b,
+    "mul.lo.s": lambda bits, a, b: a * b,
+    "mul.hi.s": lambda bits, a, b: a * b >> bits,
+    "mul.hi.u": lambda bits, a, b: a * b >> bits,
+    "min.s": lambda bits, a, b: min(a, b),
+    "max.u": lambda bits, a, b: max(a, b),
+    "div.s": lambda bits, a, b: quotient(a, b),
+    "rem.s": lambda bits, a, b: remainder(a, b),
+    "div.u": lambda bits, a, b: quotient(a, b),
+    "rem.u": lambda bits, a, b: remainder(a, b),
+    "and.b": lambda bits, a, b: a & b,
+    "or.b": lambda bits, a, b: a | b,
+    "xor.b": lambda bits, a, b: a ^ b,
+    "brev.b": lambda bits, a: int(f"{a:0{bits}b}"[::-1], 2),
+    "popc.b": lambda bits, a: a.bit_count(),
+    "clz.b": lambda bits, a: bits - a.bit_length(),
+    "bfind.u": lambda bits, a: a.bit_length() - 1,
+    "bfind.s": lambda bits, a: (a ^ (a >> bits)).bit_length() - 1,
 }
+COUNTS = ("popc.b", "clz.b", "bfind.u", "bfind.s")  # of 32 bits, whatever they count in
 
 
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("opcode", INTEGER)
 def test_integers(opcode, bits):
-    a, b = integers(bits), integers(bits, seed=1)
-    found = apply(f"{opcode}{bits} $0, $1, $2;", a, b, size=bits // 8)
+    function, size = INTEGER[opcode], 4 if opcode in COUNTS else bits // 8
+    operands = [integers(bits, seed) for seed in range(function.__code__.co_argcount - 1)]
+    places = ", ".join(f"${i}" for i in range(len(operands) + 1))
+    found = apply(f"{opcode}{bits} {places};", *operands, size=size)
     read = (lambda x: signed(x, bits)) if ".s" in opcode else int
-    for x, y, got in zip(a, b, found, strict=True):
-        expected = INTEGER[opcode](read(x), read(y), bits) % (1 << bits)
-        assert int(got) == expected, (hex(x), hex(y))
+    for *values, got in zip(*operands, found, strict=True):
+        assert int(got) == function(bits, *map(read, values)) % (1 << 8 * size), values
 
 
-COUNTS = {
-    "popc.b": lambda a, bits: a.bit_count(),
-    "clz.b": lambda a, bits: bits - a.bit_length(),
-    "bfind.u": lambda a, bits: a.bit_length() - 1,
-    "bfind.s": lambda a, bits: find_highest(signed(a, bits), bits),
+def inserted(start: int, length: int):
+    """``length`` bits from ``start`` on of b, replaced by the lowest of a."""
+    mask = ((1 << length) - 1) << start
+    return lambda a, b: b & ~mask | a << start & mask
+
+
+def permuted(a: int, b: int) -> int:
+    octets = [*a.to_bytes(4, "little"), *b.to_bytes(4, "little")]
+    sign = 255 if octets[4] & 128 else 0  # nibble C: the sign of byte 4
+    return int.from_bytes([octets[4], sign, octets[1], octets[7]], "little")
+
+
+WORDS = {  # of operands of 32 bits
+    "prmt.b32 $0, $1, $2, 0x71C4": permuted,
+    "lop3.b32 $0, $1, $2, $3, 0xE8": lambda a, b, c: a & b | a & c | b & c,
+    "shf.l.wrap.b32 $0, $1, $2, $3": lambda a, b, by: (b << 32 | a) << by % 32 >> 32,
+    "shf.r.wrap.b32 $0, $1, $2, $3": lambda a, b, by: (b << 32 | a) >> by % 32,
+    "shf.r.clamp.b32 $0, $1, $2, $3": lambda a, b, by: (b << 32 | a) >> min(by, 32),
+} | {
+    f"bfi.b32 $0, $1, $2, {start}, {length}": inserted(start, length)
+    for start, length in ((0, 8), (8, 8), (28, 9), (0, 32), (5, 0), (40, 3))
 }
 
 
-@pytest.mark.parametrize("bits", [32, 64])
-@pytest.mark.parametrize("opcode", COUNTS)
-def test_counts_of_bits(opcode, bits):
-    a = integers(bits)
-    found = apply(f"{opcode}{bits} $0, $1;", a)
-    assert [int(x) for x in found] == [COUNTS[opcode](int(x), bits) % (1 << 32) for x in a]
-
-
-@pytest.mark.parametrize("bits", [32, 64])
-def test_bits_in_reverse(bits):
-    a = integers(bits)
-    found = apply(f"brev.b{bits} $0, $1;", a, size=bits // 8)
-    assert [f"{int(x):0{bits}b}"[::-1] for x in a] == [f"{int(x):0{bits}b}" for x in found]
+@pytest.mark.parametrize("text", WORDS)
+def test_words(text):
+    operands = [integers(32, seed) for seed in range(WORDS[text].__code__.co_argcount)]
+    found = apply(f"{text};", *operands)
+    for *values, got in zip(*operands, found, strict=True):
+        assert int(got) == WORDS[text](*map(int, values)) % (1 << 32), values
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -118,38 +130,6 @@ def test_fields(kind, start, length):
         if kind[0] == "s" and length and top:
             field -= 1 << min(length, bits - start)
         assert int(got) == field % (1 << bits), hex(x)
-
-
-def test_inserting_a_field():
-    a, b = integers(32), integers(32, seed=1)
-    for start, length in ((0, 8), (8, 8), (28, 9), (0, 32), (5, 0), (40, 3)):
-        found = apply(f"bfi.b32 $0, $1, $2, {start}, {length};", a, b)
-        mask = ((1 << length) - 1) << start & 0xFFFFFFFF
-        expected = [int(y) & ~mask | int(x) << start & mask for x, y in zip(a, b, strict=True)]
-        assert [int(x) for x in found] == expected, (start, length)
-
-
-def test_permuting_bytes():
-    a, b = integers(32), integers(32, seed=1)
-    found = apply("prmt.b32 $0, $1, $2, 0x71C4;", a, b)
-    for x, y, got in zip(a, b, found, strict=True):
-        octets = [*int(x).to_bytes(4, "little"), *int(y).to_bytes(4, "little")]
-        sign = 255 if octets[4] & 128 else 0  # nibble C: the sign of byte 4
-        assert int(got).to_bytes(4, "little") == bytes([octets[4], sign, octets[1], octets[7]])
-
-
-def test_a_function_of_three_bits():
-    a, b, c = (integers(32, seed) for seed in range(3))
-    assert (apply("lop3.b32 $0, $1, $2, $3, 0xE8;", a, b, c) == (a & b | a & c | b & c)).all()
-
-
-def test_funnel_shifts():
-    a, b, by = integers(32), integers(32, seed=1), LANES.astype(np.uint32)
-    wide = [int(y) << 32 | int(x) for x, y in zip(a, b, strict=True)]
-    left = apply("shf.l.wrap.b32 $0, $1, $2, $3;", a, b, by)
-    right = apply("shf.r.wrap.b32 $0, $1, $2, $3;", a, b, by)
-    assert [int(x) for x in left] == [w << n >> 32 & 0xFFFFFFFF for n, w in enumerate(wide)]
-    assert [int(x) for x in right] == [w >> n & 0xFFFFFFFF for n, w in enumerate(wide)]
 
 
 def test_wide_products_and_sums():
@@ -196,6 +176,9 @@ def test_subnormal_numbers_are_flushed_where_asked():
     one = np.ones(32, np.float32)
     assert (apply("mul.ftz.f32 $0, $1, $2;", tiny, one) == 0).all()
     assert (apply("mul.f32 $0, $1, $2;", tiny, one).view(np.float32) == tiny).all()
+    for ftz, positive in ((".ftz", 0), ("", 1)):
+        text = f"setp.gt{ftz}.f32 %p1, $1, 0f00000000; selp.b32 $0, 1, 0, %p1;"
+        assert (apply(text, tiny) == positive).all()
 
 
 @pytest.mark.parametrize(

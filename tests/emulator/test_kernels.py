@@ -6,61 +6,42 @@ in a process of their own, one for each of pytest's workers.
 
 from __future__ import annotations
 
-import json
+import faulthandler
+import multiprocessing
 import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
+from .__main__ import run
 from .cases import CASES
 from .driver import emulated
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 class Child:
-    """``python -m tests.emulator --serve``; started anew should a case have killed it."""
+    """The process, started again should a case have killed it."""
 
-    def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
+    pool: ProcessPoolExecutor | None = None
 
-    def ask(self, name: str) -> dict:
-        if self.process is None:
-            self.start()
+    def call(self, function, *arguments):
+        if self.pool is None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv("TRITON_INTERPRET", raising=False)
+                self.pool = ProcessPoolExecutor(
+                    1, multiprocessing.get_context("spawn"), initializer=faulthandler.enable
+                )
+                self.pool.submit(int).result()  # it has the environment of its start
         try:
-            self.process.stdin.write(name + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if answer:
-            return json.loads(answer)
-        code = self.process.wait()
-        return {"failure": f"the process died, exit status {code}:\n{self._stop()[-3000:]}"}
-
-    def start(self) -> None:
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in _stop)
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.emulator", "--serve"],
-            cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-        )  # fmt: skip
-
-    def _stop(self) -> str:
-        """What it wrote to standard error."""
-        self.process.communicate()
-        self.process = None
-        self.errors.seek(0)
-        with self.errors as errors:
-            return errors.read()
+            return self.pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            self.close()
+            raise
 
     def close(self) -> None:
-        if self.process is not None:
-            self._stop()
+        if self.pool is not None:
+            self.pool.shutdown()
+            self.pool = None
 
 
 @pytest.fixture(scope="session")
@@ -72,17 +53,14 @@ def child():
 
 @pytest.mark.parametrize("name", CASES)
 def test_compiled(name, child):
-    failure = child.ask(name)["failure"]
+    failure = child.call(run, name)["failure"]
     assert failure is None, failure
 
 
-def test_a_process_that_died_is_a_failure_and_started_anew():
-    child = Child()
-    child.start()
-    child.process.kill()
-    assert "the process died, exit status -9" in child.ask("route 48,5,2")["failure"]
-    assert child.process is None
-    child.close()
+def test_a_case_that_kills_its_process_fails_alone(child):
+    with pytest.raises(BrokenProcessPool):
+        child.call(os._exit, 1)
+    assert child.call(run, "route 48,5,2")["failure"] is None
 
 
 def test_the_interpreter_is_refused(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .arithmetic import elementwise
 from .decode import Code, Step, at, decodes
 from .kinds import PRED, U64, UNSIGNED, Kind
 from .memory import Fault
@@ -20,8 +21,7 @@ def _mov(code: Code) -> Step:
         return _unpack(code, kind)
     if isinstance(code.operands[1], tuple):
         return _pack(code, kind)
-    source, target = code.source(1, kind), code.target(0, kind)
-    return lambda threads: target(threads, source(threads))
+    return elementwise(code, lambda x: x)
 
 
 def _part(code: Code, kind: Kind, parts: int) -> Kind:
@@ -61,8 +61,7 @@ def _cvta(code: Code) -> Step:
     """Generic addresses are the spaces' own here, which only global memory can do."""
     if "global" not in code.modifiers:
         raise Unknown(code.text)
-    source, target = code.source(1, U64), code.target(0, U64)
-    return lambda threads: target(threads, source(threads))
+    return elementwise(code, lambda address: address, U64)
 
 
 @decodes("createpolicy", modifiers="fractional range")
@@ -87,16 +86,12 @@ def _load_parameter(code: Code) -> Step:
 def _ld(code: Code) -> Step:
     if "param" in code.modifiers:
         return _load_parameter(code)
-    kind, shared = code.kind, code.is_shared()
-    address = code.shared_address(1) if shared else code.address(1)
-    parts = code.vector(0)
+    kind, parts, (memory_of, address) = code.kind, code.vector(0), code.memory(1)
     targets, size = [code.target(part, kind) for part in parts], kind.size * len(parts)
 
     def run(threads: Threads) -> None:
         which = threads.which()
-        addresses = at(address(threads), which)
-        memory = threads.shared if shared else threads.memory
-        loaded = memory.load(addresses, size, threads.who())
+        loaded = memory_of(threads).load(at(address(threads), which), size, threads.who())
         bits = loaded.view(kind.unsigned)  # [n, parts]
         for i, target in enumerate(targets):
             column = np.ascontiguousarray(bits[:, i])
@@ -109,17 +104,14 @@ def _ld(code: Code) -> Step:
 def _st(code: Code) -> Step:
     if "param" in code.modifiers:
         return _store_parameter(code)
-    kind, shared = code.kind, code.is_shared()
-    address = code.shared_address(0) if shared else code.address(0)
-    parts = code.vector(1)
-    sources = [code.source(part, kind) for part in parts]
+    kind, (memory_of, address) = code.kind, code.memory(0)
+    sources = [code.source(part, kind) for part in code.vector(1)]
 
     def run(threads: Threads) -> None:
         which = threads.which()
         columns = [at(kind.bits(source(threads)), which) for source in sources]
         values = np.stack(columns, axis=1).view(np.uint8)  # [n, size]
-        memory = threads.shared if shared else threads.memory
-        memory.store(at(address(threads), which), values, threads.who())
+        memory_of(threads).store(at(address(threads), which), values, threads.who())
 
     return run
 
@@ -220,6 +212,4 @@ def _nothing(code: Code) -> Step:
 @decodes("selp")
 def _selp(code: Code) -> Step:
     kind = code.kind
-    yes, no, condition = code.source(1, kind), code.source(2, kind), code.source(3, PRED)
-    target = code.target(0, kind)
-    return lambda threads: target(threads, np.where(condition(threads), yes(threads), no(threads)))
+    return elementwise(code, lambda yes, no, this: np.where(this, yes, no), kind, kind, PRED)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .decode import Code, Step, decodes
+from .arithmetic import extreme
+from .decode import Code, Source, Step, Target, decodes
 from .kinds import B32, PRED, S32, U32, Kind
 from .memory import Fault
 from .ptx import Unknown
@@ -39,8 +40,7 @@ def _members(threads: Threads, mask: np.ndarray, text: str) -> np.ndarray:
 def _shfl(code: Code) -> Step:
     """target|ok, value, lane or distance, segment and clamp, members"""
     mode = code.one_of("idx", "up", "down", "bfly")
-    target_of, *ok_of = code.vector(0)
-    target, oks = code.target(target_of, B32), [code.target(part, PRED) for part in ok_of]
+    target, *oks = _with_predicates(code)
     value, lane, clamp = code.source(1, B32), code.source(2, S32), code.source(3, S32)
     members = code.source(4, U32)
 
@@ -49,12 +49,10 @@ def _shfl(code: Code) -> Step:
         by, limits = by_warp(threads, lane(threads)) & 31, by_warp(threads, clamp(threads))
         segment = limits >> 8 & 31
         low, high = _LANE & segment, (_LANE & segment) | (limits & 31 & ~segment)
-        origin, ok = {
-            "idx": lambda: _bounded(low | (by & ~segment), high),
-            "down": lambda: _bounded(_LANE + by, high),
-            "bfly": lambda: _bounded(_LANE ^ by, high),
-            "up": lambda: (_LANE - by, _LANE - by >= high),
-        }[mode]()
+        origin = {
+            "idx": low | (by & ~segment), "down": _LANE + by, "bfly": _LANE ^ by, "up": _LANE - by,
+        }[mode]  # fmt: skip
+        ok = origin >= high if mode == "up" else origin <= high
         origin = np.where(ok, origin, _LANE)
         if threads.active is not None:
             active = threads.active.reshape(-1, WARP)
@@ -68,8 +66,22 @@ def _shfl(code: Code) -> Step:
     return run
 
 
-def _bounded(origin: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return origin, origin <= high
+def _among_members(
+    code: Code, value: Source, members: int, targets: Sequence[Target], function: Callable
+) -> Step:
+    """``function`` of the members and the values, both [warps, 32], gives results of whole warps
+    or of lanes, [warps] or [warps, 32], one for each target. members: the number of their operand.
+    """
+    mask = code.source(members, U32)
+
+    def run(threads: Threads) -> None:
+        theirs = _members(threads, mask(threads), code.text)
+        results = function(theirs, by_warp(threads, value(threads)))
+        for target, found in zip(targets, results, strict=False):
+            lanes = np.broadcast_to(found.reshape(len(theirs), -1), theirs.shape)
+            target(threads, lanes.reshape(-1))
+
+    return run
 
 
 _REDUCTIONS: dict[str, Callable] = {
@@ -82,56 +94,41 @@ _REDUCTIONS: dict[str, Callable] = {
 def _redux(code: Code) -> Step:
     """One result for all members. Floats: min and max only, over numbers unless ``.NaN``."""
     kind, name = code.kind, code.one_of(*_REDUCTIONS)
-    reduction, start = _REDUCTIONS[name], _start(name, kind)
-    if kind.is_float:
-        if name not in ("min", "max"):
-            raise Unknown(code.text)
-        skips_nan = "NaN" not in code.modifiers
-        reduction = {"min": np.fmin, "max": np.fmax}[name] if skips_nan else reduction
-    value, members, target = code.source(1, kind), code.source(2, U32), code.target(0, kind)
+    if kind.is_float and name not in ("min", "max"):
+        raise Unknown(code.text)
+    reduction = extreme(code, name) if name in ("min", "max") else _REDUCTIONS[name]
+    start = _start(name, kind)
 
-    def run(threads: Threads) -> None:
-        theirs = _members(threads, members(threads), code.text)
-        values = by_warp(threads, value(threads))
+    def reduced(members: np.ndarray, values: np.ndarray) -> tuple[np.ndarray]:
         values = np.abs(values) if "abs" in code.modifiers else values
-        found = reduction.reduce(np.where(theirs, values, start), axis=1, dtype=kind.dtype)
-        target(threads, np.repeat(found, WARP))
+        values = np.where(members, values, start)
+        return (reduction.reduce(values, axis=1, dtype=kind.dtype),)
 
-    return run
+    return _among_members(code, code.source(1, kind), 2, [code.target(0, kind)], reduced)
 
 
 def _start(name: str, kind: Kind):
     """What changes nothing."""
     if kind.is_float:
-        return kind.dtype.type(np.nan if name not in ("min", "max") else _infinity(name))
+        return kind.dtype.type(np.inf if name == "min" else -np.inf)
     limits = np.iinfo(kind.dtype)
     ends = {"min": limits.max, "max": limits.min, "and": -1 if kind.is_signed else limits.max}
     return kind.dtype.type(ends.get(name, 0))
 
 
-def _infinity(name: str) -> float:
-    return np.inf if name == "min" else -np.inf
-
-
 @decodes("vote", modifiers="sync all any uni ballot")
 def _vote(code: Code) -> Step:
     mode = code.one_of("all", "any", "uni", "ballot")
-    source, members = code.source(1, PRED), code.source(2, U32)
+
+    def vote(members: np.ndarray, values: np.ndarray) -> tuple[np.ndarray]:
+        yes, no = values & members, ~values & members
+        if mode == "ballot":
+            return (_mask(yes),)
+        some, others = yes.any(axis=1), no.any(axis=1)
+        return ({"all": ~others, "any": some, "uni": ~(others & some)}[mode],)
+
     target = code.target(0, B32 if mode == "ballot" else PRED)
-
-    def run(threads: Threads) -> None:
-        theirs = _members(threads, members(threads), code.text)
-        yes = by_warp(threads, source(threads)) & theirs
-        no = theirs & ~yes
-        found = {
-            "all": lambda: ~no.any(axis=1),
-            "any": lambda: yes.any(axis=1),
-            "uni": lambda: ~(no.any(axis=1) & yes.any(axis=1)),
-            "ballot": lambda: _mask(yes),
-        }[mode]()
-        target(threads, np.repeat(found, WARP))
-
-    return run
+    return _among_members(code, code.source(1, PRED), 2, [target], vote)
 
 
 def _mask(lanes: np.ndarray) -> np.ndarray:
@@ -154,35 +151,30 @@ def _activemask(code: Code) -> Step:
 @decodes("match", modifiers="any all sync")
 def _match(code: Code) -> Step:
     """Which members hold the same value: any, or all members if they all do and else none."""
-    kind, mode = code.kind, code.one_of("any", "all")
-    target_of, *ok_of = code.vector(0)
-    target, oks = code.target(target_of, B32), [code.target(part, PRED) for part in ok_of]
-    value, members = code.source(1, kind), code.source(2, U32)
+    mode = code.one_of("any", "all")
 
-    def run(threads: Threads) -> None:
-        theirs = _members(threads, members(threads), code.text)
-        values = by_warp(threads, value(threads))
-        same = (values[:, :, None] == values[:, None, :]) & theirs[:, None, :]
+    def match(members: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        same = (values[:, :, None] == values[:, None, :]) & members[:, None, :]
         if mode == "all":
-            same = np.where((same == theirs[:, None, :]).all(axis=2)[:, :, None], same, False)
-        target(threads, _mask(same).reshape(-1))
-        for found in oks:
-            found(threads, same.any(axis=2).reshape(-1))
+            same &= (same == members[:, None, :]).all(axis=2, keepdims=True)
+        return _mask(same), same.any(axis=2)
 
-    return run
+    targets = _with_predicates(code)
+    return _among_members(code, code.source(1, code.kind), 2, targets, match)
+
+
+def _with_predicates(code: Code) -> list[Target]:
+    """Of operand 0: a number, and ``|%p`` if it is there."""
+    number, *predicates = code.vector(0)
+    return [code.target(number, B32), *(code.target(part, PRED) for part in predicates)]
 
 
 @decodes("elect", modifiers="sync")
 def _elect(code: Code) -> Step:
     """The lowest member: its number, and whether a thread is it."""
-    chosen_of, is_of = code.vector(0)
-    chosen, is_chosen = code.target(chosen_of, B32), code.target(is_of, PRED)
-    members = code.source(1, U32)
 
-    def run(threads: Threads) -> None:
-        theirs = _members(threads, members(threads), code.text)
-        lowest = theirs.argmax(axis=1)
-        chosen(threads, np.repeat(lowest, WARP).astype(np.uint32))
-        is_chosen(threads, (lowest[:, None] == _LANE).reshape(-1))
+    def elect(members: np.ndarray, _) -> tuple[np.ndarray, np.ndarray]:
+        lowest = members.argmax(axis=1)
+        return lowest, lowest[:, None] == _LANE
 
-    return run
+    return _among_members(code, code.source(1, U32), 1, _with_predicates(code), elect)
