@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Rows = dict[tuple[str, str, str], dict]  # by part, group and name
+MET, MISSED, NOT_MEASURED = "met", "**missed**", "not measured"
 PAPER, AGGREGATE = "48,5,2,100", "aggregate 4096,64,2,1000 bfloat16"  # N, M, K, C
 
 
@@ -36,11 +37,11 @@ class Goal:
         """Cells: the figure, what is wanted, what was found, and how that is."""
         found = self.value(rows)
         if found is None:
-            return [self.figure, self.wanted, "-", "not measured"]
+            return [self.figure, self.wanted, "-", NOT_MEASURED]
         above = self.least is None or found.value >= self.least
         met = above and (self.most is None or found.value <= self.most)
         said = self.text.format(found.value) + (f" ({found.of})" if found.of else "")
-        return [self.figure, self.wanted, said, "met" if met else "**missed**"]
+        return [self.figure, self.wanted, said, MET if met else MISSED]
 
 
 def row(rows: Rows, group: str, name: str) -> dict | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import gpu_goals, jsonl
 from .children import is_result
-from .gpu_goals import Rows
+from .gpu_goals import MET, MISSED, NOT_MEASURED, Rows
 from .records import RESULTS, ROOT, slug
 
 FILE = "gpu.jsonl"
@@ -42,9 +42,7 @@ def rows_of(run: Path) -> list[dict]:
     usual = next((row["device"] for row in rows if "device" in row), None)
     if usual is None:
         raise ValueError(f"{run}: no line names a device; is it a folder of bench.gpu_check?")
-    return [
-        {"device": by_group.get((row["part"], row["group"]), usual), **row} for row in rows
-    ]  # fmt: skip
+    return [{"device": by_group.get((row["part"], row["group"]), usual), **row} for row in rows]
 
 
 def newest(rows: Iterable[dict]) -> Rows:
@@ -68,14 +66,9 @@ def merge(runs: Iterable[Path], results: Path) -> list[Path]:
         path = results / slug(device) / FILE
         merged = newest([*jsonl.read(path), *rows])
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(merged[key]) + "\n" for key in sorted(merged))
-        path.write_text(text)
+        path.write_text("".join(json.dumps(merged[key]) + "\n" for key in sorted(merged)))
         written.append(path)
     return written
-
-
-def devices_of(results: Path) -> list[Rows]:
-    return [newest(jsonl.read(path)) for path in sorted(results.glob(f"*/{FILE}"))]
 
 
 def part(rows: Rows, name: str, group: str | None = None) -> list[dict]:
@@ -85,6 +78,10 @@ def part(rows: Rows, name: str, group: str | None = None) -> list[dict]:
         for key, row in rows.items()
         if key[0] == name and group in (None, key[1]) and is_result(row)
     ]
+
+
+def timed(found: Iterable[dict]) -> list[dict]:
+    return [row for row in found if row["ok"] and "p50" in row]
 
 
 def heading(rows: Rows) -> str:
@@ -137,18 +134,13 @@ def goals(rows: Rows) -> list[str]:
 def missed(rows: Rows) -> list[str]:
     """The goals in two sentences."""
     lines = gpu_goals.lines(rows)
-    met, failed, unknown = (
-        [line for line in lines if line[3].strip("*") == verdict]
-        for verdict in ("met", "missed", "not measured")
-    )
-    if not (met or failed):
+    met, unknown = (sum(line[3] == verdict for line in lines) for verdict in (MET, NOT_MEASURED))
+    if unknown == len(lines):
         return []
-    text = f"{len(met)} of {len(lines)} goals are met"
-    text += f", {len(unknown)} not measured." if unknown else "."
-    if failed:
-        told = "; ".join(f"{figure} {found} ({wanted})" for figure, wanted, found, _ in failed)
-        text += f" Missed: {told}."
-    return [text]
+    text = f"{met} of {len(lines)} goals are met"
+    text += f", {unknown} not measured." if unknown else "."
+    failed = [f"{line[0]} {line[2]} ({line[1]})" for line in lines if line[3] == MISSED]
+    return [text + (f" Missed: {'; '.join(failed)}." if failed else "")]
 
 
 def step_rows(rows: Rows) -> list[dict]:
@@ -163,19 +155,16 @@ def steps(found: list[dict], title: str) -> list[str]:
             "GiB (of dense)", "dearest kernel"]  # fmt: skip
     dense = next((row for row in found if row["name"] == "dense" and row["ok"]), {})
     body = []
-    for row in sorted(found, key=lambda row: row.get("p50", float("inf"))):
-        if "p50" not in row or not row["ok"]:
-            body.append([row["name"], row.get("note", "-"), *["-"] * 6])
-            continue
+    shown = sorted(timed(found), key=lambda row: row["p50"])
+    for row in shown:
         dearest = row.get("dearest") or []
         kernel = f"`{kernel_name(dearest[0][0])}` {ms(dearest[0][1])} ms" if dearest else "-"
         body.append([
-            row["name"], milliseconds(row, spread=True),
-            ms(row["busy"]) if "busy" in row else "-",
+            row["name"], milliseconds(row, spread=True), ms(row.get("busy")),
             cell(row.get("to_k_single")), cell(row.get("to_k_captured")),
-            cell(row.get("launches"), "{:.0f}"),
-            memory(row, dense), kernel,
+            cell(row.get("launches"), "{:.0f}"), memory(row, dense), kernel,
         ])  # fmt: skip
+    body += [[r["name"], r.get("note", "-"), *["-"] * 6] for r in found if r not in shown]
     return markdown(head, body)
 
 
@@ -196,33 +185,25 @@ def kernel_name(name: str) -> str:
 
 def milliseconds(row: dict, spread: bool = False) -> str:
     """A row's median, and its spread; or the mean of one cycle, where time did not do for more."""
+    median = ms(row.get("p50"))
     if row.get("rounds") == 1:
-        return f"{ms(row['p50'])} (one cycle)"
-    return ms(row["p50"]) + f" ({ms(row['p20'])}-{ms(row['p80'])})" * spread
+        return f"{median} (one cycle)"
+    return f"{median} ({ms(row['p20'])}-{ms(row['p80'])})" if spread else median
 
 
-def ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f}"
+def ms(seconds: float | None) -> str:
+    return cell(seconds, unit=1e3)
 
 
-def cell(value: float | None, text: str = "{:.2f}") -> str:
-    return "-" if value is None else text.format(value)
+def cell(value: float | None, text: str = "{:.2f}", unit: float = 1.0) -> str:
+    """unit: how many of the text's make one of the value's."""
+    return "-" if value is None else text.format(value * unit)
 
 
 def notes_of(found: list[dict]) -> list[str]:
     """Of rows that have no time, why."""
     lines = [f"- {row['name']}: {row.get('note', '-')}" for row in found if not row["ok"]]
     return ["\n".join(lines)] if lines else []
-
-
-def by_size(found: list[dict]) -> dict[str, dict[str, dict]]:
-    """Timed rows by what they are of ("48,5,2,100") and how ("triton eager"), small sizes first."""
-    sizes: dict[str, dict[str, dict]] = {}
-    for row in found:
-        if row["ok"] and "p50" in row:
-            size, _, how = row["name"].partition(" ")
-            sizes.setdefault(size, {})[how] = row
-    return dict(sorted(sizes.items(), key=lambda item: [int(n) for n in item[0].split(",")]))
 
 
 GLUES = {"reference eager": "reference", "compiled eager": "compiled", "torch eager": "torch",
@@ -232,19 +213,20 @@ GLUES = {"reference eager": "reference", "compiled eager": "compiled", "torch ea
 
 def glues(rows: Rows, group: str, title: str) -> list[str]:
     """Microseconds of each row by size, and how many times as fast as the eager reference."""
-    found = part(rows, "speed", group)
-    sizes = by_size(found)
+    found, body = part(rows, "speed", group), []
+    sizes: dict[str, dict[str, dict]] = {}  # "48,5,2,100" -> "triton eager" -> its row
+    for row in timed(found):
+        size, _, how = row["name"].partition(" ")
+        sizes.setdefault(size, {})[how] = row
     shown = [how for how in GLUES if any(how in by for by in sizes.values())]
-    body = []
-    for size, by in sizes.items():
-        busy = by.get("triton eager", {}).get("busy")
-        cells = [cell(busy and busy * 1e6, "{:.0f}")]
+    for size in sorted(sizes, key=lambda size: [int(n) for n in size.split(",")]):
+        by = sizes[size]
+        cells = [cell(by.get("triton eager", {}).get("busy"), "{:.0f}", 1e6)]
         for how in shown:
-            if how not in by:
-                cells.append("-")
-                continue
-            ratio = by[how].get("speedup") if how != "reference eager" else None
-            cells.append(f"{by[how]['p50'] * 1e6:.0f}" + (f" ({ratio:.1f}x)" if ratio else ""))
+            row = by.get(how, {})
+            ratio = row.get("speedup") if how != "reference eager" else None
+            told = f" ({ratio:.1f}x)" if ratio else ""
+            cells.append(cell(row.get("p50"), "{:.0f}", 1e6) + told)
         body.append([size, *cells])
     head = [title, "triton: device busy", *(GLUES[how] for how in shown)]
     return markdown(head, body) + notes_of(found)
@@ -260,13 +242,12 @@ def roofs(rows: Rows) -> list[str]:
     """Microseconds and the share of a copy, replayed and eager, forward and backward."""
     found = part(rows, "speed", "roof")
     kernels: dict[str, dict[str, str]] = {}
-    for row in found:
-        if row["ok"] and "p50" in row:
-            *kernel, direction, mode = row["name"].split()
-            share = gpu_goals.share(rows, row)
-            text = f"{row['p50'] * 1e6:.0f}" + f", {cell(share, '{:.0%}')}" * (share is not None)
-            text += "\\*" * (share is not None and share > 1)
-            kernels.setdefault(" ".join(kernel), {})[f"{direction} {mode}"] = text
+    for row in timed(found):
+        *kernel, direction, mode = row["name"].split()
+        text, share = f"{row['p50'] * 1e6:.0f}", gpu_goals.share(rows, row)
+        if share is not None:
+            text += f", {share:.0%}" + "\\*" * (share > 1)
+        kernels.setdefault(" ".join(kernel), {})[f"{direction} {mode}"] = text
     columns = [f"{d} {mode}" for mode in ("graph", "eager") for d in ("forward", "backward")]
     body = [[name, *(by.get(c, "-") for c in columns)] for name, by in sorted(kernels.items())]
     head = ["kernel: us, share of a copy", *(c.replace("graph", "replayed") for c in columns)]
@@ -277,15 +258,14 @@ def roofs(rows: Rows) -> list[str]:
 def aggregates(rows: Rows) -> list[str]:
     """The aggregate, forward and backward, in each form."""
     found, body = part(rows, "speed", "aggregate"), []
-    timed = {row["name"]: row for row in found if row["ok"] and "p50" in row}
-    for form in dict.fromkeys(name.rpartition(" ")[0] for name in sorted(timed)):
-        eager, graph = (timed.get(f"{form} {mode}") for mode in ("eager", "graph"))
-        dense = timed.get(f"{form.rpartition(' ')[0]} dense eager")
-        memory = eager and eager.get("peak_memory")
-        ratio = gpu_goals.over(eager, dense, "peak_memory")
+    by_name = {row["name"]: row for row in timed(found)}
+    for form in dict.fromkeys(name.rpartition(" ")[0] for name in sorted(by_name)):
+        graph, eager = (by_name.get(f"{form} {mode}", {}) for mode in ("graph", "eager"))
+        dense = by_name.get(f"{form.rpartition(' ')[0]} dense eager")
         body.append([
-            form, *("-" if row is None else ms(row["p50"]) for row in (graph, eager)),
-            cell(memory and memory / 2**20, "{:.0f}"), cell(ratio),
+            form, ms(graph.get("p50")), ms(eager.get("p50")),
+            cell(eager.get("peak_memory"), "{:.0f}", 2**-20),
+            cell(gpu_goals.over(eager, dense, "peak_memory")),
         ])  # fmt: skip
     head = ["forward and backward", "ms, replayed", "ms, eager", "MiB", "of the dense form's"]
     return markdown(head, body) + notes_of(found)
@@ -295,9 +275,7 @@ def growths(rows: Rows) -> list[str]:
     found = part(rows, "speed", "growth")
     points = [row for row in found if row["ok"] and "step" in row]
     points.sort(key=lambda row: (row["name"].partition(",")[0], row["M"]))
-    body = [
-        [row["name"], ms(row["step"]["p50"]), ms(row["experts alone"]["p50"])] for row in points
-    ]
+    body = [[r["name"], ms(r["step"]["p50"]), ms(r["experts alone"]["p50"])] for r in points]
     grown = [f"{r['name']}: {r['text']}." for r in found if "growth_beyond_smaller_groups" in r]
     head = ["N = 64, K = 2", "ms a step", "its experts alone, eager"]
     return markdown(head, body) + grown + notes_of(found)
@@ -305,22 +283,20 @@ def growths(rows: Rows) -> list[str]:
 
 def predicted(rows: Rows) -> list[str]:
     found = part(rows, "speed", "predict")
-    timed = sorted((r for r in found if r["ok"]), key=lambda row: (row["N"], row["p50"]))
-    body = [[row["name"], milliseconds(row, spread=True), cell(row["to_single"])] for row in timed]
+    rows = sorted(timed(found), key=lambda row: (row["N"], row["p50"]))
+    body = [[row["name"], milliseconds(row, spread=True), cell(row["to_single"])] for row in rows]
     return markdown(["prediction", "ms (20-80 %)", "x one expert"], body) + notes_of(found)
 
 
 def threads(rows: Rows) -> list[str]:
     """A table of the host's threads: milliseconds a step."""
-    groups = sorted(
-        {key[1] for key in rows if key[1].startswith("cpu ")}, key=lambda name: int(name[4:])
-    )
+    counts = sorted({int(key[1][4:]) for key in rows if key[1].startswith("cpu ")})
     names = [name for name in ("reference", "sequential", "threads")
-             if any(("speed", group, name) in rows for group in groups)]  # fmt: skip
-    body = []
-    for group in groups:
-        found = [rows.get(("speed", group, name), {}) for name in names]
-        body.append([group[4:], *(milliseconds(row) if "p50" in row else "-" for row in found)])
+             if any(("speed", f"cpu {n}", name) in rows for n in counts)]  # fmt: skip
+    body = [
+        [str(n), *(milliseconds(rows.get(("speed", f"cpu {n}", name), {})) for name in names)]
+        for n in counts
+    ]
     return markdown(["threads", *(f"{name}, ms" for name in names)], body)
 
 
@@ -370,13 +346,11 @@ def short(devices: list[Rows]) -> str:
     """For docs/results.md: the paper's step, how many checks are right, which goals are missed."""
     blocks = []
     for rows in filter(on_gpu, devices):
-        timed = [row for row in step_rows(rows) if row["ok"] and "p50" in row]
-        timed = [row for row in timed if in_words(row["name"])]
         body = [
-            [in_words(row["name"]), milliseconds(row), ms(row["busy"]) if "busy" in row else "-",
-             cell(row.get("to_k_single"))]
-            for row in sorted(timed, key=lambda row: row["p50"])
-        ]  # fmt: skip
+            [words, milliseconds(row), ms(row.get("busy")), cell(row.get("to_k_single"))]
+            for row in sorted(timed(step_rows(rows)), key=lambda row: row["p50"])
+            if (words := in_words(row["name"]))
+        ]
         blocks += [heading(rows), *(text.split("\n")[0] for text in checks(rows))]
         head = ["the paper's step: 48 images, 5 ResNet-50, K = 2", "ms", "device busy, ms",
                 "x K single models"]  # fmt: skip
@@ -407,7 +381,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT, results: Path = RESUL
         parser.error("--check: writes nothing, so it takes no RUN")
     for path in merge(args.runs, results):
         print(path)
-    devices, old = devices_of(results), []
+    devices, old = [newest(jsonl.read(path)) for path in sorted(results.glob(f"*/{FILE}"))], []
     for name, block in (("docs/results.md", short(devices)), ("bench/README.md", whole(devices))):
         path = root / name
         text = path.read_text()
