@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 # Triton decides where it is imported whether it interprets, and tests here unset TRITON_INTERPRET:
 # whichever of them imports it first must not decide for all.
 import hubpath_fast.kernels  # noqa: F401
 import pytest
 import torch
+from support.bench import Written
+
+from bench.children import Files, Writer
+
+
+@pytest.fixture(autouse=True)
+def not_interpreted(monkeypatch):
+    """The tests run under Triton's interpreter, which benchmarks refuse; kernels have been made."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture
+def interpreted(monkeypatch, device):
+    """For tests that run kernels: without a GPU they are interpreted after all."""
+    if device.type == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def write():
+    return Written()
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Of a group's lines, to a file."""
+    return Writer(Files(tmp_path, "part"), "group", lambda: {"device": "d"})
 
 
 @pytest.fixture
@@ -19,38 +44,6 @@ def tf32():
     torch.backends.cuda.matmul.allow_tf32 = True
     yield
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-TICK = 2.0**-9  # a power of two: sums are exact
-
-
-class FakeStream:
-    """Stands, with those below, for CUDA's streams, graphs and events: a replay does nothing, and
-    is recorded to take ``TICK`` seconds."""
-
-    def wait_stream(self, other):
-        pass
-
-
-class FakeGraph:
-    def replay(self):
-        pass
-
-
-class FakeEvent:
-    ticks = itertools.count()
-
-    def __init__(self, enable_timing):
-        pass
-
-    def record(self):
-        self.time = next(self.ticks)
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, other):
-        return (other.time - self.time) * TICK * 1e3
 
 
 class Clock:
@@ -76,17 +69,14 @@ def clock():
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """The seconds that a replay is recorded to take."""
-
-    @contextlib.contextmanager
-    def within(*_, **__):
-        yield
-
-    names = {"Stream": FakeStream, "CUDAGraph": FakeGraph, "Event": FakeEvent, "stream": within,
-             "graph": within, "synchronize": lambda *_: None, "current_stream": FakeStream,
-             "get_device_properties": lambda _: SimpleNamespace(L2_cache_size=64)}  # fmt: skip
-    for name, value in names.items():
-        monkeypatch.setattr(torch.cuda, name, value)
+    """Stand-ins for CUDA's streams, graphs and events: a replay does nothing, and is recorded to
+    take so many seconds, a power of two."""
+    fake, seconds = MagicMock(), 2.0**-9
+    fake.Event().elapsed_time.return_value = 1e3 * seconds
+    fake.get_device_properties().L2_cache_size = 64
+    for name in ("Stream", "CUDAGraph", "Event", "stream", "graph", "synchronize",
+                 "current_stream", "get_device_properties"):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **(k | {"device": "cpu"})))
-    return TICK
+    return seconds

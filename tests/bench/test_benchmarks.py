@@ -16,11 +16,6 @@ from bench.operations import NAMES, Size
 SMALL = Size(11, 4, 2, 6)
 
 
-@pytest.fixture(autouse=True)
-def not_interpreted(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("routing", operations.ROUTINGS)
 def test_both_rows_of_an_operation_are_right(name, routing):
@@ -246,10 +241,3 @@ def test_a_glue_that_cannot_be_captured_costs_its_own_row(glue_on_a_gpu, monkeyp
     ]  # fmt: skip
     assert [row["row"] for row in rows if row.get("mode") == "graph"] == ["torch", "triton"]
     assert sum("p50" in row for row in rows) == 4
-
-
-def test_benchmarks_refuse_the_interpreter(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for command in (ops.main, glue.main):
-        with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
-            command([])

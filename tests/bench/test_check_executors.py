@@ -12,65 +12,55 @@ import hubpath_fast as hp
 from bench import check_executors, step_models
 
 
-@pytest.fixture
-def rows():
-    return []
-
-
-@pytest.fixture
-def write(rows):
-    return lambda name, ok=True, **values: rows.append({"name": name, "ok": ok, **values})
-
-
-def test_executors_that_agree_are_ok(write, rows):
+def test_executors_that_agree_are_ok(write):
     check_executors.agreement(write, ["graphs", "threads"], "cpu", make_hub, steps=8)
-    assert [row["name"] for row in rows] == [
+    assert [row["name"] for row in write] == [
         f"{executor} {network} {precision}"
         for network in ("BatchNorm", "LayerNorm")
         for precision in ("float32", "bf16")
         for executor in ("graphs", "threads")
     ]
-    assert [row for row in rows if not row["ok"]] == []
+    assert write.failed == []
 
 
-def test_a_wrong_executor_is_named(write, rows, monkeypatch):
+def test_a_wrong_executor_is_named(write, monkeypatch):
     join = hp.executors.graphs.executor.join
     monkeypatch.setattr(hp.executors.graphs.executor, "join", lambda *args: join(*args) * 1.3)
     check_executors.agreement(write, ["graphs"], "cpu", make_hub, steps=8)
-    assert not any(row["ok"] for row in rows)
-    assert rows[0]["note"].startswith("step 0: prediction differ by ")
+    assert not any(row["ok"] for row in write)
+    assert write[0]["note"].startswith("step 0: prediction differ by ")
 
 
-def test_graphs_that_replay_nothing_are_no_success(write, rows):
+def test_graphs_that_replay_nothing_are_no_success(write):
     check_executors.agreement(write, ["graphs"], "cpu", make_hub, steps=1)
-    assert [row["note"] for row in rows] == ["no graph was replayed: nothing was captured"] * 4
+    assert [row["note"] for row in write] == ["no graph was replayed: nothing was captured"] * 4
 
 
-def test_an_error_is_a_line_and_the_others_go_on(write, rows):
+def test_an_error_is_a_line_and_the_others_go_on(write):
     check_executors.agreement(write, ["streams", "threads"], "cpu", make_hub, steps=1)
-    assert [row["ok"] for row in rows] == [False, True] * 4
-    assert "executor: 'streams' needs CUDA" in rows[0]["note"]
+    assert [row["ok"] for row in write] == [False, True] * 4
+    assert "executor: 'streams' needs CUDA" in write[0]["note"]
 
 
-def test_dropout_is_checked_by_what_it_leaves(write, rows, monkeypatch):
+def test_dropout_is_checked_by_what_it_leaves(write, monkeypatch):
     check_executors.dropout(write, ["sequential", "graphs"], "cpu", make_hub, steps=8)
-    assert [(row["name"], row["ok"]) for row in rows] == [
+    assert [(row["name"], row["ok"]) for row in write] == [
         ("sequential dropout", True), ("graphs dropout", True),
     ]  # fmt: skip
-    del rows[:]
+    del write[:]
     keep = torch.arange(256) % 2 * 2.0
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * keep)
     check_executors.dropout(write, ["sequential"], "cpu", make_hub, steps=2)
-    [row] = rows
+    [row] = write
     assert row["note"] == "step 1, not so: other ones than before"
 
 
-def test_after_failed_captures_all_is_as_before(write, rows):
+def test_after_failed_captures_all_is_as_before(write):
     check_executors.capture_failures(
         write, "cpu", make_hub, read=refuses, capturing=lambda: Backend.capturing
     )
-    assert [row["name"] for row in rows] == ["after a failed capture", "draws", "a good capture"]
-    assert [row for row in rows if not row["ok"]] == []
+    assert [row["name"] for row in write] == ["after a failed capture", "draws", "a good capture"]
+    assert write.failed == []
 
 
 @pytest.mark.parametrize(
@@ -80,13 +70,13 @@ def test_after_failed_captures_all_is_as_before(write, rows):
         (9, "no note does after the second; what failed twice is eager"),
     ],
 )
-def test_a_capture_is_to_fail_twice_before_its_expert_is_eager(write, rows, failures, wrong):
+def test_a_capture_is_to_fail_twice_before_its_expert_is_eager(write, failures, wrong):
     """As the executor's default says; here another number does."""
     make = partial(make_hub, max_failures=failures)
     check_executors.capture_failures(
         write, "cpu", make, read=refuses, capturing=lambda: Backend.capturing
     )
-    assert [row["note"] for row in rows if not row["ok"]] == [f"not so: {wrong}"]
+    assert [row["note"] for row in write.failed] == [f"not so: {wrong}"]
 
 
 @pytest.mark.parametrize(("after", "back"), [(100, True), (90, True), (116, False)])
@@ -104,19 +94,19 @@ def test_memory_is_back_where_no_more_of_it_is_in_use(monkeypatch, after, back):
     assert check_executors._blocks_return() == back
 
 
-def test_an_error_after_a_failed_capture_hides_no_other_check(write, rows, monkeypatch):
+def test_an_error_after_a_failed_capture_hides_no_other_check(write, monkeypatch):
     def broken(*_):
         raise RuntimeError("Offset increment outside graph capture")
 
     monkeypatch.setattr(check_executors, "step", broken)
     check_executors.capture_failures(write, "cpu", make_hub, 2)
-    assert [(row["name"], row["ok"]) for row in rows] == [
+    assert [(row["name"], row["ok"]) for row in write] == [
         ("after a failed capture", False), ("draws", True), ("a good capture", False),
     ]  # fmt: skip
-    assert rows[0]["note"] == "RuntimeError: Offset increment outside graph capture"
+    assert write[0]["note"] == "RuntimeError: Offset increment outside graph capture"
 
 
-def test_draws_that_are_broken_by_a_failed_capture_are_seen(write, rows, monkeypatch):
+def test_draws_that_are_broken_by_a_failed_capture_are_seen(write, monkeypatch):
     monkeypatch.setattr(check_executors.torch, "rand", lambda *size, device: torch.zeros(size))
     assert check_executors._draws("cpu") == {
         "torch draws again": False,

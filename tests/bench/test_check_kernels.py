@@ -13,17 +13,7 @@ from support.bench import SMALL, TINY_GLUE, small_cases
 from bench import check_kernels, check_operations, glue, operations
 from bench.operations import Size
 
-
-class Written(list):
-    """Takes the lines of a check."""
-
-    def __call__(self, name, ok=True, **values):
-        self.append({"name": name, "ok": ok, **values})
-
-
-@pytest.fixture
-def write():
-    return Written()
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @pytest.mark.parametrize("name", check_operations.CASES)

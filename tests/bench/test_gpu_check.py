@@ -14,12 +14,12 @@ import torch
 from support.bench import TINY_GLUE, Backend, chosen_for_cpu, make_hub, refuses, small_cases
 
 from bench import check_kernels, children, gpu_check, jsonl, precompile, pytest_lines
-from bench.children import Files, Writer
+from bench.children import Writer
 from bench.records import ROOT
 
 
 @pytest.fixture
-def place(monkeypatch):
+def place(monkeypatch, interpreted):
     chosen_for_cpu(monkeypatch)
     return gpu_check.Place(
         device="cpu", cases=tuple(small_cases()), glues=(TINY_GLUE,), repeats=1,
@@ -77,14 +77,8 @@ def test_a_dry_run_lists_groups_within_the_seconds(capsys):
 
 def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert gpu_check.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().out.endswith("no GPU: torch.cuda.is_available() is False\n")
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return Writer(Files(tmp_path, "check"), "group", lambda: {"device": "d"})
 
 
 def rows_of(writer):
@@ -95,9 +89,6 @@ def test_the_machine_is_told_and_kernels_are_compiled_for_it(writer, monkeypatch
     found = SimpleNamespace(name="A GPU", major=9, minor=0, total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected compiled"):
-        gpu_check.machine(gpu_check.Place(), writer, 1.0)
-    monkeypatch.delenv("TRITON_INTERPRET")
     gpu_check.machine(gpu_check.Place(), writer, 1.0)
     asked = []
     monkeypatch.setattr(
@@ -116,7 +107,6 @@ def test_a_worker_that_fails_to_compile_is_counted(monkeypatch, capfd):
     def broken():
         raise ValueError("no such kernel")
 
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(precompile, "launches_compile", lambda arch: contextlib.nullcontext())
     monkeypatch.setattr(
         precompile, "jobs", lambda: [("good", int), ("bad", broken), ("good", int)]
@@ -138,8 +128,7 @@ print(" ".join(names))
 
 
 def test_what_is_compiled_without_a_gpu_is_what_would_be_launched(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], env=environment, cwd=ROOT, capture_output=True, text=True
     )
@@ -151,13 +140,7 @@ def test_what_is_compiled_without_a_gpu_is_what_would_be_launched(tmp_path):
     assert compiled == set(launched)
 
 
-def test_nothing_is_compiled_under_the_interpreter():
-    assert os.environ["TRITON_INTERPRET"] == "1"
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected compiled"):
-        precompile.compile_jobs([], 90)
-
-
-def test_every_kernel_runs_once_for_the_memory_checker(device, monkeypatch):
+def test_every_kernel_runs_once_for_the_memory_checker(device, interpreted, monkeypatch):
     found = []
     call = check_kernels.operations.found
     monkeypatch.setattr(

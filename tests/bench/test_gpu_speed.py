@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from support.bench import PRESET, Backend, chosen_for_cpu, linear_experts
+from support.bench import PRESET, Backend, Lanes, graphs_for_cpu, linear_experts
 
 import hubpath_fast as hp
 from bench import (
@@ -21,16 +20,11 @@ from bench import (
     step_rows,
     timing,
 )
-from bench.children import Files, Writer
+from bench.children import Writer
 from bench.operations import Size
 
 ROWS = ("single 0", "captured single 0", "sequential", "threads", "dense", "reference", "glue",
         "generator")  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def not_interpreted(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 @pytest.fixture
@@ -47,20 +41,9 @@ def quick(monkeypatch):
 @pytest.fixture
 def lanes(monkeypatch):
     """The numbers of lanes that graphs were asked to run on; they are stand-ins."""
-
-    class Lanes(Backend):
-        def __init__(self, device, num_streams=8):
-            super().__init__(device)
-            self.num_streams = num_streams
-            asked.append(num_streams)
-
-    asked = []
-    chosen_for_cpu(monkeypatch)
-    monkeypatch.setattr(step_rows, "CudaBackend", Lanes)
-    make = step_rows.GraphsExecutor.__init__  # of copies of a model, too
-    monkeypatch.setattr(make, "__defaults__", (Lanes, *make.__defaults__[1:]))
+    graphs_for_cpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, inputs: module)
-    return asked
+    return Lanes.asked
 
 
 @pytest.fixture
@@ -85,8 +68,10 @@ def here(group, limit, files, stamp):
 
 def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PRESET.stride, 84, 4)  # atari's pixels
-    monkeypatch.setattr(step_rows, "make", small_images(step_rows.make))
-    compiled = []
+    make, compiled = step_rows.make, []
+    monkeypatch.setattr(  # experts of 16 pixels take images of 84 by a part of them
+        step_rows, "make", lambda preset, px, *rest, **options: make(preset, 16, *rest, **options)
+    )
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     arguments = ["--only", ",".join(gpu_speed.PARTS), "--out", str(tmp_path)]
     assert gpu_speed.main(arguments, place, here) == 0, capsys.readouterr().out
@@ -144,18 +129,8 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speed.jsonl"]
 
 
-def small_images(make):
-    """Experts of 16 pixels take images of 84 by a part of them."""
-
-    def made(preset, px, *arguments, **options):
-        return make(preset, 16, *arguments, **options)
-
-    return made
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return Writer(Files(tmp_path, "speed"), "step", lambda: {"device": "d"})
+def rows_of(writer):
+    return jsonl.read(writer.files.rows)
 
 
 def test_a_wrong_row_is_told_and_the_others_are_timed(writer, monkeypatch):
@@ -166,7 +141,7 @@ def test_a_wrong_row_is_told_and_the_others_are_timed(writer, monkeypatch):
         check(setting, model),
     )  # fmt: skip
     speed_step.measure(writer, PRESET, 16, ("threads", "streams", "sequential"), "cpu", 0.1)
-    rows = jsonl.read(writer.files.rows)
+    rows = rows_of(writer)
     assert [(row["name"], row.get("note")) for row in rows if not row["ok"]] == [
         ("threads", "ValueError: not timed: prediction: off"),
         ("streams", "ValueError: executor: 'streams' needs CUDA, but the input is on cpu; move the "
@@ -182,7 +157,7 @@ def test_a_row_is_on_disk_before_all_are_timed(writer, monkeypatch):
     monkeypatch.setattr(timing, "interleaved", killed)
     with pytest.raises(KeyboardInterrupt):
         speed_step.measure(writer, PRESET, 16, ("single 0", "sequential"), "cpu", 100.0)
-    rows = jsonl.read(writer.files.rows)
+    rows = rows_of(writer)
     assert [row["name"] for row in rows] == ["single 0", "sequential"]
     assert all(row["p50"] > 0 and row["rounds"] == 1 for row in rows)
 
@@ -209,7 +184,7 @@ def test_rounds_fit_the_seconds(writer, on_a_gpu, monkeypatch, seconds, device, 
     monkeypatch.setattr(speed_step, "_begin", begin)
     monkeypatch.setattr(speed_step.time, "monotonic", lambda: 0.0)
     speed_step.measure(writer, PRESET, 16, ("single 0",), device, seconds)
-    row = jsonl.read(writer.files.rows)[-1]
+    row = rows_of(writer)[-1]
     assert asked == ([] if rounds == 1 else [(3, 4)])
     assert (row["rounds"], row["calls"]) == (rounds, 4)
     assert row["text"].startswith("1000.00 ms" + " (one cycle)" * (rounds == 1))
@@ -241,7 +216,7 @@ def test_graphs_that_replay_something_else_are_not_timed(writer, lanes, monkeypa
 
     monkeypatch.setattr(Backend, "capture", stale)
     speed_step.measure(writer, PRESET, 16, ("graphs, 2 lanes",), "cpu", 0.1)
-    [row] = jsonl.read(writer.files.rows)
+    [row] = rows_of(writer)
     assert "not timed: replays: prediction: relative error" in row["note"]
 
 
@@ -262,17 +237,13 @@ def on_a_gpu(monkeypatch):
     return asked
 
 
-def test_what_the_device_does_is_in_a_row(writer, on_a_gpu):
-    speed_step.measure(writer, PRESET, 16, ("single 0",), "cuda", 0.1)
-    row = jsonl.read(writer.files.rows)[-1]
+def test_what_the_device_does_is_asked_once_all_is_timed(writer, on_a_gpu):
+    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 0.1)
+    assert on_a_gpu == ["memory"] * 2 + ["profile"] * 2  # a profiler may stay attached
+    row = rows_of(writer)[-1]
     assert (row["busy"], row["launches"], row["peak_memory"]) == (2e-3, 55.0, 5)
     assert row["dearest"] == [["conv", 1e-3, 4.0]]
     assert row["text"].endswith("busy 2.00, 55 launches")
-
-
-def test_all_is_timed_before_the_profiler_comes(writer, on_a_gpu):
-    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 0.1)
-    assert on_a_gpu == ["memory"] * 2 + ["profile"] * 2
 
 
 @pytest.mark.parametrize("problem", ["it fails", "it sees nothing"])
@@ -285,7 +256,7 @@ def test_a_profile_that_is_none_costs_no_time_that_was_measured(
 
     monkeypatch.setattr(speed_step, "device_time", no_profile)
     speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 100.0)
-    rows = {row["name"]: row for row in jsonl.read(writer.files.rows)}  # the last of each
+    rows = {row["name"]: row for row in rows_of(writer)}  # the last of each
     assert list(rows) == ["single 0", "dense"]
     for row in rows.values():
         assert row["ok"]
@@ -312,7 +283,7 @@ def test_a_glue_that_breaks_costs_its_own_size(place, writer, monkeypatch):
 
     monkeypatch.setattr(gpu_speed.glue, "measure", breaks)
     gpu_speed.glues(place, ((7, 3, 2, 4), (9, 3, 2, 4)), False, writer, 0.1)
-    assert [(row["name"], row["ok"]) for row in jsonl.read(writer.files.rows)] == [
+    assert [(row["name"], row["ok"]) for row in rows_of(writer)] == [
         ("7,3,2,4 reference eager", True), ("7,3,2,4", False),
         ("9,3,2,4 reference eager", True), ("9,3,2,4 torch eager", True),
     ]  # fmt: skip
@@ -328,7 +299,7 @@ def test_the_glue_is_profiled_after_all_sizes_are_timed(place, writer, monkeypat
     )
     gpu_speed.glues(place, ((7, 3, 2, 4), (9, 3, 2, 4)), False, writer, 0.1)
     assert asked == ["timed", "timed", "profiled", "profiled"]
-    rows = {row["name"]: row for row in jsonl.read(writer.files.rows)}
+    rows = {row["name"]: row for row in rows_of(writer)}
     assert rows["7,3,2,4 torch eager"]["launches"] == 9.0
     assert rows["7,3,2,4 torch eager"]["p50"] > 0
 
@@ -348,7 +319,7 @@ def test_predictions_go_to_different_experts_and_wrong_ones_are_told(writer, qui
     )  # fmt: skip
     rows = ("sequential", "threads", "streams")
     predictions.measure(writer, PRESET, 16, rows, (4,), "cpu", 1.0)
-    notes = {row["name"]: row["note"] for row in jsonl.read(writer.files.rows) if not row["ok"]}
+    notes = {row["name"]: row["note"] for row in rows_of(writer) if not row["ok"]}
     assert notes["threads, N=4"] == "not timed: it differs from the reference"
     assert "executor: 'streams' needs CUDA" in notes["streams, N=4"]
     assert list(notes) == ["threads, N=4", "streams, N=4"]
@@ -358,85 +329,63 @@ def test_a_step_that_is_wrong_is_not_one_of_growth(place, writer, quick, monkeyp
     join = hp.executors.sequential.join
     monkeypatch.setattr(hp.executors.sequential, "join", lambda *args: join(*args) * 1.01)
     gpu_speed.growth(replace(place, executors=("sequential",)), writer, 1.0)
-    assert [(row["name"], row.get("note")) for row in jsonl.read(writer.files.rows)] == [
+    assert [(row["name"], row.get("note")) for row in rows_of(writer)] == [
         (f"sequential, M={m}", "ValueError: not timed: relative error 1.0e-02 above 2e-03")
         for m in (4, 64)
     ]  # fmt: skip
 
 
-def test_recorded_routings_are_gone_through_in_turn(monkeypatch):
+@pytest.mark.parametrize(
+    ("build", "make_step"),
+    [(step_rows.hub, step_rows.hub_step), (step_rows.reference_hub, step_rows.reference_step)],
+)
+def test_recorded_routings_are_gone_through_in_turn(build, make_step):
     setting, seen = step_rows.make(PRESET, 16, "cpu", recorded=3), []
-    models = step_rows.hub(setting), step_rows.reference_hub(setting)
-    forwards = [type(model).forward for model in models]
-    for model, forward in zip(models, forwards, strict=True):
-        monkeypatch.setattr(
-            type(model), "forward",
-            lambda self, x, eps, forward=forward, **options: seen.append(eps)
-            or forward(self, x, eps, **options),
-        )  # fmt: skip
-    for make, model in zip((step_rows.hub_step, step_rows.reference_step), models, strict=True):
-        step = make(setting, model)
-        for _ in range(4):
-            step()
-        assert [id(eps) for eps in seen] == [id(setting.noise[i % 3]) for i in range(4)]
-        del seen[:]
+    model = build(setting)
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    step = make_step(setting, model)
+    for _ in range(4):
+        step()
+    assert [id(eps) for eps in seen] == [id(setting.noise[i % 3]) for i in range(4)]
     assert next(step_rows.make(PRESET, 16, "cpu").noises()) is None
 
 
-def planned(capsys):
+def planned(listed):
     """Seconds by group, as a dry run lists them."""
-    listed = [line.split("planned") for line in capsys.readouterr().out.splitlines()]
-    return {name.strip(): int(rest.split()[0]) for name, rest in listed}
+    pairs = [line.split("planned") for line in listed.splitlines()]
+    return {name.strip(): int(rest.split()[0]) for name, rest in pairs}
 
 
 def test_a_dry_run_keeps_to_the_seconds_and_names_the_rows(capsys):
     assert gpu_speed.main(["--dry-run"]) == 0
     listed = capsys.readouterr().out
-    for word in ("ceilings", "graphs, 8 lanes", "graphs, 1 lane\n", "dense", "combine 262144"):
+    for word in ("captured single 0", "graphs, 8 lanes", "graphs, 1 lane\n", "dense", "reference",
+                 "(48, 5, 2, 100)", "noisy_topk 262144", "combine 262144", "N = 256"):  # fmt: skip
         assert word in listed
-    assert "cpu" not in listed
-    gpu_speed.main(["--dry-run"])
-    seconds = planned(capsys)
+    seconds = planned(listed)
     assert 280 < sum(seconds.values()) <= 300
     assert list(seconds)[3:] == [
         "step", "graphs", "glue", "aggregate", "roof", "atari", "large",
         "growth", "predict", "compiled",
     ]  # fmt: skip
+    preset, px = gpu_speed.Place().step  # the paper's
+    assert (step_models.PRESETS[preset].n, step_models.PRESETS[preset].k, px) == (48, 2, 224)
 
 
-def test_a_part_is_planned_by_itself(capsys):
-    assert gpu_speed.main(["--only", "compiled,large", "--dry-run"]) == 0
-    assert planned(capsys) == {
-        "machine": 6, "compile": 8, "ceilings": 4, "large": 35, "compiled": 50,
-    }  # fmt: skip
+FIRST = {"machine": 6, "compile": 8, "ceilings": 4}
 
 
 @pytest.mark.parametrize(
-    ("cores", "seconds", "expected"),
-    [(4, "300", [24, 24, 16]), (16, "100", [24, 24, 16, 16, 16]), (16, "48", [12, 12, 8, 8, 8])],
+    ("cores", "only", "seconds", "expected"),
+    [
+        (4, "compiled,large", "300", FIRST | {"large": 35, "compiled": 50}),
+        (4, "cpu", "300", {"cpu 1": 24, "cpu 2": 24, "cpu 4": 16}),
+        (16, "cpu", "48", {"cpu 1": 12, "cpu 2": 12, "cpu 4": 8, "cpu 8": 8, "cpu 16": 8}),
+    ],
 )
-def test_threads_are_bounded_by_the_cores_and_the_seconds(
-    monkeypatch, capsys, cores, seconds, expected
+def test_parts_are_planned_for_the_cores_and_the_seconds(
+    monkeypatch, capsys, cores, only, seconds, expected
 ):
     monkeypatch.setattr(gpu_speed.precompile, "cores", lambda: cores)
-    assert gpu_speed.main(["--only", "cpu", "--seconds", seconds, "--dry-run"]) == 0
-    threads = [f"cpu {count}" for count in (1, 2, 4, 8, 16) if count <= cores]
-    assert planned(capsys) == dict(zip(threads, expected, strict=True))
-
-
-def test_an_unknown_part_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        gpu_speed.main(["--only", "step,rood"])
-    assert "got rood" in capsys.readouterr().err
-
-
-def test_the_papers_step_and_the_roof_are_what_is_measured():
-    place = gpu_speed.Place()
-    preset = step_models.PRESETS[place.step[0]]
-    assert (preset.n, preset.k, place.step[1]) == (48, 2, 224)
-    assert {name for name, _ in place.roof} == {
-        "noisy_topk", "gather", "combine", "aggregate", "exploit_loss",
-    }  # fmt: skip
-    found = SimpleNamespace(**{name: getattr(place, name) for name in ("step_rows", "glues")})
-    assert {"single 0", "captured single 0", "dense", "reference"} <= set(found.step_rows)
-    assert (48, 5, 2, 100) in found.glues
+    assert gpu_speed.main(["--only", only, "--seconds", seconds, "--dry-run"]) == 0
+    assert planned(capsys.readouterr().out) == expected

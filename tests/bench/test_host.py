@@ -1,15 +1,13 @@
 """The host's costs are measured for any of timm's models and for the glue; the rows are whole."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 from bench import host, jsonl
+from bench.records import ROOT
 
 
-def test_a_row_for_each_thing_that_is_asked_at_every_step(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_a_row_for_each_thing_that_is_asked_at_every_step(tmp_path, capsys):
     out = tmp_path / "host.jsonl"
     arguments = ["--models", "test_resnet", "--sizes", "--seconds", "0", "--out", str(out)]
     host.main(arguments)
@@ -25,8 +23,7 @@ def test_launches_from_a_kept_plan_and_planned_ones(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "bench.host", "--models", "--sizes", "1", "--seconds", "0",
          "--out", str(out)],
-        check=True, cwd=Path(host.__file__).parents[1],
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        check=True, cwd=ROOT,
     )  # fmt: skip
     rows = [row for row in jsonl.read(out) if row["N"] == 48]
     assert {row["row"] for row in rows} == {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.bench import Backend, chosen_for_cpu, make_hub, refuses
+from support.bench import Backend, graphs_for_cpu, make_hub, refuses
 from support.specialisation import specialisation
 
 from bench import check_executors, check_kernels, glue, gpu_check, precompile, speed_step, step_rows
@@ -53,32 +53,16 @@ def compiled():
     return keys_of(all_jobs)
 
 
-def ignore(name, ok=True, **values):
-    """Takes lines that say nothing."""
-
-
 def assert_compiled(found, compiled):
     names = {name for name, _ in found}
     assert {"route_and_plan_kernel", "_route_backward_kernel"} <= names
     assert not found - compiled
 
 
-class Lanes(Backend):
-    def __init__(self, device, num_streams=8):
-        super().__init__(device)
-        self.num_streams = num_streams
-
-    def budget(self):
-        return 10**10  # the buffers of the paper's images take 72 MB
-
-
 @pytest.fixture
 def whatever_is_found(monkeypatch):
     """Graphs are stand-ins, and checks go on: nothing was run, so everything they see is wrong."""
-    chosen_for_cpu(monkeypatch)
-    monkeypatch.setattr(step_rows, "CudaBackend", Lanes)
-    make = step_rows.GraphsExecutor.__init__  # of copies of a model, too
-    monkeypatch.setattr(make, "__defaults__", (Lanes, *make.__defaults__[1:]))
+    graphs_for_cpu(monkeypatch)
     for name in ("check", "replays_differ"):
         found = getattr(step_rows, name)
         monkeypatch.setattr(step_rows, name, lambda *a, found=found: [found(*a), None][1])
@@ -86,8 +70,8 @@ def whatever_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize("title", precompile.STEPS)
-def test_a_step_that_is_measured(title, compiled, whatever_is_found, monkeypatch):
-    make, written = step_rows.make, []
+def test_a_step_that_is_measured(title, write, compiled, whatever_is_found, monkeypatch):
+    make = step_rows.make
     names = ("sequential", "graphs, 1 lane", "glue")
 
     def in_autocast(*arguments, **options):
@@ -100,34 +84,31 @@ def test_a_step_that_is_measured(title, compiled, whatever_is_found, monkeypatch
             function()
         return dict.fromkeys(functions, Times.of([1.0]))
 
-    def tell(name, ok=True, **values):
-        written.append((name, ok))
-
     monkeypatch.setattr(step_rows, "make", in_autocast)
     monkeypatch.setattr(speed_step.timing, "interleaved", once)
     preset, px = precompile.STEPS[title]
-    found = keys_of(lambda: speed_step.measure(tell, preset, px, names, "cpu", 0.1))
-    assert written == [(name, True) for name in names] * 2
+    found = keys_of(lambda: speed_step.measure(write, preset, px, names, "cpu", 0.1))
+    assert [(row["name"], row["ok"]) for row in write] == [(name, True) for name in names] * 2
     assert_compiled(found, compiled)
 
 
-def test_the_checks_of_executors(compiled, whatever_is_found):
+def test_the_checks_of_executors(write, compiled, whatever_is_found):
     def checks():
-        check_executors.agreement(ignore, ["graphs"], "cpu", make_hub)
-        check_executors.dropout(ignore, ["graphs"], "cpu", make_hub)
+        check_executors.agreement(write, ["graphs"], "cpu", make_hub)
+        check_executors.dropout(write, ["graphs"], "cpu", make_hub)
         check_executors.capture_failures(
-            ignore, "cpu", make_hub, read=refuses, capturing=lambda: Backend.capturing
+            write, "cpu", make_hub, read=refuses, capturing=lambda: Backend.capturing
         )
 
     assert_compiled(keys_of(checks), compiled)
 
 
-def test_the_checks_of_the_router_and_of_the_glue(compiled):
+def test_the_checks_of_the_router_and_of_the_glue(write, compiled):
     place = gpu_check.Place()
     sizes = [size for _, _, size in place.named(("route",)) if size.n < 1000]
 
     def checks():
-        check_kernels.drawn_noise(ignore, sizes, "cpu", "triton")
+        check_kernels.drawn_noise(write, sizes, "cpu", "triton")
         for size in {*place.glues, *glue.SIZES[:3]}:
             glue.step(glue.make(*size, "cpu"), "triton")()
 

@@ -14,11 +14,6 @@ import hubpath_fast as hp
 from bench import plot, step, step_counts, step_growth, step_models, step_rows
 
 
-@pytest.fixture(autouse=True)
-def not_interpreted(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-
-
 def test_everything_is_measured_and_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(step.PRESETS, "tiny", PRESET)
     file = tmp_path / "step.json"
@@ -291,9 +286,3 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         step.main(arguments)
     assert message in capsys.readouterr().err
-
-
-def test_interpreted_kernels_are_never_timed(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected compiled"):
-        step.main(["--preset", "tiny", "--quick"])

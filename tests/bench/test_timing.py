@@ -8,19 +8,36 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import counting, jsonl, records, timing
+from bench import (
+    counting,
+    glue,
+    gpu_check,
+    gpu_speed,
+    jsonl,
+    ops,
+    precompile,
+    records,
+    step,
+    timing,
+)
 
 
-@pytest.fixture(autouse=True)
-def not_interpreted(monkeypatch):
-    """The tests run under Triton's interpreter; nothing here runs a kernel."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-
-
-def test_the_interpreter_is_never_timed(monkeypatch):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: timing.interleaved({"a": int}),
+        lambda: ops.main([]),
+        lambda: glue.main([]),
+        lambda: step.main(["--preset", "tiny", "--quick"]),
+        lambda: gpu_speed.main(["--dry-run"]),
+        lambda: gpu_check.machine(gpu_check.Place(), None, 1.0),
+        lambda: precompile.compile_jobs([], 90),
+    ],
+)
+def test_the_interpreter_is_refused(monkeypatch, call):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected compiled"):
-        timing.interleaved({"a": lambda: None})
+        call()
 
 
 def test_rounds_run_every_function_in_changing_order():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
-from bench import check_executors, check_operations, step_models
+from bench import check_executors, check_operations, step_models, step_rows
 from bench.operations import Size
 from hubpath_fast.executors.graphs import GraphsExecutor
 from hubpath_fast.model import pathway
@@ -22,6 +24,31 @@ class Backend(FakeBackend):
             return super().capture(function, pool)
         finally:
             Backend.capturing = False
+
+
+class Lanes(Backend):
+    """On so many streams; ``asked``: how many of each."""
+
+    asked: ClassVar[list] = []
+
+    def __init__(self, device, num_streams=8):
+        super().__init__(device)
+        self.num_streams = num_streams
+        self.asked.append(num_streams)
+
+    def budget(self):
+        return 10**10  # the buffers of the paper's images take 72 MB
+
+
+class Written(list):
+    """Takes the lines of a check."""
+
+    def __call__(self, name, ok=True, **values):
+        self.append({"name": name, "ok": ok, **values})
+
+    @property
+    def failed(self):
+        return [row for row in self if not row["ok"]]
 
 
 def refuses(x):
@@ -43,6 +70,15 @@ def chosen_for_cpu(monkeypatch):
         return ("graphs", ()) if asked == "graphs" else choose(asked, device, num_experts)
 
     monkeypatch.setattr(pathway, "choose", chosen)
+
+
+def graphs_for_cpu(monkeypatch):
+    """The same for the rows of steps, on as many lanes as they ask for."""
+    chosen_for_cpu(monkeypatch)
+    monkeypatch.setattr(Lanes, "asked", [])
+    monkeypatch.setattr(step_rows, "CudaBackend", Lanes)
+    make = step_rows.GraphsExecutor.__init__  # of copies of a model, too
+    monkeypatch.setattr(make, "__defaults__", (Lanes, *make.__defaults__[1:]))
 
 
 SMALL, TINY_GLUE = Size(9, 4, 2, 6), (9, 4, 2, 5)
