@@ -19,10 +19,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.cache import get_cache_manager
+
+from bench.precompile import NoDevice
 
 from .machine import Program
 from .memory import Buffer, GlobalMemory
@@ -31,13 +31,12 @@ _SHARED = 227 * 1024  # bytes a program may ask for on sm_90
 _FLOATS = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
 
 
-class Device(DriverBase):
+class Device(NoDevice):
     """What Triton asks of a driver, for sm_90 (``arch``) without one."""
 
     def __init__(self, arch: int, edit: Callable[[str], str]) -> None:
-        super().__init__()
+        super().__init__(arch)
         self.launches: list[str] = []
-        self.target = GPUTarget("cuda", arch, 32)
         self._edit, self._programs = edit, {}
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": _SHARED},
@@ -52,28 +51,6 @@ class Device(DriverBase):
         if text not in self._programs:
             self._programs[text] = Program(self._edit(text))
         return self._programs[text]
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return False
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        raise NotImplementedError("nothing is compiled to C here")
-
-    def get_benchmarker(self):
-        raise NotImplementedError("the emulator's time says nothing about a GPU's")
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def _bits(value, kind) -> np.ndarray:
 
 
 def _ready(block: Block, kernel: Kernel, symbols: Mapping[str, int]) -> _Ready:
-    *body, last = block.instructions or [None]
+    *body, last = block or [None]
     if last is not None and not ends(last):
         body, last = [*body, last], None
     if last is not None and last.opcode in ("bar", "barrier"):
@@ -108,7 +108,7 @@ def _check_barrier(barrier: Instruction) -> None:
 def _granules(kernel: Kernel) -> tuple[int, int]:
     """The least sizes of an access to global and to shared memory."""
     sizes = {"global": [16], "shared": [16]}
-    for instruction in (i for block in kernel.blocks for i in block.instructions):
+    for instruction in (i for block in kernel.blocks for i in block):
         space = {m.removesuffix("::cta") for m in instruction.modifiers} & set(sizes)
         if instruction.opcode in ("atom", "red") and space:
             sizes[space.pop()].append(instruction.kinds[0].size)
@@ -159,7 +159,7 @@ class _Run:
 
     def _text(self, number: int, at: int) -> str:
         kernel = self.program.kernel
-        return f"{kernel.name}: {kernel.blocks[number].instructions[at].text}"
+        return f"{kernel.name}: {kernel.blocks[number][at].text}"
 
     def _go_on(self, number: int, threads_of: np.ndarray, last: Instruction | None) -> None:
         """Put the threads that have run a block before the blocks that come next for them."""

@@ -118,29 +118,22 @@ def _half(code: Code) -> Kind:
     return first
 
 
-class _Descriptor:
-    """Where a matrix of half precision lies in shared memory, as wgmma is told (PTX, matrix
-    descriptor): rows of ``swizzle`` bytes, whose 16-byte pieces are permuted."""
-
-    def __init__(self, bits: int) -> None:
-        self.start = (bits & 0x3FFF) << 4
-        self.leading, self.stride = (bits >> 16 & 0x3FFF) << 4, (bits >> 32 & 0x3FFF) << 4
-        self.swizzle = {0: 16, 1: 128, 2: 64, 3: 32}[bits >> 62 & 3]
-        self.permuted = {16: 0, 32: 1, 64: 3, 128: 7}[self.swizzle]
-
-    def offsets(self, rows: int, turned: bool) -> np.ndarray:
-        """[rows, 16] byte offsets of the elements of one step along K; turned: K is outermost."""
-        row, k = np.arange(rows)[:, None], np.arange(16)[None, :]
-        width = self.swizzle
-        if turned:
-            elements = width // 2
-            offset = row // elements * self.leading + row % elements * 2
-            offset = offset + k // 8 * self.stride + k % 8 * width
-        else:
-            offset = row // 8 * self.stride + row % 8 * width
-            offset = offset + 2 * k // width * self.leading + 2 * k % width
-        place = self.start + offset
-        return place ^ ((place >> 7 & self.permuted) << 4)
+def _offsets(descriptor: int, rows: int, turned: bool) -> np.ndarray:
+    """[rows, 16] byte offsets in shared memory of a matrix of half precision, one step along K, as
+    wgmma is told (PTX, matrix descriptor): rows of ``width`` bytes, whose 16-byte pieces are
+    permuted. turned: K is outermost."""
+    start, leading, stride = ((descriptor >> at & 0x3FFF) << 4 for at in (0, 16, 32))
+    width, permuted = ((16, 0), (128, 7), (64, 3), (32, 1))[descriptor >> 62 & 3]
+    row, k = np.arange(rows)[:, None], np.arange(16)[None, :]
+    if turned:
+        elements = width // 2
+        offset = row // elements * leading + row % elements * 2
+        offset = offset + k // 8 * stride + k % 8 * width
+    else:
+        offset = row // 8 * stride + row % 8 * width
+        offset = offset + 2 * k // width * leading + 2 * k % width
+    place = start + offset
+    return place ^ ((place >> 7 & permuted) << 4)
 
 
 @decodes(
@@ -219,7 +212,7 @@ class _WarpGroupProduct:
         if (descriptors != descriptors[0, 0]).any():
             raise Fault(f"{self.text}: a warp group's descriptors differ")
         shared = threads.shared
-        offsets = _Descriptor(int(descriptors[0, 0])).offsets(rows, turned).reshape(-1)
+        offsets = _offsets(int(descriptors[0, 0]), rows, turned).reshape(-1)
         thread = np.full(len(offsets), warps[0] * WARP)
         who = threads.who(thread)
         places = shared.places(offsets, 2, who, "product")

@@ -6,7 +6,7 @@ Only what Triton emits is understood: one entry a module, no calls but the devic
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .kinds import KINDS, Kind
@@ -46,11 +46,8 @@ class Instruction:
     guard: Guard | None
 
 
-@dataclass
-class Block:
-    """Instructions that run one after the other; only the last may branch, wait or end."""
-
-    instructions: list[Instruction] = field(default_factory=list)
+# Instructions that run one after the other; only the last may branch, wait or end.
+Block = list[Instruction]
 
 
 @dataclass
@@ -205,11 +202,11 @@ def _blocks(body: _Body) -> tuple[list[Block], dict[str, int]]:
     starts = {0} | {body.labels[label] for label in targets}
     starts |= {n + 1 for n, i in enumerate(body.instructions) if ends(i)}
     number = {start: n for n, start in enumerate(sorted(starts))}
-    blocks = [Block() for _ in number]
+    blocks: list[Block] = [[] for _ in number]
     current = blocks[0]
     for n, instruction in enumerate(body.instructions):
         current = blocks[number[n]] if n in number else current
-        current.instructions.append(instruction)
+        current.append(instruction)
     return blocks, {label: number[body.labels[label]] for label in targets}
 
 
