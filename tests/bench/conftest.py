@@ -40,10 +40,13 @@ def writer(tmp_path):
 
 @pytest.fixture
 def tf32():
-    """TF32 is on for products, too, as a user may have it."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Whether TF32 is on, of convolutions and products: it is, as a user may have it, before and
+    after what checks do."""
+    owners = torch.backends.cudnn, torch.backends.cuda.matmul
+    owners[1].allow_tf32 = True
+    yield lambda: tuple(owner.allow_tf32 for owner in owners)
+    assert [owner.allow_tf32 for owner in owners] == [True, True]
+    owners[1].allow_tf32 = False
 
 
 class Clock:

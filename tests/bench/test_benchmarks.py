@@ -97,13 +97,11 @@ def test_operations_are_checked_without_tf32(tf32):
     expected = operations.truth(operation)
 
     def looks(backend, *leaves):
-        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        flags.append(tf32())
         return operation.ours(backend, *leaves)
 
     assert operations.error(replace(operation, ours=looks), "torch", expected) < 2e-6
     assert flags == [(False, False)]
-    assert torch.backends.cudnn.allow_tf32
-    assert torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_size_too_large_to_check_is_noted(monkeypatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from bench import gpu_goals, gpu_table, jsonl
@@ -67,6 +65,10 @@ def table(root, *arguments):
     return gpu_table.main(list(map(str, arguments)), root, root / "results")
 
 
+def documents(root):
+    return [(root / name).read_text() for name in ("docs/results.md", "bench/README.md")]
+
+
 def test_runs_go_to_their_devices_and_into_the_tables(root):
     assert table(root, root.parent / "run") == 0
     results = root / "results"
@@ -75,7 +77,7 @@ def test_runs_go_to_their_devices_and_into_the_tables(root):
     assert len(gpu) == 13
     assert {r["group"] for r in gpu if r["name"] == "group"} == {"memory", "tests"}
     assert {r["group"] for r in cpu} == {"cpu 1", "cpu 2", "cpu 16"}
-    short, whole = ((root / name).read_text() for name in ("docs/results.md", "bench/README.md"))
+    short, whole = documents(root)
     assert short.startswith(f"before\n{BEGIN}\n**NVIDIA H100 80GB HBM3**, driver 580, torch 2.11.0")
     assert short.endswith(f"\n{END}\nafter\n")
     assert "| experts as captured graphs, 1 lane | 40.00 | 39.00 | 1.05 |" in short
@@ -108,8 +110,11 @@ def test_the_newest_line_of_a_row_stays_also_where_it_is_a_failure(root):
             **times(0.017), to_k_single=0.5),
     ])  # fmt: skip
     table(root, later)
+    path = root / "results" / "nvidia-h100-80gb-hbm3" / "gpu.jsonl"
+    before = path.read_text()
     table(root, root.parent / "run")  # older lines change nothing
-    gpu = gpu_table.newest(jsonl.read(root / "results" / "nvidia-h100-80gb-hbm3" / "gpu.jsonl"))
+    assert path.read_text() == before
+    gpu = gpu_table.newest(jsonl.read(path))
     assert gpu["check", "router", "route 37,7,3"]["ok"]
     assert gpu["speed", "graphs", "graphs, 1 lane"]["note"] == "out of memory"
     assert gpu["speed", "step", "single 0"]["p50"] == 0.018  # not another device's
@@ -119,22 +124,11 @@ def test_the_newest_line_of_a_row_stays_also_where_it_is_a_failure(root):
     assert "**NVIDIA H200**" in text
 
 
-def test_a_torn_run_is_merged_as_far_as_it_goes(root):
-    run = root.parent / "run" / "speed.jsonl"
-    whole = run.read_bytes()
-    run.write_bytes(whole[: whole.rindex(b'"group": "glue"')])
-    table(root, root.parent / "run")
-    text = (root / "bench" / "README.md").read_text()
-    assert "| gather 9,3,2,5 float32 |" in text
-    assert "200 (9.5x)" not in text
-
-
 def test_without_results_the_tables_say_that_there_are_none(root):
     assert table(root, "--check") == 1
     assert (root / "docs/results.md").read_text() == f"before\n{BEGIN}\nold\n{END}\nafter\n"
     assert table(root) == 0
-    for name in ("docs/results.md", "bench/README.md"):
-        assert (root / name).read_text() == f"before\n{BEGIN}\n{gpu_table.NOTHING}\n{END}\nafter\n"
+    assert documents(root) == [f"before\n{BEGIN}\n{gpu_table.NOTHING}\n{END}\nafter\n"] * 2
     assert table(root, "--check") == 0
 
 
@@ -145,8 +139,8 @@ def test_what_was_skipped_is_not_counted_as_right(root):
         row("check", "tests", "collected", lines_to_come=1, text="1 test"),
     ])  # fmt: skip
     table(root, root.parent / "run", run)
-    for name in ("docs/results.md", "bench/README.md"):
-        assert "1 of 2 checks are right (1 skipped)." in (root / name).read_text()
+    for text in documents(root):
+        assert "1 of 2 checks are right (1 skipped)." in text
 
 
 def test_one_cycle_is_not_shown_as_a_median(root):
@@ -156,7 +150,7 @@ def test_one_cycle_is_not_shown_as_a_median(root):
         row("speed", "cpu 4", "threads", stamp=CPU, rounds=1, **times(0.025)),
     ])  # fmt: skip
     table(root, root.parent / "run", once)
-    short, whole = ((root / name).read_text() for name in ("docs/results.md", "bench/README.md"))
+    short, whole = documents(root)
     assert "| every expert on every image | 50.00 (one cycle) | - | - |" in short
     assert "| dense | 50.00 (one cycle) | - | - | - |" in whole
     assert "| 4 | - | 25.00 (one cycle) |" in whole
@@ -251,8 +245,8 @@ def test_results_of_a_cpu_alone_are_none_of_a_gpu(root):
     run = root.parent / "cpu.jsonl"
     jsonl.write(run, [r for r in SPEED if r["group"].startswith("cpu")])
     table(root, run)
-    assert gpu_table.NOTHING in (root / "docs/results.md").read_text()
-    text = (root / "bench" / "README.md").read_text()
+    short, text = documents(root)
+    assert gpu_table.NOTHING in short
     assert gpu_table.NOTHING in text
     assert "| 2 | 50.00 | 50.00 |" in text
 
@@ -271,20 +265,11 @@ def test_the_repositorys_tables_are_what_its_results_say():
     assert gpu_table.main(["--check"]) == 0
 
 
-def test_lines_stay_lines(root):
-    table(root, root.parent / "run")
-    path = root / "results" / "nvidia-h100-80gb-hbm3" / "gpu.jsonl"
-    before = path.read_text()
-    table(root)
-    table(root, root.parent / "run")
-    assert path.read_text() == before
-    assert all(isinstance(json.loads(line), dict) for line in before.splitlines())
-
-
 def test_a_slow_host_is_named_where_eager_rows_wait_for_it():
-    busy = row("speed", "step", "sequential", **times(0.100), busy=0.030, launches=4000)
-    rows = gpu_table.newest([busy])
-    (said,) = gpu_table.host(rows)
+    slow, fast = (
+        row("speed", "step", "sequential", **times(p50), busy=0.030, launches=4000)
+        for p50 in (0.100, 0.040)
+    )
+    (said,) = gpu_table.host(gpu_table.newest([slow]))
     assert said.startswith("This machine's host takes 25 us for each launch of an eager step")
-    busy = row("speed", "step", "sequential", **times(0.040), busy=0.030, launches=4000)
-    assert gpu_table.host(gpu_table.newest([busy])) == []
+    assert gpu_table.host(gpu_table.newest([fast])) == []

@@ -190,14 +190,11 @@ def _cvt(code: Code) -> Step:
         return _convert_pair(code, to, origin)
     if to.name == "tf32":
         return elementwise(code, _to_tf32, origin, result=to)
-    whole = next((_INTEGER_ROUNDING[m] for m in code.modifiers if m in _INTEGER_ROUNDING), None)
     if "rz" in code.modifiers:
         raise Unknown(code.text)
-    convert = _conversion(to, origin, whole, "sat" in code.modifiers)
-    return elementwise(code, convert, origin, result=to)
+    whole = next((_INTEGER_ROUNDING[m] for m in code.modifiers if m in _INTEGER_ROUNDING), None)
+    saturate = "sat" in code.modifiers
 
-
-def _conversion(to: Kind, origin: Kind, whole: Callable | None, saturate: bool) -> Callable:
     def convert(x: np.ndarray) -> np.ndarray:
         if whole is not None and origin.is_float:
             x = whole(x)
@@ -208,10 +205,10 @@ def _conversion(to: Kind, origin: Kind, whole: Callable | None, saturate: bool) 
             return _to_integer(x, to.dtype)
         if saturate:
             limits = np.iinfo(to.dtype)
-            return np.clip(x.astype(np.int64), limits.min, limits.max).astype(to.dtype)
+            x = np.clip(x.astype(np.int64), limits.min, limits.max)
         return x.astype(to.dtype)
 
-    return convert
+    return elementwise(code, convert, origin, result=to)
 
 
 def _to_integer(x: np.ndarray, dtype: np.dtype) -> np.ndarray:

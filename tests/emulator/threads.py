@@ -28,11 +28,13 @@ class Asynchronous:
 
     def __init__(self, threads: int) -> None:
         self.committed = np.zeros(threads, np.int64)
-        self._going: list[tuple[np.ndarray, np.ndarray, Callable]] = []
+        # The threads of an operation, their groups, who has still to wait, and what finishes it.
+        self._going: list[tuple[np.ndarray, np.ndarray, np.ndarray, Callable]] = []
 
     def start(self, threads: np.ndarray, finish: Callable[[np.ndarray], None]) -> None:
         """``finish`` is called with which of ``threads`` waited, perhaps several times."""
-        self._going.append((threads, self.committed[threads], finish))
+        pending = np.ones(len(threads), np.bool_)
+        self._going.append((threads, self.committed[threads], pending, finish))
 
     def commit(self, threads: np.ndarray) -> None:
         self.committed[threads] += 1
@@ -41,25 +43,12 @@ class Asynchronous:
         """All groups but the ``newest`` of each thread's are finished."""
         waits = np.zeros(len(self.committed), np.bool_)
         waits[threads] = True
-        going = []
-        for theirs, group, finish in self._going:
-            done = waits[theirs] & (group < self.committed[theirs] - newest)
+        for theirs, group, pending, finish in self._going:
+            done = pending & waits[theirs] & (group < self.committed[theirs] - newest)
             if done.any():
                 finish(done)
-            if not done.all():
-                going.append((theirs[~done], group[~done], _rest(finish, ~done)))
-        self._going = going
-
-
-def _rest(finish: Callable, left: np.ndarray) -> Callable:
-    """``finish`` for the threads that are left."""
-
-    def later(done: np.ndarray) -> None:
-        which = left.copy()
-        which[left] = done
-        finish(which)
-
-    return later
+                pending &= ~done
+        self._going = [one for one in self._going if one[2].any()]
 
 
 @dataclass

@@ -6,7 +6,7 @@ import numpy as np
 
 from .arithmetic import elementwise
 from .decode import Code, Step, at, decodes
-from .kinds import PRED, U64, UNSIGNED, Kind
+from .kinds import KINDS, PRED, U64, Kind
 from .memory import Fault
 from .ptx import Unknown
 from .threads import Threads
@@ -24,15 +24,10 @@ def _mov(code: Code) -> Step:
     return elementwise(code, lambda x: x)
 
 
-def _part(code: Code, kind: Kind, parts: int) -> Kind:
-    size = kind.size // parts
-    return Kind(f"b{8 * size}", size, UNSIGNED[size])
-
-
 def _unpack(code: Code, kind: Kind) -> Step:
     """mov.b64 {low, high}, source"""
     parts = code.vector(0)
-    part = _part(code, kind, len(parts))
+    part = KINDS[f"b{8 * kind.size // len(parts)}"]
     source, targets = code.source(1, kind), [code.target(p, part) for p in parts]
 
     def run(threads: Threads) -> None:
@@ -46,7 +41,7 @@ def _unpack(code: Code, kind: Kind) -> Step:
 def _pack(code: Code, kind: Kind) -> Step:
     """mov.b64 target, {low, high}"""
     parts = code.vector(1)
-    part = _part(code, kind, len(parts))
+    part = KINDS[f"b{8 * kind.size // len(parts)}"]
     sources, target = [code.source(p, part) for p in parts], code.target(0, kind)
 
     def run(threads: Threads) -> None:
