@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.bench import Backend, make_hub, refuses
+from support.bench import FAILING, make_hub
 
 import hubpath_fast as hp
 from bench import check_executors, step_models
@@ -56,9 +56,7 @@ def test_dropout_is_checked_by_what_it_leaves(write, monkeypatch):
 
 
 def test_after_failed_captures_all_is_as_before(write):
-    check_executors.capture_failures(
-        write, "cpu", make_hub, read=refuses, capturing=lambda: Backend.capturing
-    )
+    check_executors.capture_failures(write, "cpu", make_hub, **FAILING)
     assert [row["name"] for row in write] == ["after a failed capture", "draws", "a good capture"]
     assert write.failed == []
 
@@ -73,9 +71,7 @@ def test_after_failed_captures_all_is_as_before(write):
 def test_a_capture_is_to_fail_twice_before_its_expert_is_eager(write, failures, wrong):
     """As the executor's default says; here another number does."""
     make = partial(make_hub, max_failures=failures)
-    check_executors.capture_failures(
-        write, "cpu", make, read=refuses, capturing=lambda: Backend.capturing
-    )
+    check_executors.capture_failures(write, "cpu", make, **FAILING)
     assert [row["note"] for row in write.failed] == [f"not so: {wrong}"]
 
 

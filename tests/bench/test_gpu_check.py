@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.bench import TINY_GLUE, Backend, chosen_for_cpu, make_hub, refuses, small_cases
+from support.bench import FAILING, TINY_GLUE, chosen_for_cpu, make_hub, small_cases
 
 from bench import check_kernels, children, gpu_check, jsonl, precompile, pytest_lines
 from bench.children import Writer
@@ -24,8 +24,7 @@ def place(monkeypatch, interpreted):
     return gpu_check.Place(
         device="cpu", cases=tuple(small_cases()), glues=(TINY_GLUE,), repeats=1,
         waits_forbidden=contextlib.nullcontext, record=lambda function: function,
-        executors=("graphs", "threads"), make_hub=make_hub, read=refuses,
-        capturing=lambda: Backend.capturing,
+        executors=("graphs", "threads"), make_hub=make_hub, **FAILING,
     )  # fmt: skip
 
 

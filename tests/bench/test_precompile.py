@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.bench import Backend, graphs_for_cpu, make_hub, refuses
+from support.bench import FAILING, graphs_for_cpu, make_hub
 from support.specialisation import specialisation
 
 from bench import check_executors, check_kernels, glue, gpu_check, precompile, speed_step, step_rows
@@ -96,9 +96,7 @@ def test_the_checks_of_executors(write, compiled, whatever_is_found):
     def checks():
         check_executors.agreement(write, ["graphs"], "cpu", make_hub)
         check_executors.dropout(write, ["graphs"], "cpu", make_hub)
-        check_executors.capture_failures(
-            write, "cpu", make_hub, read=refuses, capturing=lambda: Backend.capturing
-        )
+        check_executors.capture_failures(write, "cpu", make_hub, **FAILING)
 
     assert_compiled(keys_of(checks), compiled)
 

@@ -14,48 +14,45 @@ import hubpath_fast as hp
 from bench import plot, step, step_counts, step_growth, step_models, step_rows
 
 
-def test_everything_is_measured_and_written(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """The exit status of a quick run of small networks, and what it wrote."""
     monkeypatch.setitem(step.PRESETS, "tiny", PRESET)
     file = tmp_path / "step.json"
-    assert step.main(["--preset", "tiny", "--quick", "--json", str(file)]) == 0
-    found = json.loads(file.read_text())
+
+    def run(*options):
+        status = step.main(["--preset", "tiny", "--quick", "--json", str(file), *options])
+        return status, json.loads(file.read_text())
+
+    return run
+
+
+def test_everything_is_measured_and_written(run, capsys):
+    status, found = run()
+    assert status == 0
     rows = {(r["row"], r["mode"], r["N"]): r for r in found["sizes"]["16"]["rows"]}
     for name in ("generator", "glue", "experts alone", "reference", "dense", "sequential"):
         assert 0 < rows[name, "train", 24]["p20"] <= rows[name, "train", 24]["p80"]
     for n in (24, 1, 64):
         for name in ("sequential", "sequential contiguous", "sequential bf16", "dense"):
             assert rows[name, "predict", n]["samples_per_second"] > 0
-    assert found["bf16_to_sequential"] == pytest.approx(
-        rows["sequential bf16", "train", 24]["p50"] / rows["sequential", "train", 24]["p50"]
-    )
-    assert found["contiguous_to_sequential"] > 0
     assert rows["sequential", "train", 24]["expert_forwards"] == 2  # K
     assert rows["dense", "train", 24]["expert_forwards"] == 3  # M
     # The counts, and what is only looked at on a CPU, where looking is free (targets in range).
     assert 1 <= rows["sequential", "train", 24]["host_reads"] <= 4
     assert rows["reference", "train", 24]["host_reads"] > 6
-    k_single = 2 * sum(r["p50"] for (name, *_), r in rows.items() if name in SINGLES) / 3
-    assert found["k_single_seconds"] == pytest.approx(k_single)
-    assert found["ratio_to_k_single"] == pytest.approx(
-        rows["sequential", "train", 24]["p50"] / k_single
-    )
-    for key in ("ratio_to_dense", "glue_share", "generator_share", "commit", "device"):
+    for key in ("ratio_to_k_single", "bf16_to_sequential", "contiguous_to_sequential", "commit"):
         assert key in found
     text = capsys.readouterr().out
     assert "ratio_to_k_single" in text
     assert "16 px" in text
 
 
-SINGLES = {f"single {i} (Sequential)" for i in range(3)}
-
-
-def test_a_wrong_hub_is_never_timed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(step.PRESETS, "tiny", PRESET)
-    run = hp.executors.sequential.join
-    monkeypatch.setattr(hp.executors.sequential, "join", lambda *args: run(*args) * 1.01)
-    file = tmp_path / "step.json"
-    assert step.main(["--preset", "tiny", "--quick", "--json", str(file)]) == 1
-    found = json.loads(file.read_text())
+def test_a_wrong_hub_is_never_timed(run, monkeypatch):
+    join = hp.executors.sequential.join
+    monkeypatch.setattr(hp.executors.sequential, "join", lambda *args: join(*args) * 1.01)
+    status, found = run()
+    assert status == 1
     assert "ratio_to_k_single" not in found
     [note] = [r["note"] for r in found["sizes"]["16"]["rows"] if r["row"] == "sequential"
               and r["mode"] == "train"]  # fmt: skip
@@ -89,6 +86,7 @@ def test_ratios_are_of_medians_and_of_the_fastest():
         "single 0 (A)": 1.0, "single 1 (B)": 3.0, "captured single 0": 0.5,
         "captured single 1": 1.5, "generator": 0.4, "glue": 0.2, "experts alone": 3.0,
         "reference": 12.0, "dense": 16.0, "sequential": 8.0, "graphs": 2.0,
+        "sequential bf16": 4.0,
     }  # fmt: skip
     times = {name: SimpleNamespace(p50=s, best=s / 2) for name, s in seconds.items()}
     found = step.ratios(times, 2, "sequential")
@@ -98,6 +96,7 @@ def test_ratios_are_of_medians_and_of_the_fastest():
         "generator_share": 0.05, "experts_to_k_single": 0.75, "sequential_to_k_single": 2.0,
         "dense_to_sequential": 2.0, "reference_to_sequential": 1.5, "graphs_to_k_single": 0.5,
         "dense_to_graphs": 8.0, "reference_to_graphs": 6.0, "graphs_to_k_captured_single": 1.0,
+        "bf16_to_sequential": 0.5,
     }  # fmt: skip
     assert found["k_single_seconds_best"] == 2.0
     chosen = step.ratios(times, 2, "graphs")
@@ -184,16 +183,14 @@ def test_the_glues_step_does_nothing_that_a_step_with_experts_does_not():
     assert not {"add_", "slice_backward"} & set(names)  # no sums over steps, no rows filled up
 
 
-def test_what_was_measured_is_on_disk_before_predictions(monkeypatch, tmp_path):
+def test_what_was_measured_is_on_disk_before_predictions(run, monkeypatch, tmp_path):
     def ends(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(step.PRESETS, "tiny", PRESET)
     monkeypatch.setattr(step, "prediction_rows", ends)
-    file = tmp_path / "step.json"
     with pytest.raises(KeyboardInterrupt):
-        step.main(["--preset", "tiny", "--quick", "--n", "6", "--json", str(file)])
-    found = json.loads(file.read_text())
+        run("--n", "6")
+    found = json.loads((tmp_path / "step.json").read_text())
     assert found["ratio_to_k_single"] > 0
     assert {(row["mode"], row["N"]) for row in found["sizes"]["16"]["rows"]} == {("train", 6)}
 
@@ -222,23 +219,20 @@ def test_growth_has_the_sizes_asked_for_and_groups_of_one_size_at_each_m():
         assert hp.functional.noisy_topk(*scores(None), k).counts() == [n * k // m] * m
 
 
-def test_growth_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
+def test_growth_is_measured_and_drawn(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step_growth, "AXES", {"M": [(8, 4, 2), (8, 64, 2)], "N": [(4, 2, 1)]})
     monkeypatch.setattr(step_growth, "timm_experts", linear_experts)
-    file = tmp_path / "growth.json"
-    arguments = ["--preset", "tiny", "--quick", "--growth", "--plots", str(tmp_path),
-                 "--json", str(file)]  # fmt: skip
-    assert step.main(arguments) == 0
-    found = json.loads(file.read_text())
-    assert [row["M"] for row in found["growth"]["M"]] == [4, 64]
+    status, found = run("--growth", "--plots", str(tmp_path))
+    assert status == 0
     small, large = found["growth"]["M"]
+    assert (small["M"], large["M"]) == (4, 64)
     grown = {name: large[name]["p50"] / small[name]["p50"] for name in ("step", "experts alone")}
     assert found["growth_4_to_64"] == pytest.approx(grown)
     beyond = grown["step"] / grown["experts alone"]
     assert found["growth_beyond_smaller_groups"] == pytest.approx(beyond)
     assert f"growth_beyond_smaller_groups {beyond:.3f}" in capsys.readouterr().out
-    drawn = plot.main([str(file), "--out", str(tmp_path / "plots")])
-    assert [path.name for path in drawn] == ["growth-M.png", "growth-N.png"]
+    drawn = plot.main([str(tmp_path / "step.json"), "--out", str(tmp_path / "plots")])
+    assert [path.name for path in drawn] == ["step-M.png", "step-N.png"]
     for path in (*drawn, tmp_path / "step-growth-cpu-M.png"):
         assert path.stat().st_size > 5000
 

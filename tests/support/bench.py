@@ -56,6 +56,10 @@ def refuses(x):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
+# What ``check_executors.capture_failures`` is told of these stand-ins.
+FAILING = {"read": refuses, "capturing": lambda: Backend.capturing}
+
+
 def make_hub(experts, executor, **options):
     """As ``check_executors.make_hub``, but graphs are stand-ins. options: of their executor."""
     chosen = GraphsExecutor(Backend, **options) if executor == "graphs" else executor
