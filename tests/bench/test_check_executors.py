@@ -44,9 +44,7 @@ def test_an_error_is_a_line_and_the_others_go_on(write):
 
 def test_dropout_is_checked_by_what_it_leaves(write, monkeypatch):
     check_executors.dropout(write, ["sequential", "graphs"], "cpu", make_hub, steps=8)
-    assert [(row["name"], row["ok"]) for row in write] == [
-        ("sequential dropout", True), ("graphs dropout", True),
-    ]  # fmt: skip
+    assert write.verdicts == [("sequential dropout", True), ("graphs dropout", True)]
     del write[:]
     keep = torch.arange(256) % 2 * 2.0
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * keep)
@@ -96,7 +94,7 @@ def test_an_error_after_a_failed_capture_hides_no_other_check(write, monkeypatch
 
     monkeypatch.setattr(check_executors, "step", broken)
     check_executors.capture_failures(write, "cpu", make_hub, 2)
-    assert [(row["name"], row["ok"]) for row in write] == [
+    assert write.verdicts == [
         ("after a failed capture", False), ("draws", True), ("a good capture", False),
     ]  # fmt: skip
     assert write[0]["note"] == "RuntimeError: Offset increment outside graph capture"

@@ -86,10 +86,7 @@ def test_nan_an_error_and_a_wrong_plan_are_told(write, monkeypatch):
 
 def test_drawn_noise_holds_what_any_noise_must(write, device):
     check_kernels.drawn_noise(write, [SMALL, Size(5, 3, 3, 1)], device.type, "triton")
-    assert [(row["name"], row["ok"]) for row in write] == [
-        ("draw 9,4,2", True),
-        ("draw 5,3,3", True),
-    ]
+    assert write.verdicts == [("draw 9,4,2", True), ("draw 5,3,3", True)]
 
 
 def test_repeats_that_differ_are_seen(write, monkeypatch, device):
@@ -101,9 +98,7 @@ def test_repeats_that_differ_are_seen(write, monkeypatch, device):
     results = iter([torch.zeros(3), torch.zeros(3), torch.tensor([0.0, 1e-7, 0.0])])
     monkeypatch.setattr(check_kernels, "_calls", lambda *_: [("x", lambda: [next(results)])])
     check_kernels.repeats(write, [], TINY_GLUE, "cpu", "torch", times=2)
-    assert write == [
-        {"name": "repeat x", "ok": False, "note": "other bits in one of 2 repeats"}
-    ]  # fmt: skip
+    assert write == [{"name": "repeat x", "ok": False, "note": "other bits in one of 2 repeats"}]
 
 
 def test_waits_are_named(write, monkeypatch):
@@ -118,11 +113,9 @@ def test_waits_are_named(write, monkeypatch):
             raise RuntimeError("called a synchronizing CUDA operation")
 
     waits = []
-    monkeypatch.setattr(
-        check_kernels, "_calls", lambda *_: [("x", call), ("y", lambda: None)]
-    )  # fmt: skip
+    monkeypatch.setattr(check_kernels, "_calls", lambda *_: [("x", call), ("y", lambda: None)])
     check_kernels.no_waits(write, [], TINY_GLUE, "cpu", "torch", forbidden)
-    assert [(row["name"], row["ok"]) for row in write] == [("wait x", False), ("wait y", True)]
+    assert write.verdicts == [("wait x", False), ("wait y", True)]
     assert "synchronizing" in write[0]["note"]
 
 

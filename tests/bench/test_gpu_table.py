@@ -65,7 +65,11 @@ def table(root, *arguments):
     return gpu_table.main(list(map(str, arguments)), root, root / "results")
 
 
-def documents(root):
+def documents(root, rows=(), *runs):
+    """Both documents, after these runs and a run of these rows."""
+    if rows:
+        jsonl.write(root.parent / "more.jsonl", rows)
+        table(root, *runs, root.parent / "more.jsonl")
     return [(root / name).read_text() for name in ("docs/results.md", "bench/README.md")]
 
 
@@ -133,24 +137,20 @@ def test_without_results_the_tables_say_that_there_are_none(root):
 
 
 def test_what_was_skipped_is_not_counted_as_right(root):
-    run = root.parent / "skipped.jsonl"
-    jsonl.write(run, [
+    rows = [
         row("check", "tests", "test_a.py::test_b", skipped="needs more memory"),
         row("check", "tests", "collected", lines_to_come=1, text="1 test"),
-    ])  # fmt: skip
-    table(root, root.parent / "run", run)
-    for text in documents(root):
+    ]
+    for text in documents(root, rows, root.parent / "run"):
         assert "1 of 2 checks are right (1 skipped)." in text
 
 
 def test_one_cycle_is_not_shown_as_a_median(root):
-    once = root.parent / "once.jsonl"
-    jsonl.write(once, [
+    once = [
         row("speed", "step", "dense", rounds=1, **times(0.05)),
         row("speed", "cpu 4", "threads", stamp=CPU, rounds=1, **times(0.025)),
-    ])  # fmt: skip
-    table(root, root.parent / "run", once)
-    short, whole = documents(root)
+    ]
+    short, whole = documents(root, once, root.parent / "run")
     assert "| every expert on every image | 50.00 (one cycle) | - | - |" in short
     assert "| dense | 50.00 (one cycle) | - | - | - |" in whole
     assert "| 4 | - | 25.00 (one cycle) |" in whole
@@ -212,10 +212,7 @@ def test_goals_are_met_missed_or_not_measured():
 
 
 def test_every_table_has_its_rows(root):
-    run = root.parent / "all.jsonl"
-    jsonl.write(run, ALL)
-    table(root, run)
-    text = (root / "bench" / "README.md").read_text()
+    _, text = documents(root, ALL)
     for line in (
         "| router (262144, 64, 2), share of a copy | at least 60% | 50% (forward) | **missed** |",
         "| graphs, 8 lanes | 40.00 (36.00-44.00) | - | 0.80 | 1.20 | - | 5.0 (0.50) | - |",
@@ -234,18 +231,13 @@ def test_every_table_has_its_rows(root):
 
 
 def test_a_bar_in_a_kernels_name_does_not_end_its_cell(root):
-    bar = root.parent / "bar.jsonl"
     kernels = [["void a::f|g<a | b>(c)", 0.01, 1.0]]
-    jsonl.write(bar, [row("speed", "step", "dense", dearest=kernels, **times(0.05))])
-    table(root, bar)
-    assert "| `f\\|g` 10.00 ms |" in (root / "bench" / "README.md").read_text()
+    bar = row("speed", "step", "dense", dearest=kernels, **times(0.05))
+    assert "| `f\\|g` 10.00 ms |" in documents(root, [bar])[1]
 
 
 def test_results_of_a_cpu_alone_are_none_of_a_gpu(root):
-    run = root.parent / "cpu.jsonl"
-    jsonl.write(run, [r for r in SPEED if r["group"].startswith("cpu")])
-    table(root, run)
-    short, text = documents(root)
+    short, text = documents(root, [r for r in SPEED if r["group"].startswith("cpu")])
     assert gpu_table.NOTHING in short
     assert gpu_table.NOTHING in text
     assert "| 2 | 50.00 | 50.00 |" in text

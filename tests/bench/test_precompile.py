@@ -88,7 +88,7 @@ def test_a_step_that_is_measured(title, write, compiled, whatever_is_found, monk
     monkeypatch.setattr(speed_step.timing, "interleaved", once)
     preset, px = precompile.STEPS[title]
     found = keys_of(lambda: speed_step.measure(write, preset, px, names, "cpu", 0.1))
-    assert [(row["name"], row["ok"]) for row in write] == [(name, True) for name in names] * 2
+    assert write.verdicts == [(name, True) for name in names] * 2
     assert_compiled(found, compiled)
 
 

@@ -47,6 +47,10 @@ class Written(list):
         self.append({"name": name, "ok": ok, **values})
 
     @property
+    def verdicts(self):
+        return [(row["name"], row["ok"]) for row in self]
+
+    @property
     def failed(self):
         return [row for row in self if not row["ok"]]
 
