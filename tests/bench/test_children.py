@@ -202,9 +202,9 @@ def test_killed_at_a_random_second_what_is_on_disk_is_read_back_whole(tmp_path, 
     )  # fmt: skip
     process.stdout.readline()
     time.sleep(0.05 + random.Random(seed).random())
-    group = [int(line) for line in children_of(process.pid)]
+    group = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in (*group, process.pid):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(int(pid), signal.SIGKILL)
     process.wait()
     rows = jsonl.read(Files(tmp_path, "check").rows)
     assert [row["name"] for row in rows] == [f"row {i}" for i in range(len(rows))]
@@ -244,10 +244,6 @@ def test_a_group_is_killed_with_the_command_that_began_it(tmp_path, body):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(group), signal.SIGKILL)
-
-
-def children_of(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_a_command_began_with_its_process():

@@ -82,9 +82,9 @@ class Code:
         (kind,) = self.kinds
         return kind
 
-    def one_of(self, *modifiers: str, default: str | None = None) -> str:
+    def one_of(self, *modifiers: str) -> str:
         """The modifier that the instruction has of these."""
-        found = [m for m in self.modifiers if m in modifiers] or ([default] if default else [])
+        found = [m for m in self.modifiers if m in modifiers]
         if len(found) != 1:
             raise Unknown(self.text)
         return found[0]

@@ -20,6 +20,10 @@ class Kind:
     def __repr__(self) -> str:
         return self.name
 
+    def of(self, number: int) -> np.ndarray:
+        """Its lowest bits, [1]."""
+        return np.array([number & ((1 << 8 * self.size) - 1)], self.unsigned)
+
     def values(self, bits: np.ndarray) -> np.ndarray:
         return bits.view(self.dtype)
 
@@ -82,9 +86,7 @@ def _kinds() -> dict[str, Kind]:
 
 KINDS = _kinds()
 PRED, BF16 = KINDS["pred"], KINDS["bf16"]
-B16, B32, B64 = KINDS["b16"], KINDS["b32"], KINDS["b64"]
-U32, U64, S32, S64 = KINDS["u32"], KINDS["u64"], KINDS["s32"], KINDS["s64"]
-F32 = KINDS["f32"]
+B32, U32, U64, S32, F32 = (KINDS[name] for name in ("b32", "u32", "u64", "s32", "f32"))
 
 
 def immediate(text: str, kind: Kind) -> np.ndarray:
@@ -94,5 +96,4 @@ def immediate(text: str, kind: Kind) -> np.ndarray:
     """
     if kind is PRED:
         return np.array([{"true": 1, "false": 0}.get(text) or int(text, 0)], dtype=np.bool_)
-    value = int(text[2:], 16) if text[:2] in ("0f", "0d") else int(text.rstrip("U"), 0)
-    return np.array([value & ((1 << 8 * kind.size) - 1)], dtype=kind.unsigned)
+    return kind.of(int(text[2:], 16) if text[:2] in ("0f", "0d") else int(text.rstrip("U"), 0))

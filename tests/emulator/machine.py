@@ -63,7 +63,8 @@ class Program:
         kernel, memory = self.kernel, GlobalMemory(buffers, self.global_granule)
         values = [*arguments, *[0] * (len(kernel.parameters) - len(arguments))]
         parameters = {
-            name: _bits(value, kind)
+            # A float's bits are those of its type.
+            name: value.view(kind.unsigned) if isinstance(value, np.ndarray) else kind.of(value)
             for (name, kind), value in zip(kernel.parameters, values, strict=True)
         }
         grid = (*grid, 1, 1)[:3]
@@ -80,13 +81,6 @@ class Program:
             memory.finish()
         except Fault as fault:
             raise Fault(f"{kernel.name}: {fault}") from None
-
-
-def _bits(value, kind) -> np.ndarray:
-    """A parameter's value as [1] bits; a float's are those of its type."""
-    if isinstance(value, np.ndarray):
-        return value.view(kind.unsigned)
-    return np.array([value & ((1 << 8 * kind.size) - 1)], kind.unsigned)
 
 
 def _ready(block: Block, kernel: Kernel, symbols: Mapping[str, int]) -> _Ready:

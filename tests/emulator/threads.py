@@ -6,6 +6,7 @@ T numbers and is never changed in place: writing makes a new one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -122,16 +123,11 @@ class Threads:
 
     def who(self, which: np.ndarray | None = None) -> Who:
         """What memory wants to know about the active threads, or about ``which``."""
-        phase = self.barriers[self.program - self.first] * self._programs + self.program
+        phase = self.barriers[self.program - self.first] * math.prod(self.grid) + self.program
         found = Who(self.program, self.warp, phase)
         if which is None and self.active is None:
             return found
         return found.some(self.which() if which is None else which)
-
-    @property
-    def _programs(self) -> int:
-        width, height, depth = self.grid
-        return width * height * depth
 
     def write(self, index: int, bits: np.ndarray) -> None:
         """Set a register of the active threads to [T] or [1] bits."""
