@@ -173,7 +173,7 @@ def run_child(
     sys.stdout.flush()
     sys.stderr.flush()
     deadline = clock() + limit
-    parent, pid = os.getpid(), os.fork()
+    parent, pid, ended = os.getpid(), os.fork(), 0
     if pid == 0:
         die_with(parent)
         _be_group(group, limit, files, stamp)
@@ -192,9 +192,10 @@ def run_child(
         # The session: the process, and what it may have left behind.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        if not ended:  # else its number may be another process's by now
+            with contextlib.suppress(ChildProcessError, ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 PR_SET_PDEATHSIG = 1

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from . import jsonl, operations, records, timing
+from .children import first_line
 from .counting import moved_bytes, peak_memory
 from .operations import NAMES, Operation, Size
 
@@ -109,7 +110,7 @@ def measure(
         try:
             found = operations.error(operation, row, expected)
         except Exception as error:  # a row that cannot run is reported, the others go on
-            notes[row] = f"does not run: {type(error).__name__}: {str(error).splitlines()[0]}"
+            notes[row] = f"does not run: {first_line(error)}"
             continue
         if found > operations.TOLERANCE[size.dtype]:
             notes[row] = f"wrong: relative error {found:.1e}; not timed"
@@ -121,7 +122,7 @@ def measure(
         try:
             measured += _direction(operation, direction, errors, device, seconds, common)
         except RuntimeError as error:  # out of memory, a capture that failed
-            note = f"{direction}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            note = f"{direction}: {first_line(error)}"
             measured.append({**common, "row": "all", "note": note})
     return measured
 

@@ -308,7 +308,9 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     failed = compile_all(args.arch, args.workers)
     seconds = time.monotonic() - start
-    print(f"{len(jobs())} jobs by {args.workers} workers in {seconds:.0f} s, {failed} failed")
+    # Each worker has said what went wrong.
+    problems = f"{failed} workers met problems"
+    print(f"{len(jobs())} jobs on {args.workers} cores in {seconds:.0f} s, {problems}")
     return 1 if failed else 0
 
 

@@ -36,19 +36,29 @@ def test_a_wrong_result_and_nan_are_seen():
     assert operations.error(nan, "torch", expected) == float("inf")
 
 
-def test_a_wrong_row_is_noted_and_never_timed(monkeypatch):
+def fails_without_a_word(*_):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("ours", "note"),
+    [
+        (lambda operation: lambda backend, x: (operation.reference(x)[0] + 1,), "wrong: relative"),
+        (lambda operation: fails_without_a_word, "does not run: NotImplementedError: "),
+    ],
+)
+def test_a_wrong_row_is_noted_and_never_timed(monkeypatch, ours, note):
     make = operations.make
 
     def wrong(*arguments):
         operation = make(*arguments)
-        return replace(operation, ours=lambda backend, x: (operation.reference(x)[0] + 1,))
+        return replace(operation, ours=ours(operation))
 
     monkeypatch.setattr(operations, "make", wrong)
     rows = ops.measure("gather", SMALL, "cpu", 0.0, False, roof=1e9)
-    noted = [row for row in rows if row["row"] == "torch"]
-    assert len(noted) == 1
-    assert "wrong: relative error" in noted[0]["note"]
-    assert "p50" not in noted[0]
+    [noted] = [row for row in rows if row["row"] == "torch"]
+    assert noted["note"].startswith(note)
+    assert "p50" not in noted
     assert {row["direction"] for row in rows if row["row"] == "reference"} == set(ops.DIRECTIONS)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.bench import PRESET, Backend, Lanes, graphs_for_cpu, linear_experts
+from support.bench import PRESET, Backend, Lanes, graphs_for_cpu, linear_experts, run_here
 
 import hubpath_fast as hp
 from bench import (
@@ -20,7 +20,6 @@ from bench import (
     step_rows,
     timing,
 )
-from bench.children import Writer
 from bench.operations import Size
 
 ROWS = ("single 0", "captured single 0", "sequential", "threads", "dense", "reference", "glue",
@@ -60,12 +59,6 @@ def place(monkeypatch):
     )  # fmt: skip
 
 
-def here(group, limit, files, stamp):
-    if group.name not in ("machine", "compile"):
-        group.run(Writer(files, group.name, stamp), 100.0)
-    return "ok"
-
-
 def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PRESET.stride, 84, 4)  # atari's pixels
     make, compiled = step_rows.make, []
@@ -73,7 +66,8 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
         step_rows, "make", lambda preset, px, *rest, **options: make(preset, 16, *rest, **options)
     )
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
-    arguments = ["--only", ",".join(gpu_speed.PARTS), "--out", str(tmp_path)]
+    arguments = ["--only", ",".join(gpu_speed.PARTS), "--out", str(tmp_path), "--seconds", "9999"]
+    here = run_here("machine", "compile")
     assert gpu_speed.main(arguments, place, here) == 0, capsys.readouterr().out
     rows = {(row["group"], row["name"]): row for row in jsonl.read(tmp_path / "speed.jsonl")}
     copy = rows["ceilings", "copy"]
