@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
@@ -28,20 +29,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move a tensor, or a tuple, list (made a tuple) or dict of them, not waiting for the copy."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(to_device(item, device) for item in value)
-    return value
+    """Move a tensor, or the tensors in tuples, lists and dicts, not waiting for the copy."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
 def micro_batch(value: Any, size: int, part: int, parts: int) -> Any:
-    """The samples of one micro-batch, of a tensor or a tuple or dict of tensors."""
-    if isinstance(value, dict):
-        return {key: micro_batch(item, size, part, parts) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(micro_batch(item, size, part, parts) for item in value)
-    return value[size * part // parts : size * (part + 1) // parts]
+    """The samples of one micro-batch, of a tensor or of tensors in tuples, lists and dicts."""
+    samples = slice(size * part // parts, size * (part + 1) // parts)
+    return tree_map(lambda tensor: tensor[samples], value)
