@@ -30,10 +30,8 @@ class CollapseWatch:
         if "rows" not in summary:
             return []
         rows, found = summary["rows"], {}
-        self.intervals, self.missed = (
-            self.intervals or [0] * len(rows),
-            self.missed or [0] * len(rows),
-        )
+        self.intervals = self.intervals or [0] * len(rows)
+        self.missed = self.missed or [0] * len(rows)
         fraction = summary["entropy_fraction"]
         if fraction < self.threshold:
             top = max(range(len(rows)), key=lambda i: summary["mean_weight"][i])

@@ -130,11 +130,7 @@ class RunLog:
         console = reporting.console if reporting.progress else Console(quiet=True)
         self._progress = ProgressLine(steps, state.step, console, reporting.label)
         self.advance, self.message = self._progress.advance, self._progress.message
-        self.sync = self._json.sync
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return self._json.records
+        self.sync, self.records = self._json.sync, self._json.records
 
     def write(self, record: Mapping[str, Any], losses: Sequence[str]) -> None:
         """A line of the log; the progress line shows the named losses of it."""

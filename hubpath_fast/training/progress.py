@@ -31,18 +31,16 @@ class ProgressLine:
         self._plain = self._part(start)
         self._bar = self._task = None
         if self.console.is_terminal and not self.console.quiet:
-            whole = {"no_wrap": True}
+            whole = Column(no_wrap=True)
+            # The one column that gives way on a narrow terminal: the least important last.
+            rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
             columns = (
-                TextColumn("{task.description}", table_column=Column(**whole)),
-                TextColumn("step {task.completed}/{task.total}", table_column=Column(**whole)),
+                TextColumn("{task.description}", table_column=whole),
+                TextColumn("step {task.completed}/{task.total}", table_column=whole),
                 BarColumn(bar_width=10),
-                TextColumn("{task.percentage:>3.0f}% ETA", table_column=Column(**whole)),
-                TimeRemainingColumn(compact=True, table_column=Column(**whole)),
-                # The one column that gives way on a narrow terminal: the least important last.
-                TextColumn(
-                    "{task.fields[text]}",
-                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-                ),
+                TextColumn("{task.percentage:>3.0f}% ETA", table_column=whole),
+                TimeRemainingColumn(compact=True, table_column=whole),
+                TextColumn("{task.fields[text]}", table_column=rest),
             )
             # No refresh thread: it would contend with the step for the interpreter.
             self._bar = Progress(*columns, console=self.console, auto_refresh=False, expand=True)
@@ -80,16 +78,13 @@ class ProgressLine:
         left = (time.monotonic() - self._began) / done * (self.steps - step) if done else math.nan
         eta = "" if math.isnan(left) else f" ETA {int(left) // 60}:{int(left) % 60:02d}"
         head = f"{self.label} " if self.label else ""
-        self._print(f"{head}step {step}/{self.steps} {step / self.steps:.0%}{eta} | {self._text}")
+        self.message(f"{head}step {step}/{self.steps} {step / self.steps:.0%}{eta} | {self._text}")
 
     def _part(self, step: int) -> int:
         return self.PLAIN_LINES * step // self.steps
 
     def message(self, text: str) -> None:
         """Say something above the progress line."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:

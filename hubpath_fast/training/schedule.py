@@ -28,24 +28,19 @@ def schedule_factor(config: TrainerConfig, step: int) -> float:
     return rise
 
 
-def momentum_at(config: TrainerConfig, step: int) -> float:
-    """SGD's momentum, or AdamW's first beta, at update ``step``."""
-    if not config.cycle_momentum:
-        return config.momentum
-    return _one_cycle(config, step, MOMENTUM_HIGH, MOMENTUM_LOW, MOMENTUM_HIGH)
-
-
 def apply_schedule(optimizer: torch.optim.Optimizer, config: TrainerConfig, step: int) -> None:
-    """Set every group's rate (its ``peak_lr`` times the factor), and momentum where it cycles."""
+    """Set every group's rate (its ``peak_lr`` times the factor), and where it cycles, SGD's
+    momentum or AdamW's first beta."""
     factor = schedule_factor(config, step)
+    momentum = _one_cycle(config, step, MOMENTUM_HIGH, MOMENTUM_LOW, MOMENTUM_HIGH)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
         if not config.cycle_momentum:
             continue
         if "betas" in group:
-            group["betas"] = (momentum_at(config, step), group["betas"][1])
+            group["betas"] = (momentum, group["betas"][1])
         else:
-            group["momentum"] = momentum_at(config, step)
+            group["momentum"] = momentum
 
 
 def _one_cycle(config: TrainerConfig, step: int, start: float, peak: float, end: float) -> float:
