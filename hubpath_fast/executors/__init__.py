@@ -11,6 +11,8 @@ Others derive from ``Executor``; ``HubPathway(executor=...)`` takes an object, t
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 
 from .base import Executor
@@ -99,10 +101,12 @@ def make_executor(name: str) -> Executor:
 def make_report(
     asked: str, executor: Executor, reasons: tuple[str, ...], compiled: bool
 ) -> ExecutorReport:
-    c = executor.counters
+    steps = executor.counters.steps
     return ExecutorReport(
-        asked, executor.name, reasons, c.steps, c.host_reads / c.steps if c.steps else None,
-        c.hits, c.misses, {i: list(sizes) for i, sizes in c.captured.items()},
-        {i: list(sizes) for i, sizes in c.captured_predictions.items()}, c.memory,
-        dict(c.eager), c.notes, compiled,
-    )  # fmt: skip
+        asked=asked,
+        executor=executor.name,
+        reasons=reasons,
+        host_reads_per_step=executor.host_reads / steps if steps else None,
+        compiled=compiled,
+        **asdict(executor.counters),
+    )

@@ -24,12 +24,12 @@ class Executor(ABC):
     needs: str | None = None  # the type of device it runs on; None: any
 
     def __init__(self, *arguments: object):
-        self.counters = Counters()
+        self.counters, self.host_reads = Counters(), 0  # reads of the counts
         self._arguments = arguments  # that make another one like it
 
     def __call__(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         kept = getattr(source.routing, "_counts", None) is not None  # once read
-        self.counters.host_reads += not kept
+        self.host_reads += not kept
         self.counters.steps += 1
         return self.run(experts, source, min_group)
 

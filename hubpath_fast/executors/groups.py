@@ -66,8 +66,24 @@ def call_expert(
 
 
 def join(experts: Sequence[nn.Module], groups: list[Group], outputs: list[Tensor]) -> Tensor:
-    """The outputs of the groups, in row order, as one tensor [R, C, ...]."""
-    check_outputs(experts, groups, outputs)
+    """The outputs of the groups, in row order, as one tensor [R, C, ...].
+
+    Raises ValueError, naming both experts, where two disagree on the shape of a row's output.
+    """
+    first = outputs[0]
+    for group, output in zip(groups, outputs, strict=True):
+        name = expert_name(experts, group.index)
+        if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != group.count:
+            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"{name}: expected outputs [n, C, ...] for its n={group.count} rows, got {got}"
+            )
+        if output.shape[1:] != first.shape[1:]:
+            raise ValueError(
+                f"{name} gives outputs of shape {list(output.shape[1:])} per row, but "
+                f"{expert_name(experts, groups[0].index)} gives {list(first.shape[1:])}; "
+                "all experts need the same C (and map size): replace their heads for the task"
+            )
     return torch.cat(outputs)
 
 
@@ -87,21 +103,3 @@ def running_statistics(expert: nn.Module, active: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = True
-
-
-def check_outputs(experts: Sequence[nn.Module], groups: list[Group], outputs: list[Tensor]) -> None:
-    """Raise ValueError, naming both experts, where two disagree on the shape of a row's output."""
-    first = outputs[0]
-    for group, output in zip(groups, outputs, strict=True):
-        name = expert_name(experts, group.index)
-        if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != group.count:
-            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"{name}: expected outputs [n, C, ...] for its n={group.count} rows, got {got}"
-            )
-        if output.shape[1:] != first.shape[1:]:
-            raise ValueError(
-                f"{name} gives outputs of shape {list(output.shape[1:])} per row, but "
-                f"{expert_name(experts, groups[0].index)} gives {list(first.shape[1:])}; "
-                "all experts need the same C (and map size): replace their heads for the task"
-            )

@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field
 class Counters:
     """What an executor counts while it runs.
 
-    steps: calls. host_reads: of the counts, by the executor. hits: groups run by a captured graph.
-    misses: groups run eagerly although graphs are in use. captured: expert -> group sizes with a
-    graph for forward and backward; captured_predictions: for predictions. memory: bytes that the
-    graphs hold. eager: expert -> why it is never captured. notes: what else happened.
+    steps: calls. hits: groups run by a captured graph. misses: groups run eagerly although graphs
+    are in use. captured: expert -> group sizes with a graph for forward and backward;
+    captured_predictions: for predictions. memory: bytes that the graphs hold. eager: expert -> why
+    it is never captured. notes: what else happened.
     """
 
     steps: int = 0
-    host_reads: int = 0
     hits: int = 0
     misses: int = 0
     captured: dict[int, list[int]] = field(default_factory=dict)
@@ -26,26 +25,19 @@ class Counters:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ExecutorReport:
+@dataclass(kw_only=True)
+class ExecutorReport(Counters):
     """The executor of a model. ``str(report)`` is the text, ``report.to_dict()`` plain values.
 
     asked: the ``executor=`` of the model. executor: the one that runs. reasons: why that one.
-    host_reads_per_step: None before the first step. The rest: see ``Counters``.
+    host_reads_per_step: of the counts, by the executor; None before the first step. compiled:
+    whether ``torch.compile`` was applied to the experts. The rest: what was counted so far.
     """
 
     asked: str
     executor: str
     reasons: tuple[str, ...]
-    steps: int
     host_reads_per_step: float | None
-    hits: int
-    misses: int
-    captured: dict[int, list[int]]
-    captured_predictions: dict[int, list[int]]
-    memory: int
-    eager: dict[int, str]
-    notes: tuple[str, ...]
     compiled: bool
 
     def to_dict(self) -> dict[str, object]:

@@ -16,7 +16,7 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast.executors.graphs import MIN_SEEN
-from hubpath_fast.executors.graphs.eligible import bucket, is_row_wise, may_pad
+from hubpath_fast.executors.graphs.eligible import bucket, may_pad
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
@@ -128,9 +128,9 @@ def test_buckets_hold_their_counts_and_waste_little():
 
 
 def test_experts_that_may_mix_rows_get_exact_sizes():
-    assert is_row_wise(row_wise_expert())
-    assert not is_row_wise(conv_expert())  # BatchNorm
-    assert not is_row_wise(Faulty())  # a forward of its own
+    assert may_pad(row_wise_expert())
+    assert not may_pad(conv_expert())  # BatchNorm
+    assert not may_pad(Faulty())  # a forward of its own
 
 
 def test_predictions_in_inference_mode_are_captured_without_buffers_too(make):

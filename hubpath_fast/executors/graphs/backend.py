@@ -5,52 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ..stream_pool import StreamPool
-
-
-class Backend(Protocol):
-    """What captures: ``CudaBackend``, or a stand-in that tests run without a GPU."""
-
-    num_streams: int
-    one_random_state: bool  # whether all graphs share one random state on the device
-
-    def forked(self, streams: Iterable[int], reads: Tensor) -> AbstractContextManager: ...
-
-    def on(self, stream: int) -> AbstractContextManager: ...
-
-    def new_pool(self) -> object: ...
-
-    def undisturbed(self) -> AbstractContextManager:
-        """Within, nothing is collected: what a collection frees may break a capture off."""
-
-    def warm_up(self, function: Callable[[], object]) -> None:
-        """Runs it a few times on the current stream; raises if it waits for the device."""
-
-    def capture(self, function: Callable[[], list], pool: object) -> Callable[[], None]:
-        """Records ``function`` on the current stream and returns its replay, which leaves results
-        in the tensors that the function returned. After an exception everything is as before, but
-        the pool must not be captured into again."""
-
-    def borrow(self, tensor: Tensor) -> Tensor:
-        """The same memory, without keeping it from the pool it belongs to."""
-
-    def memory(self, pool: object) -> int:
-        """Bytes that a pool holds on the device."""
-
-    def budget(self) -> int:
-        """Bytes that graphs may hold together."""
-
-    def random_state(self) -> Tensor: ...
-
-    def set_random_state(self, state: Tensor) -> None: ...
-
 
 # Up to 2.11 the allocator of pinned memory goes on to ask a graph whose capture failed whether it
 # is capturing, and nothing can tell it to stop: such graphs are never freed.
@@ -68,9 +28,10 @@ def _torch_version() -> tuple[int, int]:
 
 class CudaBackend:
     """Captures on the stream that later replays: kernels of one stream share its workspaces, those
-    of two are concurrent.
+    of two are concurrent. Tests run a stand-in with the same methods, without a GPU.
 
-    num_streams: that experts are spread over.
+    num_streams: that experts are spread over. one_random_state: whether all graphs share one random
+    state on the device. forked, on: see ``StreamPool``.
     """
 
     WARM_UPS = 3  # libraries choose algorithms and allocate workspaces in their first runs
@@ -89,8 +50,10 @@ class CudaBackend:
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
+        """Within, nothing is collected: a graph or a kernel's module that dies during a capture
+        would end it."""
         enabled = gc.isenabled()
-        gc.disable()  # a graph or a kernel's module that dies during a capture would end it
+        gc.disable()
         try:
             yield
         finally:
@@ -98,6 +61,7 @@ class CudaBackend:
                 gc.enable()
 
     def warm_up(self, function: Callable[[], object]) -> None:
+        """Runs it a few times on the current stream; raises if it waits for the device."""
         for _ in range(self.WARM_UPS - 1):
             function()
         # What waits for the device cannot be captured. It is found here, where an exception leaves
@@ -115,6 +79,9 @@ class CudaBackend:
         torch.cuda.empty_cache()
 
     def capture(self, function: Callable[[], list], pool: object) -> Callable[[], None]:
+        """Records ``function`` on the current stream and returns its replay, which leaves results
+        in the tensors that the function returned. After an exception everything is as before, but
+        the pool must not be captured into again."""
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads (one that pins batches) may call CUDA meanwhile without spoiling this.
@@ -160,6 +127,7 @@ class CudaBackend:
             ) from error
 
     def borrow(self, tensor: Tensor) -> Tensor:
+        """The same memory, without keeping it from the pool it belongs to."""
         extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         if tensor.numel() == 0:
             return torch.empty_like(tensor)
@@ -168,10 +136,12 @@ class CudaBackend:
         return flat.as_strided(tensor.shape, tensor.stride())
 
     def memory(self, pool: object) -> int:
+        """Bytes that a pool holds on the device."""
         segments = torch.cuda.memory_snapshot(pool)
         return sum(segment["total_size"] for segment in segments)
 
     def budget(self) -> int:
+        """Bytes that graphs may hold together."""
         memory = torch.cuda.get_device_properties(self.device).total_memory
         return int(self.MEMORY_FRACTION * memory)
 

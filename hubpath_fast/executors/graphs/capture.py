@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd_graph import leaves_of
-from .backend import Backend
+from .backend import CudaBackend
 from .slab import Slab
 
 
@@ -66,22 +66,25 @@ class CapturedModule:
     """
 
     def __init__(
-        self, module: nn.Module, rows: Tensor, inputs: Tensor, pool: Pool, backend: Backend
+        self, module: nn.Module, rows: Tensor, inputs: Tensor, pool: Pool, backend: CudaBackend
     ):
         self.pool, self.size = pool, len(inputs)
-        enabled = torch.is_grad_enabled()
+        enabled, kind = torch.is_grad_enabled(), rows.device.type
         with (
             torch.inference_mode(False),  # its tensors are written outside of it, too
             torch.set_grad_enabled(enabled),
             backend.undisturbed(),
             # Some experts keep statistics in parameters, or write to their weights.
             _untouched([*module.buffers(), *module.parameters(), inputs.data], backend),
-            _own_casts(rows.device.type),
+            # Autocast's casts of the weights are part of the graph: replays cast the updated ones.
+            torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False),
         ):
             self._capture(module, rows, inputs, backend)
         pool.memory = backend.memory(pool.handle)
 
-    def _capture(self, module: nn.Module, rows: Tensor, inputs: Tensor, backend: Backend) -> None:
+    def _capture(
+        self, module: nn.Module, rows: Tensor, inputs: Tensor, backend: CudaBackend
+    ) -> None:
         self.inputs = inputs.data  # detach() would count others' writes to that memory as its own
         self._fill(rows.detach())
         self.inputs.requires_grad_(rows.requires_grad)
@@ -268,7 +271,7 @@ def _check_leaves(outputs: list[Tensor], leaves: list[Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def _untouched(tensors: list[Tensor], backend: Backend) -> Iterator[None]:
+def _untouched(tensors: list[Tensor], backend: CudaBackend) -> Iterator[None]:
     """The tensors (rows may lie in the inputs already) and the random state are afterwards as they
     were."""
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
@@ -282,14 +285,3 @@ def _untouched(tensors: list[Tensor], backend: Backend) -> Iterator[None]:
                 # was run before, and that keeps it (as BatchNorm does its running statistics).
                 tensor.data.copy_(value)
         backend.set_random_state(state)
-
-
-@contextlib.contextmanager
-def _own_casts(device: str) -> Iterator[None]:
-    """Autocast's casts of the weights are part of the graph: replays cast the updated weights."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)

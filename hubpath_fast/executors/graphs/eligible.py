@@ -27,18 +27,12 @@ def may_pad(expert: nn.Module) -> bool:
     In evaluation every expert is taken to treat rows alone, since the groups themselves depend on
     which samples came together; but not where a norm takes its statistics from the batch even then.
     """
-    if any(module.training for module in expert.modules()):
-        return is_row_wise(expert)
-    norms = (m for m in expert.modules() if isinstance(m, _BatchNorm))
+    modules = list(expert.modules())
+    if any(module.training for module in modules):
+        # BatchNorm couples rows in training: those padded with zeros moved its outputs by a fifth.
+        return all(type(module) in ROW_WISE for module in modules)
+    norms = (module for module in modules if isinstance(module, _BatchNorm))
     return all(norm.running_mean is not None for norm in norms)
-
-
-def is_row_wise(expert: nn.Module) -> bool:
-    """Whether no layer couples the rows of a batch, as far as the types of its modules tell.
-
-    BatchNorm does in training: rows padded with zeros moved its outputs by a fifth.
-    """
-    return all(type(module) in ROW_WISE for module in expert.modules())
 
 
 def bucket(count: int) -> int:

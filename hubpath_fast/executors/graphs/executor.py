@@ -36,7 +36,7 @@ from ..base import Executor
 from ..groups import Group, call_expert, groups_of, join
 from ..rows import Batch, InputBuffers, RowSource
 from ..sharing import Sharing
-from .backend import Backend, BrokenCaptureError, CudaBackend
+from .backend import BrokenCaptureError, CudaBackend
 from .capture import CapturedModule, Pool
 from .eligible import bucket, may_pad, refusal
 from .records import GENERATOR, Record, Step, Use
@@ -55,14 +55,14 @@ class GraphsExecutor(Executor):
 
     def __init__(
         self,
-        backend: Callable[[torch.device], Backend] = CudaBackend,
+        backend: Callable[[torch.device], CudaBackend] = CudaBackend,
         budget: int | None = None,
         max_failures: int = 2,
     ):
         super().__init__(backend, budget, max_failures)
         self._make_backend, self._asked, self._max_failures = backend, budget, max_failures
         self._device: torch.device | None = None  # that backend, records and buffers belong to
-        self._backend: Backend | None = None
+        self._backend: CudaBackend | None = None
         self._records: OrderedDict[Use, Record] = OrderedDict()  # least recently replayed first
         self._buffers: dict[bool, InputBuffers] = {}  # with gradients, and without
         self._sharing = Sharing()
@@ -95,10 +95,7 @@ class GraphsExecutor(Executor):
         use = _use(GENERATOR, generator, gradients)
         if use is None:
             return generator(x)
-        source, stream = (
-            Batch(x),
-            0,
-        )  # it runs alone; with experts that draw it must share theirs, 0
+        source, stream = Batch(x), 0  # it runs alone; with experts that draw it shares theirs, 0
         self._meet(use, generator, source)
         step = Step([generator], [use], [stream], source, x, False, gradients, 0)
         captured = self._captured(step, use, x)
