@@ -1,11 +1,11 @@
 """Models whose experts run as stand-ins of captured graphs."""
 
 import pytest
-from support.graphs import FakeBackend
-from support.models import M, build
+from support.graphs import FakeBackend, settled
+from support.models import M, batch, build
 from torch import nn
 
-from hubpath_fast.executors.graphs import GraphsExecutor
+from hubpath_fast.executors.graphs import MIN_SEEN, GraphsExecutor
 
 
 @pytest.fixture
@@ -19,3 +19,15 @@ def make():
         return model
 
     return build_with_graphs
+
+
+@pytest.fixture
+def trained(make):
+    """trained(expert) -> such a model after enough steps for its experts to be captured, and the
+    batch of each."""
+
+    def train_some(expert=None, steps=MIN_SEEN, counts=None, budget=None):
+        x, y = batch()
+        return settled(make(expert, budget), x, y, steps, counts), x, y
+
+    return train_some

@@ -1,16 +1,16 @@
 """The logic of captured graphs, without a GPU: a stand-in backend that replays by running again."""
 
-import copy
 import gc
 
 import pytest
 import torch
 from support.graphs import (
     FakeBackend,
+    assert_as_sequential,
     assert_same,
     backward,
     fixed_routing,
-    grads,
+    replays,
     settled,
 )
 from support.models import Faulty, M, batch, build, conv_expert, train
@@ -50,54 +50,39 @@ def test_a_capture_moves_no_buffer_no_row_and_no_random_state():
     assert_same(dict(expert.named_buffers()), before)
 
 
-def test_a_dropped_output_frees_the_graph_and_a_second_backward_raises(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
-    hits = model.executor_report().hits
-    out = model(x, routing=fixed_routing(model))
-    del out
-    gc.collect()
-    loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model)), y).total
-    assert model.executor_report().hits == hits + 2 * M
+def test_a_dropped_output_frees_the_graph_and_a_second_backward_raises(trained):
+    model, x, y = trained()
+    with replays(model, 2 * M):
+        out = model(x, routing=fixed_routing(model))
+        del out
+        gc.collect()
+        loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model)), y).total
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second backward"):
         loss.backward()
 
 
-class OtherReLU(nn.ReLU):
-    """With the same settings."""
-
-
-CHANGES = {
-    "storage": lambda model: setattr(model.experts[0][0].weight, "data",
-                                     model.experts[0][0].weight.data.clone()),
-    "mode": lambda model: model.experts[0][1].eval(),
-    "rate": lambda model: setattr(model.experts[0][3], "p", 0.5),
-    "layer": lambda model: model.experts[0].__setitem__(2, OtherReLU()),
-    "frozen": lambda model: model.experts[0][0].requires_grad_(False),
+CHANGES = {  # all others: test_signature.py
+    "setting": lambda model: setattr(model.experts[0][3], "p", 0.5),
     "another expert": lambda model: model.experts.__setitem__(0, conv_expert()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_expert_is_captured_again(make, name):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
+def test_a_changed_expert_is_captured_again(trained, name):
+    model, x, y = trained()
     CHANGES[name](model)
-    before = model.executor_report()
-    settled(model, x, y, 1)
-    after = model.executor_report()
-    assert after.misses == before.misses + 1
-    assert 0 not in after.captured
+    with replays(model, M - 1):
+        settled(model, x, y, 1)
+    assert 0 not in model.executor_report().captured
     settled(model, x, y, MIN_SEEN - 1)
     assert model.executor_report().captured[0] == [6]
 
 
-def test_an_expert_that_cannot_be_captured_runs_eagerly_and_is_named(make):
-    model, (x, y) = make(), batch()
-    executor = model.executor
-    settled(model, x, y, 1)
-    executor._backend.fail = RuntimeError("operation not permitted\nwhen stream is capturing")
+def test_an_expert_that_cannot_be_captured_runs_eagerly_and_is_named(trained):
+    model, x, y = trained(steps=1)
+    backend = model.executor._backend
+    backend.fail = RuntimeError("operation not permitted\nwhen stream is capturing")
     settled(model, x, y)
     report = model.executor_report()
     assert (report.captured, report.eager) == ({}, {})
@@ -105,20 +90,17 @@ def test_an_expert_that_cannot_be_captured_runs_eagerly_and_is_named(make):
     assert f"experts[3]: {failure}" in report.notes
     settled(model, x, y, 2 * MIN_SEEN)
     report = model.executor_report()
-    assert report.captured == {}
-    assert report.eager == dict.fromkeys(
-        range(M), "cannot be captured: RuntimeError: operation not permitted"
-    )
+    why = "cannot be captured: RuntimeError: operation not permitted"
+    assert (report.captured, report.eager) == ({}, dict.fromkeys(range(M), why))
     assert "experts[3]: eager, cannot be captured" in str(report)
     assert not any("once more" in note for note in report.notes)
-    executor._backend.fail = None
-    settled(model, x, y)
-    assert model.executor_report().hits == 0
+    backend.fail = None
+    with replays(model, 0):
+        settled(model, x, y)
 
 
-def test_an_expert_whose_capture_failed_once_is_captured_when_it_was_seen_again(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y, MIN_SEEN - 1)
+def test_an_expert_whose_capture_failed_once_is_captured_when_it_was_seen_again(trained):
+    model, x, y = trained(steps=MIN_SEEN - 1)
     model.executor._backend.fail = RuntimeError("another thread called CUDA")
     settled(model, x, y, 1)
     model.executor._backend.fail = None
@@ -130,9 +112,8 @@ def test_an_expert_whose_capture_failed_once_is_captured_when_it_was_seen_again(
     assert report.eager == {}
 
 
-def test_what_cannot_be_cleaned_up_ends_the_training(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y, MIN_SEEN - 1)
+def test_what_cannot_be_cleaned_up_ends_the_training(trained):
+    model, x, y = trained(steps=MIN_SEEN - 1)
     model.executor._backend.fail = BrokenCaptureError("start again from the last checkpoint")
     with pytest.raises(BrokenCaptureError, match="last checkpoint"):
         settled(model, x, y, 1)
@@ -175,13 +156,13 @@ def test_experts_that_are_never_captured_are_not_looked_at_any_more(make, monkey
     assert looks == []
 
 
-def test_a_hook_on_a_parameter_ends_the_use_of_graphs(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
-    calls, hits = [], model.executor_report().hits
+def test_a_hook_on_a_parameter_ends_the_use_of_graphs(trained):
+    model, x, y = trained()
+    calls = []
     model.experts[2][0].weight.register_hook(calls.append)
-    settled(model, x, y, 3)
-    assert (len(calls), model.executor_report().hits) == (3, hits + 3 * (M - 1))
+    with replays(model, 3 * (M - 1)):
+        settled(model, x, y, 3)
+    assert len(calls) == 3
 
 
 def test_an_expert_that_raises_while_captured_raises_its_own_error(make):
@@ -197,9 +178,8 @@ def test_an_expert_that_raises_while_captured_raises_its_own_error(make):
     assert all(p.grad.isfinite().all() for p in model.experts.parameters())
 
 
-def test_out_of_memory_drops_the_graphs_and_training_goes_on(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
+def test_out_of_memory_drops_the_graphs_and_training_goes_on(trained):
+    model, x, y = trained()
     buffers = M * 24 * 3 * 8 * 8 * 4  # of 24 rows of float32 for each expert
     assert model.executor_report().memory == 200 * M + buffers
     model.executor._backend.fail = torch.OutOfMemoryError("CUDA out of memory")
@@ -213,10 +193,9 @@ def test_out_of_memory_drops_the_graphs_and_training_goes_on(make):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_over_budget_the_least_recently_used_expert_loses_its_graphs(make):
+def test_over_budget_the_least_recently_used_expert_loses_its_graphs(trained):
     # A pair of graphs holds 200 bytes here, and 768 for each of its rows: four of six rows fit.
-    model, (x, y) = make(budget=22_000), batch()
-    settled(model, x, y)
+    model, x, y = trained(budget=22_000)
     assert model.executor_report().captured == {i: [6] for i in range(M)}
     settled(model, x, y, counts=[9, 6, 6, 3])
     # Expert 3 was replayed least recently when expert 0 at 9 came, and must now be seen six times.
@@ -229,38 +208,29 @@ def test_over_budget_the_least_recently_used_expert_loses_its_graphs(make):
     assert model.executor_report().memory == 3 * 200 + (6 + 6 + 3) * 768
 
 
-def test_small_groups_and_training_mode_without_gradients_run_eagerly(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
-    hits = model.executor_report().hits
-    for _ in range(MIN_SEEN + 1):
-        with torch.no_grad():
-            model(x, routing=fixed_routing(model))  # with batch statistics
-    assert model.executor_report().hits == hits
+def test_small_groups_and_training_mode_without_gradients_run_eagerly(trained):
+    model, x, y = trained()
+    with replays(model, 0):
+        for _ in range(MIN_SEEN + 1):
+            with torch.no_grad():
+                model(x, routing=fixed_routing(model))  # with batch statistics
+        model.min_group = 7
+        backward(model, x, y, fixed_routing(model))
     assert model.executor_report().captured_predictions == {}
-    model.min_group = 7
-    backward(model, x, y, fixed_routing(model))
-    assert model.executor_report().hits == hits
 
 
-def test_experts_in_evaluation_mode_are_trained_by_graphs_of_their_own(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
-    hits = model.executor_report().hits
+def test_experts_in_evaluation_mode_are_trained_by_graphs_of_their_own(trained):
+    model, x, y = trained()
     model.experts.eval()  # BatchNorm keeps its statistics, and rows can be padded
-    settled(model, x, y, MIN_SEEN + 1)
-    assert model.executor_report().hits == hits + 2 * M
+    with replays(model, 2 * M):
+        settled(model, x, y, MIN_SEEN + 1)
     assert model.executor_report().captured == {i: [6, 8] for i in range(M)}
-    backward(model, x, y, fixed_routing(model))
-    found, state = grads(model), copy.deepcopy(model.state_dict())
-    model.experts.train()
-    backward(model, x, y, fixed_routing(model))
-    assert model.executor_report().hits == hits + 4 * M  # those of training mode are still there
-    model.executor = "sequential"
-    model.load_state_dict(state)
-    model.zero_grad(set_to_none=True)
-    model.experts.eval()
-    backward(model, x, y, fixed_routing(model))
-    for name, value in grads(model).items():
-        if value is not None:  # float32, padded batches are summed in another order
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+    def run(model):
+        backward(model, x, y, fixed_routing(model))
+
+    with replays(model, 2 * M):
+        # float32, padded batches are summed in another order
+        assert_as_sequential(model, run, rtol=1e-5, atol=1e-6)
+        model.experts.train()
+        run(model)  # those of training mode are still there

@@ -1,15 +1,13 @@
 """The buffers that graphs read, and the streams they run on: stand-ins for CUDA's."""
 
-import copy
-
 import pytest
 import torch
 from support.graphs import (
-    assert_same,
+    assert_as_sequential,
     backward,
     fixed_routing,
-    grads,
     predict,
+    replays,
     row_wise_expert,
     settled,
 )
@@ -34,25 +32,14 @@ def packed(monkeypatch):
     return found
 
 
-def compare(model, run, packed=()):
-    """``run(model)`` gives gradients equal to the bit to those of the sequential executor. Returns
-    how many batches it added to ``packed``."""
-    twin = copy.deepcopy(model)
-    twin.executor = "sequential"
-    torch.manual_seed(7)
-    run(twin)
-    before = len(packed)
-    torch.manual_seed(7)
-    run(model)
-    assert_same(grads(model), grads(twin))
-    return len(packed) - before
+def step(x, y):
+    return lambda model: backward(model, x, y, fixed_routing(model))
 
 
-def test_rows_are_written_where_graphs_read_them(make, packed):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
+def test_rows_are_written_where_graphs_read_them(trained, packed):
+    model, x, y = trained()
     assert len(packed) == MIN_SEEN
-    assert compare(model, lambda model: backward(model, x, y, fixed_routing(model)), packed) == 0
+    assert assert_as_sequential(model, step(x, y), packed) == 0
 
 
 def test_images_are_normalised_on_the_way_to_their_buffers(make, packed):
@@ -62,7 +49,7 @@ def test_images_are_normalised_on_the_way_to_their_buffers(make, packed):
     x = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8)
     settled(model, x, y)
     assert len(packed) == MIN_SEEN
-    assert compare(model, lambda model: backward(model, x, y, fixed_routing(model)), packed) == 0
+    assert assert_as_sequential(model, step(x, y), packed) == 0
 
 
 def two_forwards(x, y):
@@ -76,10 +63,10 @@ def two_forwards(x, y):
     return run
 
 
-def test_rows_that_a_backward_pass_needs_are_not_written_over(make, packed):
-    model, (x, y) = make(row_wise_expert), batch()
-    settled(model, x, y, counts=[8, 8, 4, 4])
-    assert compare(model, two_forwards(x, y), packed) == 1
+def test_rows_that_a_backward_pass_needs_are_not_written_over(trained, packed):
+    model, x, y = trained(row_wise_expert, counts=[8, 8, 4, 4])
+    with replays(model, M):  # the second forward runs eagerly
+        assert assert_as_sequential(model, two_forwards(x, y), packed) == 1
 
 
 def test_an_eager_expert_keeps_its_rows_among_captured_ones(make, packed):
@@ -88,45 +75,46 @@ def test_an_eager_expert_keeps_its_rows_among_captured_ones(make, packed):
         model.experts[index].requires_grad_(False)
     model.experts[1][0].register_forward_hook(lambda *_: None)
     settled(model, x, y, counts=[8, 8, 4, 4])
-    assert compare(model, two_forwards(x, y), packed) == 0  # both were written to the buffers
+    assert (
+        assert_as_sequential(model, two_forwards(x, y), packed) == 0
+    )  # both were written to the buffers
 
 
 def test_an_input_that_requires_a_gradient_is_copied_and_gets_it(make, packed):
     model, (x, y) = make(row_wise_expert), batch()
     x.requires_grad_()
     settled(model, x, y, MIN_SEEN + 1)
-    assert model.executor_report().hits == 2 * M
     assert len(packed) == MIN_SEEN + 1
-    x.grad = None
-    backward(model, x, y, fixed_routing(model))
-    found, x.grad = x.grad, None
-    model._running = hp.executors.make_executor("sequential")
-    model.executor.name = "graphs"  # as the fixture makes the model choose
-    backward(model, x, y, fixed_routing(model))
-    torch.testing.assert_close(found, x.grad, rtol=1e-5, atol=1e-7)  # float32, padded batches
+    found = []
+
+    def run(model):
+        x.grad = None
+        backward(model, x, y, fixed_routing(model))
+        found.append(x.grad)
+
+    with replays(model, M):
+        assert_as_sequential(model, run, rtol=1e-5, atol=1e-7)  # float32, padded batches
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
 
 
-def test_experts_that_write_to_their_input(make):
+def test_experts_that_write_to_their_input(trained):
     def in_place():
         return nn.Sequential(nn.Hardtanh(0.2, 0.8, inplace=True), row_wise_expert())
 
-    model, (x, y) = make(in_place), batch()
-    settled(model, x, y)
-    compare(model, lambda model: backward(model, x, y, fixed_routing(model)))
+    model, x, y = trained(in_place)
+    assert_as_sequential(model, step(x, y))
 
 
-def test_buffers_that_would_take_too_much_are_done_without(make, packed):
-    model, (x, y) = make(budget=280_000), batch()
-    settled(model, x, y, MIN_SEEN + 2)
+def test_buffers_that_would_take_too_much_are_done_without(trained, packed):
+    model, x, y = trained(steps=MIN_SEEN + 2, budget=280_000)
     assert model.executor_report().hits == 3 * M
     assert len(packed) == MIN_SEEN + 2  # 73,728 bytes are more than a quarter of the budget
     assert model.executor_report().memory == M * (200 + 6 * 768)  # graphs, and what they read
-    compare(model, lambda model: backward(model, x, y, fixed_routing(model)))
+    assert_as_sequential(model, step(x, y))
 
 
-def test_a_larger_batch_gets_larger_buffers(make, packed):
-    model, (x, y) = make(), batch()
-    settled(model, x, y, MIN_SEEN + 1)
+def test_a_larger_batch_gets_larger_buffers(trained, packed):
+    model, x, y = trained(steps=MIN_SEEN + 1)
     assert len(packed) == MIN_SEEN
     larger, labels = batch(n=40)
     counts = [10, 10, 10, 10]
@@ -147,9 +135,8 @@ def test_predictions_have_buffers_of_their_own(make, packed):
     assert set(model.executor._buffers) == {False}
 
 
-def test_each_expert_keeps_its_stream(make):
-    model, (x, y) = make(row_wise_expert), batch()
-    settled(model, x, y)
+def test_each_expert_keeps_its_stream(trained):
+    model, x, y = trained(row_wise_expert)
     log = model.executor._backend.log
     log.clear()
     backward(model, x, y, fixed_routing(model))
@@ -158,9 +145,8 @@ def test_each_expert_keeps_its_stream(make):
     assert log[4:] == [1, 0]
 
 
-def test_experts_that_draw_random_numbers_share_a_stream(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y, 1)
+def test_experts_that_draw_random_numbers_share_a_stream(trained):
+    model, x, y = trained(steps=1)
     log = model.executor._backend.log
     assert log == [0, 1, 2, 0]  # by now they have been seen to draw
     settled(model, x, y, MIN_SEEN - 1)
@@ -171,9 +157,8 @@ def test_experts_that_draw_random_numbers_share_a_stream(make):
     assert log == [0] * M
 
 
-def test_what_an_earlier_batch_left_in_a_buffer_reaches_no_gradient(make):
-    model, (x, y) = make(row_wise_expert), batch()
-    settled(model, x, y, counts=[8, 8, 4, 4])
+def test_what_an_earlier_batch_left_in_a_buffer_reaches_no_gradient(trained):
+    model, x, y = trained(row_wise_expert, counts=[8, 8, 4, 4])
     spoilt = x.clone()
     spoilt[[7, 15]] = float("nan")  # the last rows of experts 0 and 1
     backward(model, spoilt, y, fixed_routing(model, counts=[8, 8, 4, 4]))

@@ -5,14 +5,15 @@ from collections import Counter
 import torch
 from support.graphs import (
     FakeBackend,
-    assert_same,
+    assert_as_sequential,
     backward,
     fixed_routing,
     grads,
+    replays,
     row_wise_expert,
     settled,
 )
-from support.models import M, batch, build
+from support.models import M, batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,25 +22,19 @@ from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.graphs.capture import CapturedModule, Pool
 
 
-def test_micro_batches_add_up(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
-    hits = model.executor_report().hits
-    torch.manual_seed(5)
-    for _ in range(2):
-        backward(model, x, y, fixed_routing(model))
-    assert model.executor_report().hits == hits + 2 * M
-    twin = build()
-    twin.load_state_dict(model.state_dict())
-    torch.manual_seed(5)
-    for _ in range(2):
-        backward(twin, x, y, fixed_routing(twin))
-    assert_same(grads(model), grads(twin))
+def test_micro_batches_add_up(trained):
+    model, x, y = trained()
+
+    def two_backwards(model):
+        for _ in range(2):
+            backward(model, x, y, fixed_routing(model))
+
+    with replays(model, 2 * M):
+        assert_as_sequential(model, two_backwards)
 
 
-def test_gradients_are_not_the_buffers_that_the_next_replay_writes(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
+def test_gradients_are_not_the_buffers_that_the_next_replay_writes(trained):
+    model, x, _ = trained()
     weight, found = model.experts[0][0].weight, []
     for scale in (1.0, 3.0):
         out = model(x, routing=fixed_routing(model))
@@ -51,25 +46,8 @@ def test_gradients_are_not_the_buffers_that_the_next_replay_writes(make):
     assert not torch.equal(found[0][0], found[1][0])
 
 
-def test_two_forwards_before_a_backward_are_right(make):
-    model, (x, y) = make(row_wise_expert), batch()
-    settled(model, x, y)
-    hits = model.executor_report().hits
-    criterion = hp.HubPathwayLoss()
-    first, second = (model(part, routing=fixed_routing(model)) for part in (x, x.flip(0)))
-    assert model.executor_report().hits == hits + M  # the second ran eagerly
-    (criterion(first, y).total + criterion(second, y).total).backward()
-    found = grads(model)
-    model.executor = "sequential"
-    model.zero_grad(set_to_none=True)
-    first, second = (model(part, routing=fixed_routing(model)) for part in (x, x.flip(0)))
-    (criterion(first, y).total + criterion(second, y).total).backward()
-    for name, value in grads(model).items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
-
-
 def test_an_expert_that_uses_a_foreign_tensor_is_not_captured_since_that_would_get_no_gradient(
-    make,
+    trained,
 ):
     outside = torch.ones(3, requires_grad=True)
 
@@ -77,8 +55,7 @@ def test_an_expert_that_uses_a_foreign_tensor_is_not_captured_since_that_would_g
         def forward(self, x):
             return super().forward(x) * outside.sum()
 
-    model, (x, y) = make(lambda: Foreign(*row_wise_expert())), batch()
-    settled(model, x, y, 4 * MIN_SEEN)
+    model, x, y = trained(lambda: Foreign(*row_wise_expert()), 4 * MIN_SEEN)
     report = model.executor_report()
     assert report.captured == {}
     assert "uses a tensor [3] that requires a gradient" in report.eager[0]
@@ -125,9 +102,8 @@ def test_handed_out_gradients_have_their_parameters_layout_and_memory_of_their_o
                 assert torch.equal(a, b), name
 
 
-def test_a_gradient_is_copied_once(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
+def test_a_gradient_is_copied_once(trained):
+    model, x, y = trained()
     loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model)), y).total
     with Copies() as copies:
         loss.backward()
@@ -184,7 +160,7 @@ def test_a_backward_is_captured_outside_of_autocast_as_it_is_run_eagerly(make):
     assert AUTOCAST_SEEN == [False] * M * 6
 
 
-def test_a_parameter_that_is_not_used_gets_no_gradient(make):
+def test_a_parameter_that_is_not_used_gets_no_gradient(trained):
     def expert():
         made = row_wise_expert()
         made.spare = nn.Parameter(torch.ones(3))
@@ -194,17 +170,11 @@ def test_a_parameter_that_is_not_used_gets_no_gradient(make):
         def forward(self, x):
             return self[0](x)
 
-    model, (x, y) = make(lambda: Ignoring(expert(), nn.Linear(2, 2))), batch()
-    settled(model, x, y, MIN_SEEN + 1)
-    assert model.executor_report().hits == 2 * M
-    backward(model, x, y, fixed_routing(model))
-    found = grads(model)
-    assert all(found[f"experts.{i}.{name}"] is None for i in range(M) for name in ("1.weight",))
-    assert found["experts.0.0.spare"] is None
-    model.executor = "sequential"
-    model.zero_grad(set_to_none=True)
-    backward(model, x, y, fixed_routing(model))
-    assert_same(found, grads(model))
+    model, x, y = trained(lambda: Ignoring(expert(), nn.Linear(2, 2)))
+    with replays(model, M):
+        assert_as_sequential(model, lambda model: backward(model, x, y, fixed_routing(model)))
+    unused = {name for name, gradient in grads(model.experts).items() if gradient is None}
+    assert unused == {f"{i}.{name}" for i in range(M) for name in ("0.spare", "1.weight", "1.bias")}
 
 
 def test_frozen_experts_have_no_captured_backward(make):

@@ -3,15 +3,14 @@
 import pytest
 import torch
 from support.graphs import (
-    assert_same,
+    assert_as_sequential,
     backward,
     fixed_routing,
-    grads,
     predict,
+    replays,
     row_wise_expert,
-    settled,
 )
-from support.models import Faulty, M, batch, build, conv_expert
+from support.models import Faulty, M, batch, conv_expert
 from torch import nn
 
 import hubpath_fast as hp
@@ -44,43 +43,34 @@ def test_inference_mode_and_no_grad_share_graphs(make):
     model, (x, _) = make(), batch()
     for _ in range(MIN_SEEN):
         first = predict(model, x, [6] * M, torch.inference_mode)
-    hits = model.executor_report().hits
-    assert torch.equal(predict(model, x, [6] * M, torch.no_grad), first)
-    assert model.executor_report().hits == hits + M
+    with replays(model, M):
+        assert torch.equal(predict(model, x, [6] * M, torch.no_grad), first)
     assert model.executor._backend.captures == M
 
 
-def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_other(make):
-    model, (x, y) = make(), batch()
-    settled(model, x, y)
+def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_other(trained):
+    model, x, y = trained()
     for _ in range(MIN_SEEN):
         predict(model, x, [6] * M)
     captures = model.executor._backend.captures
     assert captures == 3 * M  # forward and backward, and forward
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    predictions = []
 
-    def round_of_both():
+    def round_of_both(model):
         """A prediction between a forward and its backward; another after the update."""
-        torch.manual_seed(3)
-        optimizer.zero_grad()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         out = model(x, routing=fixed_routing(model))
         between = predict(model, x, [6] * M)
         hp.HubPathwayLoss()(out, y).total.backward()
         optimizer.step()
-        return between, predict(model, x, [6] * M)
+        predictions.append((between, predict(model, x, [6] * M)))
 
-    twin = build()
-    twin.load_state_dict(model.state_dict())
-    hits = model.executor_report().hits
-    between, after = round_of_both()
-    assert model.executor_report().hits == hits + 3 * M
+    with replays(model, 3 * M):
+        assert_as_sequential(model, round_of_both)
     assert model.executor._backend.captures == captures
-    assert not torch.equal(between, after)
-    found = grads(model)
-    model, optimizer = twin, torch.optim.SGD(twin.parameters(), lr=0.1)
-    for a, b in zip((between, after), round_of_both(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert_same(found, grads(twin))
+    expected, found = predictions
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(*found)
 
 
 def test_batch_statistics_in_evaluation_forbid_padding():
@@ -100,22 +90,16 @@ def test_batch_statistics_in_evaluation_forbid_padding():
     assert not may_pad(partly)
 
 
-def test_rows_are_padded_where_no_layer_couples_them(make):
-    model, (x, y) = make(row_wise_expert), batch()
-    settled(model, x, y, counts=[5, 6, 4, 9])
+def test_rows_are_padded_where_no_layer_couples_them(trained):
+    model, x, y = trained(row_wise_expert, counts=[5, 6, 4, 9])
     assert model.executor_report().captured == {0: [8], 1: [8], 2: [4], 3: [12]}
-    model.zero_grad(set_to_none=True)
-    hits = model.executor_report().hits
-    routing = fixed_routing(model, counts=[7, 5, 3, 9])
-    backward(model, x, y, routing)
-    assert model.executor_report().hits == hits + M
-    found = grads(model)
-    model.executor = "sequential"
-    model.zero_grad(set_to_none=True)
-    backward(model, x, y, fixed_routing(model, counts=[7, 5, 3, 9]))
-    for name, value in grads(model).items():
-        if value is not None:  # float32, sums over more (zero) terms in another order
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+    def run(model):
+        backward(model, x, y, fixed_routing(model, counts=[7, 5, 3, 9]))
+
+    with replays(model, M):
+        # float32, sums over more (zero) terms in another order
+        assert_as_sequential(model, run, rtol=1e-5, atol=1e-6)
 
 
 def test_buckets_hold_their_counts_and_waste_little():

@@ -1,6 +1,7 @@
 """What the tests of captured graphs share: a stand-in for CUDA's, experts, fixed routings."""
 
 import contextlib
+import copy
 from collections import Counter
 
 import torch
@@ -22,7 +23,8 @@ def run_again(function, static):
 
 
 class FakeBackend:
-    """Replays a function by running it again, into the tensors of its first run."""
+    """Has the methods of ``CudaBackend``. Replays a function by running it again, into the tensors
+    of its first run."""
 
     num_streams = 3
     one_random_state = True
@@ -114,11 +116,31 @@ def grads(model):
     }
 
 
-def assert_same(found, expected):
-    for name, value in expected.items():
-        assert (found[name] is None) == (value is None), name
-        if value is not None:
-            assert torch.equal(found[name], value), name
+def assert_same(found, expected, rtol=0, atol=0):
+    """Tensors by name, or None, are the same: to the bit, unless a tolerance says otherwise."""
+    torch.testing.assert_close(dict(found), dict(expected), rtol=rtol, atol=atol)
+
+
+def assert_as_sequential(model, run, packed=(), **tolerance):
+    """``run(model)`` gives the gradients that the sequential executor gives. Returns how many
+    batches it added to ``packed``."""
+    twin = copy.deepcopy(model)
+    twin.executor = "sequential"
+    for each in (twin, model):
+        before = len(packed)
+        torch.manual_seed(7)
+        each.zero_grad(set_to_none=True)
+        run(each)
+    assert_same(grads(model), grads(twin), **tolerance)
+    return len(packed) - before
+
+
+@contextlib.contextmanager
+def replays(model, expected):
+    """Within, so many groups are replayed."""
+    before = model.executor_report().hits
+    yield
+    assert model.executor_report().hits == before + expected
 
 
 def settled(model, x, y, steps=MIN_SEEN, counts=None):
