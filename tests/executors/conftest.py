@@ -1,11 +1,17 @@
 """Models whose experts run as stand-ins of captured graphs."""
 
 import pytest
+from support.fake_cuda import FakeCuda
 from support.graphs import FakeBackend, settled
 from support.models import M, batch, build
 from torch import nn
 
 from hubpath_fast.executors.graphs import MIN_SEEN, GraphsExecutor
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return FakeCuda(monkeypatch)
 
 
 @pytest.fixture

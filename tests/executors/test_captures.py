@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from support.fake_cuda import FakeCuda, FakeCudaBackend
+from support.fake_cuda import FakeCudaBackend
 from support.graphs import fixed_routing, row_wise_expert
 from support.models import M, batch, build, conv_expert
 from torch import nn
@@ -16,11 +16,6 @@ from hubpath_fast.executors.graphs import executor as graphs
 from hubpath_fast.executors.graphs.backend import BrokenCaptureError, CudaBackend
 
 DEVICE = torch.device("cuda", 0)
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    return FakeCuda(monkeypatch)
 
 
 @pytest.fixture
@@ -44,11 +39,12 @@ def make(monkeypatch, cuda):
     return build_with_graphs
 
 
-def step(model, counts=None):
-    """A training step's loss, after its backward pass."""
+def train(model, steps=1, counts=None):
+    """Some steps, each of which finds the loss of the one before kept, as in a loop; the last."""
     x, y = batch()
-    loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model, counts=counts)), y).total
-    loss.backward()
+    for _ in range(steps):
+        loss = hp.HubPathwayLoss()(model(x, routing=fixed_routing(model, counts=counts)), y).total
+        loss.backward()
     return loss
 
 
@@ -123,8 +119,7 @@ def test_accumulators_that_live_on_another_stream_do_not_end_a_capture(make, cud
     for parameter in model.experts.parameters():
         kept.append(get_gradient_edge(parameter).node)
         kept[-1].metadata["stream"] = "caller"
-    for _ in range(MIN_SEEN + 1):
-        step(model)
+    train(model, MIN_SEEN + 1)
     report = model.executor_report()
     assert (report.notes, report.eager) == ((), {})
     assert report.captured == {i: [8] for i in range(M)}
@@ -134,13 +129,11 @@ def test_accumulators_that_live_on_another_stream_do_not_end_a_capture(make, cud
 @pytest.mark.parametrize("one_random_state", [True, False])
 def test_a_loss_that_the_loop_keeps_does_not_end_a_capture(make, one_random_state):
     model = make(conv_expert)  # with dropout
-    step(model)
+    train(model)
     model.executor._backend.one_random_state = one_random_state
-    for _ in range(MIN_SEEN):
-        step(model)
-    for _ in range(MIN_SEEN):  # sizes that run eagerly before they are captured
-        loss = step(model, [9, 5, 5, 5])
-    assert loss.isfinite()
+    train(model, MIN_SEEN)
+    # Sizes that run eagerly before they are captured.
+    assert train(model, MIN_SEEN, [9, 5, 5, 5]).isfinite()
     report = model.executor_report()
     assert report.eager == {}
     assert report.captured == {0: [6, 9], 1: [5, 6], 2: [5, 6], 3: [5, 6]}
@@ -155,32 +148,24 @@ def streams_of(cuda):
     )
 
 
-def some_with_dropout():
-    """Every second expert draws random numbers."""
-    made = [conv_expert() for _ in range(M)]
-    for expert in made[::2]:
-        expert[3].p = 0.0
-    return made
-
-
 @pytest.mark.parametrize(
     ("one_random_state", "expected"), [(True, [0, 0, 0, 0]), (False, [0, 1, 2, 3])]
 )
 def test_each_expert_replays_on_the_stream_that_it_was_captured_on(
     make, cuda, one_random_state, expected
 ):
-    model = make()
-    model.experts = nn.ModuleList(some_with_dropout())
-    step(model)
+    model = make(conv_expert)
+    for expert in model.experts[::2]:
+        expert[3].p = 0.0  # of dropout: the others draw random numbers
+    train(model)
     model.executor._backend.one_random_state = one_random_state
-    for _ in range(MIN_SEEN - 2):
-        step(model)
+    train(model, MIN_SEEN - 2)
     cuda.log.clear()
-    step(model)
+    train(model)
     captures, _ = streams_of(cuda)
     assert captures == [stream for stream in expected for _ in "fb"]  # forward and backward
     cuda.log.clear()
-    step(model)
+    train(model)
     captures, replays = streams_of(cuda)
     assert captures == []
     assert replays[:M] == expected
@@ -193,10 +178,9 @@ def test_each_expert_replays_on_the_stream_that_it_was_captured_on(
 def test_experts_that_share_a_module_share_a_stream(make, cuda):
     model = make()
     model.experts[3][0] = model.experts[1][0]
-    for _ in range(MIN_SEEN):
-        step(model)
+    train(model, MIN_SEEN)
     cuda.log.clear()
-    step(model)
+    train(model)
     assert streams_of(cuda)[1][:M] == [0, 1, 2, 1]
 
 
@@ -210,23 +194,20 @@ def test_nothing_is_collected_while_an_expert_is_captured(make, monkeypatch):
 
     monkeypatch.setattr(FakeCudaBackend, "capture", capture)
     model = make()
-    for _ in range(MIN_SEEN):
-        step(model)
+    train(model, MIN_SEEN)
     assert enabled == [False] * 2 * M
     assert gc.isenabled()
 
 
 def test_a_capture_that_cuda_breaks_off_costs_one_expert_one_try(make, cuda):
     model = make()
-    for _ in range(MIN_SEEN - 1):
-        step(model)
+    train(model, MIN_SEEN - 1)
     cuda.broken = True  # the first capture
-    step(model)
+    train(model)
     assert cuda.is_clean()
     cuda.draw()
     report = model.executor_report()
     assert report.captured == {i: [8] for i in range(1, M)}
     assert "it is tried once more" in report.notes[0]
-    for _ in range(2 * MIN_SEEN):
-        step(model)
+    train(model, 2 * MIN_SEEN)
     assert model.executor_report().captured == {i: [8] for i in range(M)}

@@ -27,55 +27,12 @@ def sizes(model, what="training"):
     return notes[0].removeprefix(start) if notes else None
 
 
-@pytest.mark.parametrize("backend", [FakeBackend, TapeBackend])
-def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(backend):
-    model, plain = build(GraphsExecutor(backend)), build("sequential")
-    for i in range(MIN_SEEN + 2):
-        x, _ = batch(seed=i)
-        assert_same(routed(model, x), routed(plain, x))
-    assert sizes(model) == "[24]"
-    assert model.executor._backend.captures == 2
-    assert model.generator.norm.num_batches_tracked == MIN_SEEN + 2
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_predictions_have_graphs_of_their_own(make, mode):
-    model, plain = make().eval(), build("sequential").eval()
-    with mode():
-        x, _ = batch()
-        for _ in range(MIN_SEEN + 1):
-            found, expected = model.route(x), plain.route(x)
-            assert torch.equal(found.weights, expected.weights)
-    assert (sizes(model), sizes(model, "predictions")) == (None, "[24]")
-    assert model.executor._backend.captures == 1
-
-
-def test_a_smaller_last_batch_runs_eagerly(make):
-    model, plain = make(), build("sequential")
-    for i in range(MIN_SEEN):
-        assert_same(routed(model, batch(seed=i)[0]), routed(plain, batch(seed=i)[0]))
-    for n in (7, 24):
-        assert_same(routed(model, batch(n)[0]), routed(plain, batch(n)[0]))
-    assert sizes(model) == "[24]"
-
-
-def test_a_second_forward_before_the_backward_of_the_first_runs_eagerly(make):
-    model, plain = make(), build("sequential")
-    for _ in range(MIN_SEEN):
-        routed(model, batch()[0])
-        routed(plain, batch()[0])
-    for each in (model, plain):
-        each.generator.zero_grad(set_to_none=True)
-        first, second = (each.route(batch(seed=s)[0], torch.zeros(24, M)) for s in (1, 2))
-        (first.weights.sum() + second.weights.sum()).backward()
-    assert_same(grads(model.generator), grads(plain.generator))
-
-
 class Doubling(nn.Module):
     """A generator of the user's: one of its scores needs no gradient."""
 
     def __init__(self):
         super().__init__()
+        torch.manual_seed(3)
         self.linear = nn.Linear(3 * 64, M)
 
     def forward(self, x):
@@ -83,15 +40,88 @@ class Doubling(nn.Module):
         return clean, torch.zeros_like(clean)
 
 
-def test_scores_without_a_gradient_are_captured_too(make):
-    model, plain = make(), build("sequential")
-    torch.manual_seed(3)
-    model.generator = Doubling()
-    plain.generator = Doubling()
-    plain.generator.load_state_dict(model.generator.state_dict())
-    for i in range(MIN_SEEN + 1):
-        assert_same(routed(model, batch(seed=i)[0]), routed(plain, batch(seed=i)[0]))
+class Compared(nn.Module):
+    """A generator that couples samples: its scores are relative to the batch's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.linear = nn.Linear(3 * 64, M)
+
+    def forward(self, x):
+        clean = self.linear(x.flatten(1))
+        return clean - clean.mean(0), torch.zeros_like(clean)
+
+
+class Constant(nn.Module):
+    """A generator whose noise is learned, the same for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.linear, self.scale = nn.Linear(3 * 64, M), nn.Parameter(torch.ones(M))
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)), self.scale.expand(len(x), M)
+
+
+def both(model, generator):
+    """The model, which captures graphs, and one that does not, of equal generators."""
+    plain = build("sequential")
+    model.generator, plain.generator = generator(), generator()
+    return model, plain
+
+
+def usual():
+    return build().generator
+
+
+def assert_routed_alike(model, plain, sizes):
+    """To the bit, by batches of these sizes."""
+    for i, n in enumerate(sizes):
+        x, _ = batch(n, seed=i)
+        assert_same(routed(model, x), routed(plain, x))
+
+
+@pytest.mark.parametrize(
+    ("backend", "generator"),
+    [(FakeBackend, usual), (TapeBackend, usual), (FakeBackend, Doubling)],
+)
+def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(backend, generator):
+    model, plain = both(build(GraphsExecutor(backend)), generator)
+    assert_routed_alike(model, plain, [24] * (MIN_SEEN + 2))
     assert sizes(model) == "[24]"
+    assert model.executor._backend.captures == 2
+
+
+@pytest.mark.parametrize("generator", [usual, Compared, Constant])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_predictions_have_graphs_of_their_own_that_see_the_batchs_samples_only(
+    make, mode, generator
+):
+    model, plain = (m.eval() for m in both(make(), generator))
+    with mode():
+        for i in range(MIN_SEEN + 1):
+            x, _ = batch(25, seed=i)  # which an expert's rows would be padded to 28
+            assert torch.equal(model.route(x).weights, plain.route(x).weights)
+    assert (sizes(model), sizes(model, "predictions")) == (None, "[25]")
+    assert model.executor._backend.captures == 1
+
+
+def test_a_smaller_last_batch_runs_eagerly(make):
+    model, plain = both(make(), usual)
+    assert_routed_alike(model, plain, [24] * MIN_SEEN + [7, 24])
+    assert sizes(model) == "[24]"
+
+
+def test_a_second_forward_before_the_backward_of_the_first_runs_eagerly(make):
+    model, plain = both(make(), usual)
+    assert_routed_alike(model, plain, [24] * MIN_SEEN)
+    for each in (model, plain):
+        each.generator.zero_grad(set_to_none=True)
+        first, second = (each.route(batch(seed=s)[0], torch.zeros(24, M)) for s in (1, 2))
+        (first.weights.sum() + second.weights.sum()).backward()
+    assert_same(grads(model.generator), grads(plain.generator))
 
 
 def test_another_generator_and_one_with_hooks_are_never_replayed_from_the_old_graphs(make):
@@ -151,35 +181,6 @@ def test_its_pending_backward_does_not_keep_rows_from_their_buffers(make, monkey
     assert model.executor_report().hits > 0
 
 
-class Compared(nn.Module):
-    """A generator that couples samples: its scores are relative to the batch's."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(5)
-        self.linear = nn.Linear(3 * 64, M)
-
-    def forward(self, x):
-        clean = self.linear(x.flatten(1))
-        return clean - clean.mean(0), torch.zeros_like(clean)
-
-
-def both(make, generator):
-    """A model with captured graphs, and one without, of equal generators."""
-    model, plain = make(), build("sequential")
-    model.generator, plain.generator = generator(), generator()
-    return model, plain
-
-
-def test_predictions_see_no_samples_that_are_not_in_the_batch(make):
-    model, plain = (m.eval() for m in both(make, Compared))
-    for i in range(MIN_SEEN + 1):
-        x, _ = batch(25, seed=i)
-        with torch.no_grad():
-            assert torch.equal(model.route(x).weights, plain.route(x).weights)
-    assert sizes(model, "predictions") == "[25]"
-
-
 @pytest.mark.parametrize("layout", ["samples inside", "expanded", "every second", "channels last"])
 def test_batches_of_any_layout_are_read_as_they_are(make, layout):
     def arranged(x):
@@ -190,7 +191,7 @@ def test_batches_of_any_layout_are_read_as_they_are(make, layout):
             "channels last": lambda: x.contiguous(memory_format=torch.channels_last),
         }[layout]()
 
-    model, plain = both(make, lambda: build().generator)
+    model, plain = both(make(), usual)
     # A larger batch comes first, and is captured first, from one of the others.
     for i, n in enumerate([30, *[24] * (MIN_SEEN + 2), 30, 30]):
         x = arranged(batch(n, seed=i)[0])
@@ -212,27 +213,6 @@ def test_what_no_gradient_reaches_gets_none_as_it_does_eagerly(make):
         assert found[0]["noise.weight"] is None
         assert_same(*found)
     assert sizes(model, "evaluation, with gradients") == "[24]"
-
-
-class Constant(nn.Module):
-    """A generator whose noise is learned, the same for all samples."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(5)
-        self.linear, self.scale = nn.Linear(3 * 64, M), nn.Parameter(torch.ones(M))
-
-    def forward(self, x):
-        return self.linear(x.flatten(1)), self.scale.expand(len(x), M)
-
-
-def test_predictions_of_a_learned_constant_are_captured(make):
-    model, plain = (m.eval() for m in both(make, Constant))
-    x, _ = batch()
-    with torch.no_grad():
-        for _ in range(MIN_SEEN + 1):
-            assert torch.equal(model.route(x).weights, plain.route(x).weights)
-    assert sizes(model, "predictions") == "[24]"
 
 
 def test_over_budget_experts_lose_their_graphs_before_the_generator(make):
@@ -270,8 +250,7 @@ class WithLoss(Compared):
 
 @pytest.mark.parametrize(("kind", "kept"), [(Counting, "steps"), (WithLoss, "aux_loss")])
 def test_one_that_keeps_something_from_step_to_step_is_never_captured(make, kind, kept):
-    model, plain = both(make, kind)
-    for i in range(MIN_SEEN + 2):
-        assert_same(routed(model, batch(seed=i)[0]), routed(plain, batch(seed=i)[0]))
+    model, plain = both(make(), kind)
+    assert_routed_alike(model, plain, [24] * (MIN_SEEN + 2))
     why = f"the generator: eager, keeps {kind.__name__}.{kept} for later, which a replay would not"
     assert model.executor_report().notes == (why,)

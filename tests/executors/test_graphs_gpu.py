@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.graphs import Recurrent, fixed_routing, row_wise_expert
+from support.graphs import Recurrent, assert_same, backward, fixed_routing, row_wise_expert
 from support.models import M, batch, build, train
 from torch import nn
 
@@ -29,9 +29,8 @@ def gpu_states(executor, amp=False):
 def test_graphs_give_the_same_training_on_a_gpu(amp):
     (expected, _), (found, model) = (gpu_states(name, amp) for name in ("sequential", "graphs"))
     assert model.executor_report().hits > 5, str(model.executor_report())
-    for name, value in expected.items():
-        # Another choice of convolution algorithm for a capture may reorder sums.
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    # Another choice of convolution algorithm for a capture may reorder sums.
+    assert_same(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
@@ -68,12 +67,11 @@ def test_a_host_read_in_an_expert_is_reported_on_a_gpu():
         def forward(self, x):
             return self.body(x) * (1.0 if x.sum().item() > 0 else 2.0)
 
-    model, (x, y) = build("graphs", "cuda"), batch(device="cuda")
+    model = build("graphs", "cuda")
     model.experts[1] = Reads().cuda()
     for step in range(12):  # one size: three times until it fails, six more until it is given up
         x, y = batch(seed=step, device="cuda")
-        routing = fixed_routing(model, device="cuda")
-        hp.HubPathwayLoss()(model(x, routing=routing), y).total.backward()
+        backward(model, x, y, fixed_routing(model, device="cuda"))
     report = model.executor_report()
     assert "cannot be captured" in report.eager[1]
     assert report.hits > 0
@@ -115,11 +113,8 @@ def test_a_failed_capture_leaves_the_generator_and_the_allocator_usable_on_a_gpu
 
 def test_borrowed_memory_is_the_same_memory_and_does_not_own_it_on_a_gpu():
     backend = CudaBackend(torch.device("cuda", torch.cuda.current_device()))
-    for shape, dtype in (
-        ((3, 4, 2, 2), torch.float32),
-        ((5,), torch.bfloat16),
-        ((), torch.float64),
-    ):
+    cases = ((3, 4, 2, 2), torch.float32), ((5,), torch.bfloat16), ((), torch.float64)
+    for shape, dtype in cases:
         owned = torch.rand(shape, device="cuda").to(dtype)
         if owned.dim() == 4:
             owned = owned.to(memory_format=torch.channels_last)
@@ -145,9 +140,8 @@ def test_experts_side_by_side_train_like_one_after_another():
     assert model.executor_report().hits > 30, str(model.executor_report())
     streams = {use.index: r.stream for use, r in model._running._records.items() if use.gradients}
     assert streams == {GENERATOR: 0} | {i: i for i in range(M)}
-    for name, value in expected.items():
-        # Padded batches are summed in another order.
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    # Padded batches are summed in another order.
+    assert_same(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_two_forwards_before_a_backward_are_right_on_a_gpu():
@@ -156,7 +150,7 @@ def test_two_forwards_before_a_backward_are_right_on_a_gpu():
         expert[3].p = 0.0  # Dropout
     criterion = hp.HubPathwayLoss()
     for _ in range(MIN_SEEN + 1):
-        criterion(model(x, routing=fixed_routing(model, device="cuda")), y).total.backward()
+        backward(model, x, y, fixed_routing(model, device="cuda"))
     assert model.executor_report().hits == 2 * M
     found = []
     for executor in ("graphs", "sequential"):
@@ -165,18 +159,16 @@ def test_two_forwards_before_a_backward_are_right_on_a_gpu():
         outs = [model(part, routing=fixed_routing(model, device="cuda")) for part in (x, x.flip(0))]
         sum(criterion(out, y).total for out in outs).backward()
         found.append([p.grad.clone() for p in model.experts.parameters()])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # float32, other algorithms
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)  # float32, other algorithms
 
 
 def test_more_sizes_of_an_expert_hold_hardly_more_memory():
     model = build("graphs", "cuda")
-    criterion, held = hp.HubPathwayLoss(), []
+    held = []
     for counts in ([9, 5, 5, 5], [6, 6, 6, 6], [7, 7, 5, 5], [8, 8, 4, 4]):
         x, y = batch(device="cuda")
         for _ in range(MIN_SEEN):
-            routing = fixed_routing(model, counts=counts, device="cuda")
-            criterion(model(x, routing=routing), y).total.backward()
+            backward(model, x, y, fixed_routing(model, counts=counts, device="cuda"))
         held.append(model.executor_report().memory)
     assert sum(map(len, model.executor_report().captured.values())) == 14
     # A library's workspace beyond 1 MiB takes a segment of 20 MiB, once an expert.
@@ -191,13 +183,11 @@ def test_recurrent_experts_are_trained_by_graphs_on_a_gpu():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for seed in range(2 * MIN_SEEN):
             x, y = batch(seed=seed, device="cuda")
-            routing = fixed_routing(model, device="cuda")
-            hp.HubPathwayLoss()(model(x, routing=routing), y).total.backward()
+            backward(model, x, y, fixed_routing(model, device="cuda"))
             optimizer.step()
             optimizer.zero_grad()
         return model.state_dict(), model
 
     (expected, _), (found, model) = states("sequential"), states("graphs")
     assert model.executor_report().hits == (MIN_SEEN + 1) * M, str(model.executor_report())
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert_same(found, expected, rtol=1e-3, atol=1e-4)
