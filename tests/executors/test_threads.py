@@ -4,7 +4,6 @@ how the threads are divided.
 Most tests run torch on one thread, and let experts share two: so each has one in either case.
 """
 
-import copy
 import gc
 import multiprocessing
 import os
@@ -16,8 +15,8 @@ from functools import partial
 import pytest
 import torch
 from support import pathway as double
-from support.graphs import backward, fixed_routing
-from support.models import Faulty, M, batch, build, conv_expert, train
+from support.graphs import assert_same, backward, fixed_routing
+from support.models import M, batch, build, conv_expert, train, without_dropout
 from torch import nn
 
 import hubpath_fast as hp
@@ -37,13 +36,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def without_dropout(executor=None):
-    """A model whose experts share two threads, or with another executor."""
-    model = build(executor or ThreadsExecutor(2))
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
+def sharing(executor=None):
+    """A model whose experts share two threads, or with another executor, without dropout."""
+    return without_dropout(build(executor or ThreadsExecutor(2)))
 
 
 class Where(nn.Module):
@@ -80,9 +75,7 @@ def step(model, seed=0):
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_training_is_that_of_one_after_another_to_the_bit(amp):
-    states = [train(without_dropout(name), 20, amp=amp) for name in ("sequential", None)]
-    for name, value in states[0].items():
-        assert torch.equal(states[1][name], value), name
+    assert_same(*(train(sharing(name), 20, amp=amp) for name in (None, "sequential")))
 
 
 def test_values_and_gradients_are_those_of_the_reference_in_float64(monkeypatch):
@@ -106,18 +99,17 @@ def test_a_tensor_that_is_no_parameter_of_the_expert_gets_its_gradient():
 
     found = []
     for executor in ("sequential", None):
-        model, scale = without_dropout(executor), torch.tensor(2.0, requires_grad=True)
+        model, scale = sharing(executor), torch.tensor(2.0, requires_grad=True)
         model.experts[1] = Scaled(model.experts[1], scale)
         for seed in range(3):
             step(model, seed).backward()
         found.append([scale.grad, *(p.grad for p in model.experts.parameters())])
     assert found[0][0] != 0
-    for expected, gradient in zip(*found, strict=True):
-        assert torch.equal(gradient, expected)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 def test_forward_and_backward_run_on_other_threads():
-    model = watched(without_dropout())
+    model = watched(sharing())
     step(model).backward()
     assert names(model) == names(model, "backwards") == {"hubpath-expert"}
     assert all(p.grad is not None for e in model.experts if e.forwards for p in e.parameters())
@@ -125,10 +117,8 @@ def test_forward_and_backward_run_on_other_threads():
 
 def test_what_draws_random_numbers_draws_them_in_order():
     assert names_after(watched(build(ThreadsExecutor(2)))) == {"MainThread"}  # all have dropout
-    states = [train(build(executor), 5) for executor in ("sequential", ThreadsExecutor(2))]
-    for name, value in states[0].items():
-        assert torch.equal(states[1][name], value), name
-    model = watched(without_dropout())
+    assert_same(*(train(build(executor), 5) for executor in (ThreadsExecutor(2), "sequential")))
+    model = watched(sharing())
     model.experts[1].body[3].p = 0.5
     step(model).backward()
     assert set(model.experts[1].forwards) == {"MainThread"}
@@ -150,7 +140,7 @@ def test_hidden_draws_end_it():
         def forward(self, x):
             return x + torch.randn_like(x)
 
-    model = without_dropout()
+    model = sharing()
     model.experts[0].insert(0, Noisy())
     model = watched(model)
     assert "hubpath-expert" in names_after(model)
@@ -163,35 +153,38 @@ def test_hidden_draws_end_it():
     assert "draws random numbers" in model.executor_report().notes[0]
 
 
-@pytest.mark.parametrize("why", ["hook", "parameter hook", "shared module", "compiled"])
-def test_what_belongs_to_all_threads_stays_on_the_callers(why):
+SHARED = "shares modules with another expert"
+ALONE = {
+    "hook": (
+        lambda e: e[0][0][1].register_forward_hook(lambda *_: None),
+        ["has hooks (on BatchNorm2d)", None, None],
+    ),
+    "parameter hook": (
+        lambda e: e[1][0][0].weight.register_hook(lambda g: g),
+        [None, "has hooks on its parameters", None],
+    ),
+    "compiled": (lambda e: e[2].compile(backend="eager"), [None, None, "is compiled"]),
+    "shared": (lambda e: e[2].__setitem__(0, e[0][0]), [SHARED, None, SHARED]),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), ALONE.values(), ids=ALONE)
+def test_what_belongs_to_all_threads_stays_on_the_callers(change, expected):
     experts = [nn.Sequential(conv_expert(), nn.Identity()).eval() for _ in range(3)]
     assert [f.alone for f in Inspector()(experts)] == [None] * 3
-    if why == "hook":
-        experts[0][0][1].register_forward_hook(lambda *_: None)
-        expected = ["has hooks (on BatchNorm2d)", None, None]
-    elif why == "parameter hook":
-        experts[1][0][0].weight.register_hook(lambda g: g)
-        expected = [None, "has hooks on its parameters", None]
-    elif why == "compiled":
-        experts[2].compile(backend="eager")
-        expected = [None, None, "is compiled"]
-    else:
-        experts[2][0] = experts[0][0]
-        text = "shares modules with another expert"
-        expected = [text, None, text]
+    change(experts)
     assert [f.alone for f in Inspector()(experts)] == expected
 
 
 @pytest.mark.parametrize("rows", [12, 13])
 def test_an_expert_with_more_than_half_of_the_rows_has_all_threads(rows):
-    model = watched(without_dropout())
+    model = watched(sharing())
     backward(model, *batch(), fixed_routing(model, counts=[rows, 18 - rows, 3, 3]))
     assert names(model) == {"hubpath-expert" if rows == 12 else "MainThread"}
 
 
 def test_a_hook_on_a_parameter_is_called_once():
-    model = without_dropout()
+    model = sharing()
     calls = []
     for expert in model.experts:
         expert[0].weight.register_hook(calls.append)
@@ -201,7 +194,7 @@ def test_a_hook_on_a_parameter_is_called_once():
 
 @pytest.mark.parametrize("state", ["input", "saved tensors", "mode"])
 def test_states_of_the_callers_thread_hold_for_experts(state):
-    model = watched(without_dropout())
+    model = watched(sharing())
     x, _ = batch()
     if state == "input":
         x.requires_grad_()
@@ -221,7 +214,7 @@ def test_states_of_the_callers_thread_hold_for_experts(state):
 
 
 def test_predictions_stay_on_the_callers_thread():
-    model = watched(without_dropout()).eval()
+    model = watched(sharing()).eval()
     x, _ = batch()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -232,7 +225,7 @@ def test_predictions_stay_on_the_callers_thread():
 def test_gradients_of_gradients_and_a_second_backward():
     found = []
     for executor in ("sequential", None):
-        model = without_dropout(executor).double()
+        model = sharing(executor).double()
         x, y = batch()
         torch.manual_seed(0)
         loss = hp.HubPathwayLoss()(model(x.double()), y).total
@@ -245,15 +238,12 @@ def test_gradients_of_gradients_and_a_second_backward():
         found.append([*first, *second, *(p.grad for p in parameters)])
         with pytest.raises(RuntimeError, match="second time"):
             loss.backward()
-    for expected, gradient in zip(*found, strict=True):
-        assert (expected is None) == (gradient is None)
-        if expected is not None:
-            # float64: gradients of both loss terms may be added in another order
-            torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    # float64: gradients of both loss terms may be added in another order
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 def test_frozen_experts_record_nothing():
-    model = watched(without_dropout())
+    model = watched(sharing())
     model.experts[0].requires_grad_(False)
     loss = step(model)
     loss.backward()
@@ -262,20 +252,6 @@ def test_frozen_experts_record_nothing():
     model.experts.requires_grad_(False)
     model.generator.requires_grad_(False)
     assert model(batch()[0]).expert_outputs.grad_fn is None
-
-
-def test_an_expert_that_raises_is_named_and_leaves_the_model_usable():
-    model = without_dropout()
-    model.experts[2] = Faulty()
-    model.experts[2].body[3].p = 0.0
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="out of luck") as caught:
-            step(model)
-        if hasattr(caught.value, "add_note"):
-            assert "experts[2] (Faulty)" in caught.value.__notes__[0]
-    model.experts[2].broken = False
-    step(model).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(
@@ -333,10 +309,10 @@ def test_any_number_of_threads_and_experts(threads, active):
             each = divide(counts[:active], threads) or [threads] * active
             assert [e.seen for e in model.experts] == [[n, n] for n in each] + [[]] * (5 - active)
     assert torch.get_num_threads() == threads
-    for one, again, expected in zip(*found, strict=True):
-        assert torch.equal(one, again)
-        # float64: other numbers of threads may sum in another order
-        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-14)
+    one, again, expected = found
+    torch.testing.assert_close(one, again, rtol=0, atol=0)
+    # float64: other numbers of threads may sum in another order
+    torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_threads_are_kept_when_the_number_of_active_experts_changes():
@@ -409,7 +385,7 @@ def test_of_several_errors_the_first_tasks_is_raised_and_nothing_more_begins():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_a_forked_process_has_threads_of_its_own():
-    model = without_dropout().eval()
+    model = sharing().eval()
     x, _ = batch()
     expected = model(x)
 
@@ -425,13 +401,11 @@ def test_a_forked_process_has_threads_of_its_own():
 
 
 def test_threads_end_with_the_model():
-    model = without_dropout()
+    model = sharing()
     before = set(threading.enumerate())
     step(model)
     own = set(threading.enumerate()) - before
     assert len(own) == 2
-    twin = copy.deepcopy(model)
-    assert twin.executor_report().steps == 0
     del model
     gc.collect()
     for thread in own:
