@@ -96,3 +96,21 @@ def make(model, out_dir, stream=None, objective=None, **settings):
 def records(result):
     """A history without its timings, the one thing that differs between equal runs."""
     return [{k: v for k, v in record.items() if k != "time"} for record in result.history]
+
+
+def before_step(trainer, step, act):
+    """Has ``act(model)`` done just before update ``step`` (from 1)."""
+    objective = trainer.objective
+
+    def acting(model, x, y):
+        if trainer.state.step + 1 == step:
+            with torch.no_grad():
+                act(model)
+        return objective(model, x, y)
+
+    trainer.objective = acting
+    return trainer
+
+
+def crash(model):
+    raise RuntimeError("power cut")

@@ -11,6 +11,7 @@ from support.training import (
     QUIET,
     VALIDATION,
     Stream,
+    before_step,
     make,
     pathway,
     pathway_objective,
@@ -21,24 +22,10 @@ from hubpath_fast.training import Losses, NonFiniteLoss, load_state, load_weight
 from hubpath_fast.training.step_window import StepWindow
 
 
-def poison_at(trainer, step, act):
-    """Have ``act`` change the model just before update ``step`` (from 1)."""
-    objective = trainer.objective
-
-    def poisoned(model, x, y):
-        if trainer.state.step + 1 == step:
-            with torch.no_grad():
-                act(model)
-        return objective(model, x, y)
-
-    trainer.objective = poisoned
-    return trainer
-
-
 def test_a_bad_expert_is_named_with_the_step_and_the_terms_and_the_checkpoint_is_kept(tmp_path):
     names = ["resnet", "swin", "convnext"]
     trainer = make(pathway(), tmp_path, save_every=4, reporting=replace(QUIET, expert_names=names))
-    poison_at(trainer, 7, lambda model: model.experts[1].head.weight.fill_(math.nan))
+    before_step(trainer, 7, lambda model: model.experts[1].head.weight.fill_(math.nan))
     with pytest.raises(NonFiniteLoss) as info:
         trainer.fit()
     error, last = info.value, tmp_path / "last"
@@ -59,7 +46,7 @@ def test_a_bad_expert_is_named_with_the_step_and_the_terms_and_the_checkpoint_is
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_not_finite_name_the_generator(tmp_path, value):
     trainer = make(pathway(), tmp_path)
-    poison_at(trainer, 3, lambda model: model.generator.heads.weight.fill_(value))
+    before_step(trainer, 3, lambda model: model.generator.heads.weight.fill_(value))
     with pytest.raises(NonFiniteLoss, match="the generator's scores; no checkpoint was written"):
         trainer.fit()
     assert not (tmp_path / "last").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.training import VALIDATION, make, pathway, records, single
+from support.training import VALIDATION, before_step, make, pathway, records, single
 
 from hubpath_fast.training import Interrupt, read_log
 
@@ -102,13 +102,8 @@ def test_handlers_are_installed_and_restored():
 
 
 def test_ctrl_c_stops_after_the_step(tmp_path):
-    def objective(model, x, y):
-        if trainer.state.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(model, x, y)
-
     trainer = make(single(), tmp_path)
-    plain, trainer.objective = trainer.objective, objective
+    before_step(trainer, 5, lambda _: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     result = trainer.fit()
     assert (result.interrupted, result.steps) == (True, 5)

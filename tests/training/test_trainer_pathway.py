@@ -1,9 +1,12 @@
 """The trainer with the project's own model, loss and stream, on small images."""
 
+import copy
 import math
 
 import pytest
 import torch
+from support.graphs import assert_same
+from support.training import before_step, crash, records
 from torch import nn
 
 from hubpath_fast.data import TensorSet, TensorStream
@@ -57,26 +60,14 @@ def trainer(out_dir, seed=0, **options):
 def test_a_crashed_run_resumes_to_the_bit(tmp_path, cut):
     whole = trainer(tmp_path / "whole")
     expected = whole.fit()
-    crashing = trainer(tmp_path / "cut")
-    plain = crashing.objective
-
-    def objective(model, x, y):
-        if crashing.state.step == cut:
-            raise RuntimeError("crash")
-        return plain(model, x, y)
-
-    crashing.objective = objective
-    with pytest.raises(RuntimeError, match="crash"):
-        crashing.fit()
+    with pytest.raises(RuntimeError, match="power cut"):
+        before_step(trainer(tmp_path / "cut"), cut + 1, crash).fit()
     resumed = trainer(tmp_path / "cut", seed=5, resume=True)
     assert resumed.state.step == 4
     result = resumed.fit()
-    state = whole.model.state_dict()
-    for name, value in resumed.model.state_dict().items():
-        assert torch.equal(value, state[name]), name
-    for ours, theirs in zip(result.history, expected.history, strict=True):
-        assert {**ours, "time": None} == {**theirs, "time": None}
-    assert list(ours)[:9] == [
+    assert_same(resumed.model.state_dict(), whole.model.state_dict())
+    assert records(result) == records(expected)
+    assert list(result.history[-1])[:9] == [
         "step", "loss", "task", "explore", "exploit", "grad_norm", "load", "mean_weight", "entropy",
     ]  # fmt: skip
 
@@ -85,24 +76,18 @@ def test_a_crashed_run_resumes_to_the_bit(tmp_path, cut):
 def test_an_expert_without_rows_is_not_updated_at_all(tmp_path):
     """Neither decay nor momentum: a gradient of zero would bring both, and is not no gradient."""
     run = trainer(tmp_path)
-    plain, before = run.objective, {}
+    first, before = copy.deepcopy(run.model.experts[2]), []
 
-    def objective(model, x, y):
-        if run.state.step == 5:
-            # Whatever the noise: the first two experts score highest from here on.
-            model.generator.forward = lambda x: (
-                torch.tensor([60.0, 30.0, -60.0]).expand(len(x), M), torch.zeros(len(x), M),
-            )  # fmt: skip
-            before.update({n: v.clone() for n, v in model.experts[2].state_dict().items()})
-        return plain(model, x, y)
+    def leave_out(model):
+        # Whatever the noise: the first two experts score highest from here on.
+        model.generator.forward = lambda x: (
+            torch.tensor([60.0, 30.0, -60.0]).expand(len(x), M), torch.zeros(len(x), M),
+        )  # fmt: skip
+        before.append(copy.deepcopy(model.experts[2]))
 
-    run.objective = objective
-    moved = {n: v.clone() for n, v in run.model.experts[2].state_dict().items()}
-    run.fit()
-    after = run.model.experts[2].state_dict()
-    assert not torch.equal(before["0.weight"], moved["0.weight"])  # it had rows before
-    for name, value in after.items():
-        assert torch.equal(value, before[name]), name
+    before_step(run, 6, leave_out).fit()
+    assert not torch.equal(before[0][0].weight, first[0].weight)  # it had rows before
+    assert_same(run.model.experts[2].state_dict(), before[0].state_dict())
 
 
 def test_groups_are_the_experts_and_the_router(tmp_path):
@@ -110,23 +95,15 @@ def test_groups_are_the_experts_and_the_router(tmp_path):
     assert [(g["name"], g["peak_lr"]) for g in groups] == [("experts", 3e-4), ("router", 3e-3)]
 
 
-@pytest.mark.parametrize("part", ["expert", "scores"])
+@pytest.mark.parametrize("part", ["experts", "generator"])
 def test_nan_in_an_expert_or_in_the_scores_is_told_apart(tmp_path, part):
-    run = trainer(tmp_path)
-    plain = run.objective
+    def poison(model):
+        parameter = next((model.experts[2] if part == "experts" else model.generator).parameters())
+        parameter.fill_(math.nan)
 
-    def objective(model, x, y):
-        if run.state.step == 5:
-            with torch.no_grad():
-                parameter = model.experts[2][6].bias if part == "expert" else None
-                parameter = next(model.generator.parameters()) if parameter is None else parameter
-                parameter.fill_(math.nan)
-        return plain(model, x, y)
-
-    run.objective = objective
     with pytest.raises(NonFiniteLoss) as info:
-        run.fit()
-    assert info.value.step == 6
-    assert info.value.checkpoint == tmp_path / "last"
-    assert info.value.experts == (["expert 2 (c)"] if part == "expert" else [])
-    assert ("the generator's scores" in str(info.value)) == (part == "scores")
+        before_step(trainer(tmp_path), 6, poison).fit()
+    error = info.value
+    assert (error.step, error.checkpoint) == (6, tmp_path / "last")
+    assert error.experts == (["expert 2 (c)"] if part == "experts" else [])
+    assert ("the generator's scores" in str(error)) == (part == "generator")
