@@ -1,18 +1,28 @@
 """A run that is cut short and resumed equals an uninterrupted one, to the bit."""
 
-import json
 import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from support.training import VALIDATION, Stream, make, pathway, pathway_objective, records, single
+from support.training import (
+    VALIDATION,
+    Stream,
+    before_step,
+    crash,
+    make,
+    pathway,
+    pathway_objective,
+    records,
+    single,
+)
 from torch import nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from hubpath_fast.measure import Measure
 from hubpath_fast.tasks import Classification
-from hubpath_fast.training import CheckpointError, Losses
+from hubpath_fast.training import CheckpointError, Losses, load_state, read_log
 
 
 def noisy_objective(model, x, y):
@@ -34,30 +44,23 @@ def stop_after(trainer, step):
     return trainer
 
 
-def assert_equal(a, b, where=""):
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
 def assert_same_run(one, two):
-    assert_equal(one.model.state_dict(), two.model.state_dict())
-    assert_equal(one.optimizer.state_dict(), two.optimizer.state_dict())
-    states = [torch.load(t.out_dir / "last/state.pt", weights_only=True) for t in (one, two)]
-    for state in states:
+    """Weights, log, and all that a checkpoint holds."""
+    found, expected = (
+        {
+            "model": trainer.model.state_dict(),
+            "log": [r | {"time": None} for r in read_log(trainer.out_dir / "log.jsonl")],
+            **load_state(trainer.out_dir / "last"),
+        }
+        for trainer in (one, two)
+    )
+    for state in (found, expected):
         state["run"].pop("seconds")
         state.pop("interval")
-    assert_equal(*states)
+    leaves, others = (tree_flatten_with_path(state)[0] for state in (found, expected))
+    for (path, a), (other_path, b) in zip(leaves, others, strict=True):
+        assert path == other_path
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, keystr(path)
 
 
 SETTINGS = {
@@ -71,27 +74,28 @@ SETTINGS = {
 }
 
 
+def trained(out_dir, seed=0, **settings):
+    """A trainer after its run."""
+    trainer = make(pathway(seed), out_dir, **(SETTINGS | settings))
+    trainer.fit()
+    return trainer
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize(
     "cut", [12, 13, 24]
 )  # at an evaluation, between log lines, before the last
 def test_n_steps_stop_and_n_more_equal_2n_steps(tmp_path, optimizer, cut):
     settings = {**SETTINGS, "optimizer": optimizer}
-    whole = make(pathway(), tmp_path / "whole", **settings)
-    expected = whole.fit()
-
     first = stop_after(make(pathway(), tmp_path / "cut", **settings), cut).fit()
     assert first.interrupted
     assert first.steps == cut
     torch.manual_seed(12345)  # the second process starts from anywhere
     second = make(pathway(seed=7), tmp_path / "cut", resume=True, **settings)
     result = second.fit()
-
     assert not result.interrupted
-    assert_same_run(whole, second)
-    assert records(result) == records(expected)
     assert [r["step"] for r in result.history] == [5, 6, 10, 12, 15, 18, 20, 24]
-    assert (result.best_metric, result.best_step) == (expected.best_metric, expected.best_step)
+    assert_same_run(trained(tmp_path / "whole", optimizer=optimizer), second)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -115,48 +119,29 @@ def test_a_run_goes_on_in_another_memory_layout(tmp_path, optimizer):
     again = convolution().to(memory_format=torch.channels_last)
     assert again[1].weight.stride() != whole.model[1].weight.stride()
     make(again, tmp_path / "cut", resume=True, **settings).fit()
-    for name, value in whole.model.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-9, atol=1e-12)
+    expected = whole.model.state_dict()
+    torch.testing.assert_close(again.state_dict(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_crash_repeats_the_steps_since_the_last_checkpoint_and_no_line_of_the_log(tmp_path):
     settings = {**SETTINGS, "save_every": 4}
-    whole = make(pathway(), tmp_path / "whole", **settings)
-    expected = whole.fit()
-    crashing = make(pathway(), tmp_path / "cut", **settings)
-    update = crashing.optimizer.step
-
-    def crash(*args, **kwargs):
-        if crashing.state.step == 11:
-            raise RuntimeError("power cut")
-        update(*args, **kwargs)
-
-    crashing.optimizer.step = crash
     with pytest.raises(RuntimeError, match="power cut"):
-        crashing.fit()
+        before_step(make(pathway(), tmp_path / "cut", **settings), 12, crash).fit()
     log = tmp_path / "cut/log.jsonl"
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [5, 6, 10]
+    assert [record["step"] for record in read_log(log)] == [5, 6, 10]
     log.write_text(log.read_text() + '{"step": 11, "lo')  # cut in the middle of a line
-
     second = make(pathway(seed=7), tmp_path / "cut", resume=True, **settings)
     assert second.state.step == 8
-    result = second.fit()
-    assert_same_run(whole, second)
-    assert records(result) == records(expected)
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [
-        r["step"] for r in expected.history
-    ]
+    assert second.fit().history == read_log(log)
+    assert_same_run(trained(tmp_path / "whole", save_every=4), second)
 
 
 def test_the_same_trainer_goes_on_after_a_stop(tmp_path):
-    whole = make(pathway(), tmp_path / "whole", **SETTINGS)
-    expected = whole.fit()
     cut = stop_after(make(pathway(), tmp_path / "cut", **SETTINGS), 7)
     assert cut.fit().interrupted
     torch.rand(5)
-    result = cut.fit()
-    assert_same_run(whole, cut)
-    assert records(result) == records(expected)
+    cut.fit()
+    assert_same_run(trained(tmp_path / "whole"), cut)
 
 
 def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path):
@@ -165,25 +150,19 @@ def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path):
             torch.rand(1)  # an evaluation's iterator may draw too
             yield batch
 
-    settings = {**SETTINGS, "validation": drawing_batches}
-    whole = make(pathway(), tmp_path / "whole", **settings)
-    expected = whole.fit()
-
     def stopping_batches():
         for i, batch in enumerate(drawing_batches()):
             if i == 2 and cut.state.step == 12:
                 cut.stop()
             yield batch
 
-    cut = make(pathway(), tmp_path / "cut", **{**settings, "validation": stopping_batches})
+    cut = make(pathway(), tmp_path / "cut", **{**SETTINGS, "validation": stopping_batches})
     first = cut.fit()
     assert first.interrupted
     assert (first.steps, [r["step"] for r in first.history]) == (12, [5, 6, 10])
     assert cut.model.training
-    second = make(pathway(seed=7), tmp_path / "cut", resume=True, **settings)
-    result = second.fit()
-    assert_same_run(whole, second)
-    assert records(result) == records(expected)
+    second = trained(tmp_path / "cut", seed=7, resume=True, validation=drawing_batches)
+    assert_same_run(trained(tmp_path / "whole", validation=drawing_batches), second)
 
 
 COURSE = {2: 0.3, 4: 0.5, 6: 0.5, 8: 0.4, 10: 0.9, 12: 0.9}
