@@ -14,9 +14,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 MODEL_FILE, STATE_FILE, CONFIG_FILE = "model.safetensors", "state.pt", "config.json"
+T = TypeVar("T")
 ALIASES = "aliases"  # in the safetensors' metadata: JSON of {name: name of the same tensor}
 
 
@@ -85,15 +87,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
     Raises CheckpointError naming what is damaged, missing, superfluous or of another shape.
     """
-    path = _existing(folder) / MODEL_FILE
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(path, error) from error
-    tensors.update({name: tensors[kept] for name, kept in aliases.items()})
-    own = model.state_dict()
+    tensors = _read(folder, MODEL_FILE, _named_tensors)
+    path, own = _existing(folder) / MODEL_FILE, model.state_dict()
     for name in sorted({*own, *tensors}):
         if name not in tensors or name not in own:
             where = "the model, not in the file" if name in own else "the file, not in the model"
@@ -109,21 +104,32 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's ``state.pt`` onto the CPU, without unpickling anything but plain data."""
-    path = _existing(folder) / STATE_FILE
-    try:
-        # mmap would keep the file open under a later rename on some systems; states are small.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError or UnpicklingError
-        raise _damaged(path, error) from error
+    # mmap would keep the file open under a later rename on some systems; states are small.
+    return _read(folder, STATE_FILE, partial(torch.load, map_location="cpu", weights_only=True))
 
 
 def load_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's ``config.json``."""
-    path = _existing(folder) / CONFIG_FILE
+    return _read(folder, CONFIG_FILE, lambda path: json.loads(path.read_text(encoding="utf-8")))
+
+
+def _read(folder: Path, name: str, read: Callable[[Path], T]) -> T:
+    """What ``read`` makes of one of a checkpoint's files."""
+    path = _existing(folder) / name
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        return read(path)
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError or UnpicklingError
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing; the checkpoint is not whole") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is truncated or damaged: {reason}") from error
+
+
+def _named_tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+    return tensors | {name: tensors[kept] for name, kept in aliases.items()}
 
 
 def _flat_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -194,13 +200,6 @@ def _errno(error: BaseException) -> int | None:
             return int(found.group(1))
         chain = chain.__cause__ or chain.__context__
     return None
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    if not path.exists():
-        return CheckpointError(f"{path} is missing; the checkpoint is not whole")
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return CheckpointError(f"{path} is truncated or damaged: {reason}")
 
 
 def _describe(tensor: Tensor) -> str:

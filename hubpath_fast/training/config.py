@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -89,39 +89,25 @@ class TrainerConfig(Settings):
         return values
 
     def check(self) -> None:
-        points = self.milestones
-        if any(a >= b for a, b in itertools.pairwise((*points, self.steps))):
-            raise ValueError(
-                f"milestones: expected increasing integers in 1..{self.steps - 1} (below steps), "
-                f"got {list(points)}"
-            )
+        steps, points = self.steps, list(self.milestones)
+        if any(a >= b for a, b in itertools.pairwise((*points, steps))):
+            _refuse("milestones", f"increasing integers in 1..{steps - 1} (below steps)", points)
         if (self.schedule == "steps") != bool(points):
-            raise ValueError(
-                f"milestones: expected some with schedule=steps and none otherwise, got "
-                f"{list(points)} with schedule={self.schedule}"
-            )
+            got = f"{points} with schedule={self.schedule}"
+            _refuse("milestones", "some with schedule=steps and none otherwise", got)
         if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"accumulate: expected an integer in 1..{self.batch_size} (batch_size), got "
-                f"{self.accumulate}"
-            )
-        if self.warmup_steps is not None and self.warmup_steps > self.steps:
-            raise ValueError(
-                f"warmup_steps: expected an integer in 0..{self.steps} (steps), got "
-                f"{self.warmup_steps}"
-            )
+            allowed = f"an integer in 1..{self.batch_size} (batch_size)"
+            _refuse("accumulate", allowed, self.accumulate)
+        if self.warmup_steps is not None and self.warmup_steps > steps:
+            _refuse("warmup_steps", f"an integer in 0..{steps} (steps)", self.warmup_steps)
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise ValueError(
-                "nesterov: expected False unless optimizer=sgd and momentum is above 0, got True "
-                f"with optimizer={self.optimizer}, momentum={self.momentum}"
-            )
+            got = f"True with optimizer={self.optimizer}, momentum={self.momentum}"
+            _refuse("nesterov", "False unless optimizer=sgd and momentum is above 0", got)
         if self.cycle_momentum and self.schedule != "one-cycle":
-            raise ValueError(
-                "cycle_momentum: expected False unless schedule=one-cycle, got True with "
-                f"schedule={self.schedule}"
-            )
+            got = f"True with schedule={self.schedule}"
+            _refuse("cycle_momentum", "False unless schedule=one-cycle", got)
         if self.metric == "":
-            raise ValueError("metric: expected the name of a result, or None, got ''")
+            _refuse("metric", "the name of a result, or None", "''")
         try:
             torch.device(self.device)
         except RuntimeError as error:
@@ -129,3 +115,7 @@ class TrainerConfig(Settings):
                 f"device: expected cpu, cuda, cuda:0, ..., got {self.device!r} "
                 f"({str(error).splitlines()[0]})"
             ) from error
+
+
+def _refuse(name: str, expected: str, got: object) -> NoReturn:
+    raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -77,17 +77,16 @@ class Selection:
                 f"metric: expected one of {', '.join(scores)}, got {self.metric.name!r}; name a "
                 "result of the evaluation, or None for the task's own metric"
             )
-        if self._is_best(scores[self.metric.name], state.best):
-            state.best, state.best_step, state.stale = scores[self.metric.name], state.step, 0
+        value = scores[self.metric.name]
+        better = state.best is None or self.metric.is_better(value, than=state.best)
+        if better and math.isfinite(value):
+            state.best, state.best_step, state.stale = value, state.step, 0
             save("best")
         else:
             state.stale += 1
             patience = self.config.patience
             state.stopped_early = patience is not None and state.stale >= patience
         return {"validation": scores, "best": state.best}
-
-    def _is_best(self, value: float, best: float | None) -> bool:
-        return math.isfinite(value) and (best is None or self.metric.is_better(value, than=best))
 
 
 def _metric(task: Task, config: TrainerConfig) -> Measure:
