@@ -57,11 +57,9 @@ class ExecutorReport(Counters):
                 f"  graphs: {self.hits} groups replayed, {self.misses} run eagerly, "
                 f"{self.memory / 2**20:.1f} MiB held"
             )
-        for use, captured in (
-            ("training", self.captured),
-            ("predictions", self.captured_predictions),
-        ):
-            lines += [f"  experts[{i}]: {use} at sizes {s}" for i, s in captured.items()]
+        captured = {"training": self.captured, "predictions": self.captured_predictions}
+        for use, sizes in captured.items():
+            lines += [f"  experts[{i}]: {use} at sizes {s}" for i, s in sizes.items()]
         lines += [f"  experts[{i}]: eager, {why}" for i, why in self.eager.items()]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)

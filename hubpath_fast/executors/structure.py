@@ -31,9 +31,9 @@ class Structure:
         return chain.from_iterable(map(dict.values, self._filled))
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks of its own."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks
-        or module._backward_hooks or module._backward_pre_hooks
+def hooks_of(module: nn.Module) -> tuple[dict, ...]:
+    """Where a module keeps hooks of its own, by kind."""
+    return (
+        module._forward_hooks, module._forward_pre_hooks,
+        module._backward_hooks, module._backward_pre_hooks,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..structure import has_hooks
+from ..structure import hooks_of
 
 # Modules whose output of a row depends on that row only, and that are nothing but their parts. An
 # expert made of anything else may mix rows in its own forward, and gets exact sizes.
@@ -47,7 +47,7 @@ def bucket(count: int) -> int:
 
 def refusal(expert: nn.Module) -> str | None:
     """Why an expert must not be captured; None: nothing known speaks against it."""
-    hooked = [name for name, module in expert.named_modules() if has_hooks(module)]
+    hooked = [name for name, module in expert.named_modules() if any(hooks_of(module))]
     if hooked:
         where = ", ".join(name or "itself" for name in hooked[:3])
         return f"has hooks, which a replay would not call (on {where})"

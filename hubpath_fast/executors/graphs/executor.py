@@ -298,12 +298,10 @@ class GraphsExecutor(Executor):
         c.memory, c.notes = self._held(), tuple(self._notes())
         experts = {use: r for use, r in self._records.items() if use.index != GENERATOR}
         c.eager = {use.index: r.eager for use, r in experts.items() if r.eager is not None}
-        for gradients, sizes in ((True, c.captured), (False, c.captured_predictions)):
-            sizes.clear()
-            for use in sorted(experts):
-                found = experts[use].graphs
-                if use.gradients == gradients and found:
-                    sizes[use.index] = sorted({*sizes.get(use.index, []), *found})
+        c.captured, c.captured_predictions = {}, {}
+        for use in sorted(use for use in experts if experts[use].graphs):
+            sizes = c.captured if use.gradients else c.captured_predictions
+            sizes[use.index] = sorted({*sizes.get(use.index, []), *experts[use].graphs})
 
     def _notes(self) -> Iterator[str]:
         if self._given_up:

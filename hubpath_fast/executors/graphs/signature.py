@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import types
 from enum import Enum
+from itertools import chain
 from operator import attrgetter, getitem, is_
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ... import functional as HF
 from ..rows import Batch
-from ..structure import Structure
+from ..structure import Structure, hooks_of
 
 # What every module has, and is looked at otherwise: its structure and hooks.
 MACHINERY = vars(nn.Module()).keys() - {"training"}
@@ -36,14 +37,7 @@ class Signature:
         self._expert, self._source = expert, _conditions(source)
         modules = list(expert.modules())
         self._structure, self._settings = Structure(modules), Attributes(modules)
-        self._hooks = [
-            hooks
-            for module in modules
-            for hooks in (
-                module._forward_hooks, module._forward_pre_hooks,
-                module._backward_hooks, module._backward_pre_hooks,
-            )
-        ]  # fmt: skip
+        self._hooks = list(chain.from_iterable(map(hooks_of, modules)))
         self._parameters, self._buffers = list(expert.parameters()), list(expert.buffers())
         self._state = self._read()
 

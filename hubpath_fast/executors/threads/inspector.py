@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..sharing import Sharing
-from ..structure import has_hooks
+from ..structure import hooks_of
 from ..torch_private import is_compiled
 
 
@@ -45,7 +45,7 @@ class Inspector:
                 rates = self._rates.get(kind)
                 if rates is None:
                     rates = self._rates[kind] = _rates(module)
-                if has_hooks(module):
+                if any(hooks_of(module)):
                     alone = f"has hooks (on {kind.__name__})"
                 elif rates and module.training and any(getattr(module, r, 0) > 0 for r in rates):
                     alone = f"draws random numbers ({kind.__name__})"
