@@ -1,12 +1,12 @@
 """Executors: the same results, one host read, frozen parts for free, faults that leave no trace."""
 
-import contextlib
 import copy
 import pickle
 
 import pytest
 import torch
 from support.graphs import assert_same
+from support.host_reads import host_reads
 from support.models import C, Faulty, M, batch, build, train, without_dropout
 from torch import nn
 
@@ -18,29 +18,6 @@ from hubpath_fast.executors.streams import assign
 from hubpath_fast.executors.threads import ThreadsExecutor
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@contextlib.contextmanager
-def host_reads():
-    """The list of calls that read values of tensors on the host."""
-    found, originals = [], {}
-
-    def spy(name, original):
-        def read(tensor, *args, **kwargs):
-            found.append(name)
-            return original(tensor, *args, **kwargs)
-
-        return read
-
-    for name in ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__",
-                 "__index__", "__array__", "unique", "masked_select"):  # fmt: skip
-        originals[name] = getattr(torch.Tensor, name)
-        setattr(torch.Tensor, name, spy(name, originals[name]))
-    try:
-        yield found
-    finally:
-        for name, original in originals.items():
-            setattr(torch.Tensor, name, original)
 
 
 def test_a_training_step_reads_the_host_once():

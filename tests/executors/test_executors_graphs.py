@@ -156,15 +156,6 @@ def test_experts_that_are_never_captured_are_not_looked_at_any_more(make, monkey
     assert looks == []
 
 
-def test_a_hook_on_a_parameter_ends_the_use_of_graphs(trained):
-    model, x, y = trained()
-    calls = []
-    model.experts[2][0].weight.register_hook(calls.append)
-    with replays(model, 3 * (M - 1)):
-        settled(model, x, y, 3)
-    assert len(calls) == 3
-
-
 def test_an_expert_that_raises_while_captured_raises_its_own_error(make):
     model, (x, y) = make(), batch()
     model.experts[2] = Faulty()

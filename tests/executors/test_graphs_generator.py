@@ -27,44 +27,6 @@ def sizes(model, what="training"):
     return notes[0].removeprefix(start) if notes else None
 
 
-class Doubling(nn.Module):
-    """A generator of the user's: one of its scores needs no gradient."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(3)
-        self.linear = nn.Linear(3 * 64, M)
-
-    def forward(self, x):
-        clean = self.linear(x.flatten(1))
-        return clean, torch.zeros_like(clean)
-
-
-class Compared(nn.Module):
-    """A generator that couples samples: its scores are relative to the batch's."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(5)
-        self.linear = nn.Linear(3 * 64, M)
-
-    def forward(self, x):
-        clean = self.linear(x.flatten(1))
-        return clean - clean.mean(0), torch.zeros_like(clean)
-
-
-class Constant(nn.Module):
-    """A generator whose noise is learned, the same for all samples."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(5)
-        self.linear, self.scale = nn.Linear(3 * 64, M), nn.Parameter(torch.ones(M))
-
-    def forward(self, x):
-        return self.linear(x.flatten(1)), self.scale.expand(len(x), M)
-
-
 def both(model, generator):
     """The model, which captures graphs, and one that does not, of equal generators."""
     plain = build("sequential")
@@ -72,8 +34,33 @@ def both(model, generator):
     return model, plain
 
 
-def usual():
-    return build().generator
+class Own(nn.Module):
+    """A generator of the user's: its scores of what two layers make of the images."""
+
+    def __init__(self, scores):
+        super().__init__()
+        torch.manual_seed(5)
+        self.linear, self.scale = nn.Linear(3 * 64, M), nn.Parameter(torch.ones(M))
+        self.scores = scores
+
+    def forward(self, x):
+        return self.scores(self.linear(x.flatten(1)), self.scale)
+
+
+class Compared(Own):
+    """Couples samples: its scores are relative to the batch's."""
+
+    def __init__(self):
+        super().__init__(lambda clean, _: (clean - clean.mean(0), torch.zeros_like(clean)))
+
+
+GENERATORS = {
+    "usual": lambda: build().generator,
+    "one score needs no gradient": lambda: Own(lambda clean, _: (clean, torch.zeros_like(clean))),
+    "couples samples": Compared,
+    "a constant": lambda: Own(lambda clean, scale: (clean, scale.expand_as(clean))),
+}
+usual = GENERATORS["usual"]
 
 
 def assert_routed_alike(model, plain, sizes):
@@ -84,22 +71,20 @@ def assert_routed_alike(model, plain, sizes):
 
 
 @pytest.mark.parametrize(
-    ("backend", "generator"),
-    [(FakeBackend, usual), (TapeBackend, usual), (FakeBackend, Doubling)],
+    ("backend", "kind"),
+    [(FakeBackend, kind) for kind in GENERATORS] + [(TapeBackend, "usual")],
 )
-def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(backend, generator):
-    model, plain = both(build(GraphsExecutor(backend)), generator)
+def test_its_replays_give_the_eager_bits_and_move_its_buffers_once(backend, kind):
+    model, plain = both(build(GraphsExecutor(backend)), GENERATORS[kind])
     assert_routed_alike(model, plain, [24] * (MIN_SEEN + 2))
     assert sizes(model) == "[24]"
     assert model.executor._backend.captures == 2
 
 
-@pytest.mark.parametrize("generator", [usual, Compared, Constant])
+@pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_predictions_have_graphs_of_their_own_that_see_the_batchs_samples_only(
-    make, mode, generator
-):
-    model, plain = (m.eval() for m in both(make(), generator))
+def test_predictions_have_graphs_of_their_own_that_see_the_batchs_samples_only(make, mode, kind):
+    model, plain = (m.eval() for m in both(make(), GENERATORS[kind]))
     with mode():
         for i in range(MIN_SEEN + 1):
             x, _ = batch(25, seed=i)  # which an expert's rows would be padded to 28

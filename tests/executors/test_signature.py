@@ -83,32 +83,24 @@ def test_a_weight_that_each_step_moves_never_holds():
     assert not taken.holds(expert, rows)
 
 
-def replace_weight(expert):
-    expert[0].weight = nn.Parameter(expert[0].weight.detach().clone())
-
-
-def hidden_replacement(expert):
-    """Past ``__setattr__``, as some tools do."""
-    expert[0]._parameters["weight"] = nn.Parameter(expert[0].weight.detach().clone())
-
-
 def rename_setting(expert):
     del expert[3].p
     expert[3].rate = 0.25
 
 
-def same_memory(expert):
-    """As ``load_state_dict(..., assign=True)`` and ``torch.func.functional_call`` do."""
-    expert[0].weight = nn.Parameter(expert[0].weight.detach())
+def clone(weight):
+    return nn.Parameter(weight.detach().clone())
 
 
 CHANGES = {
-    "other parameter on the same memory": same_memory,
+    # As ``load_state_dict(..., assign=True)`` and ``torch.func.functional_call`` do.
+    "same memory": lambda e: setattr(e[0], "weight", nn.Parameter(e[0].weight.detach())),
     "turned": lambda e: setattr(e[6].weight, "data", e[6].weight.data[:6, :6].t()),
     "narrowed": lambda e: setattr(e[0].weight, "data", e[0].weight.data[:4]),
     "storage": lambda e: setattr(e[0].weight, "data", e[0].weight.data.clone()),
-    "parameter": replace_weight,
-    "hidden": hidden_replacement,
+    "parameter": lambda e: setattr(e[0], "weight", clone(e[0].weight)),
+    # Past ``__setattr__``, as some tools do.
+    "hidden": lambda e: e[0]._parameters.update(weight=clone(e[0].weight)),
     "buffer": lambda e: setattr(e[1], "running_mean", torch.zeros(4)),
     "buffer gone": lambda e: setattr(e[1], "running_mean", None),
     "frozen": lambda e: e[0].bias.requires_grad_(False),

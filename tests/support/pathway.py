@@ -9,6 +9,7 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast import reference
+from support.graphs import assert_same, grads
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # float64 on both sides, see test_functional
 
@@ -55,20 +56,13 @@ def assert_equal_step(ours, truth, x, y, eps):
     torch.testing.assert_close(out.expert_outputs, expected.expert_outputs, **CLOSE)
     losses = hp.HubPathwayLoss(explore=0.7)(out, y)
     total, *parts = reference.losses(expected, y, explore=0.7)
-    for value, true_value in zip(
-        (losses.total, losses.task, losses.explore, losses.exploit), (total, *parts), strict=True
-    ):
-        torch.testing.assert_close(value, true_value, **CLOSE)
+    found = losses.total, losses.task, losses.explore, losses.exploit
+    torch.testing.assert_close(found, (total, *parts), **CLOSE)
     losses.total.backward()
     total.backward()
     assert_same_state(ours, truth)
 
 
 def assert_same_state(ours, truth):
-    for (name, p), (_, q) in zip(ours.named_parameters(), truth.named_parameters(), strict=True):
-        assert (p.grad is None) == (q.grad is None), name
-        if p.grad is not None:
-            torch.testing.assert_close(p.grad, q.grad, msg=name, **CLOSE)
-    theirs = dict(truth.named_buffers())
-    for name, buffer in ours.named_buffers():
-        torch.testing.assert_close(buffer, theirs[name], msg=name, **CLOSE)
+    assert_same(grads(ours), grads(truth), **CLOSE)
+    assert_same(dict(ours.named_buffers()), dict(truth.named_buffers()), **CLOSE)

@@ -70,19 +70,18 @@ class Crash(BaseException):
     """The process ends here: nothing after this point runs."""
 
 
-CALLS = ["save_file", "torch.save", "Path.write_text", "os.fsync", "os.replace"]
+CALLS = {
+    "save_file": (module, "save_file"),
+    "torch.save": (torch, "save"),
+    "Path.write_text": (module.Path, "write_text"),
+    "os.fsync": (os, "fsync"),
+    "os.replace": (os, "replace"),
+}
 
 
 def fail_at(monkeypatch, call, nth, error):
     """Have the ``nth`` call of one of the functions that write fail."""
-    targets = {
-        "save_file": (module, "save_file"),
-        "torch.save": (torch, "save"),
-        "Path.write_text": (module.Path, "write_text"),
-        "os.fsync": (os, "fsync"),
-        "os.replace": (os, "replace"),
-    }
-    owner, name = targets[call]
+    owner, name = CALLS[call]
     original, seen = getattr(owner, name), []
 
     def wrapped(*args, **kwargs):
