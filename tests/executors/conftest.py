@@ -18,8 +18,8 @@ def cuda(monkeypatch):
 def make():
     """make(expert) -> a model whose experts run as fake graphs."""
 
-    def build_with_graphs(expert=None, budget=None):
-        model = build(GraphsExecutor(FakeBackend, budget))
+    def build_with_graphs(expert=None, budget=None, backend=FakeBackend):
+        model = build(GraphsExecutor(backend, budget))
         if expert is not None:
             model.experts = nn.ModuleList(expert() for _ in range(M))
         return model

@@ -1,17 +1,17 @@
 """What captures ask of CUDA, and how they end: on a stand-in that fails as torch 2.8 to 2.11 do."""
 
 import gc
+from functools import partial
 
 import pytest
 import torch
 from support.fake_cuda import FakeCudaBackend
 from support.graphs import fixed_routing, row_wise_expert
-from support.models import M, batch, build, conv_expert
-from torch import nn
+from support.models import M, batch, conv_expert
 from torch.autograd.graph import get_gradient_edge
 
 import hubpath_fast as hp
-from hubpath_fast.executors.graphs import MIN_SEEN, GraphsExecutor
+from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.graphs import executor as graphs
 from hubpath_fast.executors.graphs.backend import BrokenCaptureError, CudaBackend
 
@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def make(monkeypatch, cuda):
+def make(make, monkeypatch, cuda):
     """make(expert) -> a model whose experts run as graphs on the stand-in for CUDA."""
     call = graphs.call_expert
 
@@ -31,12 +31,7 @@ def make(monkeypatch, cuda):
 
     monkeypatch.setattr(graphs, "call_expert", call_expert)
 
-    def build_with_graphs(expert=row_wise_expert):
-        model = build(GraphsExecutor(FakeCudaBackend))
-        model.experts = nn.ModuleList(expert() for _ in range(M))
-        return model
-
-    return build_with_graphs
+    return partial(make, backend=FakeCudaBackend)
 
 
 def train(model, steps=1, counts=None):
@@ -114,7 +109,7 @@ def test_what_waits_for_the_device_is_found_before_a_capture(cuda):
 
 
 def test_accumulators_that_live_on_another_stream_do_not_end_a_capture(make, cuda):
-    model = make()
+    model = make(row_wise_expert)
     kept = []  # as DistributedDataParallel keeps them, made on the caller's stream
     for parameter in model.experts.parameters():
         kept.append(get_gradient_edge(parameter).node)
@@ -176,7 +171,7 @@ def test_each_expert_replays_on_the_stream_that_it_was_captured_on(
 
 
 def test_experts_that_share_a_module_share_a_stream(make, cuda):
-    model = make()
+    model = make(row_wise_expert)
     model.experts[3][0] = model.experts[1][0]
     train(model, MIN_SEEN)
     cuda.log.clear()
@@ -193,14 +188,14 @@ def test_nothing_is_collected_while_an_expert_is_captured(make, monkeypatch):
         return body(self, *arguments)
 
     monkeypatch.setattr(FakeCudaBackend, "capture", capture)
-    model = make()
+    model = make(row_wise_expert)
     train(model, MIN_SEEN)
     assert enabled == [False] * 2 * M
     assert gc.isenabled()
 
 
 def test_a_capture_that_cuda_breaks_off_costs_one_expert_one_try(make, cuda):
-    model = make()
+    model = make(row_wise_expert)
     train(model, MIN_SEEN - 1)
     cuda.broken = True  # the first capture
     train(model)

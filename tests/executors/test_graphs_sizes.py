@@ -73,23 +73,6 @@ def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_othe
     assert not torch.equal(*found)
 
 
-def test_batch_statistics_in_evaluation_forbid_padding():
-    class Own(nn.Module):
-        def __init__(self, norm):
-            super().__init__()
-            self.norm = norm
-
-        def forward(self, x):
-            return self.norm(x)
-
-    assert not may_pad(Own(nn.BatchNorm1d(4)))  # in training
-    assert may_pad(Own(nn.BatchNorm1d(4)).eval())
-    assert not may_pad(Own(nn.BatchNorm1d(4, track_running_stats=False)).eval())
-    partly = Own(nn.BatchNorm1d(4)).eval()
-    partly.norm.train()
-    assert not may_pad(partly)
-
-
 def test_rows_are_padded_where_no_layer_couples_them(trained):
     model, x, y = trained(row_wise_expert, counts=[5, 6, 4, 9])
     assert model.executor_report().captured == {0: [8], 1: [8], 2: [4], 3: [12]}
@@ -115,6 +98,12 @@ def test_experts_that_may_mix_rows_get_exact_sizes():
     assert may_pad(row_wise_expert())
     assert not may_pad(conv_expert())  # BatchNorm
     assert not may_pad(Faulty())  # a forward of its own
+    assert may_pad(Faulty().eval())  # as all are in evaluation
+    expert = conv_expert().eval()
+    expert[1].train()
+    assert not may_pad(expert)
+    expert[1] = nn.BatchNorm2d(8, track_running_stats=False)
+    assert not may_pad(expert.eval())  # statistics of the batch even then
 
 
 def test_predictions_in_inference_mode_are_captured_without_buffers_too(make):

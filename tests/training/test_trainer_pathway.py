@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 from support.graphs import assert_same
-from support.training import before_step, crash, records
+from support.training import before_step, crash, make, records
 from torch import nn
 
 from hubpath_fast.data import TensorSet, TensorStream
 from hubpath_fast.model import HubPathway, PathwayGenerator
 from hubpath_fast.tasks import Classification
-from hubpath_fast.training import NonFiniteLoss, PathwayObjective, Reporting, Trainer, TrainerConfig
+from hubpath_fast.training import NonFiniteLoss, PathwayObjective, Reporting
 
 M, C = 3, 2
 TASK = Classification(("dark", "bright"))
@@ -39,20 +39,12 @@ def trainer(out_dir, seed=0, **options):
         k=2,
         normalization=(torch.full((M, 3), 0.5), torch.full((M, 3), 0.25)),
     )
-    config = TrainerConfig(
-        steps=10,
-        batch_size=12,
-        accumulate=2,
-        clip_norm=1.0,
-        log_every=3,
-        eval_every=5,
-        save_every=4,
-    )
     data, reporting = images(), Reporting(None, "", ["a", "b", "c"], False, False)
-    stream = TensorStream(data, 12, seed=1)
-    return Trainer(
-        model, PathwayObjective(TASK.criterion(0.5)), stream, config, out_dir, task=TASK,
-        validation=[(data.images, data.targets)], reporting=reporting, **options,
+    return make(
+        model, out_dir, TensorStream(data, 12, seed=1), PathwayObjective(TASK.criterion(0.5)),
+        steps=10, batch_size=12, accumulate=2, lr_expert=3e-4, clip_norm=1.0, log_every=3,
+        eval_every=5, save_every=4, task=TASK, validation=[(data.images, data.targets)],
+        reporting=reporting, **options,
     )  # fmt: skip
 
 

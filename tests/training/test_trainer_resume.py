@@ -33,15 +33,7 @@ def noisy_objective(model, x, y):
 
 def stop_after(trainer, step):
     """Have ``trainer`` stop as by a signal once ``step`` updates are done."""
-    update = trainer.optimizer.step
-
-    def counted(*args, **kwargs):
-        update(*args, **kwargs)
-        if trainer.state.step + 1 == step:
-            trainer.stop()
-
-    trainer.optimizer.step = counted
-    return trainer
+    return before_step(trainer, step, lambda _: trainer.stop())
 
 
 def assert_same_run(one, two):
