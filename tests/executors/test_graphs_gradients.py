@@ -130,9 +130,12 @@ class Recording(torch.autograd.Function):
         return grad
 
 
-def test_a_backward_is_captured_outside_of_autocast_as_it_is_run_eagerly(make):
+def test_a_backward_is_captured_outside_of_autocast_and_a_forward_without_its_cache(make):
+    cached = []
+
     class Expert(nn.Sequential):
         def forward(self, x):
+            cached.append(torch.is_autocast_cache_enabled())
             return Recording.apply(super().forward(x))
 
     model, (x, y) = make(lambda: Expert(*row_wise_expert())), batch()
@@ -144,6 +147,7 @@ def test_a_backward_is_captured_outside_of_autocast_as_it_is_run_eagerly(make):
     assert model.executor_report().captured == {i: [6] for i in range(M)}
     # Three eager backwards for each expert, then one to warm up, one captured and one replayed.
     assert AUTOCAST_SEEN == [False] * M * 6
+    assert cached.count(False) == 2 * M  # replays must cast the updated weights
 
 
 def test_frozen_experts_have_no_captured_backward(make):
