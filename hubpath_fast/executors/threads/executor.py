@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,6 @@ class ThreadsExecutor(SequentialExecutor):
         self._pools: ThreadPools | None = None
         self._inspect = Inspector()
         self._seconds: dict[int, float] = {}  # by expert, of a row in its last forward
-        self._enclosed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
         self._drawn = False  # random numbers, by experts that do not look like it
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
@@ -78,7 +76,7 @@ class ThreadsExecutor(SequentialExecutor):
                 Part(group, output, inspections[group.index].parameters, each)
                 for group, output, each in zip(concurrent, own, threads, strict=True)
             ]
-            outputs |= self._bridged(experts, parts)
+            outputs |= self._bridged(parts)
         return join(experts, groups, [outputs[group.index] for group in groups])
 
     def _obstacle(self, source: RowSource) -> str | None:
@@ -114,16 +112,11 @@ class ThreadsExecutor(SequentialExecutor):
         order = sorted(range(len(tasks)), key=lambda i: -costs[i])
         return self._pools.run(tasks, threads, order)
 
-    def _bridged(self, experts: Sequence[nn.Module], parts: list[Part]) -> dict[int, Tensor]:
+    def _bridged(self, parts: list[Part]) -> dict[int, Tensor]:
         """The outputs by expert, as parts of the caller's graph."""
-        recorded = []
-        for part in parts:
-            if isinstance(part.output, Tensor) and part.output.requires_grad:
-                expert = experts[part.group.index]
-                if expert not in self._enclosed:  # a walk of its whole graph: once
-                    self._enclosed[expert] = is_enclosed(part)
-                if self._enclosed[expert]:  # else its graph is left in the caller's, as it is
-                    recorded.append(part)
+        # Any other's graph is left in the caller's, as it is. Which one that is may change from
+        # step to step: a tensor that is no parameter may be thawed.
+        recorded = [part for part in parts if is_enclosed(part)]
         outputs = {part.group.index: part.output for part in parts}
         if recorded:
             leaves = chain.from_iterable(part.parameters for part in recorded)
@@ -143,7 +136,9 @@ class Part(NamedTuple):
 
 
 def is_enclosed(part: Part) -> bool:
-    """Whether its graph ends at the expert's own parameters, and at no other tensor."""
+    """Whether it has a graph that ends at the expert's own parameters, and at no other tensor."""
+    if not (isinstance(part.output, Tensor) and part.output.requires_grad):
+        return False
     own = {id(parameter) for parameter in part.parameters}
     return all(id(leaf) in own for leaf in leaves_of(part.output))
 
