@@ -159,7 +159,7 @@ def _sum_rows(
 
 
 def plan_forward(outputs, weights, positions, offsets, matrix, bias, dtype, partials) -> Plan:
-    """y and the sum of ``partials``; ``dtype`` is that of what is multiplied, and of y."""
+    """y and, if there are ``partials``, their sum; ``dtype`` is of what is multiplied, and of y."""
     num_experts, (n, k) = offsets.numel() - 1, weights.shape
     num_rows, channels = outputs.shape[:2]
     c_out, trailing = matrix.shape[0], trailing_size(outputs)
@@ -221,7 +221,7 @@ def plan_forward(outputs, weights, positions, offsets, matrix, bias, dtype, part
 def _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials):
     return (
         empty(outputs, weights.shape[0], dtype, matrix.shape[0]),
-        outputs.new_empty((), dtype=accumulator(dtype)),
+        outputs.new_empty((0,) if partials is None else (), dtype=accumulator(dtype)),
     )
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 import triton
+from support.output_cases import poisoned
 
 
 @pytest.fixture(autouse=True)
 def poison():
     """torch fills every ``empty`` with NaN, or with the largest integer."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned():
+        yield
 
 
 @pytest.fixture

