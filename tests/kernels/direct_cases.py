@@ -1,6 +1,6 @@
 """Launches of kept plans against Triton's own, up to where either hands them to the driver.
 
-    python tests/kernels/direct_cases.py      # from the repository's top: failures, as JSON
+    python tests/kernels/direct_cases.py      # from the repository's top: fails where a case does
 
 Triton must not be interpreting, so this is a program of its own. Nothing is run, no GPU is needed.
 Every operation that a case calls is called three times: with ``JITFunction.run`` replaced, so that
@@ -11,7 +11,6 @@ same compiled kernels, over the same grids, with the same arguments.
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import threading
 import traceback
@@ -29,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 from hubpath_fast.kernels import _launch  # noqa: E402
+from support.operations import JOINING, aggregated, combined_with_loss  # noqa: E402
 from support.output_cases import SMALL, SMALL_LAST, SMALL_MAPS, Case, leaves, make  # noqa: E402
 
 from bench.stubbed import Stub, launches_end_here, planned_each_time  # noqa: E402
@@ -167,23 +167,18 @@ def moves() -> None:
     move(torch.randn(6, 16, 12, 12), FP32, LAST)
 
 
-def join(case: Case, dtype: torch.dtype, off_by_one=False, smoothing: float = 0.1) -> None:
+def join(case: Case, dtype: torch.dtype, off_by_one=False) -> None:
     """All that takes the experts' outputs, which may lie one element off 16 bytes."""
     i = make(case, dtype)
     given = shifted(i.outputs) if off_by_one else i.outputs
     outputs, weights, matrix, bias = leaves(given, i.weights, i.matrix, i.bias)
-    joined = (outputs, weights, i)
+    frozen = outputs.detach(), weights.detach()
     for results in (
-        kernels.aggregate_with_exploit_loss(
-            *joined, matrix, bias, i.target, smoothing, grouped=True
-        ),
-        kernels.combine_with_exploit_loss(*joined, i.target, smoothing),
-        (kernels.aggregate(*joined, matrix, bias, grouped=True),),
-        (kernels.aggregate(*joined, matrix, None, grouped=True),),
-        (kernels.aggregate(*joined, matrix.detach(), None, grouped=True),),
-        (kernels.aggregate(outputs.detach(), weights.detach(), i, matrix, bias, True),),
-        (kernels.combine(*joined),),
-        (kernels.exploit_loss(outputs, i, i.target),),
+        *(operation(outputs, weights, matrix, bias, i) for operation in JOINING),
+        aggregated(outputs, weights, matrix, None, i),
+        aggregated(outputs, weights, matrix.detach(), None, i),
+        aggregated(*frozen, matrix, bias, i),
+        combined_with_loss(outputs, weights, matrix, bias, i, smoothing=0.0),
     ):
         sum(result.float().sum() for result in results).backward()
 
@@ -223,7 +218,6 @@ def joins() -> None:
     for case, dtype in JOINED:
         join(case, dtype)
         join(case, dtype, off_by_one=True)
-    join(SMALL, FP32, smoothing=0.0)
 
 
 def routes() -> None:
@@ -365,35 +359,19 @@ def threads() -> None:
     assert not problems, problems[0]
 
 
-CASES: dict[str, Callable[[], None]] = {
-    **{f.__name__: partial(in_comparison, f) for f in (routes, moves, joins, settings)},
-    **{
-        f.__name__: f
-        for f in (
-            another_driver,
-            one_tensor_twice,
-            nothing_is_held,
-            plans_are_bounded,
-            what_was_not_compiled,
-            whoever_replaces_run,
-            planned_each_time_plans,
-            threads,
-        )
-    },
-}
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    failures = {}
-    for name, case in CASES.items():
-        try:
-            case()
-            failures[name] = None
-        except Exception:
-            failures[name] = traceback.format_exc()
-    print(json.dumps(failures))
-
+CASES = (
+    *(partial(in_comparison, case) for case in (routes, moves, joins, settings)),
+    another_driver,
+    one_tensor_twice,
+    nothing_is_held,
+    plans_are_bounded,
+    what_was_not_compiled,
+    whoever_replaces_run,
+    planned_each_time_plans,
+    threads,
+)
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    for case in CASES:
+        case()

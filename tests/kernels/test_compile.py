@@ -7,17 +7,13 @@ bench.compile_report`` does all of them for three.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from support.compiled import run_compiled
 
 from bench import compile_report
 from bench.compile_report import Report, judge, read_sass, read_usage
 
-ROOT = Path(compile_report.__file__).parent.parent
 CASES = [
     "route draw N=48 M=5 K=2",
     "route backward eps N=4096 M=64 K=8",
@@ -35,18 +31,12 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> list[dict]:
-    """Compiled in a process of its own: this one may have Triton's interpreter on."""
     folder = tmp_path_factory.mktemp("compile")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     only = [word for case in CASES for word in ("--only", case)]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.compile_report", "--arch", "90", *only,
-         "--json", str(folder / "report.json")],
-        cwd=ROOT, env=environment | {"TRITON_CACHE_DIR": str(folder)}, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert (folder / "report.json").exists(), done.stdout + done.stderr
-    return json.loads((folder / "report.json").read_text())
+    report = folder / "report.json"
+    arguments = ["--arch", "90", *only, "--json", report]
+    run_compiled("-m", "bench.compile_report", *arguments, TRITON_CACHE_DIR=folder)
+    return json.loads(report.read_text())
 
 
 def test_no_kernel_spills_and_bulk_accesses_are_wide(reports):

@@ -36,9 +36,15 @@ def test_a_mode_sees_the_operation(inputs):
     assert NAME in names.seen
 
 
-def test_a_trace_holds_the_operation(inputs):
-    graph = make_fx(lambda x: combine(x, inputs.weights, inputs))(inputs.outputs).graph
-    assert NAME in [node.target.name() for node in graph.nodes if node.op == "call_function"]
+@pytest.mark.parametrize("pre_dispatch", [False, True], ids=["", "before dispatch"])
+def test_a_trace_holds_the_operation(inputs, pre_dispatch):
+    def double(x):
+        return combine(x, inputs.weights, inputs) * 2
+
+    traced = make_fx(double, pre_dispatch=pre_dispatch)(inputs.outputs)
+    names = [node.target.name() for node in traced.graph.nodes if node.op == "call_function"]
+    assert NAME in names
+    assert torch.equal(traced(inputs.outputs + 1), double(inputs.outputs + 1))
 
 
 def test_a_profiler_knows_its_name(inputs):
@@ -77,16 +83,6 @@ def test_a_mode_of_functions_sees_the_operation(inputs):
     with Functions() as functions:
         combine(inputs.outputs, inputs.weights, inputs)
     assert any("combine_forward" in name for name in functions.seen)
-
-
-def test_a_trace_before_dispatch_holds_the_operation(inputs):
-    def double(x):
-        return combine(x, inputs.weights, inputs) * 2
-
-    traced = make_fx(double, pre_dispatch=True)(inputs.outputs)
-    names = [node.target.name() for node in traced.graph.nodes if node.op == "call_function"]
-    assert NAME in names
-    assert torch.equal(traced(inputs.outputs + 1), double(inputs.outputs + 1))
 
 
 @pytest.mark.parametrize("name", ["exploit_loss", "noisy_topk"])

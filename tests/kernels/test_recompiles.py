@@ -1,8 +1,7 @@
 """Another batch size, or another split of the rows over the experts, compiles nothing again.
 
 A kernel that is compiled again stops training for about a second; with an epoch's last batch, or an
-evaluation's, that used to be four to eight kernels. A batch that the router plans in other launches
-(``test_router_compiles.py``) still compiles those.
+evaluation's, that used to be four to eight kernels. The router is in ``test_router_compiles.py``.
 """
 
 from __future__ import annotations
@@ -13,16 +12,8 @@ from functools import cache
 
 import pytest
 import torch
-from hubpath_fast.kernels import (
-    aggregate,
-    aggregate_with_exploit_loss,
-    combine,
-    combine_with_exploit_loss,
-    exploit_loss,
-    gather,
-    gather_into,
-    noisy_topk,
-)
+from hubpath_fast.kernels import gather, gather_into
+from support.operations import JOINING
 from support.output_cases import Case, leaves, make
 from support.specialisation import Key, recorded, specialisation
 
@@ -30,18 +21,6 @@ from bench.compile_cases import aggregate_launches
 
 M, K = 5, 2
 FIRST, OTHERS = 48, (47, 32, 24, 17, 64)
-
-
-def route(case: Case, dtype: torch.dtype, device) -> None:
-    clean, noise = (torch.randn(case.n, case.m, device=device) for _ in range(2))
-    if case.scores == "one":
-        clean[:, : case.k] += 100
-    elif case.scores == "gaps":
-        clean[:, 1::2] -= 100
-    clean.requires_grad_()
-    noise.requires_grad_()
-    weights, mean, *_ = noisy_topk(clean, noise, "draw", case.k, False)
-    torch.autograd.grad(weights.sum() + mean.square().sum(), (clean, noise))
 
 
 def gather_images(case: Case, dtype: torch.dtype, device) -> None:
@@ -65,15 +44,8 @@ def join(case: Case, dtype: torch.dtype, device) -> None:
     """Everything that takes the experts' outputs, forward and backward."""
     i = make(case, dtype, device)
     outputs, weights, matrix, bias = leaves(i.outputs, i.weights, i.matrix, i.bias)
-    joined = (outputs, weights, i)
-    target = i.target
-    for results in (
-        aggregate_with_exploit_loss(*joined, matrix, bias, target, 0.1, grouped=True),
-        combine_with_exploit_loss(*joined, target, 0.1),
-        (aggregate(*joined, matrix, bias, grouped=True),),
-        (combine(*joined),),
-        (exploit_loss(outputs, i, target),),
-    ):
+    for operation in JOINING:
+        results = operation(outputs, weights, matrix, bias, i)
         sum(result.float().sum() for result in results).backward()
 
 
@@ -85,15 +57,15 @@ def kernels_of(step: Callable[..., None], case: Case, dtype: torch.dtype, device
     return keys
 
 
-PARTS = {"router": route, "gather": gather_images, "outputs": join}
+parts = pytest.mark.parametrize("part", [gather_images, join])
 
 
 @pytest.mark.parametrize("n", OTHERS)
-@pytest.mark.parametrize("part", PARTS)
+@parts
 def test_another_batch_size(part, n, device):
     case = Case("", m=M, k=K)
     first, other = (
-        kernels_of(PARTS[part], replace(case, n=size), torch.float32, device) for size in (FIRST, n)
+        kernels_of(part, replace(case, n=size), torch.float32, device) for size in (FIRST, n)
     )
     assert not other - first
 
@@ -117,13 +89,12 @@ def test_another_batch_size_of_other_outputs(case, n, device):
 
 
 @pytest.mark.parametrize("scores", ["one", "gaps"])
-@pytest.mark.parametrize("part", PARTS)
+@parts
 def test_another_routing(part, scores, device):
     """All rows to K experts, or none to every other one."""
     case = Case("", n=FIRST, m=M, k=K)
     first, other = (
-        kernels_of(PARTS[part], replace(case, scores=s), torch.float32, device)
-        for s in ("random", scores)
+        kernels_of(part, replace(case, scores=s), torch.float32, device) for s in ("random", scores)
     )
     assert not other - first
 

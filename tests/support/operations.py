@@ -64,8 +64,8 @@ def exploited(outputs, weights, matrix, bias, i):
     return (exploit_loss(outputs, i, i.target),)
 
 
-def combined_with_loss(outputs, weights, matrix, bias, i):
-    return combine_with_exploit_loss(outputs, weights, i, i.target, 0.1)
+def combined_with_loss(outputs, weights, matrix, bias, i, smoothing=0.1):
+    return combine_with_exploit_loss(outputs, weights, i, i.target, smoothing)
 
 
 def aggregated_with_loss(outputs, weights, matrix, bias, i):
