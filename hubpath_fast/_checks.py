@@ -53,6 +53,8 @@ def check_gather(x: Tensor, routing: Routing, scale: Tensor | None, shift: Tenso
                 f"got {list(tensor.shape)} on {tensor.device}"
             )
         check_float(name, tensor)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name}: requires a gradient, which gather does not give; detach it")
 
 
 def check_outputs(outputs: Tensor, routing: Routing) -> None:
@@ -102,9 +104,12 @@ def check_matrix(weight: Tensor, bias: Tensor | None, outputs: Tensor, routing: 
         )
     if bias is not None and list(bias.shape) != [weight.shape[0]]:
         raise ValueError(f"bias: expected [{weight.shape[0]}] as weight, got {list(bias.shape)}")
-    check_device("weight", weight, routing)
-    if weight.dtype != outputs.dtype:
-        raise ValueError(
-            f"weight: expected {outputs.dtype} as outputs, got {weight.dtype}; convert one of "
-            "them, or use autocast"
-        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        check_device(name, tensor, routing)
+        if tensor.dtype != outputs.dtype:
+            raise ValueError(
+                f"{name}: expected {outputs.dtype} as outputs, got {tensor.dtype}; convert one of "
+                "them, or use autocast"
+            )

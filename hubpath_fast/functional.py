@@ -120,7 +120,8 @@ def gather(
         [R, ...], rows by expert, then by sample. Differentiable in x.
 
     Raises:
-        ValueError: x and routing disagree on N, a wrong scale or shift, an unsupported dtype.
+        ValueError: x and routing disagree on N, a wrong scale or shift or one that requires a
+            gradient, an unsupported dtype.
     """
     check_gather(x, routing, scale, shift)
     if dtype is None:
