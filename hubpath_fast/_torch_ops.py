@@ -70,7 +70,7 @@ def gather(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    sample = _sample_of_row(plan.rows, plan.k)
+    sample = sample_of_row(plan.rows, plan.k)
     if memory_format == torch.channels_last:
         out = x.permute(0, 2, 3, 1).index_select(0, sample).permute(0, 3, 1, 2)
     else:
@@ -104,15 +104,11 @@ def gather_into(
     out.index_copy_(0, within + expert * (len(out) // plan.num_experts), found)
 
 
-def combine(
-    outputs: Tensor,
-    weights: Tensor,
-    plan: Routing,
-) -> Tensor:
+def combine(outputs: Tensor, weights: Tensor, plan: Routing) -> Tensor:
     n, m = plan.num_samples, plan.num_experts
     flat = outputs.flatten(1)
     weighted = flat * _weight_of_row(weights, plan.rows).to(accumulator(flat.dtype)).unsqueeze(1)
-    cell = _sample_of_row(plan.rows, plan.k) * m + _expert_of_row(plan)
+    cell = sample_of_row(plan.rows, plan.k) * m + _expert_of_row(plan)
     concat = flat.new_zeros(n * m, flat.shape[1])
     concat = concat.index_copy(0, cell, weighted.to(flat.dtype))
     return concat.view(n, m * outputs.shape[1], *outputs.shape[2:])
@@ -147,35 +143,25 @@ def prefer_grouped(outputs: Tensor, matrix: Tensor, k: int) -> bool:
     return saved >= GROUPED_MIN_SAVED * num_experts
 
 
-def _products(items: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
-    """[R, S, C] times the block [C_OUT, C] of each row's expert -> [R, S, C_OUT]."""
-    products = _products_fake(items, matrix, offsets)
-    for begin, end, block in _blocks(offsets, matrix, items.shape[2]):
-        torch.mm(_flat(items, begin, end), block.t(), out=_flat(products, begin, end))
+def _products(items: Tensor, matrix: Tensor, offsets: Tensor, transposed: bool) -> Tensor:
+    """[R, S, C_OUT] times the block [C_OUT, C] of each row's expert -> [R, S, C]; transposed:
+    [R, S, C] times the transposed block -> [R, S, C_OUT]."""
+    products = _products_fake(items, matrix, offsets, transposed)
+    for begin, end, block in _blocks(offsets, matrix):
+        block = block.t() if transposed else block
+        torch.mm(_flat(items, begin, end), block, out=_flat(products, begin, end))
     return products
 
 
-def _products_fake(items: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
-    return items.new_empty(*items.shape[:2], matrix.shape[0])
-
-
-def _items_gradient(d_products: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
-    """[R, S, C_OUT] times the transposed blocks -> [R, S, C]."""
-    d_items = _items_gradient_fake(d_products, matrix, offsets)
-    for begin, end, block in _blocks(offsets, matrix, d_items.shape[2]):
-        torch.mm(_flat(d_products, begin, end), block, out=_flat(d_items, begin, end))
-    return d_items
-
-
-def _items_gradient_fake(d_products: Tensor, matrix: Tensor, offsets: Tensor) -> Tensor:
-    channels = matrix.shape[1] // (offsets.numel() - 1)
-    return d_products.new_empty(*d_products.shape[:2], channels)
+def _products_fake(items: Tensor, matrix: Tensor, offsets: Tensor, transposed: bool) -> Tensor:
+    channels = matrix.shape[0] if transposed else matrix.shape[1] // (offsets.numel() - 1)
+    return items.new_empty(*items.shape[:2], channels)
 
 
 def _matrix_gradient(d_products: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
     """[C_OUT, M*C]: an expert's rows, multiplied. One without rows gets zeros."""
     d_matrix = _matrix_gradient_fake(d_products, items, offsets)
-    for begin, end, d_block in _blocks(offsets, d_matrix, items.shape[2]):
+    for begin, end, d_block in _blocks(offsets, d_matrix):
         torch.mm(_flat(d_products, begin, end).t(), _flat(items, begin, end), out=d_block)
     return d_matrix
 
@@ -184,10 +170,10 @@ def _matrix_gradient_fake(d_products: Tensor, items: Tensor, offsets: Tensor) ->
     return items.new_empty(d_products.shape[2], (offsets.numel() - 1) * items.shape[2])
 
 
-def _blocks(offsets: Tensor, matrix: Tensor, channels: int):
+def _blocks(offsets: Tensor, matrix: Tensor):
     """(begin, end, block [C_OUT, C] of the matrix) of each expert, in turn."""
     bounds = offsets.tolist()
-    blocks = matrix.view(matrix.shape[0], -1, channels).unbind(1)
+    blocks = matrix.unflatten(1, (len(bounds) - 1, -1)).unbind(1)
     return zip(bounds[:-1], bounds[1:], blocks, strict=True)
 
 
@@ -206,14 +192,9 @@ def _operation(schema: str, function, fake):
 
 _LIBRARY = torch.library.Library("hubpath_fast", "FRAGMENT")
 _grouped_products = _operation(
-    "cpu_grouped_products(Tensor items, Tensor matrix, Tensor offsets) -> Tensor",
+    "cpu_grouped_products(Tensor items, Tensor matrix, Tensor offsets, bool transposed) -> Tensor",
     _products,
     _products_fake,
-)
-_grouped_items_gradient = _operation(
-    "cpu_grouped_items_gradient(Tensor d_products, Tensor matrix, Tensor offsets) -> Tensor",
-    _items_gradient,
-    _items_gradient_fake,
 )
 _grouped_matrix_gradient = _operation(
     "cpu_grouped_matrix_gradient(Tensor d_products, Tensor items, Tensor offsets) -> Tensor",
@@ -233,7 +214,7 @@ class _GroupedAggregate(torch.autograd.Function):
     def forward(ctx, outputs, weights, matrix, bias, rows, positions, offsets):
         matrix, compute = matrix.contiguous(), accumulator(outputs.dtype)
         # Weighted afterwards: the weights' gradient needs the products as they are.
-        products = _grouped_products(_items(outputs), matrix, offsets)
+        products = _grouped_products(_items(outputs), matrix, offsets, True)
         per_slot = products.index_select(0, positions.flatten()).unflatten(0, positions.shape)
         y = (per_slot * weights.to(compute)[:, :, None, None]).sum(dim=1)
         y = y if bias is None else y + bias.to(compute)
@@ -248,7 +229,7 @@ class _GroupedAggregate(torch.autograd.Function):
         (n, k), dtype = weights.shape, accumulator(outputs.dtype)
         d_y = _items(d_y)
         d_outputs = d_weights = d_matrix = d_bias = None
-        d_rows = d_y.index_select(0, _sample_of_row(rows, k)).to(dtype)  # [R, S, C_OUT]
+        d_rows = d_y.index_select(0, sample_of_row(rows, k)).to(dtype)  # [R, S, C_OUT]
         if needs_weights:
             by_row = (d_rows * products).sum(dim=(1, 2)).to(weights.dtype)
             d_weights = torch.empty_like(by_row).index_copy_(0, rows.long(), by_row).view(n, k)
@@ -256,7 +237,7 @@ class _GroupedAggregate(torch.autograd.Function):
             d_rows = d_rows * _weight_of_row(weights, rows).to(dtype).view(-1, 1, 1)
             d_rows = d_rows.to(outputs.dtype)
         if needs_outputs:
-            d_outputs = _maps(_grouped_items_gradient(d_rows, matrix, offsets), outputs)
+            d_outputs = _maps(_grouped_products(d_rows, matrix, offsets, False), outputs)
         if needs_matrix:
             d_matrix = _grouped_matrix_gradient(d_rows, _items(outputs), offsets)
         if needs_bias:
@@ -281,7 +262,7 @@ def exploit_loss(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
-    target = target.index_select(0, _sample_of_row(plan.rows, plan.k))
+    target = target.index_select(0, sample_of_row(plan.rows, plan.k))
     total = F.cross_entropy(
         outputs.to(accumulator(outputs.dtype)),
         target,
@@ -325,7 +306,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _sample_of_row(rows: Tensor, k: int) -> Tensor:
+def sample_of_row(rows: Tensor, k: int) -> Tensor:
+    """[R] the sample whose slot each row is."""
     return torch.div(rows, k, rounding_mode="floor").long()
 
 

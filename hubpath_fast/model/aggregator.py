@@ -35,9 +35,9 @@ class LinearAggregator(nn.Module):
         """[N, M*C, ...] -> [N, C, ...]."""
         return linear_over_channels(concat, self.weight, self.bias)
 
-    def from_rows(self, outputs: Tensor, routing: Routing, backend: str | None = None) -> Tensor:
+    def from_rows(self, outputs: Tensor, routing: Routing) -> Tensor:
         """The same prediction straight from the rows [R, C, ...], without the concatenation."""
-        return HF.aggregate(outputs, routing, self.weight, self.bias, backend)
+        return HF.aggregate(outputs, routing, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, num_outputs={self.num_outputs}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as HF
+from .._torch_ops import sample_of_row
 from .output import PathwayOutput
 
 
@@ -81,7 +81,7 @@ class HubPathwayLoss(nn.Module):
             ValueError: y or sample_weight of another length than the batch, or a task loss that
                 does not return one value a sample.
         """
-        routing, n = out.routing, out.prediction.shape[0]
+        n = out.prediction.shape[0]
         if len(y) != n:
             raise ValueError(f"y: expected {n} targets as predictions, got {list(y.shape)}")
         if sample_weight is not None and list(sample_weight.shape) != [n]:
@@ -90,10 +90,8 @@ class HubPathwayLoss(nn.Module):
         if sample_weight is not None:
             task = task * sample_weight
         task = task.mean()
-        explore = HF.exploration_loss(_mean_over_ranks(routing.mean))
-        if not self.exploit:
-            return PathwayLosses(task + self.explore * explore, task, explore, task.new_zeros(()))
-        exploit = self._exploit(out, y, sample_weight)
+        explore = HF.exploration_loss(_mean_over_ranks(out.routing.mean))
+        exploit = self._exploit(out, y, sample_weight) if self.exploit else task.new_zeros(())
         return PathwayLosses(task + self.explore * explore + exploit, task, explore, exploit)
 
     def _exploit(self, out: PathwayOutput, y: Tensor, sample_weight: Tensor | None) -> Tensor:
@@ -101,10 +99,10 @@ class HubPathwayLoss(nn.Module):
         if self.task_loss is None and sample_weight is None:
             fused = out.fused_exploit
             loss = None if fused is None else fused.loss(y, self.label_smoothing)
-            if loss is not None:
-                return loss
-            return HF.exploit_loss(out.expert_outputs, routing, y, self.label_smoothing)
-        sample = torch.div(routing.rows, routing.experts.shape[1], rounding_mode="floor")
+            if loss is None:
+                loss = HF.exploit_loss(out.expert_outputs, routing, y, self.label_smoothing)
+            return loss
+        sample = sample_of_row(routing.rows, routing.k)
         loss = self._per_sample(out.expert_outputs, y.index_select(0, sample))
         if sample_weight is not None:
             loss = loss * sample_weight.index_select(0, sample)
