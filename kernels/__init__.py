@@ -10,7 +10,7 @@ if triton.knobs.runtime.interpret:
 
     _interpreter.mend()
 
-from .aggregate import aggregate, prefer_grouped
+from .aggregate import aggregate
 from .combine import combine
 from .exploit_loss import exploit_loss
 from .fused_loss import aggregate_with_exploit_loss, combine_with_exploit_loss
@@ -26,5 +26,4 @@ __all__ = [
     "gather",
     "gather_into",
     "noisy_topk",
-    "prefer_grouped",
 ]

@@ -17,20 +17,15 @@ import triton.language as tl
 from ._common import accumulator, cdiv
 from ._grouped import (
     NARROWEST,
+    backward_arguments,
     item_slot,
     operand,
-    product_constants,
     sample_offsets,
     splits_for,
     tiles_for,
 )
 from ._launch import Launch, Plan
-from ._layout import (
-    blocks,
-    channels_minor,
-    item_offsets,
-    trailing_size,
-)
+from ._layout import blocks, item_offsets, trailing_size
 
 
 @triton.jit
@@ -225,23 +220,11 @@ def plan_backward_matrix(
         bias_shares_ptr=d_bias[1],
         d_weights_ptr=d_weights,
         dots_ptr=dots,
-        d_y_ptr=d_y,
-        outputs_ptr=outputs,
-        weights_ptr=weights,
-        rows_ptr=rows,
-        offsets_ptr=offsets,
+        **backward_arguments(d_y, outputs, weights, rows, offsets, matrix, dtype),
         num_samples=num_rows // k,
         num_rows=num_rows,
         num_dots=0 if dots is None else dots[0, 0].numel(),
         splits=splits,
-        trailing=trailing,
-        M=num_experts,
-        K=k,
-        C=channels,
-        C_OUT=c_out,
-        MINOR=channels_minor(outputs),
-        EVEN=trailing % 16 == 0,
-        **product_constants(dtype),
         BLOCK_T=tile.deep,
         BLOCK_CO=tile.high,
         BLOCK_C=tile.wide,

@@ -17,20 +17,16 @@ import triton.language as tl
 from ._common import accumulator, cdiv, next_power_of_2
 from ._grouped import (
     NARROWEST,
+    backward_arguments,
     find_tile,
     item_slot,
     operand,
-    product_constants,
     row_tiles,
     sample_offsets,
     tiles_for,
 )
 from ._launch import Launch, Plan
-from ._layout import (
-    channels_minor,
-    item_offsets,
-    trailing_size,
-)
+from ._layout import item_offsets, trailing_size
 from .exploit_loss import loss_gradient
 
 
@@ -160,27 +156,15 @@ def plan_backward_rows(
         tiles * tiles_c,
         d_outputs_ptr=d_outputs,
         dots_ptr=dots,
-        d_y_ptr=d_y,
-        outputs_ptr=outputs,
-        weights_ptr=weights,
-        rows_ptr=rows,
-        offsets_ptr=offsets,
+        **backward_arguments(d_y, outputs, weights, rows, offsets, matrix, dtype),
         matrix_ptr=matrix,
         d_loss_ptr=d_loss,
         logsumexp_ptr=logsumexp,
         target_ptr=target,
         tiles=tiles,
-        trailing=trailing,
         divisor=num_rows // k * trailing,
         ignore_index=ignore_index,
-        M=num_experts,
-        K=k,
-        C=channels,
-        C_OUT=c_out,
-        MINOR=channels_minor(outputs),
-        EVEN=trailing % 16 == 0,
         SMOOTHING=label_smoothing,
-        **product_constants(dtype),
         BLOCK_M=next_power_of_2(num_experts),
         BLOCK_T=tile.high,
         BLOCK_CO=tile.deep,

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from ._common import TRITON_DTYPE, accumulator, cdiv, next_power_of_2
 from ._launch import INTERPRETED
+from ._layout import channels_minor, trailing_size
 
 _PROGRAMS = 256  # keeps the GPUs of today busy (up to 148 multiprocessors): cut finer below this
 _MANY_ROWS = 512  # per expert: from here on it is safe to count on _MANY_TILES tiles of them
@@ -127,4 +128,24 @@ def product_constants(dtype: torch.dtype) -> dict:
         "UPCAST": INTERPRETED and dtype == torch.bfloat16,
         "COMPUTE": TRITON_DTYPE[accumulator(dtype)],
         "PRECISION": "tf32" if dtype == torch.float32 and tf32_is_allowed() else "ieee",
+    }
+
+
+def backward_arguments(d_y, outputs, weights, rows, offsets, matrix, dtype) -> dict:
+    """What aggregate's two backward launches are both given."""
+    trailing = trailing_size(outputs)
+    return {
+        "d_y_ptr": d_y,
+        "outputs_ptr": outputs,
+        "weights_ptr": weights,
+        "rows_ptr": rows,
+        "offsets_ptr": offsets,
+        "trailing": trailing,
+        "M": offsets.numel() - 1,
+        "K": weights.shape[1],
+        "C": outputs.shape[1],
+        "C_OUT": matrix.shape[0],
+        "MINOR": channels_minor(outputs),
+        "EVEN": trailing % 16 == 0,
+        **product_constants(dtype),
     }

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import cdiv, next_power_of_2
-from ._launch import Launch, Plan
+from ._launch import Launch
 
 TWO_LAUNCHES = 4096
 SCAN_EXPERTS, SCAN_BLOCKS = 4, 1024  # a tile of the scan: 16 bytes wide, in few dependent steps
@@ -131,7 +131,7 @@ def plan_rows(
     offsets: Tensor,  # [M + 1] int32, written
     mean: Tensor,  # [M], written
     block_samples: int,
-) -> Plan:
+) -> list[Launch]:
     """One launch up to TWO_LAUNCHES samples, two above."""
     (n, k), (blocks, m) = experts.shape, sums.shape
     scanned, slots, block_m = n > TWO_LAUNCHES, block_samples * k, next_power_of_2(m)
@@ -151,4 +151,4 @@ def plan_rows(
             _scan_kernel, cdiv(m, SCAN_EXPERTS), **both,
             BLOCK_B=SCAN_BLOCKS, BLOCK_E=SCAN_EXPERTS, num_warps=SCAN_WARPS,
         ))  # fmt: skip
-    return Plan((positions, rows, offsets, mean), launches)
+    return launches

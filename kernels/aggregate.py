@@ -46,7 +46,7 @@ from ._layout import (
     units,
 )
 from .combine import combine
-from .exploit_loss import PARTIALS
+from .exploit_loss import PARTIALS, exploit_loss_forward
 
 # Operations that cost as much as moving one byte, (float32, half precision): H100 and H200
 # without tf32 67 Tflop/s, with bfloat16 tensor cores at a realistic half of 990, over 3.35 TB/s.
@@ -243,35 +243,43 @@ def product_dtype(outputs: Tensor) -> torch.dtype:
     return outputs.dtype
 
 
-def gradients(d_y, saved, dtype, needed, loss=(None, None, None, 0.0, 0)):
-    """The gradients of outputs, weights, matrix and bias, those that are ``needed``.
-
-    ``saved`` is what the forward kept: (outputs, weights, matrix, bias, rows, offsets);
-    ``loss`` is (d_loss, logsumexp, target, label_smoothing, ignore_index) of the exploit loss.
-    """
-    outputs, weights, matrix, bias, rows, offsets = saved
-    for_rows, for_matrix = needed[0] or needed[1], needed[2] or needed[3]
-    found = aggregate_backward(
-        d_y, outputs, weights, rows, offsets, matrix, dtype,
-        bias.dtype if needed[3] else None, for_rows, for_matrix, *loss,
-    )  # fmt: skip
-    return tuple(gradient if need else None for gradient, need in zip(found, needed, strict=False))
-
-
 class _Aggregate(torch.autograd.Function):
+    """With a target, the exploit loss comes along: one backward for both (fused_loss.py)."""
+
     @staticmethod
-    def forward(ctx, outputs, weights, matrix, bias, rows, positions, offsets, dtype):
+    def forward(
+        ctx, outputs, weights, matrix, bias, rows, positions, offsets, dtype, target, *smoothing
+    ):
         outputs, weights, matrix = settle(outputs), weights.contiguous(), matrix.contiguous()
-        y, _ = aggregate_forward(outputs, weights, positions, offsets, matrix, bias, dtype, None)
-        ctx.save_for_backward(outputs, weights, matrix, bias, rows, offsets)
-        ctx.dtype = dtype
-        return y
+        partials = logsumexp = None
+        if target is not None:
+            partials, logsumexp = exploit_loss_forward(
+                outputs, rows, target, weights.shape[1], *smoothing
+            )
+        y, loss = aggregate_forward(
+            outputs, weights, positions, offsets, matrix, bias, dtype, partials
+        )
+        ctx.save_for_backward(outputs, weights, rows, offsets, matrix, bias, logsumexp, target)
+        ctx.dtype, ctx.smoothing = dtype, smoothing
+        return y if partials is None else (y, loss)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_y):
-        needed = ctx.needs_input_grad
-        return *gradients(d_y, ctx.saved_tensors, ctx.dtype, needed), None, None, None, None
+    def backward(ctx, d_y, d_loss=None):
+        *saved, bias, logsumexp, target = ctx.saved_tensors
+        for_outputs, for_weights, for_matrix, for_bias, *_ = ctx.needs_input_grad
+        d_outputs, d_weights, d_matrix, d_bias = aggregate_backward(
+            d_y, *saved, ctx.dtype, bias.dtype if for_bias else None,
+            for_outputs or for_weights, for_matrix or for_bias,
+            d_loss, logsumexp, target, *ctx.smoothing,
+        )  # fmt: skip
+        return (
+            d_outputs if for_outputs else None,
+            d_weights if for_weights else None,
+            d_matrix if for_matrix else None,
+            d_bias if for_bias else None,
+            None, None, None, None, None, None, None,
+        )  # fmt: skip
 
 
 def linear(concat: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -319,6 +327,33 @@ def choose_grouped(outputs: Tensor, weights: Tensor, plan: RowPlan, matrix: Tens
     return prefer_grouped(samples, experts, k, outputs.shape[1], matrix.shape[0], itemsize)
 
 
+def apply_grouped(
+    outputs: Tensor,
+    weights: Tensor,
+    plan: RowPlan,
+    matrix: Tensor,
+    bias: Tensor | None,
+    target: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The grouped form; with a target the exploit loss, too."""
+    return apply(
+        _Aggregate,
+        outputs,
+        weights,
+        matrix,
+        bias,
+        plan.rows.contiguous(),
+        plan.positions.contiguous(),
+        plan.offsets.contiguous(),
+        product_dtype(outputs),
+        None if target is None else target.contiguous(),
+        float(label_smoothing),
+        ignore_index,
+    )
+
+
 def aggregate(
     outputs: Tensor,
     weights: Tensor,
@@ -348,14 +383,4 @@ def aggregate(
         grouped = choose_grouped(outputs, weights, plan, matrix)
     if not grouped:
         return linear(combine(outputs, weights, plan), matrix, bias)
-    return apply(
-        _Aggregate,
-        outputs,
-        weights,
-        matrix,
-        bias,
-        plan.rows.contiguous(),
-        plan.positions.contiguous(),
-        plan.offsets.contiguous(),
-        product_dtype(outputs),
-    )
+    return apply_grouped(outputs, weights, plan, matrix, bias)

@@ -28,7 +28,7 @@ from ._layout import (
     trailing_size,
     units,
 )
-from .exploit_loss import loss_gradient
+from .exploit_loss import exploit_loss_forward, loss_gradient
 
 _MAX_LOOKUP = 2048  # (pair, slot) comparisons of one program: keeps K = M = 1024 in registers
 _MAX_SLOTS = 32  # of one backward program: 64 spilled a register on sm_80 at C = 10
@@ -159,30 +159,38 @@ def _runs(outputs: Tensor) -> tuple[int, int]:
     return (trailing, channels) if channels_minor(outputs) else (1, channels * trailing)
 
 
+def _arguments(outputs, weights, experts, positions, num_experts) -> dict:
+    """What forward and backward are both launched with."""
+    outer, inner = _runs(outputs)
+    inner_units, vec = units(inner)
+    return {
+        "outputs_ptr": outputs,
+        "weights_ptr": weights,
+        "experts_ptr": experts,
+        "positions_ptr": positions,
+        "outer": outer,
+        "inner_units": inner_units,
+        "M": num_experts,
+        "K": experts.shape[1],
+        "VEC": vec,
+        "COMPUTE": TRITON_DTYPE[accumulator(outputs.dtype)],
+    }
+
+
 def plan_forward(outputs, weights, experts, positions, num_experts) -> Plan:
     n, k = experts.shape
     concat = empty(outputs, n, outputs.dtype, num_experts * outputs.shape[1])
     outer, inner = _runs(outputs)
     num_runs = n * outer * num_experts
-    inner_units, vec = units(inner)
     block_k = next_power_of_2(k)
     block_p, block_l = blocks(inner)
     block_p = min(block_p, max(_MAX_LOOKUP // block_k, 1))
     launch = Launch(
         _combine_forward,
         cdiv(num_runs, block_p) * cdiv(inner, block_l),
+        **_arguments(outputs, weights, experts, positions, num_experts),
         concat_ptr=concat,
-        outputs_ptr=outputs,
-        weights_ptr=weights,
-        experts_ptr=experts,
-        positions_ptr=positions,
         num_runs=num_runs,
-        outer=outer,
-        inner_units=inner_units,
-        M=num_experts,
-        K=k,
-        VEC=vec,
-        COMPUTE=TRITON_DTYPE[accumulator(outputs.dtype)],
         BLOCK_K=block_k,
         BLOCK_P=block_p,
         BLOCK_L=block_l,
@@ -207,38 +215,28 @@ def plan_backward(
     with_loss = d_loss is not None
     d_outputs, d_weights = torch.empty_like(outputs), torch.empty_like(weights)
     outer, inner = _runs(outputs)
-    inner_units, vec = units(inner)
     trailing = trailing_size(outputs)
     block_r, block_l = blocks(outer * inner)
     block_r = min(block_r, _MAX_SLOTS)
     launch = Launch(
         _combine_backward,
         cdiv(n * k, block_r),
+        **_arguments(outputs, weights, experts, positions, num_experts),
         d_outputs_ptr=d_outputs,
         d_weights_ptr=d_weights,
-        outputs_ptr=outputs,
         d_concat_ptr=d_concat,
-        weights_ptr=weights,
-        experts_ptr=experts,
-        positions_ptr=positions,
         d_loss_ptr=d_loss,
         logsumexp_ptr=logsumexp,
         target_ptr=target,
         num_rows=n * k,
-        outer=outer,
-        inner_units=inner_units,
         trailing=trailing,
         divisor=n * trailing,
         ignore_index=ignore_index,
-        M=num_experts,
-        K=k,
-        VEC=vec,
         FLAT=outer == 1,
         MINOR=channels_minor(outputs),
         C=outputs.shape[1] if with_loss else 0,  # not used then: do not compile for each
         WITH_LOSS=with_loss,
         SMOOTHING=label_smoothing,
-        COMPUTE=TRITON_DTYPE[accumulator(outputs.dtype)],
         BLOCK_R=block_r,
         BLOCK_L=block_l,
     )
@@ -264,27 +262,55 @@ combine_backward = register(
 
 
 class _Combine(torch.autograd.Function):
+    """With a target, the exploit loss comes along: one backward for both (fused_loss.py)."""
+
     @staticmethod
-    def forward(ctx, outputs, weights, experts, positions, num_experts):
+    def forward(ctx, outputs, weights, experts, rows, positions, num_experts, target, *smoothing):
         outputs, weights = settle(outputs), weights.contiguous()
-        ctx.save_for_backward(outputs, weights, experts, positions)
-        ctx.num_experts = num_experts
-        return combine_forward(outputs, weights, experts, positions, num_experts)
+        concat = combine_forward(outputs, weights, experts, positions, num_experts)
+        partials = logsumexp = None
+        if target is not None:
+            partials, logsumexp = exploit_loss_forward(
+                outputs, rows, target, experts.shape[1], *smoothing
+            )
+        ctx.save_for_backward(outputs, weights, experts, positions, logsumexp, target)
+        ctx.num_experts, ctx.smoothing = num_experts, smoothing
+        return concat if partials is None else (concat, partials.sum())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_concat):
+    def backward(ctx, d_concat, d_loss=None):
+        *combined, logsumexp, target = ctx.saved_tensors
         d_outputs, d_weights = combine_backward(
-            d_concat, *ctx.saved_tensors, ctx.num_experts, None, None, None, 0.0, 0
+            d_concat, *combined, ctx.num_experts, d_loss, logsumexp, target, *ctx.smoothing
         )
-        return d_outputs, d_weights, None, None, None
+        return d_outputs, d_weights, None, None, None, None, None, None, None
 
 
-def combine(
+def apply_combine(
     outputs: Tensor,
     weights: Tensor,
     plan: RowPlan,
-) -> Tensor:
+    target: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The concatenation; with a target the exploit loss, too."""
+    return apply(
+        _Combine,
+        outputs,
+        weights,
+        plan.experts.contiguous(),
+        None if target is None else plan.rows.contiguous(),
+        plan.positions.contiguous(),
+        plan.offsets.numel() - 1,
+        None if target is None else target.contiguous(),
+        float(label_smoothing),
+        ignore_index,
+    )
+
+
+def combine(outputs: Tensor, weights: Tensor, plan: RowPlan) -> Tensor:
     """Weighted rows to the concatenation, its zeros included, each element written once.
 
     Args:
@@ -298,11 +324,4 @@ def combine(
         float64) and rounded once. Differentiable in ``outputs`` and ``weights``: both gradients
         come from one launch, without atomics, the same bits each time.
     """
-    return apply(
-        _Combine,
-        outputs,
-        weights,
-        plan.experts.contiguous(),
-        plan.positions.contiguous(),
-        plan.offsets.numel() - 1,
-    )
+    return apply_combine(outputs, weights, plan)

@@ -225,8 +225,8 @@ def plan_forward(clean, noise, eps, seed, k, renormalize) -> Plan:
     written |= {"ranks_ptr": positions, "counts_ptr": counts, "sums_ptr": sums}
     route = Launch(route_kernel, blocks, **inputs, **written, N=n, TILES=tiles, **options)
     samples = tiles * options["BLOCK_N"]
-    plan = _row_plan.plan_rows(counts, sums, experts, positions, rows, offsets, mean, samples)
-    return Plan(outputs, [route, *plan.launches])
+    planned = _row_plan.plan_rows(counts, sums, experts, positions, rows, offsets, mean, samples)
+    return Plan(outputs, [route, *planned])
 
 
 def _backward_fake(clean, noise, eps, seed, experts, grad_weights, grad_mean, renormalize):

@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from hubpath_fast.kernels import aggregate_with_exploit_loss, prefer_grouped
+from hubpath_fast.kernels import aggregate_with_exploit_loss
 from hubpath_fast.kernels._grouped import product_constants
-from hubpath_fast.kernels.aggregate import aggregate
+from hubpath_fast.kernels.aggregate import aggregate, prefer_grouped
 from support.output_cases import (
     ROUNDING,
     SMALL,
