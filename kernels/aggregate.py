@@ -26,14 +26,7 @@ from torch.nn import functional as F
 
 from ._aggregate_backward import aggregate_backward
 from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
-from ._grouped import (
-    find_tile,
-    operand,
-    product_constants,
-    row_tiles,
-    tf32_is_allowed,
-    tiles_for,
-)
+from ._grouped import find_tile, operand, product_constants, row_tiles, tf32_is_allowed, tiles_for
 from ._launch import Launch, Plan, apply, register
 from ._layout import (
     blocks,

@@ -19,15 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
 from ._launch import Launch, Plan, apply, register
-from ._layout import (
-    blocks,
-    channels_minor,
-    empty,
-    settle,
-    settle_gradient,
-    trailing_size,
-    units,
-)
+from ._layout import blocks, channels_minor, empty, settle, settle_gradient, trailing_size, units
 from .exploit_loss import exploit_loss_forward, loss_gradient
 
 _MAX_LOOKUP = 2048  # (pair, slot) comparisons of one program: keeps K = M = 1024 in registers

@@ -27,15 +27,7 @@ from torch.autograd.function import once_differentiable
 from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
 from ._launch import Launch, Plan, apply, register
 from ._layout import empty, has_layout, is_channels_last, settle
-from ._tiles import (
-    FEW_CHANNELS,
-    TILE,
-    channel_sizes,
-    expert_of,
-    per_channel,
-    tile_of,
-    tile_walk,
-)
+from ._tiles import FEW_CHANNELS, TILE, channel_sizes, expert_of, per_channel, tile_of, tile_walk
 
 
 @triton.jit

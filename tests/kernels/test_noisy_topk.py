@@ -67,7 +67,8 @@ def test_values_and_gradients_match_the_reference(route, shape, noisy, renormali
     expected = reference.noisy_topk(clean, noise, k, eps, renormalize)
     assert_same(got, expected, **EXACT)
 
-    grads = scores(n, k, device, seed=1)[0], scores(1, m, device, seed=2)[0][0]
+    # The weights' gradient is dense in another order than the weights.
+    grads = scores(k, n, device, seed=1)[0].T, scores(1, m, device, seed=2)[0][0]
     inputs = [clean, noise] if noisy else [clean]
     got = torch.autograd.grad(got[:2], inputs, grads)
     expected = torch.autograd.grad(expected[:2], inputs, grads)
