@@ -46,10 +46,6 @@ def with_loss(tensors, inputs, smoothing=0.0, ignore_index=-100, grouped=True):
     )  # fmt: skip
 
 
-def sources(inputs):
-    return inputs.outputs, inputs.weights, inputs.matrix, inputs.bias
-
-
 def in_torch(tensors, inputs, grouped):
     outputs, weights, matrix, bias = tensors
     return _torch_ops.aggregate(outputs, weights, inputs, matrix, bias, grouped)
@@ -60,7 +56,7 @@ def check(inputs, product=None, autocast=False, form=grouped) -> None:
     dtype = inputs.outputs.dtype
     product = product or dtype
     compute = ROUNDING[torch.float64 if product == torch.float64 else torch.float32]
-    tensors = leaves(*sources(inputs))
+    tensors = leaves(*inputs.sources)
     with torch.autocast(inputs.outputs.device.type, dtype=product, enabled=autocast):
         y = form(tensors, inputs)
     gradients = torch.autograd.grad(y, tensors, inputs.d_y.to(y.dtype))
@@ -121,7 +117,7 @@ def test_few_experts_with_many_rows_are_cut_into_shares(device):
 
 def test_without_a_bias(device):
     inputs = make(SMALL, torch.float64, device)
-    tensors = leaves(*sources(inputs)[:3])
+    tensors = leaves(*inputs.sources[:3])
     y = grouped((*tensors, None), inputs)
     gradients = torch.autograd.grad(y, tensors, inputs.d_y)
     exact = double(*tensors)
@@ -136,10 +132,10 @@ def test_without_a_bias(device):
 @pytest.mark.parametrize("frozen", range(4), ids=NAMES)
 def test_gradients_that_nobody_asked_for_are_not_made(frozen, device):
     inputs = make(SMALL, torch.float64, device)
-    tensors = leaves(*sources(inputs))
+    tensors = leaves(*inputs.sources)
     tensors[frozen].requires_grad_(False)
     grouped(tensors, inputs).backward(inputs.d_y)
-    exact = double(*sources(inputs))
+    exact = double(*inputs.sources)
     aggregate_reference(*exact, inputs).backward(inputs.d_y)
     assert tensors[frozen].grad is None
     for i in {0, 1, 2, 3} - {frozen}:
@@ -157,7 +153,7 @@ def test_with_a_frozen_matrix_and_bias(case, device):
     outputs, weights = leaves(inputs.outputs, inputs.weights)
     y = grouped((outputs, weights, inputs.matrix, inputs.bias), inputs)
     gradients = torch.autograd.grad(y, (outputs, weights), inputs.d_y)
-    exact = double(*sources(inputs))
+    exact = double(*inputs.sources)
     wanted = torch.autograd.grad(aggregate_reference(*exact, inputs), exact[:2], inputs.d_y)
     for name, gradient, right in zip(NAMES, gradients, wanted, strict=False):
         assert_within(gradient, right, 1e-13, name)
@@ -166,7 +162,7 @@ def test_with_a_frozen_matrix_and_bias(case, device):
 def test_the_forward_keeps_nothing_but_its_inputs(device):
     """Neither the products [R, C_OUT] nor anything else of the size of the outputs."""
     inputs = make(SMALL, torch.float32, device)
-    tensors, kept = leaves(*sources(inputs)), []
+    tensors, kept = leaves(*inputs.sources), []
 
     def keep(tensor):
         kept.append(tensor)
@@ -182,7 +178,7 @@ def test_the_forward_keeps_nothing_but_its_inputs(device):
 @pytest.mark.parametrize("case", [SMALL, SMALL_MAPS, SMALL_LAST], ids=lambda case: case.why)
 def test_the_dense_form_is_the_same_function(case, device):
     inputs = make(case, torch.float64, device)
-    tensors, others = leaves(*sources(inputs)), leaves(*sources(inputs))
+    tensors, others = leaves(*inputs.sources), leaves(*inputs.sources)
     dense = aggregate(others[0], others[1], inputs, *others[2:], grouped=False)
     sparse = grouped(tensors, inputs)
     assert dense.stride() == sparse.stride()
@@ -217,7 +213,7 @@ def test_prefer_grouped():
 def test_in_one_node_with_the_exploit_loss(case, device):
     inputs = make(case, torch.float64, device)
     inputs.target.view(-1)[0] = -100
-    tensors, exact = leaves(*sources(inputs)), double(*sources(inputs))
+    tensors, exact = leaves(*inputs.sources), double(*inputs.sources)
     y, loss = with_loss(tensors, inputs, 0.1)
     gradients = torch.autograd.grad((y * inputs.d_y).sum() + 3 * loss, tensors)
     expected, wanted_loss = (
@@ -235,7 +231,7 @@ def test_with_the_loss_both_forms_agree(device):
     inputs = make(SMALL_MAPS, torch.float64, device)
     results = []
     for form in (True, False):
-        tensors = leaves(*sources(inputs))
+        tensors = leaves(*inputs.sources)
         y, loss = with_loss(tensors, inputs, 0.1, grouped=form)
         results.append((y, loss, *torch.autograd.grad((y * inputs.d_y).sum() + loss, tensors)))
     for name, a, b in zip(("y", "loss", *NAMES), *results, strict=True):

@@ -16,17 +16,13 @@ every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=name)
 two_layouts = pytest.mark.parametrize("case", [SMALL, SMALL_LAST], ids=lambda case: case.why)
 
 
-def sources(inputs):
-    return inputs.outputs, inputs.weights, inputs.matrix, inputs.bias
-
-
 def differentiable(results) -> list[Tensor]:
     return [result for result in results if result.requires_grad]
 
 
 def step(operation, inputs) -> list[Tensor]:
     """Results and gradients; whatever is drawn is drawn alike."""
-    tensors = leaves(*sources(inputs))
+    tensors = leaves(*inputs.sources)
     torch.manual_seed(3)
     results = operation(*tensors, inputs)
     ends = differentiable(results)
@@ -38,7 +34,7 @@ def step(operation, inputs) -> list[Tensor]:
 def test_a_second_derivative_is_refused(operation, device):
     """Asked for one, each says so instead of giving none."""
     inputs = make(SMALL, torch.float32, device)
-    tensors = leaves(*sources(inputs))
+    tensors = leaves(*inputs.sources)
     total = sum(r.square().sum() for r in differentiable(operation(*tensors, inputs)))
     gradients = torch.autograd.grad(total, tensors, create_graph=True, allow_unused=True)
     squares = sum(gradient.square().sum() for gradient in gradients if gradient is not None)
@@ -55,7 +51,7 @@ def test_gradcheck(operation, case, device):
         torch.manual_seed(3)
         return tuple(differentiable(operation(*tensors, inputs)))
 
-    assert torch.autograd.gradcheck(results, leaves(*sources(inputs)), fast_mode=True)
+    assert torch.autograd.gradcheck(results, leaves(*inputs.sources), fast_mode=True)
 
 
 @every_operation

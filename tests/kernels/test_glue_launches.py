@@ -62,7 +62,7 @@ def count(
 )  # fmt: skip
 def test_an_operation_launches_its_kernels_alone(operation, forward, backward, launches, device):
     i = make(SMALL, torch.float32, device)
-    tensors = leaves(i.outputs, i.weights, i.matrix, i.bias)
+    tensors = leaves(*i.sources)
     assert count(lambda: operation(*tensors, i), tensors, launches) == (forward, backward)
 
 

@@ -45,10 +45,6 @@ dtypes = pytest.mark.parametrize(
 )
 
 
-def sources(inputs):
-    return inputs.outputs, inputs.weights, inputs.matrix, inputs.bias
-
-
 def glue(tensors, inputs) -> tuple[torch.Tensor, ...]:
     """Every operation of these files once, forward and backward."""
     outputs, weights, matrix, bias = tensors
@@ -75,7 +71,7 @@ def glue(tensors, inputs) -> tuple[torch.Tensor, ...]:
 def test_matches_the_loop(case, dtype, device):
     """Looser than the interpreter's tests, which derive their bounds: large sizes, all at once."""
     inputs = make(case, dtype, device)
-    tensors = leaves(*sources(inputs))
+    tensors = leaves(*inputs.sources)
     concat, _, y, _, loss, loss_y, alone, *gradients = glue(tensors, inputs)
 
     exact = double(*tensors)
@@ -103,7 +99,7 @@ def test_matches_the_loop(case, dtype, device):
 def test_a_thousand_repeats_are_bit_equal(case, device):
     """A race or an order that varies would show sooner or later."""
     inputs = make(case, torch.bfloat16, device)
-    tensors = leaves(*sources(inputs))
+    tensors = leaves(*inputs.sources)
     first = glue(tensors, inputs)
     differs = torch.zeros((), dtype=torch.bool, device=device)
     for _ in range(1000):
@@ -115,7 +111,7 @@ def test_a_thousand_repeats_are_bit_equal(case, device):
 @sizes
 def test_no_wait_for_the_device(case, device):
     inputs = make(case, torch.bfloat16, device)
-    tensors = leaves(*sources(inputs))
+    tensors = leaves(*inputs.sources)
     glue(tensors, inputs)  # compiles
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -128,8 +124,8 @@ def test_no_wait_for_the_device(case, device):
 @sizes
 def test_a_captured_step_follows_its_inputs(case, device):
     inputs, other = (make(case, torch.bfloat16, device, seed=seed) for seed in (0, 1))
-    expected = glue(leaves(*sources(other)), other)
-    tensors = leaves(*sources(inputs))
+    expected = glue(leaves(*other.sources), other)
+    tensors = leaves(*inputs.sources)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -141,7 +137,7 @@ def test_a_captured_step_follows_its_inputs(case, device):
     with torch.no_grad():  # other rows, other experts, other targets: nothing was read on the host
         for name, value in vars(inputs).items():
             value.copy_(getattr(other, name))
-        for tensor, value in zip(tensors, sources(other), strict=True):
+        for tensor, value in zip(tensors, other.sources, strict=True):
             tensor.copy_(value)
     graph.replay()
     for replayed, eager in zip(captured, expected, strict=True):
@@ -160,7 +156,7 @@ def test_compiled_by_inductor(case, device):
 
     results = []
     for function in (step, torch.compile(step, fullgraph=True)):
-        tensors = leaves(*sources(inputs))
+        tensors = leaves(*inputs.sources)
         results.append(torch.autograd.grad(function(*tensors), tensors))
     for eager, compiled in zip(*results, strict=True):
         assert_within(compiled, eager.double(), 1e-5 * (1 + eager.abs().max()), "compiled")

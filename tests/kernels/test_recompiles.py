@@ -43,9 +43,9 @@ def gather_images(case: Case, dtype: torch.dtype, device) -> None:
 def join(case: Case, dtype: torch.dtype, device) -> None:
     """Everything that takes the experts' outputs, forward and backward."""
     i = make(case, dtype, device)
-    outputs, weights, matrix, bias = leaves(i.outputs, i.weights, i.matrix, i.bias)
+    tensors = leaves(*i.sources)
     for operation in JOINING:
-        results = operation(outputs, weights, matrix, bias, i)
+        results = operation(*tensors, i)
         sum(result.float().sum() for result in results).backward()
 
 

@@ -101,6 +101,11 @@ class Inputs:
     d_y: Tensor
 
     @property
+    def sources(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the operations on the experts' outputs are differentiable in."""
+        return self.outputs, self.weights, self.matrix, self.bias
+
+    @property
     def num_samples(self) -> int:
         return self.experts.shape[0]
 
