@@ -117,6 +117,9 @@ def test_gather_keeps_dtype_and_layout_and_sums_gradients():
     x = torch.randn(6, 2, 3, 3).to(memory_format=LAST).requires_grad_()
     rows = HF.gather(x, routing)
     assert rows.is_contiguous(memory_format=LAST)
+    buffers, count = torch.zeros(4 * 6, 2, 3, 3), routing.counts()[0]
+    HF.gather_into(buffers, x.detach(), routing)
+    assert torch.equal(buffers[:count], rows[:count])
     rows.sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 3.0))
     pixels = torch.zeros(6, 2, dtype=torch.uint8)
