@@ -80,13 +80,7 @@ def crop_and_resize(images: Tensor, boxes: Tensor, flipped: Tensor, size: int) -
             "images: expected torch.uint8 [B, channels, height, width], got "
             f"{images.dtype} {list(images.shape)}"
         )
-    count, _, height, width = images.shape
-    if boxes.shape != (count, 4) or flipped.shape != (count,):
-        raise ValueError(
-            f"boxes, flipped: expected [{count}, 4] and [{count}], got {list(boxes.shape)} and "
-            f"{list(flipped.shape)}"
-        )
-    check_size(size)
+    height, width = images.shape[2:]
     packed = torch.cat([boxes, flipped[:, None]], dim=1).to(images.device, non_blocking=True)
     top, left, box_height, box_width, mirror = packed.unbind(1)
     rows = _interpolation(top, box_height, height, size)  # [B, S, H]

@@ -20,7 +20,4 @@ class SummedCrops(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        total = self.model(images[:, 0])
-        for crop in range(1, images.shape[1]):
-            total = total + self.model(images[:, crop])
-        return total / images.shape[1]
+        return sum(map(self.model, images.unbind(1))) / images.shape[1]

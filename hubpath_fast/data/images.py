@@ -6,10 +6,10 @@ pixels a side.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .layouts import DataError
 from .order import Draw, SampleOrder
-from .prefetch import Copier, CudaCopier, prefetched
+from .prefetch import CudaCopier, prefetched
 from .splits import Split
 
 PREFETCH = 4  # batches that each worker decodes in advance: enough for a few slow images in a row
@@ -88,32 +88,20 @@ class TrainStream:
         self.dataset, self.workers, self.device = dataset, _check_workers(workers), device
         self.prefetch, self.augment = _check_prefetch(prefetch), augment
 
-    @property
-    def batch_size(self) -> int:
-        return self.order.batch_size
-
-    @property
-    def num_samples(self) -> int:
-        return self.order.num_samples
-
     def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of start_step, start_step + 1, ... without end.
 
         Each is images uint8 [B, 3, S, S] and targets [B, ...], of classes int64 [B].
         """
-        steps = _Steps(self.order, start_step)
+        draws = map(self.order.draws, count(start_step))
         loader = _loader(
-            self.dataset, self.workers, self.device, self.prefetch, batch_sampler=steps
+            self.dataset, self.workers, self.device, self.prefetch, batch_sampler=draws
         )
         batches = _read(loader, self.device, _copier(self.device))
-        return batches if self.augment is None else self._augmented(batches, start_step)
-
-    def _augmented(
-        self, batches: Iterator[tuple[Tensor, Tensor]], step: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in batches:
-            yield self.augment(images, targets, step)
-            step += 1
+        for step, (images, targets) in enumerate(batches, start=start_step):
+            if self.augment is not None:
+                images, targets = self.augment(images, targets, step)
+            yield images, targets
 
 
 class EvalBatches:
@@ -135,7 +123,7 @@ class EvalBatches:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size}")
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
-        self._copier: Copier | None = None  # kept between passes: a stream keeps memory for itself
+        self._copier = _copier(device)  # kept between passes: a stream keeps memory for itself
         workers = _check_workers(workers)
         self._loader = _loader(
             dataset,
@@ -151,24 +139,10 @@ class EvalBatches:
         return len(self.dataset)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.batch_size)
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self._copier = self._copier or _copier(self.device)
         return _read(self._loader, self.device, self._copier)
-
-
-class _Steps:
-    """A batch sampler without end: what to decode for each step from ``start`` on."""
-
-    def __init__(self, order: SampleOrder, start: int):
-        self.order, self.start = order, start
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        step = self.start
-        while True:
-            yield self.order.draws(step)
-            step += 1
 
 
 def usable_cores() -> int:
@@ -194,12 +168,12 @@ def _loader(dataset, workers: int, device, prefetch: int, **options) -> DataLoad
     )
 
 
-def _copier(device: torch.device | str | None) -> Copier | None:
+def _copier(device: torch.device | str | None) -> CudaCopier | None:
     return CudaCopier(device) if _is_cuda(device) else None
 
 
 def _read(
-    loader: DataLoader, device: torch.device | str | None, copier: Copier | None
+    loader: DataLoader, device: torch.device | str | None, copier: CudaCopier | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The loader's batches on the device, by the copier if there is one; a broken image as a
     DataError of one sentence."""

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, ...]
-
-
-class Copier(Protocol):
-    """What copies: ``CudaCopier``, or a stand-in that tests run without a GPU."""
-
-    def start(self, batch: Batch) -> Any:
-        """Queues the copy of a batch, and returns what ``finish`` takes."""
-
-    def finish(self, copy: Any) -> Batch:
-        """The batch on the device, ready for what is queued on the current stream from now on."""
 
 
 class CudaCopier:
@@ -36,11 +25,13 @@ class CudaCopier:
         self._stream = torch.cuda.Stream(self.device)
 
     def start(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        """Queues the copy of a batch, and returns what ``finish`` takes."""
         with torch.cuda.stream(self._stream):
             copies = tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
         return copies, self._stream.record_event()
 
     def finish(self, copy: tuple[Batch, torch.cuda.Event]) -> Batch:
+        """The batch on the device, ready for what is queued on the current stream from now on."""
         copies, done = copy
         current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
@@ -49,7 +40,7 @@ class CudaCopier:
         return copies
 
 
-def prefetched(batches: Iterable[Batch], copier: Copier) -> Iterator[Batch]:
+def prefetched(batches: Iterable[Batch], copier: CudaCopier) -> Iterator[Batch]:
     """The batches on the device, in order; a batch is queued before the one in front is handed out.
 
     An exception of ``batches`` is raised in its turn, when all batches before it were handed out.

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -102,8 +103,7 @@ class TensorStream:
     augmentation by a generator of (seed, s).
 
     data: the set. batch_size: B. seed: any integer. augment: apply ``affine`` or not. device: where
-    the images are kept and the batches are made; None: where the set is. rotation, translation and
-    scale: see ``affine``.
+    the images are kept and the batches are made; None: where the set is.
     """
 
     def __init__(
@@ -113,38 +113,24 @@ class TensorStream:
         seed: int = 0,
         augment: bool = True,
         device: torch.device | str | None = None,
-        rotation: float = 10.0,
-        translation: float = 0.08,
-        scale: float = 0.1,
     ):
         self.order = SampleOrder(len(data), batch_size, seed)
         self.seed, self.augment = seed, augment
-        self.amounts = {"rotation": rotation, "translation": translation, "scale": scale}
         device = data.images.device if device is None else torch.device(device)
         self.images, self.targets = data.images.to(device), data.targets.to(device)
-
-    @property
-    def batch_size(self) -> int:
-        return self.order.batch_size
-
-    @property
-    def num_samples(self) -> int:
-        return self.order.num_samples
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """images uint8 [B, 3, H, W] and targets [B, ...] of one step."""
         indices = self.order.indices(step).to(self.images.device)
         images, targets = self.images[indices], self.targets[indices]
         if self.augment:
-            images = affine(images, generator(self.seed, "affine", step), **self.amounts)
+            images = affine(images, generator(self.seed, "affine", step))
         return images, targets
 
     def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of steps start_step, start_step + 1, ... without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             yield self.batch(step)
-            step += 1
 
 
 class TensorBatches:

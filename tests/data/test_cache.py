@@ -57,6 +57,7 @@ def test_a_cached_run_sees_the_bytes_of_one_that_decodes(splits, cached, animals
     ready = cached(splits, mode)
     assert ready.train.pixels is ready.test.pixels
     assert ready.train.pixels.shape == (26, SIDE, SIDE, 3)
+    assert ready.train.pixels.nbytes == cache.cache_bytes(26, SIDE)
     shutil.rmtree(animals)  # nothing is read any more
     for (images, targets), (same, same_targets) in zip(
         expected, batches_of(ready, workers), strict=True
@@ -149,11 +150,6 @@ def test_free_memory_is_the_containers_where_there_is_one(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     assert cache.free_memory(tmp_path) == 300
     assert machine is None or machine > 300
-
-
-def test_sizes():
-    # A channel and pixel a byte: Stanford Cars at 256 px are 16,185 * 196,608 = 3.2e9 bytes.
-    assert cache.cache_bytes(16_185, 256) == 3_182_100_480
 
 
 def test_what_is_decoded_already_stays_as_it_is(splits, cached):

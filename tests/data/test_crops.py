@@ -10,8 +10,6 @@ from torch import nn
 
 from hubpath_fast.data import SummedCrops, eval_transform
 from hubpath_fast.data.transforms import resize, resized_side
-from hubpath_fast.tasks import Classification
-from hubpath_fast.training import evaluate
 
 
 @pytest.fixture
@@ -46,28 +44,6 @@ def test_logits_are_summed_over_crops():
     # Eleven roundings of values of order 1, and one of the division.
     torch.testing.assert_close(10 * out, total, rtol=0, atol=1e-14)
     assert torch.equal(out.argmax(1), total.argmax(1))
-
-
-def test_evaluate_takes_it_as_any_classifier():
-    class Marked(nn.Module):
-        """Says class 1 of a crop of ones, and more surely class 0 of one of twos."""
-
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(()))
-
-        def forward(self, x):
-            mark = x[:, 0, 0, 0].float() * self.scale
-            return torch.stack([3 * (mark == 2).float(), (mark == 1).float()], dim=1)
-
-    ones, twos = torch.ones(1, 5, 3, 2, 2), torch.full((1, 5, 3, 2, 2), 2.0)
-    mixed = ones.clone()
-    mixed[:, 0] = 2  # 3 * 1 against 1 * 4: class 1
-    images = torch.cat([ones, twos, mixed])
-    batches = [(images, torch.tensor([1, 0, 1]))]
-    scores = evaluate(SummedCrops(Marked()), batches, Classification(()))
-    assert scores["accuracy"] == 1.0
-    assert scores["n"] == 3
 
 
 def test_other_numbers_are_refused():

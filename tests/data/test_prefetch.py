@@ -127,15 +127,18 @@ def test_streams_and_evaluations_give_the_same_through_a_copier(animals, monkeyp
     assert [kind for kind, _ in log].count("start") == len(plain) + 1
 
 
+@pytest.mark.parametrize("copier", [None, FakeCopier([])], ids=["plain", "copier"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_named_through_a_copier(animals, monkeypatch, workers):
+def test_an_image_that_breaks_later_is_named(animals, monkeypatch, workers, copier):
     splits = open_images(animals, validation=0.25)
     splits.train.paths[-1].write_text("overwritten while training")
-    monkeypatch.setattr(images, "_copier", lambda device: FakeCopier([]))
+    monkeypatch.setattr(images, "_copier", lambda device: copier)
     batches = iter(EvalBatches(ImageDataset(splits.train, eval_transform(16)), 4, workers))
     whole = (len(splits.train) - 1) // 4
     assert len(list(islice(batches, whole))) == whole
-    with pytest.raises(DataError, match=rf"^cannot read the image {splits.train.paths[-1]} \("):
+    with pytest.raises(
+        DataError, match=rf"^cannot read the image {splits.train.paths[-1]} \(no image file\)$"
+    ):
         next(batches)
 
 
