@@ -68,7 +68,7 @@ class ZooTuning(SingleModel):
             lambda _, layer: layer.merged() if isinstance(layer, MixedConv2d) else None,
         )
         mean, std = (tuple(t.flatten().tolist()) for t in (self.mean, self.std))
-        plain = Expert("zoo-tuning-lite", module, mean, std, None, self.size, fixed_size=False)
+        plain = Expert("zoo-tuning-lite", module, mean, std, self.size)
         return SingleModel(plain).to(self.mean).eval()
 
 

@@ -31,7 +31,7 @@ def default_input_size(names: Names) -> int:
     """
     models, problems = _find_all(read_specs(names))
     if problems:
-        raise HubError(problems)
+        raise HubError(*problems)
     return _usual_size(models)
 
 
@@ -71,9 +71,9 @@ def build_experts(
     task = task or PlainTask(num_outputs)
     for name, value in (("num_outputs", num_outputs), ("input_size", input_size)):
         if value is not None and value < 1:
-            raise HubError([f"{name}: expected an integer of at least 1, got {value}"])
+            raise HubError(f"{name}: expected an integer of at least 1, got {value}")
     if task.num_outputs != num_outputs:
-        raise HubError([f"num_outputs: expected the task's {task.num_outputs}, got {num_outputs}"])
+        raise HubError(f"num_outputs: expected the task's {task.num_outputs}, got {num_outputs}")
     specs = read_specs(names)
     models, problems = _find_all(specs)
     if input_size is None:
@@ -92,7 +92,7 @@ def build_experts(
         if pretrained and model is not None:
             problems += _without_weights(model)
     if problems:
-        raise HubError(list(dict.fromkeys(problems)))  # of a name that occurs twice
+        raise HubError(*problems)
 
     # All networks first: their new heads are drawn alike, whatever lies in the cache.
     experts = [
@@ -153,9 +153,9 @@ def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size
         if reason is not None:
             outputs = ["n", *task.expected_shape(size)]
             raise HubError(
-                [f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
-                 f"[{', '.join(map(str, outputs))}] ({reason}); replace its head, or say a size"]
-            )  # fmt: skip
+                f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
+                f"[{', '.join(map(str, outputs))}] ({reason}); replace its head, or say a size"
+            )
         return size
     reason = refusal(model, task, size)
     if reason is None:
@@ -167,30 +167,13 @@ def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size
 
 def _build(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> Expert:
     if model is not None:
-        return Expert(
-            name=model.name,
-            module=model.make(num_outputs),
-            mean=model.mean,
-            std=model.std,
-            native_size=model.native_size,
-            size=size,
-            fixed_size=model.fixed_size,
-            interpolation=model.interpolation,
-        )
-    mean, std = own_normalization(spec.name)
-    return Expert(
-        name=spec.label,
-        module=spec.name,
-        mean=spec.mean or mean,
-        std=spec.std or std,
-        native_size=None,
-        size=size,
-        fixed_size=False,
-        interpolation="bilinear",
-    )
+        module = model.make(num_outputs)
+        return Expert(model.name, module, model.mean, model.std, size, model.interpolation)
+    mean, std = _own_normalization(spec.name)
+    return Expert(spec.label, spec.name, spec.mean or mean, spec.std or std, size)
 
 
-def own_normalization(module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _own_normalization(module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) that a timm network states; else those that leave images in [0, 1] alone."""
     cfg = getattr(module, "pretrained_cfg", None) or {}
     if "mean" in cfg and "std" in cfg:
@@ -212,7 +195,7 @@ def _load_all(experts: Sequence[Expert], models: Sequence[HubModel | None]) -> N
         except HubError as error:
             problems += error.problems
     if problems:
-        raise HubError(list(dict.fromkeys(problems)))
+        raise HubError(*problems)
     paths = fetch_all([model.weights for _, model in missing])
     for (expert, model), path in zip(missing, paths, strict=True):
         model.load(expert, path)

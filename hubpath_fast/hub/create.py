@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from .._checks import check_k
 from ..model import HubPathway, PathwayGenerator
 from .build import build_experts, default_input_size, normalization
-from .errors import HubError
 from .expert import Expert
 from .source import HeadTask
 from .spec import ExpertSpec, read_specs
@@ -45,15 +45,14 @@ def create_model(
         options: further arguments of ``HubPathway``, such as ``aggregator`` or ``executor``.
 
     Raises:
-        HubError: all problems of the hub at once; k is not in 1..M.
+        HubError: all problems of the hub at once.
+        ValueError: k is not in 1..M.
     """
     ready = not isinstance(experts, (str, nn.Module)) and all(
         isinstance(expert, Expert) for expert in experts
     )
     chosen = list(experts) if ready and len(experts) else read_specs(experts)
-    if not 1 <= k <= len(chosen):
-        experts = f"1..{len(chosen)}, the number of experts"
-        raise HubError([f"k: expected an integer in {experts}, got {k}"])
+    check_k(k, len(chosen))
     if ready:
         built = chosen
         size = input_size or min(expert.size for expert in built)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class HubError(ValueError):
     """A hub, or the weights of one, cannot be built as asked.
 
-    problems: one message each, so that a user mends a list of names in one go.
+    problems: one message each, so that a user mends a list of names in one go; what is wrong with a
+    name that occurs twice is said once.
     """
 
-    def __init__(self, problems: Sequence[str]):
-        self.problems = tuple(problems)
-        if len(problems) == 1:
-            message = problems[0]
-        else:
-            lines = [f"  {i}. {problem}" for i, problem in enumerate(problems, start=1)]
-            message = "\n".join([f"the hub has {len(problems)} problems:", *lines])
-        super().__init__(message)
+    def __init__(self, *problems: str):
+        super().__init__(*problems)
+        self.problems = tuple(dict.fromkeys(problems))
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        lines = [f"  {i}. {problem}" for i, problem in enumerate(self.problems, start=1)]
+        return "\n".join([f"the hub has {len(self.problems)} problems:", *lines])

@@ -96,19 +96,15 @@ class Expert:
 
     name: "timm/resnet50.a1_in1k". module: normalised images [n, 3, S, S] -> [n, C], S the hub's
     input size. mean, std: what the network's images were normalised with, a value a channel, in
-    units of images in [0, 1]. native_size: the side it was pre-trained at (None: unknown, as for a
-    user's module). size: the side it works at; where that is not the hub's input size, ``module``
-    holds a ``Resized``. fixed_size: its source says that it was built for the native size alone (a
-    few of those take others still).
+    units of images in [0, 1]. size: the side it works at; where that is not the hub's input size,
+    ``module`` holds a ``Resized``, which resizes by ``interpolation``.
     """
 
     name: str
     module: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    native_size: int | None
     size: int
-    fixed_size: bool
     interpolation: str = "bilinear"
 
     @property
@@ -161,9 +157,9 @@ class Expert:
 
     def _unsplit(self) -> HubError:
         return HubError(
-            [f"{self.name}: expected a network that ends with its head, or that has timm's "
-             "forward_features and forward_head, to split; call its module as a whole"]
-        )  # fmt: skip
+            f"{self.name}: expected a network that ends with its head, or that has timm's "
+            "forward_features and forward_head, to split; call its module as a whole"
+        )
 
 
 def _splits_itself(body: nn.Module) -> bool:
@@ -219,7 +215,7 @@ def load_body(
         name = expert.name if isinstance(expert, Expert) else type(body).__name__
         where = f" of {source}" if source else ""
         raise HubError(
-            [f"the weights{where} do not fit {name} (heads aside): tensors " + "; ".join(parts)]
+            f"the weights{where} do not fit {name} (heads aside): tensors " + "; ".join(parts)
         )
     with torch.no_grad():
         for name, tensor in own.items():

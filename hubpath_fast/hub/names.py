@@ -87,19 +87,13 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def closest(name: str) -> str:
     """A hint after "there is no such model": the closest names, or a way to search."""
-    bare = name.rpartition("/")[2]
-    by_bare: dict[str, list[str]] = {}
+    source, slash, bare = name.rpartition("/")
+    pool: dict[str, None] = {}  # each once: most architectures have several tags
     for full in all_names():
-        rest = full.partition("/")[2]
-        for key in (rest, rest.partition(".")[0]):
-            by_bare.setdefault(key, []).append(full)
-    source = name.rpartition("/")[0]
-    pool = [k for k, fulls in by_bare.items() if not source or _of(source, fulls)]
+        if full.startswith(source + slash):
+            rest = full.partition("/")[2]
+            pool |= {rest: None, rest.partition(".")[0]: None}
     close = difflib.get_close_matches(bare, [*pool, *HUBS], n=3, cutoff=0.6)
     if not close:
         return "`hubpath hub list WORD` lists the names that hold a word"
     return f"did you mean {' or '.join(close)}?"
-
-
-def _of(source: str, names: list[str]) -> bool:
-    return any(name.startswith(f"{source}/") for name in names)

@@ -37,12 +37,12 @@ def find(spec: ExpertSpec | str) -> HubModel:
     """Looks an expert up. HubError says what is wrong with its name, with the closest ones."""
     spec = ExpertSpec.parse(spec) if isinstance(spec, str) else spec
     if isinstance(spec.name, nn.Module):
-        raise HubError([f"{spec.label} is a module: it has no entry in the registry"])
+        raise HubError(f"{spec.label} is a module: it has no entry in the registry")
     name = spec.name.strip()
     if name.startswith(FILE_PREFIX):
         model = _find_file(name, spec.arch)
     elif spec.arch is not None:
-        raise HubError([f"{name}: arch is for {FILE_PREFIX}PATH alone; leave it out"])
+        raise HubError(f"{name}: arch is for {FILE_PREFIX}PATH alone; leave it out")
     elif name.startswith(FOLDER_PREFIX):
         from .timm_models import find_folder
 
@@ -59,9 +59,9 @@ def _find_name(name: str) -> HubModel:
         found = list_models(name)
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise HubError(
-            [f"{name!r} is a pattern of {len(found)} names ({some}); a hub takes names, "
-             f"`hubpath hub list {name!r}` lists them"]
-        )  # fmt: skip
+            f"{name!r} is a pattern of {len(found)} names ({some}); a hub takes names, "
+            f"`hubpath hub list {name!r}` lists them"
+        )
     if not slash:
         source, rest = "timm", name
     if source == "timm":
@@ -77,22 +77,22 @@ def _find_name(name: str) -> HubModel:
     if source == "moco":
         return find_moco(rest)
     raise HubError(
-        [f"{name!r} has the unknown source {source!r}; there are {', '.join(SOURCES)}, and the "
-         "named hubs of `hubpath hub list`"]
-    )  # fmt: skip
+        f"{name!r} has the unknown source {source!r}; there are {', '.join(SOURCES)}, and the "
+        "named hubs of `hubpath hub list`"
+    )
 
 
 def _find_file(name: str, arch: str | None) -> HubModel:
     path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
     if not arch:
         raise HubError(
-            [f"{name} does not say whose weights it holds; add the model: {name}?arch=timm/NAME, "
-             "?arch=torchvision/NAME or ?arch=moco/resnet50"]
-        )  # fmt: skip
+            f"{name} does not say whose weights it holds; add the model: {name}?arch=timm/NAME, "
+            "?arch=torchvision/NAME or ?arch=moco/resnet50"
+        )
     try:
         model = _find_name(arch)
     except HubError as error:
-        raise HubError([f"{name}?arch={arch}: {problem}" for problem in error.problems]) from None
+        raise HubError(*(f"{name}?arch={arch}: {problem}" for problem in error.problems)) from None
 
     def convert(state: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
         return _as_saved(model, state, source)

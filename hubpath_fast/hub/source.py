@@ -92,7 +92,7 @@ def skeleton(model: HubModel, task: HeadTask) -> nn.Module:
     try:
         return on_meta(make).eval()
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise HubError([f"{model.name} cannot be built: {error}"]) from error
+        raise HubError(f"{model.name} cannot be built: {error}") from error
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
@@ -128,7 +128,7 @@ def wrong_size(model: HubModel, task: HeadTask, size: int, reason: str) -> HubEr
     """Says which sizes the model takes instead."""
     sizes = accepted_sizes(model, task)
     allowed = f"it takes, for example, {', '.join(map(str, sizes))}" if sizes else "no size fits"
-    return HubError([f"{model.name} refuses images of {size} x {size} ({reason}); {allowed}"])
+    return HubError(f"{model.name} refuses images of {size} x {size} ({reason}); {allowed}")
 
 
 @torch.no_grad()

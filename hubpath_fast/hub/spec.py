@@ -94,7 +94,7 @@ class ExpertSpec:
         if self.std is not None and not all(value > 0 for value in self.std):
             problems.append(f"std: expected numbers above 0, got {self.std}")
         if problems:
-            raise HubError([f"{self.label}: {problem}" for problem in problems])
+            raise HubError(*(f"{self.label}: {problem}" for problem in problems))
 
     @property
     def label(self) -> str:
@@ -120,13 +120,13 @@ class ExpertSpec:
                 close = difflib.get_close_matches(key, OPTIONS, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise HubError(
-                    [f"{text}: unknown option {key!r}; {hint}There are {', '.join(OPTIONS)}"]
+                    f"{text}: unknown option {key!r}; {hint}There are {', '.join(OPTIONS)}"
                 )
             field, read = OPTIONS[key]
             try:
                 values[field] = read(value)
             except ValueError:
-                raise HubError([f"{text}: {key}={value} is not {EXPECTED[read]}"]) from None
+                raise HubError(f"{text}: {key}={value} is not {EXPECTED[read]}") from None
         return cls(name, **values)
 
     def __str__(self) -> str:
@@ -177,16 +177,14 @@ def read_specs(names: str | nn.Module | ExpertSpec | Sequence) -> list[ExpertSpe
     """
     if isinstance(names, str) and names.strip().partition("?")[0] not in HUBS:
         raise HubError(
-            [
-                f"names: expected a sequence of names or one of the hubs {', '.join(HUBS)}, got "
-                f"{names!r}"
-            ]
+            f"names: expected a sequence of names or one of the hubs {', '.join(HUBS)}, got "
+            f"{names!r}"
         )
     if isinstance(names, str):
         names = [names]
     if isinstance(names, (nn.Module, ExpertSpec)) or not isinstance(names, Sequence):
         # nn.ModuleList and nn.Sequential are modules, and as a hub they are ambiguous.
-        raise HubError([f"names: expected a list of experts, got a {type(names).__name__}"])
+        raise HubError(f"names: expected a list of experts, got a {type(names).__name__}")
     specs: list[ExpertSpec] = []
     problems: list[str] = []
     for item in names:
@@ -207,7 +205,7 @@ def read_specs(names: str | nn.Module | ExpertSpec | Sequence) -> list[ExpertSpe
     if not problems and not specs:
         problems = [f"names: expected at least one expert, got {names!r}"]
     if problems:
-        raise HubError(list(dict.fromkeys(problems)))
+        raise HubError(*problems)
     return specs
 
 

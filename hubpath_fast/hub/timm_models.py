@@ -25,15 +25,15 @@ def find(name: str) -> HubModel:
     """Looks a model up by timm's name, without the "timm/"; HubError where there is none."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise HubError([f"timm has no model {name!r}; {closest(PREFIX + name)}"])
+        raise HubError(f"timm has no model {name!r}; {closest(PREFIX + name)}")
     try:
         cfg = get_pretrained_cfg(name)
     except RuntimeError:  # the architecture exists, the tag does not
         tags = timm.list_pretrained(f"{architecture}.*")
         known = f"it has {', '.join(tags)}" if tags else "it has no pre-trained weights"
-        raise HubError([f"timm has no weights {tag!r} for {architecture!r}; {known}"]) from None
+        raise HubError(f"timm has no weights {tag!r} for {architecture!r}; {known}") from None
     if cfg is None:
-        raise HubError([f"timm says nothing about the images that {name!r} takes; choose another"])
+        raise HubError(f"timm says nothing about the images that {name!r} takes; choose another")
     full = PREFIX + (f"{architecture}.{cfg.tag}" if cfg.tag else architecture)
     return _model(full, cfg, partial(_make, full.removeprefix(PREFIX)), _weights(full, cfg))
 
@@ -49,21 +49,17 @@ def find_folder(folder: str) -> HubModel:
         content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
         raise HubError(
-            [
-                f"{name}: no {CONFIG} in {path} ({error.strerror}); expected the folder to hold "
-                f"{CONFIG} and {SAFE} or {PICKLED}, as timm.models.save_for_hf writes them"
-            ]
+            f"{name}: no {CONFIG} in {path} ({error.strerror}); expected the folder to hold "
+            f"{CONFIG} and {SAFE} or {PICKLED}, as timm.models.save_for_hf writes them"
         ) from error
     except ValueError as error:
-        raise HubError([f"{name}: {path / CONFIG} is no JSON ({error})"]) from error
+        raise HubError(f"{name}: {path / CONFIG} is no JSON ({error})") from error
     architecture = content.get("architecture") if isinstance(content, dict) else None
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         hint = closest(PREFIX + architecture) if isinstance(architecture, str) else "it is missing"
         raise HubError(
-            [
-                f"{name}: timm has no architecture {architecture!r}, which {path / CONFIG} names; "
-                f"{hint}"
-            ]
+            f"{name}: timm has no architecture {architecture!r}, which {path / CONFIG} names; "
+            f"{hint}"
         )
     known = set(PretrainedCfg.__dataclass_fields__)
     settings = content.get("pretrained_cfg") or content
@@ -81,7 +77,7 @@ def _model(name: str, cfg, make, weights: WeightSource | None, filters: bool = T
     channels, height, width = cfg.input_size
     if channels != 3 or height != width:
         raise HubError(
-            [f"{name} takes images {list(cfg.input_size)}; experts take square RGB images"]
+            f"{name} takes images {list(cfg.input_size)}; experts take square RGB images"
         )
     return HubModel(
         name=name,
@@ -129,6 +125,6 @@ def _pretrained(name: str, state: Mapping[str, Tensor], source: str) -> Mapping[
             )
     except (RuntimeError, KeyError) as error:
         raise HubError(
-            [f"the weights of {source} are not those of {PREFIX}{name}: {error}"]
+            f"the weights of {source} are not those of {PREFIX}{name}: {error}"
         ) from error
     return original.state_dict()

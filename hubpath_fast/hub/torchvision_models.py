@@ -40,12 +40,7 @@ MOCO_MD5 = {"v1_200ep": "b251726a", "v2_200ep": "59fd9945", "v2_800ep": "a04e12f
 
 # Auxiliary classifiers serve the training on ImageNet only. The weights of these two networks are
 # for images that they transform themselves.
-AUXILIARY = {
-    "inception_v3": ({"aux_logits": False, "transform_input": True, "init_weights": True},
-                     ("AuxLogits.",)),
-    "googlenet": ({"aux_logits": False, "transform_input": True, "init_weights": True},
-                  ("aux1.", "aux2.")),
-}  # fmt: skip
+AUXILIARY = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
 OLD_DENSE_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 FIXED = ("vit_", "maxvit")  # architectures built for one size
 
@@ -58,12 +53,12 @@ def find(name: str) -> HubModel:
     architecture, _, tag = name.partition(".")
     known = (*models.list_models(module=models), *BACKBONES)
     if architecture not in known:
-        raise HubError([f"torchvision has no model {name!r}; {closest(PREFIX + name)}"])
+        raise HubError(f"torchvision has no model {name!r}; {closest(PREFIX + name)}")
     entries = models.get_model_weights(architecture)
     tags = [entry.name for entry in entries]
     if tag and tag not in tags:
         raise HubError(
-            [f"torchvision has no weights {tag!r} for {architecture!r}; it has {', '.join(tags)}"]
+            f"torchvision has no weights {tag!r} for {architecture!r}; it has {', '.join(tags)}"
         )
     entry = entries[tag] if tag else entries.DEFAULT
     full = f"{PREFIX}{architecture}.{entry.name}"
@@ -72,7 +67,6 @@ def find(name: str) -> HubModel:
         return _resnet50(full, weights, BACKBONE_LAYOUTS[architecture])
     images = entry.transforms()
     [size] = images.crop_size
-    _, dropped = AUXILIARY.get(architecture, ({}, ()))
     return HubModel(
         name=full,
         native_size=size,
@@ -82,7 +76,7 @@ def find(name: str) -> HubModel:
         interpolation=images.interpolation.value,
         make=partial(_make, architecture, size),
         weights=weights,
-        layout=Layout("", dropped),
+        layout=Layout("", AUXILIARY.get(architecture, ())),
         convert=_rename_dense if architecture.startswith("densenet") else None,
     )
 
@@ -93,7 +87,7 @@ def find_moco(name: str) -> HubModel:
     tag = tag or "v1_200ep"
     if architecture != "resnet50" or tag not in MOCO_MD5:
         known = ", ".join(f"{MOCO_PREFIX}resnet50.{tag}" for tag in MOCO_MD5)
-        raise HubError([f"there is no {MOCO_PREFIX}{name}; there are {known}"])
+        raise HubError(f"there is no {MOCO_PREFIX}{name}; there are {known}")
     full = f"{MOCO_PREFIX}resnet50.{tag}"
     weights = WeightSource(full, url=MOCO_URL.format(tag=tag), md5=MOCO_MD5[tag])
     return _resnet50(full, weights, MOCO_LAYOUT)
@@ -120,7 +114,9 @@ def _make(architecture: str, size: int, num_outputs: int) -> nn.Module:
 
 
 def _build(architecture: str, size: int, num_outputs: int) -> nn.Module:
-    options, _ = AUXILIARY.get(architecture, ({}, ()))
+    options = {}
+    if architecture in AUXILIARY:
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
     if architecture.startswith("vit_"):
         options = {"image_size": size}
     return models.get_model(architecture, weights=None, num_classes=num_outputs, **options)

@@ -94,8 +94,6 @@ class WeightSource:
         path = self.cached()
         if path is not None:
             return path
-        if self.path is not None:
-            raise HubError([f"{self.name}: there is no file at {self.path}"])
         return self._download() if self.repository is None else self._from_repository()
 
     def _download(self) -> Path:
@@ -112,10 +110,8 @@ class WeightSource:
             if not digest.startswith(self.md5):
                 beside.unlink()
                 raise HubError(
-                    [
-                        f"{self.name}: what came from {self.url} has the MD5 {digest}, but must "
-                        f"begin with {self.md5}; the download is deleted, try again"
-                    ]
+                    f"{self.name}: what came from {self.url} has the MD5 {digest}, but must "
+                    f"begin with {self.md5}; the download is deleted, try again"
                 )
             os.replace(beside, path)
         return path
@@ -124,13 +120,13 @@ class WeightSource:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        for i, filename in enumerate(self.filenames, start=1):
+        for filename in self.filenames:
             try:
                 path = Path(hf_hub_download(self.repository, filename, revision=self.revision))
             except LocalEntryNotFoundError:  # no network, not a missing file
                 raise
             except EntryNotFoundError:
-                if i == len(self.filenames):
+                if filename == self.filenames[-1]:
                     raise
                 continue
             # The cache names a large file by its SHA-256; the library itself compares sizes only.
@@ -139,13 +135,10 @@ class WeightSource:
                 path.unlink()
                 blob.unlink(missing_ok=True)
                 raise HubError(
-                    [
-                        f"{self.name}: {filename} from {self.origin()} does not have the SHA-256 "
-                        f"{blob.name} that its server states; the download is deleted, try again"
-                    ]
+                    f"{self.name}: {filename} from {self.origin()} does not have the SHA-256 "
+                    f"{blob.name} that its server states; the download is deleted, try again"
                 )
-            break
-        return path
+            return path
 
 
 def _digest(path: Path, algorithm: str) -> str:
@@ -166,7 +159,7 @@ def fetch_all(sources: Sequence[WeightSource]) -> list[Path]:
     missing = [source for source in sources if source.cached() is None]
     reasons = _unreachable(missing)
     if reasons:
-        raise HubError([_wanted(missing, "; ".join(reasons))])
+        raise HubError(_wanted(missing, "; ".join(reasons)))
     paths = []
     for source in sources:
         try:
@@ -175,7 +168,7 @@ def fetch_all(sources: Sequence[WeightSource]) -> list[Path]:
             raise
         except Exception as error:  # each backend raises its own kinds, httpx's among them
             still = [s for s in missing if s.cached() is None]
-            raise HubError([_wanted(still, f"{type(error).__name__}: {error}")]) from error
+            raise HubError(_wanted(still, f"{type(error).__name__}: {error}")) from error
     return paths
 
 
@@ -234,7 +227,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise HubError([f"there is no file of weights at {path}"])
+        raise HubError(f"there is no file of weights at {path}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -246,25 +239,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HubError(
-            [
-                f"{path} is not a plain file of tensors: it holds other pickled objects, which "
-                "could run code and are refused, or is no checkpoint at all. Save its state dict "
-                "as safetensors instead."
-            ]
+            f"{path} is not a plain file of tensors: it holds other pickled objects, which "
+            "could run code and are refused, or is no checkpoint at all. Save its state dict "
+            "as safetensors instead."
         ) from error
     except Exception as error:  # safetensors' own, zip's and struct's: all mean a broken file
-        raise HubError([f"{path} is broken or no file of weights ({error})"]) from error
+        raise HubError(f"{path} is broken or no file of weights ({error})") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise HubError([f"{path} holds {type(content).__name__}, not tensors by name"])
+        raise HubError(f"{path} holds {type(content).__name__}, not tensors by name")
     odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise HubError(
-            [
-                f"{path} holds more than tensors by name, for example {odd[0]!r}; "
-                'a checkpoint needs its state dict at the top, under "state_dict" or under "model"'
-            ]
+            f"{path} holds more than tensors by name, for example {odd[0]!r}; "
+            'a checkpoint needs its state dict at the top, under "state_dict" or under "model"'
         )
     return dict(content)

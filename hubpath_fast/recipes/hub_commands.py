@@ -47,7 +47,7 @@ def list_hub(pattern: str | None = None) -> list[str]:
         return lines
     names = list_models(pattern)
     if not names:
-        raise HubError([f"no hub or model matches {pattern!r}; {closest(pattern)}"])
+        raise HubError(f"no hub or model matches {pattern!r}; {closest(pattern)}")
     return names
 
 
@@ -61,7 +61,7 @@ def show(name: str) -> list[Entry]:
         except HubError as error:
             problems += error.problems
     if problems:
-        raise HubError(list(dict.fromkeys(problems)))
+        raise HubError(*problems)
     return entries
 
 

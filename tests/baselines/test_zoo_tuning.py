@@ -119,7 +119,7 @@ class Body(nn.Module):
 
 def expert(module, **changes):
     values = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "size": 8, **changes}
-    return Expert("mine", module, native_size=None, fixed_size=False, **values)
+    return Expert("mine", module, **values)
 
 
 def test_other_layers_are_averaged_and_shared_ones_stay_shared():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import timm
 import torch
-from timm.data import resolve_model_data_config
 
 from hubpath_fast.hub import (
     HubError,
@@ -13,7 +14,6 @@ from hubpath_fast.hub import (
     build_experts,
     create_model,
     default_input_size,
-    normalization,
 )
 from hubpath_fast.hub.registry import find
 from hubpath_fast.hub.weights import HASH_IN_NAME
@@ -25,23 +25,6 @@ def test_heads_are_replaced_and_outputs_have_the_tasks_size():
     for expert in build_experts(TINY, 7, pretrained=False, input_size=32):
         assert expert.body.get_classifier().out_features == 7
         assert expert.module.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "convnext_atto.d2_in1k"])
-def test_normalisation_is_timms_own(name):
-    [expert] = build_experts([name], 3, pretrained=False)
-    config = resolve_model_data_config(timm.create_model(name))
-    assert (expert.mean, expert.std) == (config["mean"], config["std"])
-    assert expert.native_size == config["input_size"][1]
-
-
-def test_normalisation_of_a_hub_has_a_row_for_each_expert():
-    experts = build_experts(
-        ["test_resnet", "convnext_atto.d2_in1k"], 3, pretrained=False, input_size=32
-    )
-    mean, std = normalization(experts)
-    torch.testing.assert_close(mean, torch.tensor([[0.5] * 3, [0.485, 0.456, 0.406]]))
-    torch.testing.assert_close(std, torch.tensor([[0.5] * 3, [0.229, 0.224, 0.225]]))
 
 
 def test_names_are_completed_by_timms_default_tag():
@@ -70,7 +53,7 @@ def test_an_architecture_of_one_size_resizes_inside():
         ["test_resnet", "levit_128s"], 4, pretrained=False, input_size=64
     )
     assert not isinstance(flexible.module, Resized)
-    assert (flexible.size, fixed.size, fixed.fixed_size) == (64, 224, True)
+    assert (flexible.size, fixed.size) == (64, 224)
     assert isinstance(fixed.module, Resized)
     images = torch.randn(2, 3, 64, 64)
     enlarged = torch.nn.functional.interpolate(images, (224, 224), mode="bicubic", antialias=True)
@@ -88,12 +71,8 @@ def test_any_architecture_resizes_inside_on_request():
 
 
 def test_resized_leaves_the_right_size_alone():
-    seen = []
-    module = Resized(torch.nn.Identity(), 8)
-    module.body.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     x = torch.randn(1, 3, 8, 8)
-    module(x)
-    assert seen[0] is x
+    assert Resized(torch.nn.Identity(), 8)(x) is x
 
 
 def test_all_problems_come_together_and_before_any_download(no_network):
@@ -108,6 +87,8 @@ def test_all_problems_come_together_and_before_any_download(no_network):
     assert "timm/inception_v3.tv_in1k refuses images of 32 x 32" in size
     assert "it takes, for example, 96, 112, 128" in size
     assert "the hub has 4 problems" in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.problems, str(again)) == (caught.value.problems, str(caught.value))
     assert not (no_network / "hf").exists()
 
 
@@ -127,7 +108,6 @@ def test_a_model_without_weights_is_a_problem_only_when_they_are_wanted(no_netwo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": []}, "names: expected at least one expert, got \\[\\]"),
         ({"names": "test_resnet"}, "names: expected a sequence of names .*got 'test_resnet'"),
         ({"num_outputs": 0}, "num_outputs: expected .* got 0"),
         ({"input_size": 0}, "input_size: expected .* got 0"),
@@ -158,7 +138,5 @@ def test_create_model_takes_experts_that_are_built():
 
 
 def test_create_model_checks_k_before_it_builds(no_network):
-    with pytest.raises(
-        ValueError, match=r"k: expected an integer in 1\.\.3, the number of experts, got 4"
-    ):
+    with pytest.raises(ValueError, match=r"k: expected an integer in 1\.\.3 .* got 4"):
         create_model(TINY, 6, k=4)

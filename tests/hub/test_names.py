@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
+from torch import nn
 from torchvision import models
 from typer.testing import CliRunner
 
@@ -131,9 +133,6 @@ def test_show_finds_what_is_cached_and_what_a_name_asks_for(cached_test_resnet, 
 
 
 def test_costs_against_counts_by_hand():
-    import torch
-    from torch import nn
-
     with torch.device("meta"):
         network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
                                 nn.Linear(8 * 16, 5))  # fmt: skip
@@ -145,8 +144,6 @@ def test_costs_against_counts_by_hand():
 
 def test_the_memory_of_a_real_network_is_what_autograd_keeps():
     """The same sum over a real step's tensors, on the CPU with numbers."""
-    import torch
-
     network = timm.create_model("test_resnet", num_classes=100).train()
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
     kept = {}

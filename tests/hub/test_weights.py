@@ -10,17 +10,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from torch import nn
 
 from hubpath_fast.hub import (
     HubError,
     build_experts,
-    head_parameters,
     load_body,
     read_state_dict,
     split_parameters,
 )
-from hubpath_fast.hub.expert import Resized
 from hubpath_fast.hub.weights import WeightSource, fetch_all
 
 
@@ -74,18 +71,6 @@ def test_a_plain_address_that_cannot_be_reached(no_network, monkeypatch):
         build_experts(["gcvit_xxtiny.in1k"], 5)
 
 
-def test_a_body_loads_whatever_head_the_source_had():
-    source, target = tiny(10), tiny(3)
-    head = [p.clone() for p in head_parameters(target.module)]
-    load_body(target, source.body.state_dict())
-    for name, tensor in target.body.state_dict().items():
-        if not name.startswith("fc."):
-            assert torch.equal(tensor, source.body.state_dict()[name]), name
-    assert all(map(torch.equal, head, head_parameters(target.module)))
-    headless = {k: v for k, v in source.body.state_dict().items() if not k.startswith("fc.")}
-    load_body(target.module, headless)
-
-
 def test_a_body_that_does_not_fit_is_named_and_nothing_is_loaded():
     target = tiny()
     before = {name: tensor.clone() for name, tensor in target.body.state_dict().items()}
@@ -111,23 +96,6 @@ def test_head_and_body_are_all_parameters_once(name):
     assert sorted(ids) == sorted(id(p) for p in expert.module.parameters())
     assert head
     assert all(p.shape[0] == 5 for p in head if p.dim() == 2)
-
-
-def test_head_inside_a_resizing_expert_and_of_an_unknown_network():
-    expert = tiny()
-    inside = head_parameters(Resized(expert.module, 64))
-    assert [p.shape for p in inside] == [(5, 96), (5,)]
-    linear = nn.Linear(3, 2)
-    assert split_parameters(linear) == ([linear.weight, linear.bias], [])
-
-
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
-def test_read_a_checkpoint_of_tensors(tmp_path, wrap):
-    state = {"a.weight": torch.arange(3.0)}
-    torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "w.pth")
-    assert torch.equal(read_state_dict(tmp_path / "w.pth")["a.weight"], state["a.weight"])
-    save_file(state, tmp_path / "w.safetensors")
-    assert torch.equal(read_state_dict(tmp_path / "w.safetensors")["a.weight"], state["a.weight"])
 
 
 class Payload:
@@ -245,14 +213,3 @@ def test_a_cached_file_that_does_not_fit_is_reported_before_any_download(
     monkeypatch.setattr("hubpath_fast.hub.build.fetch_all", lambda _: pytest.fail("a download"))
     with pytest.raises(HubError, match=r"model.safetensors is broken"):
         build_experts(["test_nfnet", "test_resnet"], 5, input_size=32)
-
-
-def test_counters_of_batches_may_be_missing_as_in_old_files():
-    target, source = tiny(), tiny()
-    with torch.no_grad():
-        source.body.bn1.weight.fill_(3.0)
-    state = {
-        k: v for k, v in source.body.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
-    load_body(target, state)
-    assert (target.body.bn1.weight == 3).all()
