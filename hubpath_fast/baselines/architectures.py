@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..hub.expert import network
 
@@ -33,7 +33,7 @@ def _reason(a: nn.Module, b: nn.Module) -> str | None:
         return f"one is a {_type(a)}, the other a {_type(b)}"
     for one, other, describe in (
         (dict(a.named_modules()), dict(b.named_modules()), _layer),
-        (_tensors(a), _tensors(b), lambda tensor: str(list(tensor.shape))),
+        (tensors_of(a), tensors_of(b), lambda tensor: str(list(tensor.shape))),
     ):
         for name in (*one, *other):
             if name not in one or name not in other:
@@ -44,8 +44,9 @@ def _reason(a: nn.Module, b: nn.Module) -> str | None:
     return None
 
 
-def _tensors(module: nn.Module) -> dict:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers by name, each shared one once."""
+    return dict([*module.named_parameters(), *module.named_buffers()])
 
 
 def _layer(layer: nn.Module) -> str:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..hub import Expert
 from ..hub.expert import network
 from ..training import Losses, ParameterGroup, Task, TrainerConfig, single_groups
-from .architectures import difference
+from .architectures import difference, tensors_of
 from .single import SingleModel
 from .stages import channels_of, hooked, layer_outputs, layer_shapes, stage_layers
 
@@ -76,8 +76,9 @@ class KnowledgeFlow(nn.Module):
         reason = difference([e.module for e in experts], [e.name for e in experts])
         if reason is not None:
             raise ValueError(f"experts: Knowledge Flow needs one architecture, but {reason}")
-        self._teachers = [SingleModel(copy.deepcopy(expert)) for expert in experts]
-        for teacher in self._teachers:
+        # A plain list, so that they are no part of the model.
+        self.teachers = [SingleModel(copy.deepcopy(expert)) for expert in experts]
+        for teacher in self.teachers:
             teacher.eval().requires_grad_(False)
         own = SingleModel(copy.deepcopy(experts[student]))
         body = network(own.module)
@@ -97,10 +98,6 @@ class KnowledgeFlow(nn.Module):
         """The student alone."""
         return self.flow.student
 
-    @property
-    def teachers(self) -> tuple[SingleModel, ...]:
-        return tuple(self._teachers)
-
     def weights(self) -> Tensor:
         """[L, 1 + M]: at each depth the weight of the student, then of every teacher."""
         return self.flow.logits.softmax(dim=1)
@@ -115,7 +112,7 @@ class KnowledgeFlow(nn.Module):
         """What the teachers make of images: for each depth the M outputs [N, C, h, w]."""
         outputs = [
             layer_outputs(teacher, network(teacher.module), self.layers, images)
-            for teacher in self._teachers
+            for teacher in self.teachers
         ]
         return [list(depth) for depth in zip(*outputs, strict=True)]
 
@@ -125,11 +122,12 @@ class KnowledgeFlow(nn.Module):
 
         The objective does so at each update; whoever sets weights by hand does so afterwards.
         """
-        for old, new in zip(_all_tensors(self.previous), _all_tensors(self.flow), strict=True):
-            old.copy_(new)
+        old = tensors_of(self.previous)
+        for name, tensor in tensors_of(self.flow).items():
+            old[name].copy_(tensor)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> KnowledgeFlow:
-        for teacher in self._teachers:  # move with the model, though they are no part of it
+        for teacher in self.teachers:  # move with the model, though they are no part of it
             teacher._apply(fn)
         return super()._apply(fn, recurse)
 
@@ -259,7 +257,3 @@ def _fit(theirs: Tensor, own: Tensor) -> Tensor:
     if theirs.shape[2:] == own.shape[2:]:
         return theirs
     return F.interpolate(theirs, own.shape[2:], mode="bilinear", align_corners=False)
-
-
-def _all_tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]

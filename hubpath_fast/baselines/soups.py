@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -86,14 +86,14 @@ def greedy_soup(
 @torch.no_grad()
 def reestimate_batchnorm(
     model: nn.Module, batches: Iterable[Any], num_batches: int | None = None
-) -> int:
+) -> None:
     """Sets the running statistics of all BatchNorm layers to their means over training batches.
 
     batches: images, or tuples that begin with images, as the model takes them; they are moved to
     its device. num_batches: at most so many, which an endless stream needs; None: all.
 
-    Returns how many were used; 0, and none is read, for a model without such layers. Raises
-    ValueError for no batches, before anything is changed.
+    None is read for a model without such layers. Raises ValueError for no batches, before anything
+    is changed.
 
     Unlike torch's ``swa_utils.update_bn`` it leaves dropout off, and reaches the layers of experts
     whose statistics stay fixed in training: an average of weights needs new ones there too.
@@ -106,28 +106,24 @@ def reestimate_batchnorm(
         if isinstance(layer, _BatchNorm) and layer.track_running_stats
     ]
     if not layers:
-        return 0
+        return
     iterator = islice(batches, num_batches)
-    batch = next(iterator, None)
-    if batch is None:
+    first = next(iterator, None)
+    if first is None:
         raise ValueError("batches: got none to estimate BatchNorm's statistics on; give some")
     device = next(model.parameters()).device
     momenta = {layer: layer.momentum for layer in layers}
-    used = 0
     try:
         with eval_mode(model):
             for layer in layers:
                 layer.reset_running_stats()
                 layer.training, layer.momentum = True, None  # None: the plain mean over all batches
-            while batch is not None:
+            for batch in chain([first], iterator):
                 images = batch[0] if isinstance(batch, (tuple, list)) else batch
                 model(images.to(device))
-                used += 1
-                batch = next(iterator, None)
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
-    return used
 
 
 def _check(states: Sequence[State]) -> None:

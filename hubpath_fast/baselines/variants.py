@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_k
+
 # softmax of it, and softplus of it, are exactly 0 in float32; minus infinity would make NaN of
 # 0 * infinity in a gradient.
 NEVER = -1e4
@@ -25,8 +27,7 @@ class RandomGenerator(nn.Module):
 
     def __init__(self, num_experts: int, k: int):
         super().__init__()
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k: expected an integer in 1..{num_experts} (the experts), got {k}")
+        check_k(k, num_experts)
         self.num_experts, self.k = num_experts, k
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,13 +44,13 @@ class TaskGenerator(nn.Module):
     """One route for the whole data set: scores and noise scales that no input can change.
 
     Both are learned as those of ``PathwayGenerator`` are, and start as its do: all experts equally
-    likely, and a raw noise scale of ``noise_init``.
+    likely, and a raw noise scale of 0.
     """
 
-    def __init__(self, num_experts: int, noise_init: float = 0.0):
+    def __init__(self, num_experts: int):
         super().__init__()
         self.clean = nn.Parameter(torch.zeros(num_experts))
-        self.noise = nn.Parameter(torch.full((num_experts,), float(noise_init)))
+        self.noise = nn.Parameter(torch.zeros(num_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n = len(x)

@@ -134,7 +134,7 @@ class MixedConv2d(nn.Module):
         self.padding = {"padding": first.padding, "padding_mode": first.padding_mode}
         self.edges = None  # what F.pad is given where a convolution cannot pad by itself
         if isinstance(first.padding, str) or first.padding_mode != "zeros":
-            self.edges = _edges(first)
+            self.edges = tuple(first._reversed_padding_repeated_twice)
         self.kernels = _joined([convolution.weight for convolution in convolutions])
         self.biases = (
             None if first.bias is None else _joined([layer.bias for layer in convolutions])
@@ -223,19 +223,6 @@ def _aligned(kernels: Tensor, alignment: Tensor | None) -> Tensor:
 
 def _joined(tensors: Sequence[nn.Parameter]) -> nn.Parameter:
     return nn.Parameter(torch.cat([t.detach() for t in tensors]), tensors[0].requires_grad)
-
-
-def _edges(layer: nn.Conv2d) -> tuple[int, ...]:
-    """What ``F.pad`` is given for a layer's padding: (left, right, top, bottom)."""
-    edges = []
-    for i, (taps, dilation) in enumerate(zip(layer.kernel_size, layer.dilation, strict=True)):
-        if layer.padding == "same":
-            total = dilation * (taps - 1)
-            pair = (total // 2, total - total // 2)
-        else:
-            pair = (0, 0) if layer.padding == "valid" else (layer.padding[i],) * 2
-        edges = [*pair, *edges]  # the last dimension comes first
-    return tuple(edges)
 
 
 def _check(layer: nn.Module) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from ..hub import Expert, RunningStatistics
 from ..hub.expert import network
 from ..model.heads import head_names, head_parameters, lr_factor
 from ..training import ParameterGroup, TrainerConfig
-from .architectures import difference
+from .architectures import difference, tensors_of
 from .single import SingleModel
 from .zoo_layers import MixedConv2d
 
@@ -79,7 +78,7 @@ def zoo_tuning_groups(model: ZooTuning, config: TrainerConfig) -> list[Parameter
     heads = head_parameters(model.module)
     layers = [layer for layer in model.modules() if isinstance(layer, MixedConv2d)]
     router = [p for layer in layers for p in layer.router_parameters()]
-    taken = {id(p) for p in chain(heads, router)}
+    taken = {id(p) for p in (*heads, *router)}
     body = [p for p in model.parameters() if id(p) not in taken]
     lr_head = config.lr_expert if config.lr_head is None else config.lr_head
     groups = [
@@ -106,9 +105,9 @@ def _one_network(experts: Sequence[Expert], lite: bool) -> nn.Module:
             f"experts: there is no convolution in the body of {experts[0].name}, and Zoo-Tuning "
             "mixes those; take convolutional networks"
         )
-    tensors = [_tensors(source) for source in sources]
+    tensors = [tensors_of(source) for source in sources]
     with torch.no_grad():
-        for name, tensor in _tensors(target).items():
+        for name, tensor in tensors_of(target).items():
             # A name that the experts lack is a mixed convolution's own.
             if name in tensors[0] and name not in heads and tensor.is_floating_point():
                 same = [source[name] for source in tensors]
@@ -133,10 +132,6 @@ def _replace_layers(root: nn.Module, make: Callable[[str, nn.Module], nn.Module 
             parent, _, child = name.rpartition(".")
             setattr(root.get_submodule(parent), child, made[id(layer)])
     return sum(new is not None for new in made.values())
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(chain(module.named_parameters(), module.named_buffers()))
 
 
 def _check(experts: Sequence[Expert]) -> None:

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from support.images import RandomImages, check_resuming
 from support.training import QUIET
 from torch import nn
 
@@ -124,39 +125,16 @@ def test_networks_that_disagree_are_refused():
         DistillObjective(TASK, [nn.Linear(FEATURES, 3), three])(three, x, y)
 
 
-class Images:
-    """Random images of 32 pixels a side, by the step alone."""
-
-    def batches(self, start_step):
-        step = start_step
-        while True:
-            g = torch.Generator().manual_seed(step)
-            images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=g)
-            yield images, torch.randint(0, 4, (6,), generator=g)
-            step += 1
-
-
-def trainer(folder, resume=False):
-    torch.manual_seed(0)
-    experts = build_experts(["test_resnet"] * 3, 4, pretrained=False, input_size=32)
-    student, *teachers = map(SingleModel, experts)
-    config = TrainerConfig(steps=5, batch_size=6)
-    options = {"task": TASK, "reporting": QUIET, "resume": resume}
-    return Trainer(student, DistillObjective(TASK, teachers), Images(), config, folder, **options)
-
-
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
-    whole = trainer(tmp_path / "whole")
-    result = whole.fit()
+    def make(folder, resume):
+        torch.manual_seed(0)
+        experts = build_experts(["test_resnet"] * 3, 4, pretrained=False, input_size=32)
+        student, *teachers = map(SingleModel, experts)
+        objective = DistillObjective(TASK, teachers)
+        config = TrainerConfig(steps=5, batch_size=6)
+        options = {"task": TASK, "reporting": QUIET, "resume": resume}
+        return Trainer(student, objective, RandomImages(), config, folder, **options)
+
+    whole, result = check_resuming(make, tmp_path, stop=2)
     assert {"task", "distill"} < result.history[-1].keys()
     assert len(whole.model.state_dict()) == len(whole.objective.teachers[0].state_dict())
-
-    cut = trainer(tmp_path / "cut")
-    step = cut._step
-    cut._step = lambda *batch: (step(*batch), cut.stop() if cut.state.step == 2 else None)
-    assert cut.fit().interrupted
-    resumed = trainer(tmp_path / "cut", resume=True)
-    assert resumed.state.step == 2
-    resumed.fit()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name

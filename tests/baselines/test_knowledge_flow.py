@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support.images import RandomImages, check_resuming
 from support.training import QUIET
 from torch import nn
 
@@ -19,6 +20,7 @@ from hubpath_fast.tasks import Classification
 from hubpath_fast.training import Trainer, TrainerConfig
 
 TASK = Classification(("a", "b", "c", "d"))
+batch = RandomImages().batch
 STAGES = ("act1", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -31,12 +33,6 @@ def hub(names=("test_resnet",) * 2, seed=0, size=32):
                 layer.running_mean.normal_(0, 0.1)
                 layer.running_var.uniform_(0.5, 1.5)
     return experts
-
-
-def batch(n=6, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)
-    return images, torch.randint(0, 4, (n,), generator=g)
 
 
 def stages(net, x, mix=lambda depth, own: own):
@@ -73,7 +69,7 @@ def test_the_mixture_is_the_formula_layer_by_layer():
     model = KnowledgeFlow(experts, student=1).double().train()
     random_mixture(model)
     assert model.layers == STAGES
-    images, _ = batch()
+    images, _ = batch(0)
     images = images.double() / 255
 
     taught = []
@@ -119,7 +115,7 @@ def test_evaluation_is_the_student_alone():
     model.flow.projections[0][0].register_forward_hook(lambda *_: pytest.fail("mixed"))
     for teacher in model.teachers:
         teacher.register_forward_hook(lambda *_: pytest.fail("a teacher ran"))
-    images, _ = batch()
+    images, _ = batch(0)
     with torch.no_grad():
         alone = SingleModel(experts[1]).eval()(images)
         assert torch.equal(model(images), alone)
@@ -131,7 +127,7 @@ def test_teachers_stay_as_they_are_and_out_of_checkpoints():
     model = KnowledgeFlow(experts).train()
     before = [copy.deepcopy(teacher.state_dict()) for teacher in model.teachers]
     objective = KnowledgeFlowObjective(TASK, 10)
-    objective(model, *batch()).total.backward()
+    objective(model, *batch(0)).total.backward()
     torch.optim.SGD(model.parameters(), 0.1).step()
     for old, teacher in zip(before, model.teachers, strict=True):
         assert not any(module.training for module in teacher.modules())
@@ -155,7 +151,7 @@ def test_the_losses_by_hand():
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     old = None
     for step in range(3):
-        images, targets = batch(seed=step)
+        images, targets = batch(step)
         twin = copy.deepcopy(model)
         logits = twin(images)
         task = -logits.log_softmax(1)[range(6), targets].mean()
@@ -190,7 +186,7 @@ def test_the_losses_by_hand():
 def test_the_dependencys_gradient_is_softmax_minus_the_student():
     model = KnowledgeFlow(hub()).double().train()
     random_mixture(model)
-    losses = KnowledgeFlowObjective(TASK, 1)(model, *batch())
+    losses = KnowledgeFlowObjective(TASK, 1)(model, *batch(0))
     [gradient] = torch.autograd.grad(losses.parts["dependency"], model.flow.logits)
     expected = model.weights().detach() - torch.tensor([1.0, 0, 0])
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
@@ -202,7 +198,7 @@ def test_the_dependency_rises_over_half_the_micro_batches_and_stays():
     objective = KnowledgeFlowObjective(TASK, steps=4, dependency=2.0, keep=0.0, accumulate=2)
     seen = []
     for _ in range(6):
-        losses = objective(model, *batch())
+        losses = objective(model, *batch(0))
         seen.append(((losses.total - losses.parts["task"]) / losses.parts["dependency"]).item())
     assert seen == pytest.approx([0, 0.5, 1, 1.5, 2, 2], abs=1e-5)
     assert model.batches.item() == 6
@@ -215,22 +211,12 @@ def test_micro_batches_share_the_flow_before_the_last_update():
     kept = []
     for step in range(2):
         for part in range(2):
-            kept.append(objective(model, *batch(seed=part)).parts["keep"].item())
+            kept.append(objective(model, *batch(part)).parts["keep"].item())
         with torch.no_grad():
             for p in model.student.parameters():
                 p += 0.02 * (step + 1)
     assert kept[:2] == pytest.approx([0, 0], abs=1e-6)
     assert min(kept[2:]) > 1e-4
-
-
-class Images:
-    """Random images of 32 pixels a side, by the step alone."""
-
-    def batches(self, start_step):
-        step = start_step
-        while True:
-            yield batch(seed=step)
-            step += 1
 
 
 def trainer(folder, steps=5, resume=False, dependency=1.0, **settings):
@@ -239,23 +225,17 @@ def trainer(folder, steps=5, resume=False, dependency=1.0, **settings):
     objective = KnowledgeFlowObjective(TASK, steps, dependency, accumulate=config.accumulate)
     groups = knowledge_flow_groups(model, config)
     options = {"task": TASK, "reporting": QUIET, "groups": groups, "resume": resume}
-    return Trainer(model, objective, Images(), config, folder, **options)
+    return Trainer(model, objective, RandomImages(), config, folder, **options)
 
 
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
     """In two micro-batches a step, so that both counts have to be taken up."""
-    whole = trainer(tmp_path / "whole", accumulate=2)
-    result = whole.fit()
+
+    def make(folder, resume):
+        return trainer(folder, resume=resume, accumulate=2)
+
+    _, result = check_resuming(make, tmp_path, stop=2)
     assert {"task", "dependency", "keep", "own"} < result.history[-1].keys()
-    cut = trainer(tmp_path / "cut", accumulate=2)
-    step = cut._step
-    cut._step = lambda *batch: (step(*batch), cut.stop() if cut.state.step == 2 else None)
-    assert cut.fit().interrupted
-    resumed = trainer(tmp_path / "cut", resume=True, accumulate=2)
-    assert resumed.state.step == 2
-    resumed.fit()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
 def test_the_weights_move_to_the_student(tmp_path):
@@ -308,7 +288,7 @@ def test_an_activation_in_place_spares_what_was_recorded():
     """bn1's output is overwritten by act1."""
     experts = hub()
     model = KnowledgeFlow(experts, layers=["bn1"]).double().train()
-    images = batch()[0].double() / 255
+    images = batch(0)[0].double() / 255
     net = copy.deepcopy(experts[1].module).double().eval()
     expected = net.bn1(net.conv1(normalised(experts[1], 255 * images)))
     assert expected.min() < 0
@@ -320,7 +300,7 @@ def test_a_teacher_that_works_at_another_size_is_resized_to_the_student():
     model = KnowledgeFlow(experts).train()
     with torch.no_grad():
         model.flow.logits[:] = torch.tensor([-1e4, -1e4, 0])  # the second teacher alone
-    images = batch()[0]
+    images = batch(0)[0]
     taught = model.teach(images)
     assert [depth[1].shape[-1] for depth in taught] == [32, 16, 8, 4, 2]
     last = F.interpolate(taught[4][1], (1, 1), mode="bilinear").flatten(1)

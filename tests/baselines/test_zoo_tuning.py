@@ -5,12 +5,12 @@ In float64 the two orders of computation differ by roundings of some 1e-15 a ter
 """
 
 import copy
-import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.images import RandomImages, check_resuming
 from support.training import QUIET
 from torch import nn
 
@@ -44,9 +44,8 @@ def hub(name="timm/test_resnet", count=M, classes=10):
     return experts
 
 
-def images(count=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+def images(seed=0):
+    return RandomImages().batch(seed)[0]
 
 
 def mixed_layers(model):
@@ -155,16 +154,6 @@ def test_a_head_with_a_convolution_is_not_mixed():
     assert type(model.module.stem) is MixedConv2d
     assert type(model.module.classifier[0]) is nn.Conv2d
     assert torch.equal(model.module.classifier[0].weight, bodies[0].classifier[0].weight)
-
-
-def test_images_as_bytes_and_as_floats_give_the_same():
-    model = ZooTuning([expert(Body()) for _ in range(2)]).eval()
-    with torch.no_grad():
-        logits = model(images(3))
-        assert logits.shape == (3, 5)
-        assert torch.equal(logits, model(images(3) / 255))
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
-        assert torch.equal(logits, model.module((images(3) / 255 - mean) / std))
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/resnet50"])
@@ -317,42 +306,21 @@ def test_frozen_bodies_stay_frozen():
     build_optimizer(model, zoo_tuning_groups(model, TrainerConfig()), TrainerConfig())
 
 
-class Stream:
-    def batches(self, start):
-        for step in itertools.count(start):
-            yield images(8, seed=step), torch.arange(8) % 10
-
-
 @pytest.mark.parametrize("lite", [False, True], ids=["images", "lite"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lite):
-    config = TrainerConfig(steps=5, batch_size=8, save_every=3, lr_expert=0.01)
+    config = TrainerConfig(steps=5, batch_size=8, lr_expert=0.01)
 
-    def run(folder, resume=False, stop=None):
+    def make(folder, resume):
         model = ZooTuning(small_hub(seed=1 if resume else 0), lite)
-        trainer = Trainer(
-            model, SingleObjective(TASK.loss), Stream(), config, tmp_path / folder, resume=resume,
-            groups=zoo_tuning_groups(model, config), task=TASK, reporting=QUIET,
+        return Trainer(
+            model, SingleObjective(TASK.loss), RandomImages(8, classes=10), config, folder,
+            groups=zoo_tuning_groups(model, config), task=TASK, reporting=QUIET, resume=resume,
         )  # fmt: skip
-        if stop is not None:
-            update = trainer.optimizer.step
 
-            def counted(*args, **kwargs):
-                update(*args, **kwargs)
-                if trainer.state.step + 1 == stop:
-                    trainer.stop()
-
-            trainer.optimizer.step = counted
-        return trainer.fit(), model
-
-    _, whole = run("whole")
-    first, _ = run("cut", stop=3)
-    assert first.interrupted
-    last, resumed = run("cut", resume=True)
-    assert last.steps == 5
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    trainer, _ = check_resuming(make, tmp_path, stop=3)
+    whole = trainer.model.state_dict()
     start = ZooTuning(small_hub(), lite).state_dict()
-    still = [name for name, value in whole.state_dict().items() if torch.equal(value, start[name])]
+    still = [name for name, value in whole.items() if torch.equal(value, start[name])]
     assert set(still) == {"mean", "std"}  # everything else learned or moved
 
 
