@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Writes a file so that a crash or a full disk leaves the old one or the new one, whole.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` when the block ends.
 
-    The folder is made where it is missing. Returns the path. Raises OSError.
+    A crash, a full disk or an exception leaves the old one, whole. The folder is made where it is
+    missing. Raises OSError.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -29,6 +32,13 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Writes a whole file as ``replacing`` does, and returns its path."""
+    path = Path(path)
+    with replacing(path) as file:
+        file.write(data)
     return path
 
 

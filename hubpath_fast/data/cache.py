@@ -11,9 +11,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from ..files import user_cache_folder
+from ..files import replacing, user_cache_folder
 from .decode import load_image
 from .images import default_workers
 from .layouts import DataError
@@ -88,11 +86,11 @@ def cache_bytes(num_images: int, side: int) -> int:
     return num_images * side * side * 3
 
 
-def free_memory(cgroup: Path = CGROUP, proc: Path = Path("/proc")) -> int | None:
+def free_memory(cgroup: Path = CGROUP) -> int | None:
     """Bytes of memory that are free, for this container if there is one; None if unknown."""
     amounts = []
     try:
-        lines = (proc / "meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text().splitlines()
         [kib] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
         amounts.append(int(kib) * 1024)
     except (OSError, ValueError):
@@ -180,19 +178,11 @@ def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> N
     for left in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             left.unlink(missing_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part)
 
 
 def _decoded(paths: Sequence[Path], side: int) -> Iterator[np.ndarray]:

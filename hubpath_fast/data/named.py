@@ -23,18 +23,14 @@ FOLDER, DIGITS = "folder", "digits"
 DATASETS = (*PUBLISHED, FOLDER, DIGITS)
 DIGITS_SHARE = 0.2  # of the 300 target digits: the 60 that the demo holds out too
 
-ALIASES = {
+# As users may write a name, without hyphens.
+SPELLINGS = {name.replace("-", ""): name for name in DATASETS} | {
     "cifar": "cifar-100",
-    "cifar100": "cifar-100",
     "coco": "coco-70",
-    "coco70": "coco-70",
-    "fgvc-aircraft": "aircraft",
     "fgvcaircraft": "aircraft",
-    "stanford-cars": "cars",
     "stanfordcars": "cars",
-    "mit-indoors": "indoors",
     "mitindoors": "indoors",
-    "mit-67": "indoors",
+    "mit67": "indoors",
     "imagefolder": FOLDER,
     "list": FOLDER,
 }
@@ -42,19 +38,13 @@ ALIASES = {
 
 def find_dataset(name: str) -> str:
     """The name in ``DATASETS`` that is meant; ValueError with the closest ones if there is none."""
-    plain = name.strip().lower().replace("_", "-")
-    plain = ALIASES.get(plain, plain)
-    if plain in DATASETS:
-        return plain
-    close = difflib.get_close_matches(plain, [*DATASETS, *ALIASES], n=3, cutoff=0.5)
-    close = list(dict.fromkeys(ALIASES.get(c, c) for c in close))
+    plain = name.strip().lower().replace("_", "").replace("-", "")
+    if plain in SPELLINGS:
+        return SPELLINGS[plain]
+    close = difflib.get_close_matches(plain, SPELLINGS, n=3, cutoff=0.5)
+    close = dict.fromkeys(SPELLINGS[spelling] for spelling in close)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise ValueError(f"dataset {name!r} is unknown; {hint}There are {', '.join(DATASETS)}")
-
-
-def needs_root(name: str) -> bool:
-    """Whether a set lies in a folder."""
-    return find_dataset(name) != DIGITS
 
 
 def open_dataset(

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..fields import Settings, setting
 from .cache import CACHES
 from .images import PREFETCH
-from .named import FOLDER, find_dataset, needs_root
+from .named import DIGITS, FOLDER, find_dataset
 from .transforms import CROPS
 
 
@@ -71,7 +71,7 @@ class DataSettings(Settings):
 
     def check(self) -> None:
         super().check()
-        if self.data is None and needs_root(self.dataset):
+        if self.data is None and self.dataset != DIGITS:
             raise ValueError(
                 "data: nothing given; use --data FOLDER, or --dataset NAME --data-root DIR"
             )

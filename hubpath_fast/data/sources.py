@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .later import datasets
-from .layouts import DataError, check_gaps, read_list
+from .layouts import DataError, check_gaps, examples, read_list
 from .splits import ArraySplit, ImageSplit, Split, stratified_split
 from .trees import draw_tree
 
@@ -90,19 +91,11 @@ def _cifar(root: Path) -> Parts:
     return tuple(train.classes), splits
 
 
-def _aircraft(root: Path) -> Parts:
-    return _torchvision(datasets.FGVCAircraft, root, train="trainval", test="test")
-
-
-def _cars(root: Path) -> Parts:
-    return _torchvision(datasets.StanfordCars, root, train="train", test="test")
-
-
-def _torchvision(make: Callable, root: Path, **names: str) -> Parts:
+def _torchvision(kind: str, root: Path, **names: str) -> Parts:
     """A set of torchvision's that takes ``split``; its loader is asked for paths, not images."""
     classes, splits = (), {}
     for name, split in names.items():
-        data = make(str(root), split=split, loader=Path)
+        data = getattr(datasets, kind)(str(root), split=split, loader=Path)
         pairs = [data[i] for i in range(len(data))]
         paths, targets = zip(*pairs, strict=True) if pairs else ((), ())
         splits[name] = ImageSplit(tuple(paths), tuple(int(target) for target in targets))
@@ -128,16 +121,11 @@ def _eurosat(root: Path) -> Parts:
     return tuple(data.classes), splits
 
 
-def _coco(root: Path) -> Parts:
-    return _lists(root, {"train": "train", "validation": "dev", "test": "test"}, "classes.txt")
+def _lists(root: Path, class_names: str = "", **names: str) -> Parts:
+    """List files of ``path class``; paths are relative to root, or to root/NAME of their list.
 
-
-def _dmlab(root: Path) -> Parts:
-    return _lists(root, {"train": "train", "validation": "val", "test": "test"}, None)
-
-
-def _lists(root: Path, names: Mapping[str, str], class_names: str | None) -> Parts:
-    """List files of ``path class``; paths are relative to root, or to root/NAME of their list."""
+    class_names: a file with a name a line, which may be missing.
+    """
     lists = {split: read_list(root / f"{name}.txt", check=False) for split, name in names.items()}
     train = lists["train"]
     check_gaps(train)
@@ -147,8 +135,8 @@ def _lists(root: Path, names: Mapping[str, str], class_names: str | None) -> Par
         unknown = sorted(set(files.labels) - set(number))
         if unknown:
             raise DataError(
-                f"{files.source} has images of class {', '.join(unknown[:5])}, of which "
-                f"{train.source} has none; are they lists of one set?"
+                f"{files.source} has images of class {examples(unknown)}, of which {train.source} "
+                "has none; are they lists of one set?"
             )
         paths = files.paths
         if not any(path.is_file() for path in paths):
@@ -159,8 +147,8 @@ def _lists(root: Path, names: Mapping[str, str], class_names: str | None) -> Par
             )
             paths = inside if any(path.is_file() for path in inside) else paths
         splits[split] = ImageSplit(paths, tuple(number[label] for label in files.labels))
-    classes, file = train.classes, root / (class_names or "")
-    if class_names and file.is_file():
+    classes, file = train.classes, root / class_names
+    if file.is_file():
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
         lines = [line for line in lines if line]
         classes = tuple(lines) if len(lines) == len(classes) else classes
@@ -220,7 +208,9 @@ _SETS = (
         "path class)\n└─ dev/, test/, train/ (images)",
         origin="https://github.com/thuml/CoTuning (COCO70.tar), unpacked; the root is the folder "
         "with train.txt",
-        read=_coco,
+        read=partial(
+            _lists, class_names="classes.txt", train="train", validation="dev", test="test"
+        ),
     ),
     PublishedSet(
         name="aircraft",
@@ -238,7 +228,7 @@ _SETS = (
         "images_variant_test.txt\n      ├─ images_variant_trainval.txt\n      └─ variants.txt",
         origin="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
         "fgvc-aircraft-2013b.tar.gz, unpacked into the root",
-        read=_aircraft,
+        read=partial(_torchvision, "FGVCAircraft", train="trainval", test="test"),
         download=_download("FGVCAircraft"),
         note="train is the published trainval, as in the paper",
     ),
@@ -261,7 +251,7 @@ _SETS = (
         origin="its page (https://ai.stanford.edu/~jkrause/cars/car_dataset.html) no longer "
         "serves the files; mirrors carry cars_train.tgz, cars_test.tgz, car_devkit.tgz and "
         "cars_test_annos_withlabels.mat. Unpack them into the folder stanford_cars of the root",
-        read=_cars,
+        read=partial(_torchvision, "StanfordCars", train="train", test="test"),
     ),
     PublishedSet(
         name="indoors",
@@ -286,7 +276,7 @@ _SETS = (
         tree="├─ train.txt, val.txt, test.txt (lines of: path class)\n└─ images, at these paths",
         origin="https://www.tensorflow.org/datasets/catalog/dmlab (records); write each record's "
         "image as a file and a line for it in the list of its split",
-        read=_dmlab,
+        read=partial(_lists, train="train", validation="val", test="test"),
     ),
     PublishedSet(
         name="eurosat",

@@ -26,9 +26,10 @@ PREFIX, MOCO_PREFIX = "torchvision/", "moco/"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NATIVE_SIZE = 224  # of backbones: what they were first trained at, and what the paper gives them
 
+DETECTOR_LAYOUT = Layout("backbone.body.", ("backbone.fpn.", "rpn.", "roi_heads."))
 BACKBONE_LAYOUTS = {
-    "maskrcnn_resnet50_fpn": Layout("backbone.body.", ("backbone.fpn.", "rpn.", "roi_heads.")),
-    "keypointrcnn_resnet50_fpn": Layout("backbone.body.", ("backbone.fpn.", "rpn.", "roi_heads.")),
+    "maskrcnn_resnet50_fpn": DETECTOR_LAYOUT,
+    "keypointrcnn_resnet50_fpn": DETECTOR_LAYOUT,
     "deeplabv3_resnet50": Layout("backbone.", ("classifier.", "aux_classifier.")),
 }
 # The momentum encoder and the queue of negatives are MoCo's tools, as is its head (v2: an MLP).

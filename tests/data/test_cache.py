@@ -68,11 +68,14 @@ def test_a_cached_run_sees_the_bytes_of_one_that_decodes(splits, cached, animals
 
 def test_a_disk_cache_is_found_again_whatever_is_held_out(splits, cached, animals, tmp_path):
     told = []
+    umask = os.umask(0o027)
     cached(splits, "disk", tell=told.append)
+    os.umask(umask)
     [file] = (tmp_path / "cache").iterdir()
     before = file.stat()
     other = open_images(animals, validation=0.4, seed=7)
     again = cached(other, "disk", tell=told.append)
+    assert before.st_mode & 0o777 == 0o640  # what the umask leaves to others
     [file] = (tmp_path / "cache").iterdir()
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert told[0].startswith("decoding 26 images into ")
@@ -124,7 +127,7 @@ def test_a_full_disk_leaves_no_file(splits, cached, tmp_path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         cached(splits, "disk")
     assert list((tmp_path / "cache").iterdir()) == []
