@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import zlib
-
-import numpy as np
 import pytest
-from PIL import Image
+from support.source_trees import image
 
 
 @pytest.fixture
@@ -12,12 +9,8 @@ def write_images():
     """write_images(root, {"train/cat/1.png": (20, 16)}): noise, width x height, for each file."""
 
     def write(root, sizes):
-        for name, (width, height) in sizes.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            random = np.random.RandomState(zlib.crc32(name.encode()))
-            pixels = random.randint(0, 256, (height, width, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path)
+        for name, size in sizes.items():
+            image(root / name, size)
         return root
 
     return write

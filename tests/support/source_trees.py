@@ -11,14 +11,12 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-SIZE = (14, 10)  # width x height
 
-
-def image(path):
-    """Writes noise that depends on the file's name."""
+def image(path, size=(14, 10)):
+    """Writes noise that depends on the file's name and its folder's. size: width x height."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    random = np.random.RandomState(zlib.crc32(path.name.encode()))
-    Image.fromarray(random.randint(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)).save(path)
+    random = np.random.RandomState(zlib.crc32(f"{path.parent.name}/{path.name}".encode()))
+    Image.fromarray(random.randint(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
 
 
 def cifar(root, monkeypatch):
