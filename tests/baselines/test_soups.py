@@ -4,17 +4,13 @@ import copy
 
 import pytest
 import torch
-from support.images import RandomImages
-from support.training import QUIET
 from torch import nn
 
 from hubpath_fast.baselines.architectures import difference
-from hubpath_fast.baselines.single import SingleModel
 from hubpath_fast.baselines.soups import greedy_soup, reestimate_batchnorm, uniform_soup
-from hubpath_fast.hub import Resized, RunningStatistics, build_experts
+from hubpath_fast.hub import Resized, RunningStatistics
 from hubpath_fast.measure import Measure
 from hubpath_fast.tasks import Classification
-from hubpath_fast.training import SingleObjective, Trainer, TrainerConfig
 
 ACCURACY = Measure("accuracy")
 TASK = Classification(("a", "b", "c", "d"))
@@ -98,14 +94,6 @@ def test_a_greedy_soup_compares_with_the_soup_so_far():
     assert soup["w"].item() == 1.5
 
 
-def test_equal_states_make_a_soup_of_all():
-    state = net().state_dict()
-    soup, chosen = greedy_soup([state] * 3, lambda _: 0.5, ACCURACY)
-    assert chosen == [0, 1, 2]
-    for name, value in state.items():
-        assert torch.equal(soup[name], value)
-
-
 def test_states_of_different_architectures_are_refused():
     a, wider = net().state_dict(), net(width=4).state_dict()
     less = {name: value for name, value in a.items() if name != "0.bias"}
@@ -175,29 +163,3 @@ def test_difference():
     for model in (models[0], rate):  # a parameter that is no layer's own
         model.scale = nn.Parameter(torch.ones(2 if model is rate else 1))
     assert difference([models[0], rate]).endswith("scale is [1] in one and [2] in the other")
-
-
-def test_a_soup_of_trained_networks(tmp_path):
-    """Five steps each, then the soup with statistics of its own, from bytes of an endless stream,
-    saved and loaded: what comes out depends on the weights alone."""
-    torch.manual_seed(0)
-    experts = build_experts(["test_resnet"] * 2, 4, pretrained=False, input_size=32)
-    assert difference([expert.module for expert in experts]) is None
-    models = [SingleModel(expert) for expert in experts]
-    for i, model in enumerate(models):
-        config = TrainerConfig(steps=5, batch_size=6, seed=i)
-        objective, folder = SingleObjective(TASK.loss), tmp_path / str(i)
-        Trainer(model, objective, RandomImages(), config, folder, task=TASK, reporting=QUIET).fit()
-    soup = uniform_soup([model.state_dict() for model in models])
-    image = RandomImages().batch(9)[0]
-    outputs = []
-    for model in models:
-        model.load_state_dict(soup)
-        averaged = model.module.layer4[0].bn1.running_var.clone()
-        reestimate_batchnorm(model, RandomImages().batches(), num_batches=3)
-        assert not torch.equal(model.module.layer4[0].bn1.running_var, averaged)
-        outputs.append(model.eval()(image))
-    assert torch.equal(*outputs)
-    torch.save(models[0].state_dict(), tmp_path / "soup.pt")
-    models[1].load_state_dict(uniform_soup([torch.load(tmp_path / "soup.pt", weights_only=True)]))
-    assert torch.equal(models[1](image), outputs[0])
