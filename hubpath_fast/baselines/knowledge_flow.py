@@ -205,14 +205,12 @@ class KnowledgeFlowObjective:
         log_own = model.flow.logits.log_softmax(dim=1)[:, 0]
         dependency = -log_own.sum()
         keep = self._change(model, images, taught, outputs)
-        total = task + self.dependency * self._rise(model) * dependency + self.keep * keep
+        # From 0 to 1, by the batches that the model has seen.
+        rise = (model.batches / (RISE * self.steps * self.accumulate)).clamp(max=1)
+        total = task + self.dependency * rise * dependency + self.keep * keep
         model.batches += 1
         own = log_own.mean().exp()
         return Losses(total, {"task": task, "dependency": dependency, "keep": keep, "own": own})
-
-    def _rise(self, model: KnowledgeFlow) -> Tensor:
-        """A scalar from 0 to 1, by the batches that the model has seen."""
-        return (model.batches / (RISE * self.steps * self.accumulate)).clamp(max=1)
 
     def _change(self, model: KnowledgeFlow, images: Tensor, taught, outputs: Tensor) -> Tensor:
         """The distance to the outputs before the last update, the mean over the batch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -33,8 +33,8 @@ def stage_layers(body: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[st
             for name, shape in shapes.items()
             if len(shape) == 4 and name.rpartition(".")[0] == prefix
         ]
-        deep = [name for name in children if _has(body.get_submodule(name).parameters())]
-        if len(deep) != 1 or not _has(body.get_submodule(deep[0]).children()):
+        deep = [name for name in children if list(body.get_submodule(name).parameters())]
+        if len(deep) != 1 or not list(body.get_submodule(deep[0]).children()):
             break
         prefix = deep[0]
     ends = []
@@ -114,8 +114,3 @@ def hooked(body: nn.Module, layers: Sequence[str], hook: Callable) -> Iterator[N
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _has(items: Iterable) -> bool:
-    """Whether there is one; the truth of a parameter or module is another question."""
-    return next(iter(items), None) is not None

@@ -53,8 +53,7 @@ class TaskGenerator(nn.Module):
         self.noise = nn.Parameter(torch.zeros(num_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        n = len(x)
-        return self.clean.repeat(n, 1), self.noise.repeat(n, 1)
+        return self.clean.repeat(len(x), 1), self.noise.repeat(len(x), 1)
 
 
 class Noiseless(nn.Module):

@@ -48,7 +48,7 @@ class ZooTuning(SingleModel):
     def __init__(self, experts: Sequence[Expert], lite: bool = False):
         _check(experts)
         super().__init__(replace(experts[0], module=_one_network(experts, lite)))
-        self.lite, self.num_experts, self.size = lite, len(experts), experts[0].size
+        self.lite, self.size = lite, experts[0].size
 
     def merged(self) -> SingleModel:
         """The plain network that a lite one is at evaluation, its kernels computed once.

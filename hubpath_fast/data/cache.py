@@ -63,22 +63,19 @@ def cache_splits(
     if mode == "memory":
         pixels = _in_memory(paths, side, tell, workers)
     else:
-        pixels = _on_disk(paths, side, Path(folder) if folder else default_folder(), tell)
-    place = {path: i for i, path in enumerate(paths)}
+        place = Path(folder) if folder else user_cache_folder() / "images"
+        pixels = _on_disk(paths, side, place, tell)
+    position = {path: i for i, path in enumerate(paths)}
 
     def decoded(part: Split) -> Split:
         if not isinstance(part, ImageSplit):
             return part
-        indices = np.array([place[path] for path in part.paths], dtype=np.int64)
+        indices = np.array([position[path] for path in part.paths], dtype=np.int64)
         return ArraySplit(pixels, part.targets, indices)
 
     train, validation, test = map(decoded, parts)
     test = validation if splits.test_is_validation else test
     return dataclasses.replace(splits, train=train, validation=validation, test=test)
-
-
-def default_folder() -> Path:
-    return user_cache_folder() / "images"
 
 
 def cache_bytes(num_images: int, side: int) -> int:

@@ -83,12 +83,11 @@ def _empty_classes(split: str, data: Split, classes: tuple[str, ...]) -> list[st
 
 def _files(split: str, data: ImageSplit, decode: bool) -> list[str]:
     problems = []
-    there = [path.is_file() for path in data.paths]
-    missing = [path for path, exists in zip(data.paths, there, strict=True) if not exists]
+    missing = [path for path in data.paths if not path.is_file()]
     if missing:
         problems.append(f"{split}: {len(missing)} images are missing: {examples(missing)}")
-    present = [path for path, exists in zip(data.paths, there, strict=True) if exists]
-    broken = broken_images(present, decode)
+    gone = set(missing)
+    broken = broken_images([path for path in data.paths if path not in gone], decode)
     if broken:
         problems.append(f"{split}: {len(broken)} images are broken: {examples(broken)}")
     return problems

@@ -29,11 +29,6 @@ CLASSES = tuple("0123456789")
 NUM_PRETRAIN, NUM_TARGET, NUM_TEST = 700, 300, 797
 
 
-def upright(images: np.ndarray) -> np.ndarray:
-    """The digits as drawn, light on dark: uint8 [n, 32, 32] to the same."""
-    return images
-
-
 def inverted(images: np.ndarray) -> np.ndarray:
     """Dark on light: ``255 - upright``."""
     return 255 - images
@@ -61,8 +56,9 @@ def checkerboard(images: np.ndarray) -> np.ndarray:
     return (light + (255 - light) * board // 255).astype(np.uint8)
 
 
+# Each takes the digits as they were scanned, light on dark, uint8 [n, 32, 32], to the same.
 RENDERINGS = {
-    "upright": upright,
+    "upright": lambda images: images,
     "inverted": inverted,
     "turned": turned,
     "edges": edges,
@@ -119,7 +115,7 @@ class DigitsTask:
                 f"num_validation: expected an integer in 0..{NUM_TARGET - 1}, got "
                 f"{num_validation}; it is taken from the {NUM_TARGET} target digits"
             )
-        self.seed, self.num_validation = seed, num_validation
+        self.seed = seed
         # RandomState's streams are frozen for good, unlike those of numpy's newer generators.
         random = np.random.RandomState(seed)
         ends = (NUM_PRETRAIN, NUM_PRETRAIN + NUM_TARGET)

@@ -48,10 +48,8 @@ def create_model(
         HubError: all problems of the hub at once.
         ValueError: k is not in 1..M.
     """
-    ready = not isinstance(experts, (str, nn.Module)) and all(
-        isinstance(expert, Expert) for expert in experts
-    )
-    chosen = list(experts) if ready and len(experts) else read_specs(experts)
+    ready = isinstance(experts, Sequence) and all(isinstance(expert, Expert) for expert in experts)
+    chosen = experts if ready and experts else read_specs(experts)
     check_k(k, len(chosen))
     if ready:
         built = chosen

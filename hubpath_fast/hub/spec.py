@@ -175,15 +175,14 @@ def read_specs(names: str | nn.Module | ExpertSpec | Sequence) -> list[ExpertSpe
 
     Raises HubError with all problems: an empty list, a wrong type, options that cannot be read.
     """
-    if isinstance(names, str) and names.strip().partition("?")[0] not in HUBS:
-        raise HubError(
-            f"names: expected a sequence of names or one of the hubs {', '.join(HUBS)}, got "
-            f"{names!r}"
-        )
     if isinstance(names, str):
+        if names.strip().partition("?")[0] not in HUBS:
+            raise HubError(
+                f"names: expected a sequence of names or one of the hubs {', '.join(HUBS)}, got "
+                f"{names!r}"
+            )
         names = [names]
-    if isinstance(names, (nn.Module, ExpertSpec)) or not isinstance(names, Sequence):
-        # nn.ModuleList and nn.Sequential are modules, and as a hub they are ambiguous.
+    if not isinstance(names, Sequence):  # an nn.ModuleList is none: as a hub it is ambiguous
         raise HubError(f"names: expected a list of experts, got a {type(names).__name__}")
     specs: list[ExpertSpec] = []
     problems: list[str] = []

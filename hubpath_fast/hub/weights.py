@@ -187,22 +187,14 @@ def _unreachable(sources: Sequence[WeightSource]) -> list[str]:
                 reasons.append(f"{constants.ENDPOINT} cannot be reached ({error})")
     plain = [source for source in sources if source.repository is None]
     for server, source in {urlparse(source.url).netloc: source for source in plain}.items():
-        reason = _no_answer(source.url)
-        if reason:
-            reasons.append(f"{server} cannot be reached ({reason})")
+        try:
+            request = urllib.request.Request(source.url, method="HEAD")
+            urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+        except urllib.error.HTTPError:  # it is there, and says no: the download will say to what
+            continue
+        except OSError as error:
+            reasons.append(f"{server} cannot be reached ({getattr(error, 'reason', error)})")
     return reasons
-
-
-def _no_answer(url: str) -> str | None:
-    """Why the server of an address gives no answer at all; None if it gives any."""
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError:  # it is there, and says no: the download will say to what
-        return None
-    except OSError as error:
-        return str(getattr(error, "reason", error))
-    return None
 
 
 def _wanted(sources: Sequence[WeightSource], reason: str) -> str:

@@ -67,19 +67,17 @@ def test_a_plain_folder_of_classes(animals):
     assert splits.test_is_validation
 
 
-def test_hidden_and_foreign_files_are_no_images(animals):
-    (animals / "train" / ".cache").mkdir()
-    (animals / "train" / "cat" / "notes.txt").write_text("no image")
-    (animals / "train" / "cat" / "._1.png").write_bytes(b"another system's leftovers")
-    assert open_images(animals).classes == ("cat", "dog", "emu")
-
-
-def test_images_may_lie_deeper_and_have_any_common_ending(animals):
-    image = Image.new("L", SIZE)
-    (animals / "train" / "dog" / "deep").mkdir()
+def test_which_files_are_images(animals):
+    """Of any common ending, at any depth; none that are hidden, which other systems leave."""
+    train = animals / "train"
+    (train / ".cache").mkdir()
+    (train / "cat" / "notes.txt").write_text("no image")
+    (train / "cat" / "._1.png").write_bytes(b"another system's leftovers")
+    (train / "dog" / "deep").mkdir()
     for ending in ("JPG", "jpeg", "webp", "bmp", "tif"):
-        image.save(animals / "train" / "dog" / "deep" / f"x.{ending}")
+        Image.new("L", SIZE).save(train / "dog" / "deep" / f"x.{ending}")
     splits = open_images(animals)
+    assert splits.classes == ("cat", "dog", "emu")
     assert len(splits.train) + len(splits.validation) == 25
 
 

@@ -74,16 +74,6 @@ def test_epochs_and_seeds_augment_differently(dataset):
             assert (a != b).flatten(1).any(dim=1).all()
 
 
-def test_targets_belong_to_the_images(splits):
-    dataset = ImageDataset(splits.train, eval_transform(16))
-    stream = TrainStream(dataset, 4, seed=0)
-    for step, (images, targets) in enumerate(take(stream, 0, 3)):
-        for place, index in enumerate(stream.order.indices(step).tolist()):
-            image = eval_transform(16)(load_image(splits.train.paths[index]))
-            assert torch.equal(images[place], image)
-            assert targets[place] == splits.train.targets[index]
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_targets_may_be_tensors_that_move_with_their_images(splits, workers):
     """Points of each image, halved by an augmentation that halves the images."""

@@ -38,17 +38,6 @@ def test_each_batch_is_copied_before_the_one_in_front_is_handed_out():
     assert list(prefetched(["a"], FakeCopier(log))) == ["a"]
 
 
-def test_an_error_comes_in_its_turn():
-    def breaks():
-        yield from "ab"
-        raise DataError("the third")
-
-    batches = prefetched(breaks(), FakeCopier([]))
-    assert [next(batches), next(batches)] == ["a", "b"]
-    with pytest.raises(DataError, match="the third"):
-        next(batches)
-
-
 class FakeTensor:
     """What a copier calls of a tensor, noted with the stream that is current."""
 

@@ -11,12 +11,11 @@ from functools import partial
 
 import pytest
 import torch
-from support.training import QUIET, TASK
+from support.training import Stream, make
 from torch import nn
 from torch.utils.data import DataLoader
 
 from hubpath_fast.data import ImageDataset, TrainStream, images, open_images, train_transform
-from hubpath_fast.training import SingleObjective, Trainer, TrainerConfig
 
 SCRIPT = """
 import sys, time
@@ -81,13 +80,8 @@ class Breaking:
 
 
 def trainer_of(stream, out, **options):
-    config = TrainerConfig(steps=9, batch_size=4, lr_expert=1e-3)
-    trainer = Trainer(
-        nn.Linear(6, 3), SingleObjective(TASK.loss), stream, config, out, task=TASK,
-        reporting=QUIET, **options,
-    )  # fmt: skip
-    stream.trainer = trainer
-    return trainer
+    stream.trainer = make(nn.Linear(6, 3), out, stream, steps=9, **options)
+    return stream.trainer
 
 
 def test_a_stream_that_breaks_while_stopping_is_the_stop(tmp_path):
@@ -109,17 +103,12 @@ def test_an_evaluation_that_breaks_while_stopping_is_done_after_resuming(tmp_pat
                 raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
             yield torch.randn(4, 6), torch.arange(4) % 3
 
-    class Endless(Breaking):
-        def batches(self, start_step):
-            while True:
-                yield torch.randn(4, 6), torch.arange(4) % 3
-
     validation = Validation(None)
-    first = trainer_of(Endless(False), tmp_path, validation=validation)
+    first = trainer_of(Stream(), tmp_path, validation=validation)
     validation.trainer = first
     result = first.fit()
     assert (result.interrupted, result.steps, result.best_metric) == (True, 9, None)
-    again = trainer_of(Endless(False), tmp_path, validation=Validation(None), resume=True).fit()
+    again = trainer_of(Stream(), tmp_path, validation=Validation(None), resume=True).fit()
     assert (again.interrupted, again.steps) == (False, 9)
     assert again.best_metric is not None
 

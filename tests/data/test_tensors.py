@@ -38,12 +38,15 @@ def test_the_stream_neither_reads_nor_moves_the_global_random_state(data):
     assert torch.equal(TensorStream(data, 16).batch(3)[0], images)
 
 
-def test_images_keep_their_targets(data):
-    stream = TensorStream(data, 20, augment=False)
+def test_images_keep_their_targets_which_may_have_any_shape(data):
+    points = torch.rand(50, 4, 2)
+    spread = TensorSet(data.images, points)
+    stream = TensorStream(spread, 20, augment=False)
     images, targets = stream.batch(4)
     indices = stream.order.indices(4)
     assert torch.equal(images, data.images[indices])
-    assert torch.equal(targets, data.targets[indices])
+    assert torch.equal(targets, points[indices])
+    assert torch.equal(spread.subset(torch.tensor([3, 1])).targets, points[[3, 1]])
 
 
 def test_affine_with_no_amounts_changes_nothing(data):
@@ -94,14 +97,6 @@ def test_subset_keeps_everything_together(data):
     assert part.targets.tolist() == [3, 1]
     assert part.renderings.tolist() == [3, 1]
     assert part.num_classes == 4
-
-
-def test_targets_may_have_any_shape(data):
-    points = torch.rand(50, 4, 2)
-    spread = TensorSet(data.images, points)
-    stream = TensorStream(spread, 16, augment=False)
-    assert torch.equal(stream.batch(1)[1], points[stream.order.indices(1)])
-    assert torch.equal(spread.subset(torch.tensor([3, 1])).targets, points[[3, 1]])
 
 
 def test_bad_tensors():

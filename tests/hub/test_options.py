@@ -77,10 +77,13 @@ def test_named_hubs_stand_for_their_experts_everywhere():
     assert not any(p.requires_grad for p in last.module.parameters())
 
 
-@pytest.mark.parametrize("names", [nn.ModuleList(), 3, ["test_resnet", 3], [None], ()])
-def test_what_is_no_list_of_experts(names):
+@pytest.mark.parametrize("make", [build_experts, create_model])
+@pytest.mark.parametrize(
+    "names", [nn.ModuleList(), ExpertSpec("tiny"), 3, ["test_resnet", 3], [None], ()]
+)
+def test_what_is_no_list_of_experts(make, names):
     with pytest.raises(HubError, match=r"names: expected|is a int|is a NoneType"):
-        build_experts(names, 5, pretrained=False)
+        make(names, 5, pretrained=False)
 
 
 def test_all_wrong_specs_are_reported_at_once(no_network):

@@ -69,6 +69,12 @@ def layout(name, resnet50):
     return state
 
 
+def check_body(expert, state, head="fc."):
+    for name, tensor in expert.body.state_dict().items():
+        if not name.startswith(head):
+            assert torch.equal(tensor, state[name]), name
+
+
 def check_resnet50(expert, resnet50, num_outputs, counters=True):
     own = expert.body.state_dict()
     assert own.keys() == resnet50.keys()
@@ -161,9 +167,7 @@ def test_old_names_of_densenets(put):
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     put(find("torchvision/densenet121").weights.url, old)
     [expert] = build_experts(["torchvision/densenet121"], 3)
-    for key, tensor in expert.body.state_dict().items():
-        if not key.startswith("classifier."):
-            assert torch.equal(tensor, original[key]), key
+    check_body(expert, original, head="classifier.")
 
 
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 224), ("inception_v3", 299)])
@@ -205,14 +209,6 @@ def mine(tmp_path):
     return timm.create_model("test_resnet", num_classes=37).state_dict(), tmp_path
 
 
-def same_body(expert, state):
-    return all(
-        torch.equal(tensor, state[name])
-        for name, tensor in expert.body.state_dict().items()
-        if not name.startswith("fc.")
-    )
-
-
 @pytest.mark.parametrize(
     "kind", ["safetensors", "pth", "parallel", "headless", "state_dict", "model"]
 )
@@ -228,7 +224,7 @@ def test_a_local_file_with_any_head(kind, mine):
         content = {kind: content, "epoch": 3}
     save_file(content, path) if kind == "safetensors" else torch.save(content, path)
     [expert] = build_experts([f"file/{path}?arch=timm/test_resnet"], 5, input_size=32)
-    assert same_body(expert, state)
+    check_body(expert, state)
     assert expert.name == f"file/{path}?arch=timm/test_resnet.r160_in1k"
     assert expert.mean == (0.5, 0.5, 0.5)
 
@@ -262,8 +258,7 @@ def test_a_local_file_that_timm_would_rename(tmp_path):
         old[name] = tensor.flatten(1) if "pwconv" in name and tensor.dim() == 4 else tensor
     torch.save(old, tmp_path / "atto.pth")
     [expert] = build_experts([f"file/{tmp_path / 'atto.pth'}?arch=convnext_atto"], 4, input_size=64)
-    own = expert.body.state_dict()
-    assert all(torch.equal(own[n], t) for n, t in original.items() if not n.startswith("head.fc"))
+    check_body(expert, original, head="head.fc.")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +310,7 @@ def test_a_folder_as_timm_saves_it(tmp_path):
     save_for_hf(network, tmp_path, safe_serialization=True)
     [expert] = build_experts([f"local-dir:{tmp_path}"], 5, input_size=32)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    assert same_body(expert, theirs.state_dict())
+    check_body(expert, theirs.state_dict())
     assert expert.mean == (0.1, 0.2, 0.3)
     assert find(f"local-dir:{tmp_path}").native_size == 160
 
