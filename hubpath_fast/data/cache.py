@@ -83,11 +83,11 @@ def cache_bytes(num_images: int, side: int) -> int:
     return num_images * side * side * 3
 
 
-def free_memory(cgroup: Path = CGROUP) -> int | None:
+def free_memory(cgroup: Path = CGROUP, proc: Path = Path("/proc")) -> int | None:
     """Bytes of memory that are free, for this container if there is one; None if unknown."""
     amounts = []
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (proc / "meminfo").read_text().splitlines()
         [kib] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
         amounts.append(int(kib) * 1024)
     except (OSError, ValueError):

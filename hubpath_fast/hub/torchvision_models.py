@@ -118,7 +118,7 @@ def _build(architecture: str, size: int, num_outputs: int) -> nn.Module:
     options = {}
     if architecture in AUXILIARY:
         options = {"aux_logits": False, "transform_input": True, "init_weights": True}
-    if architecture.startswith("vit_"):
+    elif architecture.startswith("vit_"):
         options = {"image_size": size}
     return models.get_model(architecture, weights=None, num_classes=num_outputs, **options)
 
