@@ -108,6 +108,7 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
             return make().to("meta")
 
 
+@lru_cache(maxsize=256)  # a process that builds its hub again knows already
 def refusal(model: HubModel, task: HeadTask, size: int) -> str | None:
     """Why the model with the task's head does not map images [n, 3, size, size] to the outputs
     that the task expects; None: it does.
