@@ -48,11 +48,10 @@ def settings(
     elif resume and (held := RunFolder(Path(out_dir)).config()) is not None:
         base = held.to_dict()
     own = {"trainer": TrainerConfig().to_dict(), **base}.pop("trainer")
-    top, asked = dict(top), dict(trainer)
+    top, asked = ({k: v for k, v in given.items() if v is not None} for given in (top, trainer))
     for given in (top, _parse(extra)):
         asked |= given.pop("trainer", {})
         top |= given
-    top, asked = ({k: v for k, v in given.items() if v is not None} for given in (top, asked))
     if "data" in top and "data_root" in top:
         raise ValueError("data and data-root: both say where the data is; give one of them")
     if "data_root" in top:

@@ -44,6 +44,8 @@ def test_a_rate_has_a_short_spelling_and_a_setting_its_last_name():
     assert shown(*TINY, "--lr", 0.02) == shown(*TINY, "--lr-expert", 0.02)
     assert shown(*TINY, "--set", "decay=0.2") == shown(*TINY, "--set", "trainer.decay=0.2")
     assert shown(*TINY, "--set", "executor=threads")["executor"] == "threads"
+    nothing = shown("--preset", "tiny", "--set", "head_init=null", "--set", "lr_head=null")
+    assert (nothing["head_init"], nothing["trainer"]["lr_head"]) == (None, None)
     assert shown(*TINY, "--amp")["trainer"]["amp"] == "bf16"
 
 
