@@ -106,8 +106,8 @@ def _moved_along(
     rate = asked.get("lr_expert")
     if isinstance(rate, (int, float)):
         for name, factor in (("lr_head", HEAD_FACTOR), ("lr_router", ROUTER_FACTOR)):
-            if complete and base[name] is None:  # it follows the experts' by itself
-                continue
+            if complete and (base[name] is None or not base["lr_expert"]):
+                continue  # it follows the experts' by itself, or in no proportion to them
             if complete:
                 factor = base[name] / base["lr_expert"]
             moved[name] = factor * rate

@@ -215,3 +215,6 @@ def test_a_files_rates_keep_their_proportions(tmp_path, head, router):
     trainer = settings("", False, path, {}, {"lr_expert": 0.1}).trainer
     assert trainer.lr_head == (None if head is None else pytest.approx(0.2))
     assert trainer.lr_router == pytest.approx(10 * router)
+    path.write_text(path.read_text().replace('"lr_expert": 0.01', '"lr_expert": 0'))
+    trainer = settings("", False, path, {}, {"lr_expert": 0.1}).trainer  # of bodies held still
+    assert (trainer.lr_head, trainer.lr_router) == (head, router)
