@@ -58,11 +58,11 @@ def fit(
 
         given = {text.partition("=")[0].strip() for text in set_ or ()}
         one_seed = "seed" in asked.get("trainer", {}) or given & {"seed", "trainer.seed"}
-        if seeds is not None and one_seed:
-            raise ValueError("seed and seeds: give one of them")
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
         if resume and chosen_seeds is None and RunFolder(out).has_seeds:
             chosen_seeds = RunFolder(out).seeds()[1]
+        if chosen_seeds is not None and one_seed:
+            raise ValueError("seed and seeds: give one of them; a run of several goes on with all")
         if data_root is not None:
             asked["data_root"] = data_root
         trainer = {"amp": "bf16"} if amp else {}

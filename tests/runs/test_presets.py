@@ -174,6 +174,7 @@ def test_seeds_give_mean_and_spread_and_go_on(tmp_path):
 
     changed = refused(*seeds, "--k", 1, "--resume")
     assert "is a run of other settings (k: 2 there, 1 now)" in changed
+    assert "seed and seeds: give one" in refused("fit", "--resume", "--seed", 7, "--out", out)
     assert "seed-0" in refused("evaluate", out)
 
 
