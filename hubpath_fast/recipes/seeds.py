@@ -78,7 +78,8 @@ def summarise(seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> dict[s
 def _check_folder(config: FitConfig, seeds: Sequence[int], folder: RunFolder, resume: bool) -> None:
     if folder.has_run:
         raise ValueError(f"out: {folder.path} holds a run of one seed; choose another folder")
-    held = {seed: run for seed in seeds if (run := folder.seed(seed)).has_run}
+    there = folder.seeds()[1] if folder.has_seeds else ()
+    held = {s: run for s in dict.fromkeys((*seeds, *there)) if (run := folder.seed(s)).has_run}
     if held and not resume:
         names = ", ".join(run.path.name for run in held.values())
         raise ValueError(

@@ -174,6 +174,9 @@ def test_seeds_give_mean_and_spread_and_go_on(tmp_path):
 
     changed = refused(*seeds, "--k", 1, "--resume")
     assert "is a run of other settings (k: 2 there, 1 now)" in changed
+    other = [*QUICK, "--seeds", 2, "--out", out]  # its result would stand for all that are there
+    assert "holds runs of these seeds (seed-0, seed-1)" in refused(*other)
+    assert "(k: 2 there, 1 now)" in refused(*other, "--k", 1, "--resume")
     assert "seed and seeds: give one" in refused("fit", "--resume", "--seed", 7, "--out", out)
     assert "seed-0" in refused("evaluate", out)
 
