@@ -146,7 +146,7 @@ class Trainer:
             if self._saved != (state.step, state.reported) and (done or self.stopping or due):
                 self._save("last")
             if done or self.stopping:
-                return not done
+                return self.stopping  # also where the signal came while the last step was saved
             with self._timing.waiting():
                 batch = self._feed.next(state.step)
             if batch is not None:

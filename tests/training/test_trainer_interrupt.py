@@ -111,6 +111,14 @@ def test_ctrl_c_stops_after_the_step(tmp_path):
     assert make(single(), tmp_path, resume=True).fit().steps == 12
 
 
+def test_a_signal_during_the_last_save_is_not_lost(tmp_path):
+    trainer = make(single(), tmp_path, save_every=0)
+    trainer.optimizer.register_state_dict_pre_hook(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    result = trainer.fit()
+    assert (result.interrupted, result.steps) == (True, 12)
+    assert not make(single(), tmp_path, save_every=0, resume=True).fit().interrupted
+
+
 def test_training_works_outside_the_main_thread(tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(make(single(), tmp_path).fit()))
