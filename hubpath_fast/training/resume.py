@@ -33,7 +33,8 @@ def refuse_other_run(out_dir: Path, resume_hint: str) -> None:
 def check_same_run(out_dir: Path, config: TrainerConfig, run: Mapping[str, Any]) -> None:
     """Raises CheckpointError if a checkpoint in the folder is of another run: of other settings,
     but for those that change no result, or another ``run`` as given to the trainer."""
-    now = _identity(config, json.loads(json.dumps(run)))
+    # Both sides as files are read, which may name today's defaults otherwise.
+    now = _identity(TrainerConfig.from_dict(config.to_dict()), json.loads(json.dumps(run)))
     for folder in (out_dir / "last", out_dir / "best"):
         if find_checkpoint(folder) is None:
             continue

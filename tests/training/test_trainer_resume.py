@@ -237,6 +237,12 @@ def test_resuming_another_configuration_names_every_key_with_both_values(tmp_pat
     ) in str(info.value)
 
 
+def test_a_run_whose_metric_was_named_resumes_by_the_same_name(tmp_path):
+    named = {"metric": "accuracy", "metric_mode": "max"}  # as files of the first version have it
+    for _ in range(2):
+        assert make(single(), tmp_path, resume=True, **named).fit().steps == 12
+
+
 def test_resuming_another_model_or_other_groups_says_which(tmp_path):
     make(single(), tmp_path).fit()
     wider = single()
