@@ -56,8 +56,9 @@ def compare(
         raise ValueError(f"seeds: expected different integers, got {list(seeds)}")
     chosen = choose_methods(methods, methods_of(settings))
     count, threads = choose_workers(workers, settings.fit.trainer.device)
-    open_folder(out_dir, settings)
+    open_folder(out_dir, settings, take=False)  # before there is a lock in it
     with locked(out_dir):
+        open_folder(out_dir, settings)
         train_missing(settings, chosen, seeds, out_dir, count, threads, console)
         # Draws figures: what takes a second to import can wait until here.
         from .tables import make_rows, reasons, terminal_table, write_tables

@@ -172,9 +172,9 @@ def read_compare(out_dir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged ({error}); delete it to start again") from error
 
 
-def open_folder(out_dir: Path, settings: CompareSettings) -> None:
+def open_folder(out_dir: Path, settings: CompareSettings, take: bool = True) -> None:
     """Takes a folder for a comparison; ValueError if it holds one of other data, hub or budget, or
-    something else."""
+    something else. take: False only looks."""
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"out: {out_dir} is a file; give a folder")
     held = read_compare(out_dir)
@@ -188,7 +188,8 @@ def open_folder(out_dir: Path, settings: CompareSettings) -> None:
             raise ValueError(
                 f"out: {out_dir} holds something that is no comparison; choose another folder"
             )
-        write_json(out_dir / COMPARE_FILE, {"settings": settings.to_dict()})
+        if take:
+            write_json(out_dir / COMPARE_FILE, {"settings": settings.to_dict()})
         return
     old = CompareSettings.from_dict(held["settings"]).identity()
     new = settings.identity()

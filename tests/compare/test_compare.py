@@ -18,9 +18,15 @@ from typer.testing import CliRunner
 from hubpath_fast.baselines import SingleModel
 from hubpath_fast.cli import app
 from hubpath_fast.compare import compare
+from hubpath_fast.compare.command import locked
 from hubpath_fast.compare.plan import Job
 from hubpath_fast.compare.problems import open_problem
-from hubpath_fast.compare.settings import CompareSettings, make_settings, parse_rates
+from hubpath_fast.compare.settings import (
+    CompareSettings,
+    make_settings,
+    open_folder,
+    parse_rates,
+)
 from hubpath_fast.compare.tables import CANNOT
 from hubpath_fast.compare.work import run_job
 from hubpath_fast.compare.workers import Workers
@@ -249,6 +255,14 @@ class TestTrouble:
         (tmp_path / "notes.txt").write_text("mine")
         with pytest.raises(ValueError, match="holds something that is no comparison"):
             compare(settings, "single", (0,), tmp_path, console=QUIET)
+
+    def test_another_at_work_keeps_its_settings(self, data, tmp_path):
+        out = tmp_path / "out"
+        open_folder(out, settings_of(data))
+        before = (out / "compare.json").read_text()
+        with locked(out), pytest.raises(ValueError, match="another comparison is at work"):
+            compare(settings_of(data, steps=4), "single", (0,), out, console=QUIET)
+        assert (out / "compare.json").read_text() == before
 
     def test_data_that_changed_is_refused(self, done, data, tmp_path):
         out, settings, _ = done
