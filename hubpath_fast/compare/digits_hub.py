@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ..baselines import SingleModel
 from ..data import RENDERINGS, DigitsTask, TensorStream
 from ..data.digits import NUM_PRETRAIN, SIZE
 from ..files import user_cache_folder, write_bytes, write_json
-from ..hub import Expert, build_experts, load_body
+from ..hub import Expert, ExpertSpec, build_experts, load_body
 from ..tasks import Classification
 from ..training import Reporting, SingleObjective, Trainer, TrainerConfig
 from ..training.random_state import seed_all
@@ -109,7 +109,9 @@ class DigitsHub:
     ):
         self.task, self.settings, self.notes = task, settings, []
         cache = (user_cache_folder() if cache is None else Path(cache)) / "digits"
-        networks = [network.removeprefix("timm/") for network in networks]
+        tuned = {"lr_factor": 1.0, "freeze": "none", "batchnorm": None}  # options of fine-tuning
+        specs = [replace(ExpertSpec.parse(network), **tuned) for network in networks]
+        networks = [str(spec).removeprefix("timm/") for spec in specs]
         descend = len(networks) > 1 and len(set(networks)) == 1
         self.members: list[Member] = []
         for i, network in enumerate(networks):

@@ -41,6 +41,13 @@ def test_a_hub_of_equal_networks_descends_from_its_first(tmp_path):
     assert torch.equal(kernels(alone)[0], first)
 
 
+def test_what_is_frozen_in_fine_tuning_is_pretrained_all_the_same():
+    task, frozen = DigitsTask(0, 100), "timm/test_resnet?lr=0.1&freeze=body&size=64"
+    [own] = DigitsHub(task, STILL, (frozen,)).members
+    [same] = DigitsHub(task, STILL, ("test_resnet?size=64",)).members
+    assert (own.network, own.key) == ("test_resnet?size=64", same.key)
+
+
 def test_a_mixed_hub_does_not(tmp_path):
     networks = ("test_resnet", "test_efficientnet", "test_resnet")
     hub = DigitsHub(DigitsTask(0, 100), STILL, networks, tmp_path)
