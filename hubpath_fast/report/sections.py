@@ -104,7 +104,7 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
         f"best of those asked {text_of(whole.asked)}, the best of all (the oracle) "
         f"{text_of(whole.oracle)} (the paper's figure 3b)."
     )
-    if whole.oracle != whole.random:
+    if whole.decisive:  # else they differ by rounding at most
         part = (whole.top - whole.random) / (whole.oracle - whole.random)
         text += (
             f" So the weights cover {share(part)} of the way from chance to the oracle."

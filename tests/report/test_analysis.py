@@ -312,6 +312,9 @@ class TestExtremes:
         assert "has there accuracy 100.0 %, one drawn uniformly 100.0 %" in text
         assert "of the way" not in text
         assert "differ" not in text
+        equal = {"measure": ERROR, "scores": 0.1 * ones[0], "scores_alone": 0.1 * ones}
+        analysis = Analysis(**fields(**equal, rows=(), values_by_k=None))
+        assert "of the way" not in sections.quality(analysis, folder).text  # 0.1 is not their mean
         analysis = Analysis(**fields(scores_alone=0 * ones, images=None))
         section = sections.quality(analysis, folder)
         assert section.text.endswith("So there is nothing to compare.")
