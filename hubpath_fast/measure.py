@@ -33,15 +33,17 @@ class Measure:
         return 1 if self.better == "max" else -1
 
     def is_better(self, value: float, than: float) -> bool:
-        """Whether ``value`` is strictly better; NaN never is."""
-        return self.sign * value > self.sign * than
+        """Whether ``value`` is strictly better; NaN never is, and all others are than NaN."""
+        return self.sign * value > self.sign * than or (math.isnan(than) and not math.isnan(value))
 
     def best(self, values: Sequence[float]) -> float:
-        return max(values) if self.better == "max" else min(values)
+        return values[self.ranked(values)[0]]
 
     def ranked(self, values: Sequence[float]) -> list[int]:
-        """Positions of the values, the best first, among equals the lowest position."""
-        return sorted(range(len(values)), key=lambda i: -self.sign * values[i])
+        """Positions of the values, the best first, NaN last, among equals the lowest position."""
+        return sorted(
+            range(len(values)), key=lambda i: (math.isnan(v := values[i]), -self.sign * v)
+        )
 
     def best_shown(self, values: Sequence[float | None]) -> list[bool]:
         """Which values are the best, ties as printed included; None and NaN do not compete."""

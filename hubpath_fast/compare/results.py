@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..measure import Measure
 from ..runs.build import saved_task
 from ..training import Task
 from .settings import PROBLEM, CompareSettings, read_compare
@@ -92,6 +93,8 @@ class SeedResults:
                 raise RunFailed(f"{run} failed: {reasons[0]}" if reasons else f"{run} is not done")
             metric = self.task.metric
             values = [result["validation"][metric.name] for _, result in done]
-            equal = [d for d, v in zip(done, values, strict=True) if v == metric.best(values)]
-            self._chosen[run] = min(equal, key=lambda d: d[1]["validation"]["loss"])
+            best = metric.best(values)
+            equal = [d for d, v in zip(done, values, strict=True) if v == best] or done
+            losses = [result["validation"]["loss"] for _, result in equal]
+            self._chosen[run] = equal[Measure("loss", "min").ranked(losses)[0]]
         return self._chosen[run]

@@ -18,6 +18,8 @@ from hubpath_fast.compare.workers import workers_that_fit
 from hubpath_fast.data.cache import free_memory
 from hubpath_fast.tasks.classification import ACCURACY
 
+NAN = float("nan")
+
 
 def write_problem(out: Path, settings: CompareSettings, seed: int, **noted) -> Path:
     """The files of a comparison that has read its data; its seed's folder."""
@@ -43,6 +45,9 @@ class TestParts:
             ({1e-3: (0.9, 0.5), 1e-2: (0.9, 0.4)}, 1e-2),  # equal: the lower loss
             ({1e-3: (0.9, 0.5), 1e-2: (0.9, 0.5)}, 1e-3),  # equal in both: the first
             ({1e-3: (0.2, 2.0)}, 1e-3),  # the other has failed
+            ({1e-3: (NAN, 0.5), 1e-2: (0.1, 0.9)}, 1e-2),  # NaN is not the best
+            ({1e-3: (0.9, NAN), 1e-2: (0.9, 0.5)}, 1e-2),
+            ({1e-3: (NAN, NAN), 1e-2: (NAN, 0.5)}, 1e-2),
         ],
     )
     def test_the_rate_is_chosen_on_validation(self, data, tmp_path, measured, chosen):
