@@ -97,6 +97,12 @@ def _of_seed(method: Method, results: SeedResults) -> dict[str, Any]:
         value = method.scores(results).mean().item()
     else:
         [own] = asked
+        for run, rate in own.get("after", {}).items():  # a rate that had failed may be best now
+            if results.result(run)["rate"] != rate:
+                raise RunFailed(
+                    f"{method.run} came after {run} at rate {rate:g}, and another is chosen now; "
+                    f"delete {results.folder(method.run)} and compare again"
+                )
         value, trained = own["test"][results.task.metric.name], [*trained, own]
     return {
         "value": value,

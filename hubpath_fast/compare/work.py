@@ -149,6 +149,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             "seed": job.seed,
             "run": job.run,
             "rate": rate,
+            "after": {run: results.result(run)["rate"] for run in method.waits_for},
             **measured,
             "train_seconds": context.seconds,
             "train_forwards_per_sample": method.forwards,

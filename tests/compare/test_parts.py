@@ -170,6 +170,26 @@ class TestParts:
         text = markdown(as_table([row], ACCURACY))
         assert "| **single: a** | **70.0** | 10.0 | 1 | 0.5 | 3 | 3 | 1 | – |" in text
 
+    def test_a_run_after_another_at_a_rate_that_is_no_longer_chosen_is_no_result(
+        self, data, tmp_path
+    ):
+        settings = settings_of(data, rates=(1e-3, 1e-2))
+        folder = write_problem(tmp_path, settings, 0)
+        write_result(folder / "pathway-lr-0.001", 0.5, 1.0, 1e-3)  # the other rate has failed
+        result = {
+            "validation": {"accuracy": 0.5, "loss": 1.0}, "test": {"accuracy": 0.5}, "rate": 1e-3,
+            "train_seconds": 1.0, "forwards_per_sample": 1.0, "gflops_per_sample": 0.5,
+            "milliseconds_per_sample": 3.0, "peak_memory_mb": None, "after": {"pathway": 1e-3},
+        }  # fmt: skip
+        (folder / "noise-off").mkdir()
+        (folder / "noise-off/result.json").write_text(json.dumps(result))
+        methods = choose_methods("noise-off", methods_of(settings))
+        assert make_rows(settings, methods, (0,), tmp_path)[0]["status"] == "done"
+        write_result(folder / "pathway-lr-0.01", 0.9, 1.0, 1e-2)  # done again, it is the best
+        (row,) = make_rows(settings, methods, (0,), tmp_path)
+        assert (row["status"], row["mean"]) == ("failed", None)
+        assert "noise-off came after pathway at rate 0.001" in row["reason"]
+
 
 def methods_for(experts: list[str], k: int):
     top = {"k": k, "pretrained": False}
