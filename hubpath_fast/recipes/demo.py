@@ -40,16 +40,6 @@ METHODS = (
 )
 # Of the bodies, for every method; chosen for Hub-Pathway on validation digits of seeds 0, 1 and 2.
 RATE = 5e-4
-# Of summary.json, by the method whose mean they are.
-KEYS = {
-    "best_single": "best-single",
-    "ensemble": "ensemble",
-    "ensemble_hard": "ensemble-hard",
-    "ensemble_top_k": "ensemble-top-k",
-    "hub_pathway": "hub-pathway",
-    "oracle": "oracle",
-    "best_single_in_hindsight": "best-single-in-hindsight",
-}
 
 
 def demo_settings(quick: bool = False, device: str = "cpu") -> CompareSettings:
@@ -138,9 +128,10 @@ def _summary(
         read(run_folder(results.out_dir, results.seed, f"{PRETRAIN}{i}", None) / RESULT)
         for i in range(len(names))
     ]
+    singles = {name: means.pop(f"single:{name}") for name in names}
     return {
-        **{key: means[method] for key, method in KEYS.items()},
-        "singles": {name: means[f"single:{name}"] for name in names},
+        **{method.replace("-", "_"): mean for method, mean in means.items()},
+        "singles": singles,
         "rates": {
             "body": trainer.lr_expert, "head": trainer.lr_head, "router": trainer.lr_router,
         },

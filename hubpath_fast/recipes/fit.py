@@ -10,25 +10,14 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ..data import (
-    ImageSplits,
-    cache_splits,
-    open_dataset,
-)
+from ..data import ImageSplits, cache_splits, open_dataset
 from ..data.images import default_workers, usable_cores
 from ..data.named import FOLDER
 from ..data.transforms import resized_side
 from ..executors import choose
 from ..hub import default_input_size
 from ..model import HubPathway
-from ..runs.build import (
-    build_seeded,
-    eval_batches,
-    expert_names,
-    make_task,
-    score,
-    train_stream,
-)
+from ..runs.build import build_seeded, eval_batches, expert_names, make_task, score, train_stream
 from ..runs.config import FitConfig
 from ..runs.folder import Record, RunFolder
 from ..training import PathwayObjective, Reporting, Trainer, TrainResult
