@@ -11,6 +11,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 
+def check_device(name: str) -> torch.device:
+    """The device, if it is there; ValueError if torch sees none, or it is of another kind."""
+    device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu, cuda, cuda:0, ..., got {name!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        seen = ", ".join(f"cuda:{i}" for i in range(count)) or "no CUDA device"
+        raise ValueError(f"device: torch sees {seen}, got {name!r}; use one that is there, or cpu")
+    return device
+
+
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The precision context of ``TrainerConfig.amp``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")

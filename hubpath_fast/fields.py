@@ -251,6 +251,7 @@ def check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+            close = close or [other for other in known if str(name) in other.split("_")]
             hint = f"closest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
             raise ValueError(f"unknown setting {name!r}; {hint}")
 

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)  # ":smile:" in a path is no picture
+errors = Console(stderr=True, emoji=False)
 
 
 @contextlib.contextmanager
@@ -21,8 +21,8 @@ def messages() -> Iterator[None]:
     """Turns what a user can mend into a message and an exit status; anything else is a bug."""
     try:
         yield
-    except InterruptedError as error:
-        errors.print(f"[yellow]{escape(str(error))}[/]", soft_wrap=True)
+    except (InterruptedError, KeyboardInterrupt) as error:
+        errors.print(f"[yellow]{escape(str(error) or 'stopped')}[/]", soft_wrap=True)
         raise typer.Exit(130) from None
     except (ValueError, FileNotFoundError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)

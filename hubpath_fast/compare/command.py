@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..data.cache import free_memory
+from ..runs.folder import check_apart
 from .digits_hub import Pretraining, expert_store
 from .methods import Method, choose_methods, methods_of
 from .plan import PREPARE, Job, needed_runs, plan_jobs
@@ -56,6 +57,7 @@ def compare(
         raise ValueError(f"seeds: expected different integers, got {list(seeds)}")
     chosen = choose_methods(methods, methods_of(settings))
     count, threads = choose_workers(workers, settings.fit.trainer.device)
+    check_apart(out_dir, settings.fit)
     open_folder(out_dir, settings, take=False)  # before there is a lock in it
     with locked(out_dir):
         open_folder(out_dir, settings)

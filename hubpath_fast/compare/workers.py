@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ..data.images import usable_cores
+from ..devices import check_device
 from ..files import write_json
 from ..hub.costs import BYTES_PER_ADAMW_PARAMETER
 from ..training import Interrupt
@@ -45,7 +46,7 @@ def choose_workers(asked: int | None, device: str) -> tuple[int, int]:
     cores = usable_cores()
     if asked is not None and asked < 1:
         raise ValueError(f"workers: expected an integer of at least 1, got {asked}")
-    on_cpu = torch.device(device).type == "cpu"
+    on_cpu = check_device(device).type == "cpu"
     count = asked or (min(cores, MAX_WORKERS) if on_cpu else 1)
     return count, max(1, min(cores // count, torch.get_num_threads()))
 
@@ -164,9 +165,13 @@ def start_server(threads: int) -> multiprocessing.context.BaseContext:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
-    # Read once, when OpenMP is first used.
-    with _environment(OMP_NUM_THREADS=str(threads)):
-        ensure_running()
+    # A Ctrl-C is the command's, also while the server imports: it would end in midst of that.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _environment(OMP_NUM_THREADS=str(threads)):  # read once, when OpenMP is first used
+            ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
 
 

@@ -72,7 +72,7 @@ def open_dataset(
     if name == DIGITS:
         return _digits(seed, validation)
     if root is None:
-        raise ValueError(f"dataset {name!r} lies in a folder; give it (--data-root DIR)")
+        raise ValueError(f"dataset {name!r} lies in a folder, and none is given; say which")
     if name == FOLDER:
         return open_images(root, validation, seed, verify)
     published = PUBLISHED[name]

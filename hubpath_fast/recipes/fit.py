@@ -14,19 +14,26 @@ from ..data import ImageSplits, cache_splits, open_dataset
 from ..data.images import default_workers, usable_cores
 from ..data.named import FOLDER
 from ..data.transforms import resized_side
+from ..devices import check_device
 from ..executors import choose
 from ..hub import default_input_size
 from ..model import HubPathway
 from ..runs.build import build_seeded, eval_batches, expert_names, make_task, score, train_stream
 from ..runs.config import FitConfig
-from ..runs.folder import Record, RunFolder
+from ..runs.folder import Record, RunFolder, check_apart
 from ..training import PathwayObjective, Reporting, Trainer, TrainResult
 
 
 def fit(
-    config: FitConfig, out_dir: str | Path, resume: bool = False, console: Console | None = None
+    config: FitConfig,
+    out_dir: str | Path,
+    resume: bool = False,
+    console: Console | None = None,
+    asked_out: str | Path | None = None,
 ) -> tuple[TrainResult, dict[str, Any]]:
     """Trains, evaluates the best checkpoint on the test split, and writes ``result.json``.
+
+    asked_out: what the command that goes on with it names; None: ``out_dir``.
 
     Returns:
         (the training's result, the contents of ``result.json``; empty if a signal stopped the run).
@@ -37,6 +44,8 @@ def fit(
     """
     console = console or Console()
     out_dir, folder = Path(out_dir), RunFolder(Path(out_dir))
+    check_device(config.trainer.device)
+    check_apart(out_dir, config)
     image_size = config.image_size or default_input_size(config.hub)
     splits = open_dataset(config.dataset, config.data, config.validation, config.trainer.seed)
     model = build_seeded(config, splits.num_classes, image_size)
@@ -59,7 +68,7 @@ def fit(
         reporting=Reporting(
             console,
             expert_names=expert_names(config.hub),
-            resume_hint=f"the same command and --resume (--out {out_dir})",
+            resume_hint=f"the same command and --resume (--out {asked_out or out_dir})",
         ),
     )
     folder.write_record(Record(config, splits.classes, image_size))
@@ -128,9 +137,10 @@ def _speed(config: FitConfig) -> str:
     return ", ".join(settings)
 
 
-def busy_note(load: float, cores: int) -> str | None:
-    """What to do where more is running than there are cores. load: as ``os.getloadavg`` has it."""
-    if load <= cores:
+def busy_note(load: float, cores: int, threads: int) -> str | None:
+    """What to do where more is running than there are cores. load: as ``os.getloadavg`` has it.
+    threads: of torch; one waits for nobody."""
+    if load <= cores or threads == 1:
         return None
     return (
         f"the load of this machine is {load:.1f} on {cores} cores: other processes take cores from "
@@ -157,6 +167,6 @@ def _banner(
     for name, text in lines.items():
         console.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=True, highlight=False)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
-    busy = busy_note(load, usable_cores())
+    busy = busy_note(load, usable_cores(), torch.get_num_threads())
     for note in (*splits.notes, *([busy] if busy else [])):
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)

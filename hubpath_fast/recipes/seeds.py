@@ -45,7 +45,7 @@ def fit_seeds(
         done = "" if summary is None else f" is done: {run.path}"
         console.print(f"[bold]seed {seed}[/] ({i} of {len(seeds)}){done}", soft_wrap=True)
         if summary is None:
-            result, summary = fit(config.with_seed(seed), run.path, resume, console)
+            result, summary = fit(config.with_seed(seed), run.path, resume, console, folder.path)
             if result.interrupted:
                 return {}
         results.append(summary)

@@ -25,6 +25,10 @@ them all as JSON, which `--config FILE` reads. Those of the training lie in `tra
 `--set` takes `decay=0.2` as well as `trainer.decay=0.2`. Values are JSON or plain text:
 `flip=false`, `milestones=[60,120]`, `executor=graphs`, `workers=null`.
 
+What hangs on another setting moves along unless it is given, too: with `steps` the milestones and
+`eval_every` (a tenth of them), with `lr_expert` the rates of heads and router: 3 and 10 times it,
+or in the proportion that a preset or a `--config` file has them.
+
 A run may be resumed with other values of the settings marked *free*: they change no result but by
 rounding.
 """

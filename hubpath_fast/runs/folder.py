@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..data.named import FOLDER
+from ..devices import check_device
 from ..files import write_json
 from ..model import HubPathway
 from ..training import find_checkpoint, load_weights, read_log
@@ -107,6 +109,13 @@ class RunFolder:
             raise ValueError(f"{path} is damaged ({error})") from error
 
 
+def check_apart(out_dir: Path, config: FitConfig) -> None:
+    """Raises ValueError if a run would be written into the folder of its images, as a class."""
+    out, data = out_dir.resolve(), Path(config.data or "").resolve()
+    if config.dataset == FOLDER and (out == data or data in out.parents):
+        raise ValueError(f"out: {out_dir} lies in the data's folder {config.data}; choose another")
+
+
 @dataclass
 class Run:
     """A trained run, opened again: its settings, its classes and its model in evaluation mode."""
@@ -123,11 +132,11 @@ def open_run(run: str | Path, device: str = "cpu") -> Run:
     Raises:
         ValueError: the folder holds no run, or its checkpoint is damaged or of another model.
     """
-    folder = RunFolder(Path(run))
+    folder, on = RunFolder(Path(run)), check_device(device)
     config, classes, image_size = folder.record()
     checkpoint = folder.checkpoint()
-    same = torch.device(device).type == torch.device(config.trainer.device).type
+    same = on.type == torch.device(config.trainer.device).type
     here = config if same else config.replace(executor="auto")
     model = build_model(here, len(classes), image_size, pretrained=False)
     load_weights(model, checkpoint)
-    return Run(config, classes, image_size, model.to(device).eval())
+    return Run(config, classes, image_size, model.to(on).eval())

@@ -36,9 +36,10 @@ def predict(
                 images = images.to(device)
                 routing = model.route(images)
                 outputs = model(images, routing=routing)
-                dense = routing.weights.new_zeros(len(images), routing.num_experts)
-                dense.scatter_(1, routing.experts, routing.weights)
-                weights.append(dense.float().cpu())
+                # An active expert is told from the others even where its weight underflows to 0.
+                active = routing.weights.float().clamp_min(torch.finfo(torch.float32).tiny)
+                dense = active.new_zeros(len(images), routing.num_experts)
+                weights.append(dense.scatter_(1, routing.experts, active).cpu())
             else:
                 outputs = model(images.to(device))
         predictions.append(task.predict(outputs).cpu())

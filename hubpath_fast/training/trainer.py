@@ -10,10 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..devices import autocast, micro_batch, to_device
+from ..devices import autocast, check_device, micro_batch, to_device
 from .checkpoint import find_checkpoint, load_weights, save_checkpoint
 from .collapse import CollapseWatch, RoutingCollapseWarning
 from .config import TrainerConfig
@@ -70,9 +69,7 @@ class Trainer:
         resume: bool = False,
         reporting: Reporting | None = None,
     ) -> None:
-        self.device = torch.device(config.device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device: torch sees no CUDA device, got {config.device!r}; use cpu")
+        self.device = check_device(config.device)
         self.model, self.objective, self.config = model.to(self.device), objective, config
         self.out_dir, self.reporting = Path(out_dir), reporting or Reporting()
         self.optimizer = build_optimizer(model, groups or default_groups(model, config), config)

@@ -122,18 +122,26 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path):
         assert first.read_bytes() == second.read_bytes()
 
 
+class Stops(Trainer):
+    """Stops by itself after three steps."""
+
+    def _step(self, *batch):
+        super()._step(*batch)
+        if self.state.step == 3:
+            self.stop()
+
+
+def test_a_stopped_run_of_several_seeds_says_how_it_goes_on(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("hubpath_fast.recipes.fit.Trainer", Stops)
+    seeds = [*FIT, "--data", folder, "--steps", 6, "--seeds", "0,1", "--out", tmp_path / "seeds"]
+    assert f"--resume (--out {tmp_path / 'seeds'})" in hubpath(*seeds, status=130).output
+
+
 def test_augmenting_on_the_device_resumes_to_the_same_weights(folder, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = [*FIT, "--data", folder, "--steps", 6, "--augment", "device"]
     hubpath(*options, "--out", whole)
     assert json.loads((whole / "fit.json").read_text())["config"]["augment"] == "device"
-
-    class Stops(Trainer):
-        def _step(self, *batch):
-            super()._step(*batch)
-            if self.state.step == 3:
-                self.stop()
-
     with monkeypatch.context() as patch:
         patch.setattr("hubpath_fast.recipes.fit.Trainer", Stops)
         hubpath(*options, "--out", cut, status=130)
@@ -152,6 +160,8 @@ REFUSED = [
     (["--k", 4], "k: expected an integer in 1..3"),
     (["--hub", "resnet5,test_resnet"], "resnet50"),
     (["--set", "executor=graphs"], "executor: 'graphs' needs CUDA"),
+    (["--device", "xla"], "device: expected cpu, cuda, cuda:0, ..., got 'xla'"),
+    (["--device", "cuda:99"], "got 'cuda:99'; use one that is there, or cpu"),
 ]
 
 
@@ -197,6 +207,20 @@ def test_other_data_and_no_images_are_refused(run, folder, tmp_path):
     assert "three" in refused("evaluate", out, "--data", other)
     (tmp_path / "note.png").write_text("no image")
     assert str(tmp_path / "note.png") in refused("predict", out, tmp_path / "note.png")
+
+
+def test_a_run_is_not_written_among_its_images(folder, tmp_path):
+    data = copy(folder, tmp_path)
+    for out in (data, data / "train" / "run"):
+        assert "lies in the data's folder" in refused(*FIT, "--data", data, "--out", out)
+    compared = ["compare", "--hub", HUB, "--data", data, "--out", data / "compared"]
+    assert "lies in the data's folder" in refused(*compared)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "predict"])
+def test_a_device_that_is_not_there_is_refused(run, command):
+    images = ["a.png"] if command == "predict" else []
+    assert "got 'mps'" in refused(command, run[0], *images, "--device", "mps")
 
 
 def test_grey_and_odd_sized_images_are_taken(run, tmp_path):

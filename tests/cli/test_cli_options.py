@@ -57,6 +57,7 @@ def test_a_rate_has_a_short_spelling_and_a_setting_its_last_name():
         (["--steps", 0], "error: steps: expected an integer of at least 1, got 0\n"),
         (["--set", "dataset=3"], "error: dataset: expected text, got 3\n"),
         (["--set", "decy=1"], "error: unknown setting 'decy'; closest: decay"),
+        (["--set", "lr=1"], "error: unknown setting 'lr'; closest: "),
         (["--set", "hub=[1]"], "error: hub: expected a list, each text, got [1]\n"),
     ],
 )
@@ -74,6 +75,6 @@ def test_the_page_of_settings_is_what_the_fields_say():
 
 
 def test_a_busy_machine_is_noted_with_what_to_do():
-    assert busy_note(2.0, 2) is None
-    assert "the load of this machine is 3.1 on 2 cores" in busy_note(3.1, 2)
-    assert "OMP_NUM_THREADS=1" in busy_note(3.1, 2)
+    assert busy_note(2.0, 2, 2) is busy_note(3.1, 2, 1) is None
+    assert "the load of this machine is 3.1 on 2 cores" in busy_note(3.1, 2, 2)
+    assert "OMP_NUM_THREADS=1" in busy_note(3.1, 2, 2)

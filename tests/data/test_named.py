@@ -122,7 +122,7 @@ def test_names():
     assert named.find_dataset("Stanford-Cars") == "cars"
     with pytest.raises(ValueError, match=r"'car' is unknown; did you mean cars.*There are cifar"):
         open_dataset("car", ".")
-    with pytest.raises(ValueError, match="lies in a folder; give it"):
+    with pytest.raises(ValueError, match="lies in a folder, and none is given"):
         open_dataset("cars")
     assert set(DATASETS) == {*PUBLISHED, "folder", "digits"}
 

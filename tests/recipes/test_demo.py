@@ -106,6 +106,15 @@ def test_routing_is_asked_once_and_its_weights_are_zero_where_inactive():
     assert predict(SingleModel(expert), task, TensorBatches(test), "cpu")[1] is None
 
 
+def test_an_active_expert_is_told_from_the_others_where_its_weight_underflows():
+    model = create_model(["test_resnet"] * 3, 10, pretrained=False, input_size=32).eval()
+    scores = torch.tensor([[0.0, 500.0, -1.0]])
+    model.generator.forward = lambda x: (scores.repeat(len(x), 1), scores.repeat(len(x), 1))
+    test = DigitsTask(0).test.subset(torch.arange(4))
+    _, weights = predict(model, Classification(test.classes), TensorBatches(test), "cpu")
+    assert (weights > 0).tolist() == [[True, True, False]] * 4
+
+
 def test_costs_are_those_of_the_experts_that_are_asked():
     torch.manual_seed(0)
     model = create_model(["test_resnet"] * 3, 10, pretrained=False, input_size=32, k=2)
