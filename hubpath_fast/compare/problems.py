@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,14 @@ class Problem(ABC):
         for name in ("validation", "test"):
             digest.update(self.targets[name].numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def check_same(self, noted: Mapping[str, Any], where: Path) -> None:
+        """Raises ValueError if the data is not what was noted of it in the file ``where``."""
+        if self.fingerprint() != noted["fingerprint"]:
+            raise ValueError(
+                f"the data is not what it was when this comparison began ({where}): its held-out "
+                "images or their targets differ; compare again in another folder"
+            )
 
 
 class ImagesProblem(Problem):

@@ -123,6 +123,15 @@ def test_into_another_folder(comparison, tmp_path):
     assert report(comparison, tmp_path / "here") == tmp_path / "here" / "report.html"
 
 
+def test_other_images_are_not_shown_beside_a_comparisons_figures(comparison, data, tmp_path):
+    copied = shutil.copytree(comparison, tmp_path / "out")
+    other = write_image_folder(DigitsTask(1, 30), tmp_path / "digits", 30)
+    text = (copied / "compare.json").read_text()
+    (copied / "compare.json").write_text(text.replace(str(data), str(other)))
+    with pytest.raises(ValueError, match="the data is not what it was"):
+        report(copied)
+
+
 def test_of_nothing(tmp_path, data):
     with pytest.raises(
         ValueError, match="holds neither a run of `hubpath fit` nor one of `hubpath compare`"
