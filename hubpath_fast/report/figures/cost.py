@@ -1,4 +1,4 @@
-"""The measure against cost: every method a point, those on the Pareto front with their names."""
+"""The measure against cost: every method a point, those on the Pareto front numbered and named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ...measure import Measure
@@ -23,7 +22,6 @@ COSTS = {
     "gflops": "GFLOPs per sample at inference",
 }
 MIN_RATIO_FOR_LOG = 20  # of the costs
-NAME_GAP, LINE = 0.12, 0.17  # inches from a point to its name; from one name to the next
 
 
 def pareto_front(costs: Any, values: Any, measure: Measure, competes: Any = None) -> np.ndarray:
@@ -110,9 +108,9 @@ def cost_table(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Table:
 def measure_against_cost(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figure:
     """The measure (with its spread as a whisker) over cost, the Pareto front as a staircase.
 
-    rows: see ``rows.Row``; those without a value are left out. Methods on the front have their
-    names, the others are plain points (``cost_table`` names them). Bounds are hollow diamonds and
-    not on the front.
+    rows: see ``rows.Row``; those without a value are left out. Methods on the front are numbered
+    and named, the others are plain points (``cost_table`` names them). Bounds are hollow diamonds
+    and not on the front.
     """
     methods, key, costs, front = ranked(rows, measure)
     values = np.array([row.value for row in methods])
@@ -136,13 +134,13 @@ def measure_against_cost(rows: Sequence[Mapping[str, Any]], measure: Measure) ->
         end = axes.get_xlim()[1]
         axes.step([*xs, end], [*ys, ys[-1]], where="post", color=style.GOOD, linewidth=1.2)
     _draw_legend(figure, any(row.bound for row in methods))
-    figure.draw_without_rendering()  # so that names know where points are
-    _write_names(axes, methods, costs, front, measure)
+    _number_front(figure, axes, methods, costs, front)
     return figure
 
 
 def _marker(bound: bool, on_front: bool) -> dict[str, Any]:
-    look = {"linestyle": "", "marker": "o", "markersize": 7, "markeredgecolor": "white"}
+    size = 11 if on_front else 7
+    look = {"linestyle": "", "marker": "o", "markersize": size, "markeredgecolor": "white"}
     if bound:
         return look | {
             "marker": "D",
@@ -180,38 +178,23 @@ def _draw_legend(figure: Figure, bounds: bool) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
-def _write_names(
-    axes: Axes, methods: Sequence[Row], costs: np.ndarray, front: np.ndarray, measure: Measure
+def _number_front(
+    figure: Figure, axes: Axes, methods: Sequence[Row], costs: np.ndarray, front: np.ndarray
 ) -> None:
-    """Names on the better, cheaper side of their points, where no method can be; names that would
-    meet move on in that direction, and the axis with them. Points in one place share a name."""
+    """Numbers on the front's points, the cheapest first, and their names below: beside points that
+    are close they would cover each other. Points in one place share a number."""
     places: dict[tuple[float, float], list[str]] = {}
     for row, cost, on in zip(methods, costs, front, strict=True):
         if on:
             places.setdefault((cost, row.value), []).append(row.name)
-    up = measure.sign
-    dpi, frame = axes.figure.dpi, axes.bbox
-    taken: list[tuple[float, float, float]] = []  # left, right, height; inches
-    for (cost, value), names in sorted(places.items()):
-        name = style.fit(", ".join(names), 3.5, weight="bold")
-        x, y = (axes.transData.transform((cost, value)) - frame.p0) / dpi
-        width = style.text_width(name, style.SMALL, "bold")
-        left = min(max(x - width, 0.05), frame.width / dpi - width - 0.05)
-        height = y + up * NAME_GAP
-        for other_left, other_right, other in taken:
-            meet = left < other_right + 0.1 and other_left < left + width + 0.1
-            if meet and up * (height - other) < LINE:
-                height = other + up * LINE
-        taken.append((left, left + width, height))
+    handles = []
+    for number, (place, names) in enumerate(sorted(places.items()), start=1):
         axes.annotate(
-            name, (cost, value), (72 * (left - x), 72 * (height - y)),
-            textcoords="offset points", va="center_baseline", size=style.SMALL, weight="bold",
-            zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            str(number), place, ha="center", va="center_baseline", color="white",
+            size=style.SMALL, weight="bold", zorder=5,
         )  # fmt: skip
-    top = max([up * height for *_, height in taken], default=0.0) + LINE
-    edge = frame.height / dpi if up > 0 else 0.0
-    if top > up * edge:
-        low, high = axes.get_ylim()
-        inch = (high - low) / (frame.height / dpi)
-        grown = (top - up * edge) * inch * 1.1
-        axes.set_ylim(low - grown * (up < 0), high + grown * (up > 0))
+        label = f"{number}  {style.fit(', '.join(names), 3.5, weight='bold')}"
+        handles.append(Line2D([], [], linestyle="", label=label))
+    if handles:
+        look = {"ncols": 2, "handlelength": 0, "handletextpad": 0, "prop": {"weight": "bold"}}
+        figure.legend(handles=handles, loc="outside lower left", **look)
