@@ -122,6 +122,12 @@ def make_settings(
     extra = {name: value for name, value in (distill or {}).items() if value is not None}
     if quick:
         inner = {"steps": QUICK_STEPS} | inner
+    fixed = {"image_size", "validation"} & set(given) if dataset == DIGITS else ()
+    if fixed:
+        raise ValueError(
+            f"{min(fixed)}: the digits have images and splits of their own; leave it out, or write "
+            "them to a folder (hubpath_fast.data.write_image_folder)"
+        )
     if dataset == DIGITS and preset is None:
         given = {**DIGITS_FIT, **given}
         budget = DIGITS_TRAINER.to_dict()

@@ -305,6 +305,8 @@ class TestTrouble:
             (["--data", "cifar-10"], "did you mean cifar-100"),
             (["--distill-weight", "2"], "distill_weight: expected a number from 0 to 1, got 2"),
             (["--k", "3"], "k: expected an integer in 1..2"),
+            (["--data", "digits", "--image-size", "64"], "image_size: the digits have images and"),
+            (["--data", "digits", "--validation", "0.3"], "validation: the digits have"),
             (["--device", "gpu0"], "device: expected cpu, cuda, cuda:0, ..., got 'gpu0'"),
         ],
     )
