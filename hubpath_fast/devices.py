@@ -11,14 +11,23 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 
+def read_device(name: str) -> torch.device:
+    """The device that is meant, which may be another machine's; ValueError if none is."""
+    try:
+        return torch.device(name)
+    except RuntimeError:  # with all that torch knows
+        raise ValueError(f"device: expected cpu, cuda, cuda:0, ..., got {name!r}") from None
+
+
 def check_device(name: str) -> torch.device:
-    """The device, if it is there; ValueError if torch sees none, or it is of another kind."""
-    device = torch.device(name)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu, cuda, cuda:0, ..., got {name!r}")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        seen = ", ".join(f"cuda:{i}" for i in range(count)) or "no CUDA device"
+    """The device, if torch sees it; else ValueError."""
+    device, count = read_device(name), 0
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if present is not None and present.type == device.type:
+        count = torch.accelerator.device_count()
+    if device.type != "cpu" and (device.index or 0) >= count:
+        kind = device.type
+        seen = ", ".join(f"{kind}:{i}" for i in range(count)) or f"no {kind.upper()} device"
         raise ValueError(f"device: torch sees {seen}, got {name!r}; use one that is there, or cpu")
     return device
 

@@ -17,14 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import (
-    EvalBatches,
-    TensorBatches,
-    TensorSet,
-    TensorStream,
-    TrainStream,
-    open_dataset,
-)
+from ..data import EvalBatches, TensorBatches, TensorSet, TensorStream, TrainStream, open_dataset
 from ..data.digits import SIZE, DigitsTask
 from ..data.named import DIGITS
 from ..data.transforms import eval_transform

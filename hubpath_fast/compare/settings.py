@@ -72,10 +72,7 @@ class CompareSettings(Settings):
         base = self.fit.trainer
         head = base.lr_expert if base.lr_head is None else base.lr_head
         return base.replace(
-            seed=seed,
-            lr_expert=rate,
-            lr_head=max(rate, head),
-            lr_router=max(rate, base.lr_router),
+            seed=seed, lr_expert=rate, lr_head=max(rate, head), lr_router=max(rate, base.lr_router)
         )
 
     def identity(self) -> dict[str, Any]:
@@ -186,11 +183,8 @@ def open_folder(out_dir: Path, settings: CompareSettings, take: bool = True) -> 
     held = read_compare(out_dir)
     begun = any(out_dir.glob(f"runs/*/{PROBLEM}"))
     if held is None or not begun:
-        if (
-            held is None
-            and out_dir.is_dir()
-            and any(not p.name.startswith(".") for p in out_dir.iterdir())
-        ):
+        foreign = out_dir.is_dir() and any(not p.name.startswith(".") for p in out_dir.iterdir())
+        if held is None and foreign:
             raise ValueError(
                 f"out: {out_dir} holds something that is no comparison; choose another folder"
             )

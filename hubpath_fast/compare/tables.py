@@ -187,10 +187,7 @@ def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
 def markdown(table: report.Table) -> str:
     """A table as Markdown, its highlighted cells in bold."""
     numeric = [j > 0 for j in range(len(table.columns))]
-    lines = [
-        _line(table.columns),
-        _line(["---:" if n else "---" for n in numeric]),
-    ]
+    lines = [_line(table.columns), _line(["---:" if n else "---" for n in numeric])]
     for i in range(len(table.rows)):
         cells = [table.text(i, j).replace("|", "\\|") for j in range(len(table.columns))]
         lines.append(

@@ -16,7 +16,6 @@ from safetensors.torch import save
 
 from ..baselines import difference
 from ..files import write_bytes, write_json
-from ..hub import HubError
 from ..hub.costs import count_flops
 from ..runs.build import expert_names
 from ..runs.measure import PeakMemory, inference_costs, predict
@@ -68,7 +67,7 @@ class Body:
         except InterruptedError:
             os._exit(INTERRUPTED)
         except Exception as error:
-            expected = isinstance(error, (ValueError, HubError, NonFiniteLoss, OSError))
+            expected = isinstance(error, (ValueError, NonFiniteLoss, OSError))
             text = str(error) if expected else f"{type(error).__name__}: {error}"
             record = {"error": text.strip(), "traceback": traceback.format_exc()}
             write_json(job.folder(self.out_dir) / FAILED, record)

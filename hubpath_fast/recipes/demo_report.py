@@ -16,7 +16,6 @@ from ..compare.settings import CompareSettings
 from ..compare.tables import as_table, bar_of
 from ..data import TensorSet
 from ..measure import Measure
-from ..tasks.classification_report import sample_heads
 from ..training import read_log
 
 SAMPLES = 3  # images shown of each rendering: a line of the figure
@@ -83,19 +82,17 @@ def _accuracy(result: Demo) -> report.Section:
 def _routing(result: Demo) -> report.Section:
     test, names, groups = result.test, result.experts, result.groups
     outputs = result.results.predictions("pathway")
-    weights, prediction = outputs["weights"], outputs["test"].argmax(dim=1)
+    weights = outputs["weights"]
     mean = torch.stack([weights[group].mean(dim=0) for group in groups])
     shown = torch.cat([group.nonzero().flatten()[:SAMPLES] for group in groups])
     heat = report.mean_weights(mean, list(test.rendering_names), names, "rendering of the digit")
+    said = result.results.task.report(outputs["test"][shown], test.targets[shown])
     samples = report.samples_with_weights(
         test.images[shown],
         weights[shown],
         names,
-        sample_heads(
-            [test.classes[i] for i in test.targets[shown]],
-            [test.classes[i] for i in prediction[shown]],
-        ),
-        prediction[shown] != test.targets[shown],
+        said["heads"],
+        said["marked"],
         [test.rendering_names[i] for i in test.renderings[shown]],
     )
     return report.Section(

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
-
+from ..devices import read_device
 from ..fields import Settings, setting
 
 
@@ -108,13 +107,7 @@ class TrainerConfig(Settings):
             _refuse("cycle_momentum", "False unless schedule=one-cycle", got)
         if self.metric == "":
             _refuse("metric", "the name of a result, or None", "''")
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(
-                f"device: expected cpu, cuda, cuda:0, ..., got {self.device!r} "
-                f"({str(error).splitlines()[0]})"
-            ) from error
+        read_device(self.device)
 
 
 def _refuse(name: str, expected: str, got: object) -> NoReturn:

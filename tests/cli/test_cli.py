@@ -160,7 +160,8 @@ REFUSED = [
     (["--k", 4], "k: expected an integer in 1..3"),
     (["--hub", "resnet5,test_resnet"], "resnet50"),
     (["--set", "executor=graphs"], "executor: 'graphs' needs CUDA"),
-    (["--device", "xla"], "device: expected cpu, cuda, cuda:0, ..., got 'xla'"),
+    (["--device", "gpu"], "device: expected cpu, cuda, cuda:0, ..., got 'gpu'"),
+    (["--device", "xla"], "device: torch sees no XLA device, got 'xla'"),
     (["--device", "cuda:99"], "got 'cuda:99'; use one that is there, or cpu"),
 ]
 
