@@ -24,9 +24,9 @@ SMALL_GROUPS = 2.0
 class Job:
     """A run of one seed.
 
-    rate: of the bodies; None: that which ``follows`` was chosen at. tried: whether other rates are
-    tried for the same run. needs: runs that must be finished before. cost: how long it takes, in
-    any unit.
+    rate: of the bodies; None: that which ``follows`` was chosen at, or nothing is trained. tried:
+    whether other rates are tried for the same run. needs: runs that must be finished before. cost:
+    how long it takes, in any unit.
     """
 
     seed: int
@@ -92,7 +92,7 @@ def plan_jobs(
         share = expert_costs[own[0]] if number.isdigit() else SMALL_GROUPS * mean
         tried = method.tuned and len(rates) > 1
         for rate in rates if method.tuned else rates[:1]:
-            rate = None if method.follows else rate
+            rate = rate if method.tuned else None
             cost = method.forwards * share
             jobs.append(Job(seed, method.run, rate, tried, method.follows, needs, cost))
     return sorted(jobs, key=lambda job: -_path(job, jobs))

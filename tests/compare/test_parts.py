@@ -74,7 +74,7 @@ class TestParts:
         assert by_run["distill"].needs == ("single-0", "single-1")
         assert by_run["soup-greedy"].needs == ("single-0", "single-1")
         assert [job.rate for job in jobs if job.run == "single-0"] == [1e-3, 1e-2]
-        assert [job.rate for job in jobs if job.run == "soup-greedy"] == [1e-3]
+        assert [job.rate for job in jobs if job.run == "soup-greedy"] == [None]
         assert str(by_run["distill"]) == "seed 4: distill at 0.01"
         assert all(job.seed == 4 for job in jobs)
 
