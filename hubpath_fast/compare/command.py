@@ -130,7 +130,7 @@ def train_missing(
         text += f"; {len(missing)} to do, {count} at a time with {threads} thread(s) each"
     console.print(text + ".", soft_wrap=True, highlight=False)
     if missing:
-        steps = settings.fit.trainer.steps, _pretraining(settings).steps()
+        steps = settings.fit.trainer.steps, _pretraining(settings).steps
         with Progress(console, results, len(missing), out_dir, steps) as progress:
             Workers(body, out_dir, count, threads).run(
                 missing, lambda job: _is_done(job, out_dir), progress.ended, progress.refresh
@@ -152,7 +152,7 @@ def _jobs(settings: CompareSettings, methods: Sequence[Method], results: SeedRes
     needed = needed_runs(able, methods_of(settings))
     trainer = settings.fit.trainer
     pretraining = _pretraining(settings)
-    share = pretraining.steps() * pretraining.batch_size / (trainer.steps * trainer.batch_size)
+    share = pretraining.steps * pretraining.batch_size / (trainer.steps * trainer.batch_size)
     return plan_jobs(
         needed,
         results.seed,

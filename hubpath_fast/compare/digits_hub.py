@@ -47,18 +47,9 @@ class Pretraining:
     batch_size: int = 64
     lr: float = 3e-3
 
-    def steps(self, num_samples: int = NUM_PRETRAIN) -> int:
-        return max(1, num_samples * self.epochs // self.batch_size)
-
-    def trainer_config(self, num_samples: int, seed: int) -> TrainerConfig:
-        return TrainerConfig(
-            steps=self.steps(num_samples),
-            batch_size=self.batch_size,
-            lr_expert=self.lr,
-            lr_head=None,
-            save_every=0,
-            seed=seed,
-        )
+    @property
+    def steps(self) -> int:
+        return max(1, NUM_PRETRAIN * self.epochs // self.batch_size)
 
 
 def expert_store(out_dir: Path) -> Path:
@@ -151,7 +142,11 @@ class DigitsHub:
         for state in start:
             load_body(expert, state, source="the hub's first expert")
         expert.module.to(memory_format=LAYOUT)
-        config = self.settings.trainer_config(len(data), member.seed)
+        settings = self.settings
+        config = TrainerConfig(
+            steps=settings.steps, batch_size=settings.batch_size, lr_expert=settings.lr,
+            lr_head=None, save_every=0, seed=member.seed,
+        )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
                 SingleModel(expert),

@@ -211,8 +211,8 @@ def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
         of_group = [m.name for m in methods if name in GROUPS and m.name.startswith(GROUPS[name])]
         exact = [m.name for m in methods if _plain(m.name) == name]
         if not of_group and not exact:
-            allowed = ["all", *GROUPS]
-            allowed += [m.name for m in methods if not m.name.startswith("single:")]
+            several = [m.name for m in methods if not m.name.startswith("single:")]
+            allowed = ["all", *GROUPS, *several]
             close = difflib.get_close_matches(name, allowed, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}? " if close else ""
             raise ValueError(f"methods: {name!r} is unknown; {hint}There are {', '.join(allowed)}")
