@@ -170,8 +170,8 @@ def read_compare(out_dir: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return {"settings": dict(json.loads(path.read_text(encoding="utf-8"))["settings"])}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start again") from error
 
 

@@ -132,6 +132,13 @@ def test_other_images_are_not_shown_beside_a_comparisons_figures(comparison, dat
         report(copied)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "5", '{"settings": 5}', '{"settings": '])
+def test_a_damaged_comparison_is_named(tmp_path, text):
+    (tmp_path / "compare.json").write_text(text)
+    with pytest.raises(ValueError, match="is damaged"):
+        report(tmp_path)
+
+
 def test_of_nothing(tmp_path, data):
     with pytest.raises(
         ValueError, match="holds neither a run of `hubpath fit` nor one of `hubpath compare`"
