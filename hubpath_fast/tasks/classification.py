@@ -112,9 +112,10 @@ class Classification:
             return
         missing = sorted(set(self.classes) - set(other.classes))
         new = sorted(set(other.classes) - set(self.classes))
+        found = f"without {missing[:5]}, with {new[:5]} in addition"
         raise ValueError(
-            f"{where} has other classes than the run: without {missing[:5]}, with {new[:5]} in "
-            f"addition; give data of the {len(self.classes)} classes that it was trained on"
+            f"{where} has other classes than the run: {found if missing or new else 'their order'}"
+            f"; give data of the {len(self.classes)} classes that it was trained on"
         )
 
     def expected_shape(self, size: int) -> tuple[int, ...]:

@@ -145,3 +145,5 @@ def test_data_of_other_classes_is_refused_and_says_which():
     message = r"there has other classes than the run: without \['c'\], with \['d', 'e'\]"
     with pytest.raises(ValueError, match=message):
         TASK.check_same(Classification(("a", "b", "d", "e")), "there")
+    with pytest.raises(ValueError, match="there has other classes than the run: their order;"):
+        TASK.check_same(Classification(("b", "a", "c")), "there")
