@@ -142,10 +142,9 @@ class DigitsHub:
         for state in start:
             load_body(expert, state, source="the hub's first expert")
         expert.module.to(memory_format=LAYOUT)
-        settings = self.settings
         config = TrainerConfig(
-            steps=settings.steps, batch_size=settings.batch_size, lr_expert=settings.lr,
-            lr_head=None, save_every=0, seed=member.seed,
+            steps=self.settings.steps, batch_size=self.settings.batch_size,
+            lr_expert=self.settings.lr, lr_head=None, save_every=0, seed=member.seed,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(

@@ -76,6 +76,7 @@ class Context:
             groups=None if groups is None else groups(model, config),
             validation=self.problem.batches("validation") if routed else None,
             resume=True,
+            keep_best=False,
             reporting=Reporting(Console(quiet=True), expert_names=names, tensorboard=False),
         )
         result = trainer.fit()

@@ -45,8 +45,7 @@ RATE = 5e-4
 def demo_settings(quick: bool = False, device: str = "cpu") -> CompareSettings:
     """The demo as a comparison. quick: a few steps, whose figures say little."""
     hub = ",".join(NETWORKS)
-    trainer = {"device": device}
-    return make_settings("digits", hub, rates=(RATE,), quick=quick, trainer=trainer)
+    return make_settings("digits", hub, rates=(RATE,), quick=quick, trainer={"device": device})
 
 
 def demo(

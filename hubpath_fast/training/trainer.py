@@ -47,6 +47,7 @@ class Trainer:
         groups: parameter groups; None: :func:`default_groups`.
         run: what else defines the run (data, hub): kept in config.json, compared when resuming.
         resume: go on from ``out_dir/last`` if it exists. Without it a folder with a run is refused.
+        keep_best: write ``best/``; False: evaluations only say how it goes.
         reporting: what is shown and logged; None: the defaults.
 
     Raises:
@@ -67,6 +68,7 @@ class Trainer:
         groups: Sequence[ParameterGroup] | None = None,
         run: Mapping[str, Any] | None = None,
         resume: bool = False,
+        keep_best: bool = True,
         reporting: Reporting | None = None,
     ) -> None:
         self.device = check_device(config.device)
@@ -79,6 +81,7 @@ class Trainer:
         self._feed = Feed(stream, config, lambda: self.stopping)
         self._selection = Selection(task, validation, config, lambda: self.stopping)
         self._guard = FiniteGuard(self.model, self.optimizer, self.out_dir, self.watch.name)
+        self._keep = self._save if keep_best else lambda name: None
         self._settings = {"trainer": config.to_dict(), "run": dict(run or {})}
         self._start: tuple[Any, Sequence[float]] = (None, ())  # generators' states, and interval
         self._saved: tuple[int, int] | None = None  # step and reported of the checkpoint in last/
@@ -183,7 +186,7 @@ class Trainer:
         if evaluating or step >= config.steps or step % config.log_every == 0:
             self._guard.check_losses(self.window)
             timing, self._timing = self._timing.close(state), Interval()
-            found = self._selection.evaluate(self.model, state, self._save) if evaluating else {}
+            found = self._selection.evaluate(self.model, state, self._keep) if evaluating else {}
             if found is not None:
                 self._write(found, timing)
             self._timing = Interval()

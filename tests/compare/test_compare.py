@@ -78,6 +78,7 @@ class TestAllMethods:
         evaluated = {run for run, log in logs.items() if '"validation"' in log}
         routed = {run for run, log in logs.items() if '"entropy"' in log}
         assert evaluated == routed < set(logs)
+        assert not list(done[0].rglob("best"))
 
     def test_votes_are_those_of_the_fine_tuned_experts(self, done, alone):
         _, _, rows = done
