@@ -83,4 +83,4 @@ class Task(Protocol):
 
     def attach_head(self, network: nn.Module) -> None:
         """Replaces a network's head once its weights are loaded, where this task's head is not the
-        one that the network's own library makes for ``num_outputs`` classes."""
+        one that the network's own library makes for ``num_outputs``."""
