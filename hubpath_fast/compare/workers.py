@@ -161,15 +161,16 @@ def start_server(threads: int) -> multiprocessing.context.BaseContext:
     begins to import here, at the first call, while the caller goes on."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing.forkserver import ensure_running
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
     # A Ctrl-C is the command's, also while the server imports: it would end in midst of that.
+    resource_tracker.ensure_running()  # here, since it unblocks the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with _environment(OMP_NUM_THREADS=str(threads)):  # read once, when OpenMP is first used
-            ensure_running()
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context

@@ -182,6 +182,7 @@ def test_a_file_that_is_wrong_is_named(folder, tmp_path):
     (tmp_path / "c.json").write_text('{"data": "x", "hub": ["test_resnet"], "epoch": 3}')
     assert "unknown setting 'epoch'" in refused("fit", "--config", tmp_path / "c.json")
     assert "holds no run of `hubpath fit`" in refused("evaluate", tmp_path)
+    assert ":smile: holds no run" in refused("evaluate", ":smile:")  # and no picture of one
 
 
 def test_another_run_in_the_folder_is_refused_and_kept(run, folder):

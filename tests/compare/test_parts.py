@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from hubpath_fast.compare.plan import needed_runs, plan_jobs
 from hubpath_fast.compare.results import RunFailed, SeedResults
 from hubpath_fast.compare.settings import CompareSettings, make_settings
 from hubpath_fast.compare.tables import as_table, make_rows, markdown
-from hubpath_fast.compare.workers import workers_that_fit
+from hubpath_fast.compare.workers import start_server, workers_that_fit
 from hubpath_fast.data.cache import free_memory
 from hubpath_fast.tasks.classification import ACCURACY
 
@@ -93,6 +96,16 @@ class TestParts:
         assert [job.run for job in jobs] == [
             "pretrain-0", "pretrain-1", "pretrain-2", "pathway", "single-1", "single-2", "single-0",
         ]  # fmt: skip
+
+    @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+    def test_an_interrupt_does_not_reach_the_server_of_the_workers(self):
+        """It goes to the whole terminal, also while the server imports; the command hands it on."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        start_server(1)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
+        [blocked] = re.findall(r"^SigBlk:\s*(\w+)$", status, re.MULTILINE)
+        assert int(blocked, 16) >> (signal.SIGINT - 1) & 1
 
     def test_workers_are_limited_by_memory(self, tmp_path):
         gib = 2**30
