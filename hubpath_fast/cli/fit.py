@@ -54,10 +54,10 @@ def fit(
         from ..recipes.fit import fit as run
         from ..recipes.seeds import fit_seeds
         from ..runs.folder import RunFolder
-        from ..runs.resolve import parse_seeds, settings
+        from ..runs.resolve import parse_seeds, parse_set, settings
 
-        given = {text.partition("=")[0].strip() for text in set_ or ()}
-        one_seed = "seed" in asked.get("trainer", {}) or given & {"seed", "trainer.seed"}
+        given = (asked, parse_set(set_ or ()))
+        one_seed = any("seed" in part.get("trainer", {}) for part in given)
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
         if resume and chosen_seeds is None and RunFolder(out).has_seeds:
             chosen_seeds = RunFolder(out).seeds()[1]

@@ -119,7 +119,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
     results = SeedResults(out_dir, job.seed, settings.rates)
     rate = results.result(job.follows)["rate"] if job.follows else job.rate
     problem = open_problem(settings, job.seed, cache=cache)
-    problem.check_same(results.problem, folder.parent / PROBLEM)
+    problem.check_same(results.problem, seed_folder(out_dir, job.seed) / PROBLEM)
     method = next(method for method in methods_of(settings) if method.run == job.run)
     problem.experts(loaded=())  # what only loading needs is no part of the run's memory
     memory = PeakMemory(fit.trainer.device)

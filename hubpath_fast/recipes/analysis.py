@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compare.digits_hub import expert_store
 from ..compare.methods import methods_of
 from ..compare.problems import open_problem
-from ..compare.results import RunFailed, SeedResults, read
+from ..compare.results import RunFailed, SeedResults, read, seed_folder
 from ..compare.settings import (
     COMPARE_FILE,
     PROBLEM,
@@ -97,7 +97,7 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
         raise ValueError(f"{out_dir} holds no finished Hub-Pathway; compare it as well")
     problem = open_problem(settings, results.seed, cache=expert_store(out_dir))
     noted, outputs, known = results.problem, results.predictions("pathway"), results.targets()
-    problem.check_same(noted, results.folder("pathway").parent / PROBLEM)  # whose images are shown
+    problem.check_same(noted, seed_folder(out_dir, results.seed) / PROBLEM)  # its images are shown
     task, targets = results.task, known["test"]
     singles = [f"single-{i}" for i in range(len(noted["experts"]))]
     if all(_has(results, run) for run in singles):

@@ -49,7 +49,7 @@ def settings(
         base = held.to_dict()
     own = {"trainer": TrainerConfig().to_dict(), **base}.pop("trainer")
     top, asked = ({k: v for k, v in given.items() if v is not None} for given in (top, trainer))
-    for given in (top, _parse(extra)):
+    for given in (top, parse_set(extra)):
         asked |= given.pop("trainer", {})
         top |= given
     if "data" in top and "data_root" in top:
@@ -73,7 +73,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def _parse(extra: Sequence[str]) -> dict[str, Any]:
+def parse_set(extra: Sequence[str]) -> dict[str, Any]:
     """Settings as ``FitConfig.from_dict`` takes them; values as JSON, else as plain text."""
     found: dict[str, Any] = {}
     for text in extra:
