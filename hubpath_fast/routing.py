@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -37,7 +38,15 @@ class Routing:
 
         The one host read of a step: on a GPU the first call waits for the router; later calls
         return the kept list.
+
+        Raises:
+            ValueError: under ``torch.jit.trace``, which would keep them for every later batch.
         """
+        if torch.jit.is_tracing():
+            raise ValueError(
+                "counts: torch.jit.trace would keep the rows per expert of this batch and split "
+                "every later one alike; trace the experts and the generator one by one"
+            )
         if self._counts is None:
             bounds = self.offsets.tolist()
             self._counts = [end - start for start, end in itertools.pairwise(bounds)]

@@ -26,6 +26,7 @@ from . import surgery
 from .aggregator import LinearAggregator
 from .generator import check_scores
 from .output import FusedExploit, PathwayOutput
+from .tracing import REFUSAL, refuse_recording
 
 
 class HubPathway(nn.Module):
@@ -62,7 +63,8 @@ class HubPathway(nn.Module):
 
     Raises:
         ValueError: k out of range, no experts, an unknown executor, a wrong normalization; in
-            forward: an empty batch, a generator of another width, experts that disagree on C.
+            forward: an empty batch, a generator of another width, experts that disagree on C, a
+            call that is recorded as a fixed graph (``torch.jit.trace`` and the like).
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class HubPathway(nn.Module):
                 tensor, and has the same label smoothing, takes it; any other computes its own.
             label_smoothing: of that loss.
         """
+        refuse_recording(x)
         routing = self.route(x, eps) if routing is None else routing
         source = self._row_source(x, routing)
         outputs = self._executor(x.device)(self.experts, source, self.min_group)
@@ -200,6 +203,9 @@ class HubPathway(nn.Module):
             expert.compile(**{"dynamic": True} | options)
         self._compiled = True
         return self
+
+    def __prepare_scriptable__(self):
+        raise ValueError(REFUSAL)  # torch.jit.script asks every module of a model, forward or not
 
     def __getstate__(self):
         return super().__getstate__() | {"_compiled": False}  # modules drop their compiled calls
