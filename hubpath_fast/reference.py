@@ -78,6 +78,9 @@ class ReferenceHubPathway(nn.Module):
 
     def __init__(self, experts, generator, aggregator, k=2, min_group=2, renormalize=False):
         super().__init__()
+        for i, expert in enumerate(experts):
+            if any(norm.running_mean is None for norm in _batch_norms(expert)):
+                raise ValueError(f"experts[{i}]: its BatchNorm keeps no running statistics")
         self.experts = nn.ModuleList(experts)
         self.generator, self.aggregator = generator, aggregator
         self.k, self.min_group, self.renormalize = k, min_group, renormalize
@@ -110,7 +113,7 @@ class ReferenceHubPathway(nn.Module):
 
     def _run(self, expert: nn.Module, x: Tensor) -> Tensor:
         """A group below ``min_group`` has no batch statistics worth having: use running ones."""
-        norms = [m for m in expert.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = _batch_norms(expert)
         frozen = [m for m in norms if m.training and self.training and len(x) < self.min_group]
         for m in frozen:
             m.training = False
@@ -118,6 +121,10 @@ class ReferenceHubPathway(nn.Module):
         for m in frozen:
             m.training = True
         return output
+
+
+def _batch_norms(module: nn.Module):
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def losses(output: ReferenceOutput, y: Tensor, explore=1.0, task_loss=None, sample_weight=None):

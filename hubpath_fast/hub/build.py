@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..model.batch_norm import batch_norm_problems
 from ..model.heads import set_lr_factor, split_parameters
 from .errors import HubError
 from .expert import Expert, Resized, RunningStatistics
 from .registry import find
-from .source import HeadTask, HubModel, PlainTask, module_refusal, refusal, wrong_size
+from .source import HeadTask, HubModel, PlainTask, module_refusal, refusal, skeleton, wrong_size
 from .spec import ExpertSpec, read_specs
 from .weights import fetch_all
 
@@ -79,7 +80,7 @@ def build_experts(
     if input_size is None:
         input_size = _usual_size(models)
     sizes = []
-    for spec, model in zip(specs, models, strict=True):
+    for i, (spec, model) in enumerate(zip(specs, models, strict=True)):
         if model is None and not isinstance(spec.name, nn.Module):
             continue  # unknown, and reported
         try:
@@ -87,6 +88,8 @@ def build_experts(
                 model.native_size if model is not None and resize_to_native else input_size
             )
             sizes.append(_working_size(spec, model, task, size))
+            network = spec.name if model is None else skeleton(model, task)
+            problems += batch_norm_problems([(f"expert {i} ({spec.label})", network)])
         except HubError as error:
             problems += error.problems
         if pretrained and model is not None:

@@ -24,7 +24,9 @@ from ..executors import (
 from ..routing import Routing
 from . import surgery
 from .aggregator import LinearAggregator
+from .batch_norm import check_batch_norm
 from .generator import check_scores
+from .normalization import normalization_rows, read_normalization
 from .output import FusedExploit, PathwayOutput
 from .tracing import REFUSAL, refuse_recording
 
@@ -44,7 +46,7 @@ class HubPathway(nn.Module):
         num_outputs: C, needed by the default aggregator only, which otherwise reads it off the
             experts' last layers.
         min_group: an expert with fewer rows than this in a training step runs its BatchNorm layers
-            on running statistics.
+            on running statistics; so a part whose BatchNorm keeps none is refused.
         executor: what runs the experts: "sequential" (one after another), "threads" (concurrent on
             a CPU's threads), "streams" (concurrent on CUDA streams), "graphs" (captured as CUDA
             graphs), or "auto" to let the model choose; on another device than an executor's the
@@ -62,9 +64,10 @@ class HubPathway(nn.Module):
     there is no noise and it returns the prediction [N, C, ...], a plain tensor.
 
     Raises:
-        ValueError: k out of range, no experts, an unknown executor, a wrong normalization; in
-            forward: an empty batch, a generator of another width, experts that disagree on C, a
-            call that is recorded as a fixed graph (``torch.jit.trace`` and the like).
+        ValueError: k out of range, no experts, an unknown executor, a wrong normalization, a
+            BatchNorm without running statistics in any part; in forward: an empty batch, a
+            generator of another width, experts that disagree on C, a call that is recorded as a
+            fixed graph (``torch.jit.trace`` and the like).
     """
 
     def __init__(
@@ -88,6 +91,13 @@ class HubPathway(nn.Module):
             raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
         if not isinstance(executor, Executor):
             check_executor(executor)
+        check_batch_norm(
+            [
+                *((_expert_name(i, expert), expert) for i, expert in enumerate(experts)),
+                ("generator", generator),
+                *([] if aggregator is None else [("aggregator", aggregator)]),
+            ]
+        )
         if aggregator is None:
             num_outputs = _infer_num_outputs(experts) if num_outputs is None else num_outputs
             aggregator = LinearAggregator(len(experts), num_outputs)
@@ -96,12 +106,7 @@ class HubPathway(nn.Module):
         self.aggregator = aggregator
         self.k, self.num_outputs, self.min_group = k, num_outputs, min_group
         self.executor, self.renormalize = executor, renormalize
-        mean, std = normalization if normalization is not None else (None, None)
-        if mean is not None and (mean.shape != std.shape or mean.shape[:1] != (len(experts),)):
-            raise ValueError(
-                f"normalization: expected mean and std of shape [{len(experts)}, channels], "
-                f"got {list(mean.shape)} and {list(std.shape)}"
-            )
+        mean, std = read_normalization(normalization, len(experts))
         self.register_buffer("input_mean", mean)
         self.register_buffer("input_std", std)
         self._running: Executor | None = None  # made at the first call, for the input's device
@@ -264,13 +269,14 @@ class HubPathway(nn.Module):
             score: added to the new expert's clean score.
 
         Raises:
-            ValueError: a wrong argument, a generator other than a ``PathwayGenerator``, an
-                aggregator other than a ``LinearAggregator`` or an ``MLPAggregator``; nothing is
-                changed then.
+            ValueError: a wrong argument, a BatchNorm without running statistics, a generator other
+                than a ``PathwayGenerator``, an aggregator other than a ``LinearAggregator`` or an
+                ``MLPAggregator``; nothing is changed then.
         """
         if not isinstance(module, nn.Module):
             raise ValueError(f"module: expected an nn.Module, got {type(module).__name__}")
-        rows = surgery.normalization_rows(self.input_mean, mean, std)
+        check_batch_norm([("module", module)])
+        rows = normalization_rows(self.input_mean, mean, std)
         surgery.check_resizable(self.generator, self.aggregator)
         kept = range(len(self.experts))
         surgery.resize_generator(self.generator, kept, score)
@@ -322,6 +328,10 @@ class HubPathway(nn.Module):
         return f"k={self.k}, min_group={self.min_group}, executor={self.executor!r}"
 
 
+def _expert_name(index: int, expert: nn.Module) -> str:
+    return f"experts[{index}] ({type(expert).__name__})"
+
+
 def _infer_num_outputs(experts: Sequence[nn.Module]) -> int:
     widths = []
     for expert in experts:
@@ -331,7 +341,7 @@ def _infer_num_outputs(experts: Sequence[nn.Module]) -> int:
         widths.append(getattr(last, name, None))
     if None in widths or len(set(widths)) != 1:
         found = ", ".join(
-            f"experts[{i}] ({type(expert).__name__}): {width}"
+            f"{_expert_name(i, expert)}: {width}"
             for i, (expert, width) in enumerate(zip(experts, widths, strict=True))
         )
         raise ValueError(

@@ -66,31 +66,6 @@ def resize_aggregator(
     linear.num_experts = len(kept) + one_more
 
 
-def normalization_rows(
-    old: Tensor | None, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """(mean [1, channels], std [1, channels]) of one more expert's images, where there are ``old``
-    means [M, channels]; else None. Raises ValueError where one is missing, too much, or wrong."""
-    if (mean is None) != (std is None) or (mean is None) != (old is None):
-        raise ValueError(
-            f"mean, std: the model has {'no' if old is None else 'a'} normalisation of its experts'"
-            f" images, so {'leave both out' if old is None else 'give both for the new one'}"
-        )
-    if mean is None:
-        return None
-    rows = []
-    for name, value in (("mean", mean), ("std", std)):
-        row = torch.as_tensor(value).to(old)
-        if row.shape != old.shape[1:]:
-            raise ValueError(
-                f"{name}: expected [{old.shape[1]}] values, got shape {list(row.shape)}"
-            )
-        rows.append(row[None])
-    if not bool((rows[1] > 0).all()):
-        raise ValueError(f"std: expected values above 0, got {rows[1][0].tolist()}")
-    return rows[0], rows[1]
-
-
 def _replace(layer: nn.Module, name: str, value: Tensor) -> None:
     """A parameter of another shape, as trainable as the old one."""
     old = getattr(layer, name)

@@ -233,6 +233,24 @@ BAD_MODELS = {
         ),
         r"normalization: .*\[2, channels\]",
     ),
+    "a mean that is not finite": (
+        lambda: hp.HubPathway(
+            experts_of(7), table(m=1), k=1, normalization=([[0.0, float("nan"), 0.0]], [[1.0] * 3])
+        ),
+        "normalization: mean: expected finite values, got .*nan",
+    ),
+    "a std of zero": (
+        lambda: hp.HubPathway(
+            experts_of(7, 7), table(), normalization=(torch.zeros(2, 1), torch.tensor([[1], [0]]))
+        ),
+        r"normalization: std: expected values above 0 that are finite, got \[0.0\] of expert 1",
+    ),
+    "a std of NaN": (
+        lambda: hp.HubPathway(
+            experts_of(7), table(m=1), k=1, normalization=([[0.0]], [[float("nan")]])
+        ),
+        "normalization: std: expected values above 0 that are finite, got .nan",
+    ),
     "min_group of zero": (lambda: hp.HubPathway(experts_of(7), table(), k=1, min_group=0), "min_g"),
 }
 

@@ -4,7 +4,6 @@ recorder; what does not record, and the parts by themselves, work."""
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -12,6 +11,13 @@ from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast import functional as HF
+
+# The recorders say of themselves that they are old, and of the checks that they are constants.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
 
 
 class Generator(nn.Module):
@@ -66,9 +72,8 @@ MODELS = {
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_is_not_recorded(kind, recorder, tmp_path):
     model = MODELS[kind]()
-    message = "HubPathway cannot be recorded as a fixed graph .* model.state_dict"
-    with warnings.catch_warnings(), pytest.raises((ValueError, RuntimeError), match=message):
-        warnings.simplefilter("ignore")  # of the recorders, on being old
+    message = r"HubPathway cannot be recorded as a fixed graph .* model\.state_dict"
+    with pytest.raises((ValueError, RuntimeError), match=message):
         RECORDERS[recorder](model, tmp_path)
     assert model(X) is not None  # and it works afterwards
 
@@ -101,17 +106,15 @@ class Operations(nn.Module):
 def test_traced_operations_route_each_batch_anew():
     """They are vectorised; only the counts, which the host reads, must not be recorded."""
     operations = Operations()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the checks
-        traced = torch.jit.trace(operations, (torch.randn(16, 4), torch.randn(16, 3)))
-        for n in (16, 7):
-            clean, x = torch.randn(n, 4), torch.randn(n, 3)
-            for found, expected in zip(traced(clean, x), operations(clean, x), strict=True):
-                assert torch.equal(found, expected)
+    traced = torch.jit.trace(operations, (torch.randn(16, 4), torch.randn(16, 3)))
+    for n in (16, 7):
+        clean, x = torch.randn(n, 4), torch.randn(n, 3)
+        for found, expected in zip(traced(clean, x), operations(clean, x), strict=True):
+            assert torch.equal(found, expected)
 
-        def own_loop(clean, x):
-            routing = HF.noisy_topk(clean, clean, 2)
-            return torch.cat(HF.gather(x, routing).split(routing.counts()))
+    def own_loop(clean, x):
+        routing = HF.noisy_topk(clean, clean, 2)
+        return torch.cat(HF.gather(x, routing).split(routing.counts()))
 
-        with pytest.raises(ValueError, match="counts: torch.jit.trace would keep"):
-            torch.jit.trace(own_loop, (torch.randn(16, 4), torch.randn(16, 3)))
+    with pytest.raises(ValueError, match=r"counts: torch\.jit\.trace would keep"):
+        torch.jit.trace(own_loop, (torch.randn(16, 4), torch.randn(16, 3)))
