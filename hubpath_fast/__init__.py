@@ -21,6 +21,7 @@ from .model import (
     PathwayGenerator,
     PathwayLosses,
     PathwayOutput,
+    SumAggregator,
 )
 from .routing import Routing
 
@@ -40,6 +41,7 @@ __all__ = [
     "PathwayLosses",
     "PathwayOutput",
     "Routing",
+    "SumAggregator",
     "create_model",
     "functional",
     "reference",

@@ -9,6 +9,7 @@ from typing import Any
 from .._checks import check_k
 from ..executors import EXECUTORS
 from ..fields import Settings, setting
+from ..model import AGGREGATORS
 from .spec import expand_names
 
 
@@ -41,7 +42,10 @@ class ModelSettings(Settings):
         low=0,
     )
     aggregator: str = setting(
-        "linear", "linear starts as the weighted sum", choices=("linear", "mlp")
+        "auto",
+        "linear starts as the weighted sum of the experts' outputs; sum stays it; auto: linear, or "
+        "sum where linear would have more than 50 M weights (5 experts, 3,163 classes)",
+        choices=AGGREGATORS,
     )
     generator_width: int = setting(16, "channels of the generator's first layer", low=1)
     generator_stride: int | None = setting(
@@ -54,6 +58,12 @@ class ModelSettings(Settings):
         "keep images and convolutions with the channels last in memory: faster on most devices",
         free=True,
     )
+
+    def identity(self) -> dict[str, Any]:
+        """As runs older than "auto" have it: up to 50 M weights that is "linear", and beyond it
+        their weights fit no other aggregator."""
+        identity = super().identity()
+        return {**identity, "aggregator": identity["aggregator"].replace("auto", "linear")}
 
     def check(self) -> None:
         super().check()

@@ -1,8 +1,9 @@
 """The aggregator A: turns the weighted, concatenated outputs of the experts into the prediction.
 
 Equation 2 of the paper. The paper leaves its depth open; a linear map that starts as the plain
-weighted sum is our default, a two-layer perceptron the alternative, and any module that takes the
-concatenation [N, M*C, ...] can stand in.
+weighted sum is our default, and that sum itself where the map would be too large (it has M*C*C
+weights: half a billion for 5 experts of 10,000 outputs). A two-layer perceptron is the alternative,
+and any module that takes the concatenation [N, M*C, ...] can stand in.
 """
 
 from __future__ import annotations
@@ -13,6 +14,30 @@ from torch import Tensor, nn
 from .. import functional as HF
 from .._torch_ops import linear_over_channels
 from ..routing import Routing
+
+# Weights of the largest linear map that is the default. 50 M are two ResNet-50s: with gradient and
+# Adam's two moments 0.8 GB. Five experts reach it at 3,162 outputs, sixteen at 1,767.
+LARGEST_DEFAULT = 50_000_000
+
+AGGREGATORS = ("auto", "linear", "sum", "mlp")
+
+
+class SumAggregator(nn.Module):
+    """The sum of the experts' weighted outputs: what ``LinearAggregator`` starts as, to keep.
+
+    It has no parameters. Args as of ``LinearAggregator``.
+    """
+
+    def __init__(self, num_experts: int, num_outputs: int):
+        super().__init__()
+        self.num_experts, self.num_outputs = num_experts, num_outputs
+
+    def forward(self, concat: Tensor) -> Tensor:
+        """[N, M*C, ...] -> [N, C, ...]."""
+        return concat.unflatten(1, (self.num_experts, self.num_outputs)).sum(dim=1)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, num_outputs={self.num_outputs}"
 
 
 class LinearAggregator(nn.Module):
@@ -66,3 +91,15 @@ class MLPAggregator(nn.Module):
         hidden = torch.relu(linear_over_channels(concat, self.expand.weight, self.expand.bias))
         correction = linear_over_channels(hidden, self.contract.weight, self.contract.bias)
         return self.linear(concat) + correction
+
+
+def make_aggregator(kind: str, num_experts: int, num_outputs: int) -> nn.Module:
+    """An aggregator by name, one of ``AGGREGATORS``.
+
+    "auto": linear, or the sum where a linear map would have more than ``LARGEST_DEFAULT`` weights.
+    """
+    if kind == "auto":
+        weights = num_experts * num_outputs**2
+        kind = "linear" if weights <= LARGEST_DEFAULT else "sum"
+    kinds = {"linear": LinearAggregator, "sum": SumAggregator, "mlp": MLPAggregator}
+    return kinds[kind](num_experts, num_outputs)

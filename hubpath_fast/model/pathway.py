@@ -23,7 +23,7 @@ from ..executors import (
 )
 from ..routing import Routing
 from . import surgery
-from .aggregator import LinearAggregator
+from .aggregator import LinearAggregator, make_aggregator
 from .batch_norm import check_batch_norm
 from .generator import check_scores
 from .normalization import normalization_rows, read_normalization
@@ -41,7 +41,8 @@ class HubPathway(nn.Module):
         experts: M modules, x [n, ...] -> [n, C, ...], the same C for all; kept as ``experts``.
         generator: a module, x -> (clean [N, M], noise [N, M]); kept as ``generator``.
         aggregator: a module on the concatenation [N, M*C, ...]; None for
-            ``LinearAggregator(M, num_outputs)``; kept as ``aggregator``.
+            ``LinearAggregator(M, num_outputs)``, or, where that would have more than 50 M weights
+            (M*C*C), ``SumAggregator(M, num_outputs)``; kept as ``aggregator``.
         k: K, active experts per sample, 1..M.
         num_outputs: C, needed by the default aggregator only, which otherwise reads it off the
             experts' last layers.
@@ -100,7 +101,7 @@ class HubPathway(nn.Module):
         )
         if aggregator is None:
             num_outputs = _infer_num_outputs(experts) if num_outputs is None else num_outputs
-            aggregator = LinearAggregator(len(experts), num_outputs)
+            aggregator = make_aggregator("auto", len(experts), num_outputs)
         self.experts = nn.ModuleList(experts)
         self.generator = generator
         self.aggregator = aggregator
@@ -270,8 +271,8 @@ class HubPathway(nn.Module):
 
         Raises:
             ValueError: a wrong argument, a BatchNorm without running statistics, a generator other
-                than a ``PathwayGenerator``, an aggregator other than a ``LinearAggregator`` or an
-                ``MLPAggregator``; nothing is changed then.
+                than a ``PathwayGenerator``, an aggregator of another kind than this package's;
+                nothing is changed then.
         """
         if not isinstance(module, nn.Module):
             raise ValueError(f"module: expected an nn.Module, got {type(module).__name__}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .aggregator import LinearAggregator, MLPAggregator
+from .aggregator import LinearAggregator, MLPAggregator, SumAggregator
 from .generator import PathwayGenerator
 
 
@@ -19,7 +19,7 @@ def check_resizable(generator: nn.Module, aggregator: nn.Module) -> None:
     """Raises ValueError for kinds of modules that cannot be given another number of experts."""
     for name, module, kinds in (
         ("generator", generator, (PathwayGenerator,)),
-        ("aggregator", aggregator, (LinearAggregator, MLPAggregator)),
+        ("aggregator", aggregator, (LinearAggregator, MLPAggregator, SumAggregator)),
     ):
         if not isinstance(module, kinds):
             raise ValueError(
@@ -47,10 +47,15 @@ def resize_generator(
 
 @torch.no_grad()
 def resize_aggregator(
-    aggregator: LinearAggregator | MLPAggregator, kept: Sequence[int], one_more: bool
+    aggregator: LinearAggregator | MLPAggregator | SumAggregator,
+    kept: Sequence[int],
+    one_more: bool,
 ) -> None:
     """Keeps the blocks of the experts ``kept``. With one more, its output is added to the weighted
     sum as it is; a trained correction to that sum knows nothing of it yet."""
+    if isinstance(aggregator, SumAggregator):
+        aggregator.num_experts = len(kept) + one_more
+        return
     linear = aggregator if isinstance(aggregator, LinearAggregator) else aggregator.linear
     outputs = linear.num_outputs
     layers = [(linear, torch.eye(outputs).to(linear.weight))]

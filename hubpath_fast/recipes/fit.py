@@ -17,7 +17,7 @@ from ..data.transforms import resized_side
 from ..devices import check_device
 from ..executors import choose
 from ..hub import default_input_size
-from ..model import HubPathway
+from ..model import LARGEST_DEFAULT, HubPathway
 from ..runs.build import build_seeded, eval_batches, expert_names, make_task, score, train_stream
 from ..runs.config import FitConfig
 from ..runs.folder import Record, RunFolder, check_apart
@@ -122,6 +122,22 @@ def _cached(
     return cache_splits(splits, side, config.cache, config.cache_dir, tell, workers)
 
 
+def _aggregator(config: FitConfig, model: HubPathway) -> str:
+    """What the aggregator is, where it is not a linear map of a usual size."""
+    kind, experts, outputs = config.aggregator, len(model.experts), model.num_outputs
+    weights = sum(p.numel() for p in model.aggregator.parameters())
+    linear = experts * outputs**2
+    if kind == "auto" and linear > LARGEST_DEFAULT:
+        return (
+            f"; the aggregator is the weighted sum, since a linear one would have "
+            f"{linear / 1e6:,.0f} M weights (--set aggregator=linear takes it)"
+        )
+    if kind in ("auto", "linear") and linear <= LARGEST_DEFAULT:
+        return ""
+    size = f", {weights / 1e6:,.1f} M of them" if weights else ""
+    return f"; the aggregator is {kind}{size}"
+
+
 def _speed(config: FitConfig) -> str:
     """What decides how fast a step is: the executor and why it is that one, and the rest."""
     device = torch.device(config.trainer.device)
@@ -157,7 +173,7 @@ def _banner(
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     lines = {
         "hub": f"{', '.join(config.hub)} ({weights} weights), K = {config.k} of "
-        f"{len(config.hub)}, {millions:.1f} M parameters",
+        f"{len(config.hub)}, {millions:.1f} M parameters{_aggregator(config, model)}",
         "data": f"{place}: {splits.num_classes} classes, {len(splits.train)} train, "
         f"{len(splits.validation)} validation, {len(splits.test)} test images at {image_size} px",
         "run": f"{trainer.steps} steps of {trainer.batch_size} on {trainer.device}, "

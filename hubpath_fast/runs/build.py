@@ -12,7 +12,7 @@ from ..data import EvalBatches, ImageDataset, RandomCrops, SummedCrops, TrainStr
 from ..data.splits import Split
 from ..data.transforms import eval_transform, square_transform, train_transform
 from ..hub import Expert, build_experts, create_model, head_parameters
-from ..model import HubPathway, MLPAggregator
+from ..model import HubPathway, make_aggregator
 from ..tasks import Classification
 from ..training import Task, evaluate
 from ..training.random_state import seed_all
@@ -52,7 +52,7 @@ def make_pathway(
     k: int | None = None,
 ) -> HubPathway:
     """A Hub-Pathway of these experts. k: in place of ``config.k``."""
-    aggregator = MLPAggregator(len(experts), num_outputs) if config.aggregator == "mlp" else None
+    aggregator = make_aggregator(config.aggregator, len(experts), num_outputs)
     model = create_model(
         experts,
         num_outputs,

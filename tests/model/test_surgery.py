@@ -11,6 +11,7 @@ from torch import nn
 import hubpath_fast as hp
 
 M, C, N = 4, 3, 11
+AGGREGATORS = [hp.LinearAggregator, hp.MLPAggregator, hp.SumAggregator]
 
 
 class Tiny(nn.Module):
@@ -57,7 +58,7 @@ def silence(model, index):
         model.generator.clean.bias[index] = -1e4
 
 
-@pytest.mark.parametrize("aggregator", [hp.LinearAggregator, hp.MLPAggregator])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
 @pytest.mark.parametrize("index", [0, 2, 3, -1])
 def test_removing_an_expert_without_weight_changes_no_prediction(aggregator, index, images):
     model = hub(aggregator)
@@ -69,7 +70,7 @@ def test_removing_an_expert_without_weight_changes_no_prediction(aggregator, ind
     assert len(model.experts) == model.generator.num_experts == M - 1
 
 
-@pytest.mark.parametrize("aggregator", [hp.LinearAggregator, hp.MLPAggregator])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_an_expert_that_is_added_silently_changes_no_prediction(aggregator, images):
     model = hub(aggregator)
     before = model(images)
@@ -79,7 +80,7 @@ def test_an_expert_that_is_added_silently_changes_no_prediction(aggregator, imag
     torch.testing.assert_close(model(images), before, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("aggregator", [hp.LinearAggregator, hp.MLPAggregator])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_adding_and_removing_again_is_the_model_as_it_was(aggregator, images):
     model = hub(aggregator)
     before = copy.deepcopy(model.state_dict())
