@@ -68,20 +68,43 @@ def check_outputs(outputs: Tensor, routing: Routing) -> None:
     check_device("outputs", outputs, routing)
 
 
+def check_classes(name: str, target: Tensor, num_samples: int, outputs: Tensor) -> None:
+    """Targets of the cross-entropy of outputs [..., C, ...]: classes [N, ...], of integers, or
+    their probabilities [N, C, ...], of floats."""
+    hard, soft = [num_samples, *outputs.shape[2:]], [num_samples, *outputs.shape[1:]]
+    found, floating = list(target.shape), target.is_floating_point()
+    if found == (soft if floating else hard):
+        return
+    allowed = f"expected shape {hard} of int64 classes, or {soft} of float class probabilities"
+    if found == soft:
+        hint = f"; of one-hot {target.dtype} take the classes, {name}.argmax(1), or {name}.float()"
+    elif found == hard:
+        hint = f"; convert classes to int64, {name}.long()"
+    else:
+        hint = ""
+    raise ValueError(f"{name}: {allowed}, got {target.dtype} {found}{hint}")
+
+
 def check_target(
     target: Tensor, outputs: Tensor, routing: Routing, label_smoothing: float, ignore_index: int
 ) -> None:
     """Targets of the exploit loss; their range only on the CPU, where looking costs no wait."""
-    expected = [routing.num_samples, *outputs.shape[2:]]
-    if list(target.shape) != expected:
-        raise ValueError(f"target: expected shape {expected}, got {list(target.shape)}")
-    if target.dtype != torch.int64:
+    check_classes("target", target, routing.num_samples, outputs)
+    soft = target.is_floating_point()
+    if not soft and target.dtype != torch.int64:
         raise ValueError(f"target: expected int64 class indices, got {target.dtype}")
     check_device("target", target, routing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if not isinstance(ignore_index, int):
         raise ValueError(f"ignore_index: expected an integer, got {ignore_index!r}")
+    if soft:
+        if ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index: expected a negative number with class probabilities, in which no "
+                f"index stands, got {ignore_index}; give such a sample a row of zeros instead"
+            )
+        return
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = target.aminmax()  # one pass in the usual case, where all are in range
         if low >= 0 and high < outputs.shape[1]:

@@ -262,15 +262,18 @@ def exploit_loss(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
-    target = target.index_select(0, sample_of_row(plan.rows, plan.k))
+    compute = accumulator(outputs.dtype)
+    if target.is_floating_point():
+        target = target.to(compute)  # or smoothing would be rounded to the target's precision
     total = F.cross_entropy(
-        outputs.to(accumulator(outputs.dtype)),
-        target,
+        outputs.to(compute),
+        target.index_select(0, sample_of_row(plan.rows, plan.k)),
         reduction="sum",
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
     )
-    return total / (target.numel() / plan.k)
+    positions = outputs.numel() // outputs.shape[1]  # R, times those of a map
+    return total / (positions / plan.k)
 
 
 def combine_with_exploit_loss(

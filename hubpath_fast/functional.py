@@ -250,13 +250,17 @@ def exploit_loss(
     Args:
         outputs: [R, C, ...] logits of the experts, in row order.
         routing: the plan.
-        target: [N, ...] int64 classes of the samples.
+        target: [N, ...] int64 classes of the samples; or their probabilities [N, C, ...], any float
+            dtype, as mixup and distillation have them (taken as they are: rows need not sum to 1).
         label_smoothing: in [0, 1], as in ``torch.nn.functional.cross_entropy``.
-        ignore_index: rows of samples with this target add nothing; the divisor stays N.
-        backend: None, "triton" or "torch".
+        ignore_index: rows of samples with this target add nothing; the divisor stays N. Of no
+            meaning, and negative, with probabilities.
+        backend: None, "triton" or "torch". The kernels read classes: probabilities go to torch's
+            implementation on every device, and "triton" is refused.
 
     Returns:
-        A float32 (float64 for float64 outputs) scalar. Differentiable in outputs only.
+        A float32 (float64 for float64 outputs) scalar. Differentiable in outputs, and in
+        probabilities.
 
     Raises:
         ValueError: arguments that do not fit; a class out of range (on the CPU; on a GPU looking
@@ -264,7 +268,7 @@ def exploit_loss(
     """
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
-    ops = _backend(backend, outputs)
+    ops = _backend(_loss_backend(backend, target), outputs)
     return ops.exploit_loss(outputs, routing, target, label_smoothing, ignore_index)
 
 
@@ -279,10 +283,14 @@ def combine_with_exploit_loss(
     """``(combine(...), exploit_loss(...))`` with one backward for both.
 
     Arguments, results and errors are those of the two. The Triton kernels then read each row's
-    output once and write its gradient once, where autograd would add up two.
+    output once and write its gradient once, where autograd would add up two; with class
+    probabilities as target only ``combine`` is theirs.
     """
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
+    if target.is_floating_point():
+        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, backend)
+        return combine(outputs, routing, backend), loss
     ops = _backend(backend, outputs)
     return ops.combine_with_exploit_loss(
         outputs, routing.weights, routing, target, label_smoothing, ignore_index
@@ -305,6 +313,9 @@ def aggregate_with_exploit_loss(
     """
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
+    if target.is_floating_point():
+        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, backend)
+        return aggregate(outputs, routing, weight, bias, backend), loss
     cast, weight, bias = _autocast(outputs, weight, bias)
     check_matrix(weight, bias, cast, routing)
     ops = _backend(backend, outputs)
@@ -357,6 +368,18 @@ def _backend(name: str | None, x: Tensor) -> ModuleType:
             "or set TRITON_INTERPRET=1 before Triton is imported to interpret the kernels"
         )
     return ops
+
+
+def _loss_backend(name: str | None, target: Tensor) -> str | None:
+    """The one that computes a loss against this target."""
+    if not target.is_floating_point():
+        return name
+    if name == "triton":
+        raise ValueError(
+            'backend: "triton" has no loss against class probabilities; leave it out or use '
+            '"torch", or give classes [N, ...] as target'
+        )
+    return "torch" if name is None else name
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

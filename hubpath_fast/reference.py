@@ -128,7 +128,9 @@ def _batch_norms(module: nn.Module):
 
 
 def losses(output: ReferenceOutput, y: Tensor, explore=1.0, task_loss=None, sample_weight=None):
-    """Equations 2, 4, 5 and 6: ``(total, task, explore, exploit)``, one backward pass for all."""
+    """Equations 2, 4, 5 and 6: ``(total, task, explore, exploit)``, one backward pass for all.
+
+    y: classes [N] or, as the cross-entropy takes them, their probabilities [N, C]."""
     loss = task_loss or (lambda prediction, y: F.cross_entropy(prediction, y, reduction="none"))
     routing, n = output.routing, len(y)
     w = torch.ones(n, device=y.device) if sample_weight is None else sample_weight

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as HF
-from .._torch_ops import sample_of_row
+from .._checks import check_classes
+from .._torch_ops import accumulator, sample_of_row
 from .output import PathwayOutput
 
 
@@ -33,7 +34,7 @@ class HubPathwayLoss(nn.Module):
     Args:
         task_loss: a callable (prediction [n, C, ...], y [n, ...]) -> [n], the loss of each sample,
             used for the task and for each expert's own rows; default cross-entropy (averaged over
-            the positions of a map).
+            the positions of a map) against classes [n, ...] or class probabilities [n, C, ...].
         explore: lambda, the weight of the exploration loss. The paper does not print its value;
             0.5 is our choice (on validation data of the demo, 0.5 and 1 came out alike).
         label_smoothing: of the default cross-entropy, in [0, 1].
@@ -73,19 +74,22 @@ class HubPathwayLoss(nn.Module):
 
         Args:
             out: what the model returned in training mode.
-            y: targets, one a sample along dimension 0.
+            y: targets, one a sample along dimension 0; of the default loss int64 classes [N, ...]
+                or floats [N, C, ...], the probabilities of classes (mixup's and cutmix's targets).
             sample_weight: [N] or None; multiplies the loss of each sample and of its rows (as
                 importance weights of a replay buffer do); the divisor stays N.
 
         Raises:
-            ValueError: y or sample_weight of another length than the batch, or a task loss that
-                does not return one value a sample.
+            ValueError: y or sample_weight of another length than the batch, targets of another
+                shape or dtype, or a task loss that does not return one value a sample.
         """
         n = out.prediction.shape[0]
         if len(y) != n:
             raise ValueError(f"y: expected {n} targets as predictions, got {list(y.shape)}")
         if sample_weight is not None and list(sample_weight.shape) != [n]:
             raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
+        if self.task_loss is None:
+            check_classes("y", y, n, out.prediction)
         task = self._per_sample(out.prediction, y)
         if sample_weight is not None:
             task = task * sample_weight
@@ -118,6 +122,8 @@ class HubPathwayLoss(nn.Module):
                     'use reduction="none" and average over everything but dimension 0'
                 )
             return loss
+        if y.is_floating_point():
+            y = y.to(accumulator(prediction.dtype))
         loss = F.cross_entropy(
             prediction, y, reduction="none", label_smoothing=self.label_smoothing
         )

@@ -128,10 +128,12 @@ class HubPathway(nn.Module):
             x: the samples.
             eps: [N, M], replaces the noise that training draws.
             routing: replaces what ``route`` would say; the generator is not run.
-            target: [N, ...] int64 indices, in training mode: the exploit loss (cross-entropy) is
-                computed along with the aggregation, so that a row's output is read once in backward
-                and its gradient written once. A ``HubPathwayLoss`` that is called with this very
-                tensor, and has the same label smoothing, takes it; any other computes its own.
+            target: [N, ...] int64 classes, or float class probabilities [N, C, ...], in training
+                mode: the exploit loss (cross-entropy) is computed along with the aggregation, so
+                that a row's output is read once in backward and its gradient written once (of
+                probabilities by torch's implementation, in a pass of its own). A
+                ``HubPathwayLoss`` that is called with this very tensor, and has the same label
+                smoothing, takes it; any other computes its own.
             label_smoothing: of that loss.
         """
         refuse_recording(x)
