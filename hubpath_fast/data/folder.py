@@ -6,21 +6,27 @@ a single class, and a test set with other classes than training has.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from .decode import verify_images
+from .kinds import is_image
 from .layouts import (
     DataError,
     LabelledFiles,
     check_gaps,
-    class_folders,
     examples,
     read_folder,
     read_list,
 )
 from .splits import ImageSplit, ImageSplits, assemble, check_share
+from .walk import Entries, Leftovers, list_folder, said
 
-VALIDATION_NAMES = ("val", "valid", "validation")
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test",),
+}
 
 
 def open_images(
@@ -42,7 +48,7 @@ def open_images(
     """
     root = Path(root)
     check_share(validation)
-    found = _find(root)
+    found = find_splits(root)
     train = found["train"]
     if train.source.is_file():
         check_gaps(train)
@@ -56,33 +62,74 @@ def open_images(
         for split, files in found.items()
     }
     hint = f"give {root}/val"
-    return assemble(train.classes, splits, root, validation, seed, hint)
+    made = assemble(train.classes, splits, root, validation, seed, hint)
+    return replace(made, notes=(*made.notes, *left_out(found, root)))
 
 
-def _find(root: Path) -> dict[str, LabelledFiles]:
-    """The splits that exist, by name; "train" always does."""
+def left_out(found: dict[str, LabelledFiles], root: str | Path) -> tuple[str, ...]:
+    """A note on what all splits left out, if there is something to say."""
+    leftovers = Leftovers()
+    for files in found.values():
+        leftovers.merge(files.skipped)
+    note = said(leftovers.all(), Path(root))
+    return () if note is None else (note,)
+
+
+def find_splits(root: str | Path, require_train: bool = True) -> dict[str, LabelledFiles]:
+    """The splits below ``root`` that exist, by name: "train", "validation", "test"; in the first
+    of ``open_images``' layouts that is there. Folders of classes without splits are "train".
+
+    require_train: a set without train is an error; False: of val/ and test/, one is enough.
+
+    Raises DataError if there are no images, or images that a list names are missing.
+    """
+    root = Path(root)
     if not root.is_dir():
         what = "is a file" if root.is_file() else "does not exist"
         raise DataError(f"the data folder {root} {what}; expected {_layouts(root)}")
-    names = {"train": ("train",), "validation": VALIDATION_NAMES, "test": ("test",)}
-    for ending, exists, read in (
-        (".txt", Path.is_file, read_list),
-        ("", Path.is_dir, read_folder),
+    leftovers = Leftovers()
+    entries = list_folder(root, leftovers, root=True)
+    for ending, there, read in (
+        (".txt", entries.files, read_list),
+        ("", entries.folders, read_folder),
     ):
-        places = {
-            split: next((p for n in some if exists(p := root / f"{n}{ending}")), None)
-            for split, some in names.items()
-        }
-        if places["train"] is not None:
-            return {split: read(place) for split, place in places.items() if place is not None}
-        if any(places.values()):
-            [place, *_] = filter(None, places.values())
+        places = _places(root, ending, there)
+        if "train" in places or (places and not require_train):
+            found = {split: read(place) for split, place in places.items()}
+            if not ending:
+                _note_neighbours(found, entries, leftovers)
+            return found
+        if places:
+            [place, *_] = places.values()
             raise DataError(
                 f"{root} has {place.name} but no train{ending}; expected {_layouts(root)}"
             )
-    if not class_folders(root):
+    if not entries.folders:
         raise DataError(f"{root} holds no images; expected {_layouts(root)}")
     return {"train": read_folder(root)}
+
+
+def _places(root: Path, ending: str, there: list[Path]) -> dict[str, Path]:
+    """The files or folders of splits, by split."""
+    places = {}
+    for split, names in SPLIT_NAMES.items():
+        known = [place for name in names if (place := root / f"{name}{ending}") in there]
+        if known:
+            places[split] = known[0]
+    return places
+
+
+def _note_neighbours(
+    found: dict[str, LabelledFiles], entries: Entries, leftovers: Leftovers
+) -> None:
+    """Counts what lies beside train/, val/ and test/ with what the first of them left out."""
+    [first, *_] = found
+    for path in set(entries.folders) - {files.source for files in found.values()}:
+        leftovers.add(f"folders beside {found[first].source.name}/", path)
+    for path in filter(is_image, entries.files):
+        leftovers.add(f"images beside {found[first].source.name}/", path)
+    leftovers.merge(found[first].skipped)
+    found[first] = replace(found[first], skipped=leftovers.all())
 
 
 def _layouts(root: Path) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .later import image_folder
+from .kinds import is_image
+from .names import one_form
+from .walk import LITTER, DataError, Leftovers, Skipped, list_folder, walk
 
 IN_MESSAGE = 5  # that many examples, then a count
+COMMON_ENDINGS = ".jpg, .png, .webp, .tif, .bmp or another that Pillow reads"
 
 # path, quoted or not, then the class, quoted or not, as the last word
 LIST_LINE = re.compile(
@@ -18,50 +21,62 @@ LIST_LINE = re.compile(
 )
 
 
-class DataError(ValueError):
-    """Data that cannot be trained or tested on as they are."""
-
-
 @dataclass(frozen=True)
 class LabelledFiles:
     """The images of one split by class name, in a fixed order.
 
     source: the folder or list file, for messages. paths and labels: equally long. classes: all that
-    the split names, in order; a class may have no image.
+    the split names, in order, as NFC; a class may have no image. skipped: what lies there and was
+    left out, by reason.
     """
 
     source: Path
     paths: tuple[Path, ...]
     labels: tuple[str, ...]
     classes: tuple[str, ...]
-
-
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in image_folder.IMG_EXTENSIONS and not path.name.startswith(".")
-
-
-def class_folders(folder: Path) -> list[Path]:
-    """The folders in ``folder`` that may be classes: all but hidden ones, by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    skipped: tuple[Skipped, ...] = ()
 
 
 def read_folder(folder: Path) -> LabelledFiles:
-    """ImageFolder's layout: a folder a class, named like it, images at any depth below."""
-    paths, labels, classes = [], [], class_folders(folder)
-    for class_folder in classes:
-        images = sorted(path for path in class_folder.rglob("*") if is_image(path))
-        paths += images
-        labels += [class_folder.name] * len(images)
-    names = tuple(path.name for path in classes)
-    if not paths:
-        loose = any(is_image(path) for path in folder.iterdir())
-        raise DataError(
-            f"{folder} holds no images in folders of classes"
-            + (" (only images outside of them, whose class is unknown)" if loose else "")
-            + f"; expected {folder}/CLASS/IMAGE with images ending in "
-            + ", ".join(image_folder.IMG_EXTENSIONS)
-        )
-    return LabelledFiles(folder, tuple(paths), tuple(labels), names)
+    """ImageFolder's layout: a folder a class, named like it, images at any depth below.
+
+    Folders whose names differ in their Unicode form only are one class.
+    """
+    leftovers = Leftovers()
+    entries = list_folder(folder, leftovers, root=True)
+    images: dict[str, list[Path]] = {}
+    for class_folder in entries.folders:
+        inside = Leftovers()
+        found = walk(class_folder, inside)
+        leftovers.merge(inside.all())
+        if found or not inside.no_class():
+            images.setdefault(one_form(class_folder.name), []).extend(found)
+    for path in entries.files:
+        if is_image(path):
+            leftovers.add("images beside the folders of classes", path)
+        else:
+            leftovers.add("other files beside the folders of classes", path, LITTER)
+    classes = tuple(sorted(images))
+    if not any(images.values()):
+        raise DataError(_no_images(folder, entries.files, leftovers))
+    return LabelledFiles(
+        folder,
+        tuple(path for name in classes for path in images[name]),
+        tuple(name for name in classes for _ in images[name]),
+        classes,
+        leftovers.all(),
+    )
+
+
+def _no_images(folder: Path, files: list[Path], leftovers: Leftovers) -> str:
+    loose = any(is_image(path) for path in files)
+    found = [f"{skipped} ({skipped.example})" for skipped in leftovers.all()]
+    return (
+        f"{folder} holds no images in folders of classes"
+        + (" (only images outside of them, whose class is unknown)" if loose else "")
+        + (f"; found {', '.join(found[:IN_MESSAGE])}" if found else "")
+        + f"; expected {folder}/CLASS/IMAGE with images ending in {COMMON_ENDINGS}"
+    )
 
 
 def read_list(file: Path, check: bool = True) -> LabelledFiles:
@@ -91,6 +106,7 @@ def read_list(file: Path, check: bool = True) -> LabelledFiles:
         raise DataError(f"{file} names no images; expected lines of: path class")
     if check:
         check_missing(file, paths)
+    labels = [one_form(label) for label in labels]
     return LabelledFiles(file, tuple(paths), *_list_classes(file, labels))
 
 

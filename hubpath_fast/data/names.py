@@ -1,0 +1,68 @@
+"""Names of files and classes that are written otherwise than they are stored.
+
+A name with an accent has two forms in Unicode: one character (NFC), or a letter and its accent
+(NFD, as macOS has stored them). They look alike and mean the same. Classes' names are kept as NFC.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+
+def one_form(name: str) -> str:
+    """The name as NFC, the form that keyboards and most systems write."""
+    return unicodedata.normalize("NFC", name)
+
+
+def find_file(path: str | Path) -> Path:
+    """The file that is meant: as it is written, else in another form that exists, else as written.
+
+    Other forms: names stored in another Unicode form, ``\\`` for ``/`` (lists made on Windows), and
+    ``~`` for the user's folder.
+    """
+    return FileFinder().find(path)
+
+
+class FileFinder:
+    """``find_file`` for many paths: reads each folder once."""
+
+    def __init__(self) -> None:
+        self._stored: Callable[[Path], dict[str, str]] = lru_cache(maxsize=None)(_stored_names)
+
+    def find(self, path: str | Path) -> Path:
+        text = os.fspath(path)
+        spellings = [text, text.replace("\\", "/")] if "\\" in text else [text]
+        for spelling in spellings:
+            plain = Path(spelling)
+            if spelling.startswith("~") and not plain.exists():
+                plain = Path(os.path.expanduser(spelling))
+            found = plain if plain.exists() else self._other_form(plain)
+            if found is not None:
+                return found
+        return Path(text)
+
+    def _other_form(self, path: Path) -> Path | None:
+        """The path with each name as it is stored; None if one of them is not there."""
+        if path.as_posix().isascii():
+            return None
+        found = Path(path.anchor)
+        for name in path.parts[1 if path.anchor else 0 :]:
+            step = found / name
+            if not step.exists():
+                stored = self._stored(found).get(one_form(name))
+                if stored is None:
+                    return None
+                step = found / stored
+            found = step
+        return found
+
+
+def _stored_names(folder: Path) -> dict[str, str]:
+    try:
+        return {one_form(name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}

@@ -1,0 +1,169 @@
+"""What counts as an image below a folder, which links are followed, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from hubpath_fast.data import DataError, open_images
+from hubpath_fast.data.folder import find_splits
+
+SIZE = (12, 12)
+
+
+@pytest.fixture
+def photos(tmp_path, write_images):
+    """photos/ with 6 images of red and of green."""
+    sizes = {f"{name}/{i}.png": SIZE for name in ("red", "green") for i in range(6)}
+    return write_images(tmp_path / "photos", sizes)
+
+
+@pytest.fixture
+def train(photos):
+    """() -> (the images of each class by name, what was left out: {reason: (count, example)})."""
+
+    def read():
+        files = find_splits(photos)["train"]
+        images = {
+            name: [
+                path.relative_to(photos / name).as_posix()
+                for path, label in zip(files.paths, files.labels, strict=True)
+                if label == name
+            ]
+            for name in files.classes
+        }
+        skipped = {
+            s.reason: (s.count, s.example.relative_to(photos).as_posix()) for s in files.skipped
+        }
+        return images, skipped
+
+    return read
+
+
+SIX = [f"{i}.png" for i in range(6)]
+
+
+def test_linked_folders_and_classes_are_followed(photos, train, tmp_path, write_images):
+    write_images(tmp_path / "store", {"a.png": SIZE, "deep/b.png": SIZE, "blue/c.png": SIZE})
+    os.symlink(tmp_path / "store" / "deep", photos / "red" / "more")
+    os.symlink(tmp_path / "store" / "a.png", photos / "red" / "link.png")
+    os.symlink(tmp_path / "store" / "blue", photos / "blue")
+    images, skipped = train()
+    assert images == {"blue": ["c.png"], "green": SIX, "red": [*SIX, "link.png", "more/b.png"]}
+    assert skipped == {}
+
+
+LOOPS = "links to folders that are read already or lie above"
+
+
+def test_loops_of_links_end_and_no_class_takes_anothers_images(
+    photos, train, tmp_path, write_images
+):
+    write_images(tmp_path / "store", {"x/a.png": SIZE, "y/b.png": SIZE})
+    os.symlink(tmp_path / "store" / "x", photos / "red" / "more")
+    os.symlink(tmp_path / "store", tmp_path / "store" / "x" / "up")  # above the link's place
+    os.symlink(photos, tmp_path / "store" / "x" / "photos")  # would make green images red
+    os.symlink("..", photos / "red" / "up")
+    os.symlink(".", photos / "red" / "self")
+    os.symlink("more", photos / "red" / "twice")
+    os.symlink(photos, photos / "all")
+    images, skipped = train()
+    assert images == {"green": SIX, "red": [*SIX, "more/a.png"]}
+    assert skipped == {LOOPS: (6, "all")}
+
+
+def test_links_to_nothing_are_named(photos, train):
+    os.symlink("/not-mounted", photos / "blue")
+    os.symlink("gone", photos / "red" / "more")
+    _, skipped = train()
+    assert skipped == {"links to what does not exist": (2, "blue")}
+    note = open_images(photos).notes[-1]
+    assert note.startswith(
+        f"left out: 2 links to what does not exist ({photos / 'blue'}); `hubpath"
+    )
+    # One that is called like an image is an image that is missing.
+    os.symlink("gone.png", photos / "red" / "x.png")
+    with pytest.raises(DataError, match=r"1 of 13 images cannot be read.*x\.png"):
+        open_images(photos)
+
+
+@pytest.mark.parametrize(
+    "ending", ["jfif", "JPE", "gif", "avif", "tif", "TIFF", "jp2", "webp", "tga", "ppm", "apng"]
+)
+def test_all_that_pillow_decodes_is_read(photos, train, ending):
+    Image.new("RGB", SIZE).save(photos / "red" / f"x.{ending}")
+    images, skipped = train()
+    assert images["red"] == [*SIX, f"x.{ending}"]
+    assert skipped == {}
+
+
+def test_what_is_no_image_is_counted_by_its_kind(photos, train):
+    for name in ("a.heic", "b.HEIC", "c.psd", "d.mp4", "e.eps", "notes.txt", "img.0001"):
+        (photos / "red" / name).write_bytes(b"x")
+    (photos / "red" / "0001").write_bytes((photos / "red" / "0.png").read_bytes())
+    (photos / "red" / "README").write_text("x")
+    images, skipped = train()
+    assert images["red"] == SIX
+    assert skipped == {
+        ".heic files": (2, "red/a.heic"),
+        ".psd files": (1, "red/c.psd"),
+        ".mp4 files": (1, "red/d.mp4"),
+        ".eps files": (1, "red/e.eps"),
+        "files with unknown endings": (1, "red/img.0001"),
+        "images whose names lack their ending (.png)": (1, "red/0001"),
+        "files without an ending": (1, "red/README"),
+        ".txt files": (1, "red/notes.txt"),
+    }
+
+
+def test_what_systems_leave_and_what_is_hidden(photos, train, write_images):
+    write_images(
+        photos, dict.fromkeys(["__MACOSX/red/a.png", "red/.old/b.png", "red/@eaDir/c.png",
+                               "red/.ipynb_checkpoints/d.png", "lost+found/e.png"], SIZE)
+    )  # fmt: skip
+    for name in ("Thumbs.db", "._0.png", ".DS_Store", "desktop.ini"):
+        (photos / "red" / name).write_bytes(b"x")
+    (photos / "red" / ".1.png").write_bytes((photos / "red" / "1.png").read_bytes())
+    images, skipped = train()
+    assert images == {"green": SIX, "red": SIX}
+    assert skipped == {
+        "hidden folders": (1, "red/.old"),
+        "hidden images": (1, "red/.1.png"),
+        "folders of the system or of other tools": (4, "__MACOSX"),
+        "files of the system": (4, "red/.DS_Store"),
+    }
+
+
+@pytest.mark.parametrize("inside", [".", "red", "red/deep"])
+@pytest.mark.parametrize(
+    ("file", "held"),
+    [
+        ("fit.json", {"config": {}, "classes": [], "image_size": 32}),
+        ("seeds.json", {"config": {}, "seeds": [0]}),
+        ("compare.json", {"settings": {}}),
+        ("log.jsonl", None),
+        ("report.html", None),
+    ],
+)
+def test_what_hubpath_wrote_is_no_class(photos, train, write_images, inside, file, held):
+    out = photos / inside / "run"
+    figures = {"figures/curve.png": SIZE, "best/x.png": SIZE, "seed-0/report/figures/y.png": SIZE}
+    write_images(out, figures)
+    (out / file).write_text(json.dumps(held))
+    images, skipped = train()
+    assert images == {"green": SIX, "red": SIX}
+    assert skipped == {"folders that hubpath wrote": (1, out.relative_to(photos).as_posix())}
+
+
+def test_a_class_that_is_called_like_a_run_is_a_class(photos, train, write_images):
+    write_images(photos, {"hubpath-run/a.png": SIZE})
+    (photos / "hubpath-run" / "fit.json").write_text('{"slim": 3}')
+    assert train()[0]["hubpath-run"] == ["a.png"]
+    # A folder of runs alone is none; the folder that the user names is read whatever it holds.
+    write_images(photos / "runs" / "one", {"figures/a.png": SIZE})
+    for folder in (photos, photos / "runs" / "one"):
+        (folder / "seeds.json").write_text('{"config": {}, "seeds": [0]}')
+    assert list(train()[0]) == ["green", "hubpath-run", "red"]
