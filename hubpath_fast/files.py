@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+UNFINISHED = ".part"  # the ending of files that are being written
+STALE_SECONDS = 3600  # that nothing was written to an unfinished file: nobody writes it any more
 
 
 @contextlib.contextmanager
@@ -16,22 +21,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of ``path`` when the block ends.
 
     A crash, a full disk or an exception leaves the old one, whole. The folder is made where it is
-    missing. Raises OSError.
+    missing; what killed processes left of earlier attempts is deleted. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    remove_leftovers(path.parent, f".{glob.escape(path.name)}.*", STALE_SECONDS)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not tempfile's: its files are the user's alone, these are made as the umask says.
+        with open(aside, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # mkstemp's own mode would hide it from others
         os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path, pattern: str = f".*{UNFINISHED}", older: float = 0.0) -> None:
+    """Deletes what killed processes left of ``replacing``.
+
+    older: seconds since the last change; 0 only where nothing else writes.
+    """
+    for left in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another was faster, or it is a folder
+            if time.time() - left.stat().st_mtime >= older:
+                left.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -42,9 +57,14 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     return path
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """``write_bytes`` of UTF-8. Bytes of a file's name that are none stand as \\udcXX."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
 def write_json(path: str | Path, values: Any) -> Path:
     """``write_bytes`` of indented JSON."""
-    return write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+    return write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def user_cache_folder() -> Path:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
 from ..data.cache import free_memory
+from ..locks import locked
 from ..runs.folder import check_apart
 from .digits_hub import Pretraining, expert_store
 from .methods import Method, choose_methods, methods_of
@@ -21,8 +20,6 @@ from .results import FAILED, RESULT, SeedResults, read, seed_folder
 from .settings import PROBLEM, CompareSettings, names_of_experts, open_folder
 from .work import Body
 from .workers import Workers, choose_workers, workers_that_fit
-
-LOCK = ".lock"
 
 
 def compare(
@@ -59,7 +56,7 @@ def compare(
     count, threads = choose_workers(workers, settings.fit.trainer.device)
     check_apart(out_dir, settings.fit)
     open_folder(out_dir, settings, take=False)  # before there is a lock in it
-    with locked(out_dir):
+    with locked(out_dir, "comparison", console):
         open_folder(out_dir, settings)
         train_missing(settings, chosen, seeds, out_dir, count, threads, console)
         # Draws figures: what takes a second to import can wait until here.
@@ -76,16 +73,6 @@ def compare(
         soft_wrap=True,
     )
     return rows
-
-
-@contextmanager
-def locked(out_dir: Path) -> Iterator[None]:
-    """Within, no other command works in the folder; ValueError if one does."""
-    try:
-        with FileLock(out_dir / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"out: another comparison is at work in {out_dir}; wait for it") from None
 
 
 def train_missing(

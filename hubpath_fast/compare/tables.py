@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import report
-from ..files import write_bytes, write_json
+from ..files import write_json, write_text
 from ..measure import Measure
 from ..runs.build import kind_of_task
 from .methods import Method
@@ -222,7 +222,7 @@ def write_tables(
     budget = describe(settings, seeds)
     notes = reasons(rows)
     parts = [f"# {heading}", budget, markdown(table).rstrip(), *notes]
-    write_bytes(out_dir / f"{TABLE}.md", ("\n\n".join(parts) + "\n").encode())
+    write_text(out_dir / f"{TABLE}.md", "\n\n".join(parts) + "\n")
     picture = report.Picture(
         report.measure_bars([bar_of(row) for row in rows], measure),
         f"Test {measure.name}, mean over the seeds; whiskers: standard deviation.",

@@ -12,7 +12,6 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +30,6 @@ CACHES = ("none", "memory", "disk")
 FORMAT = 1  # of the file; part of its key
 MEMORY_FRACTION = 0.8  # of the free memory that a cache may take: training needs some as well
 DECODED_AT_ONCE = 256  # images decoded between two writes
-STALE_SECONDS = 3600  # that nothing was written to an unfinished file: nobody writes it any more
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -172,9 +170,6 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
     """Written, not mapped, so that a full disk is an error and no crash; renamed when complete."""
-    for left in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            left.unlink(missing_ok=True)
     with replacing(path) as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..compare.command import locked, train_missing
+from ..compare.command import train_missing
 from ..compare.digits_hub import NETWORKS
 from ..compare.methods import choose_methods, methods_of
 from ..compare.plan import PRETRAIN
@@ -30,9 +30,10 @@ from ..compare.settings import (
 from ..compare.workers import choose_workers, start_server
 from ..data import DigitsTask
 from ..files import write_json
+from ..locks import LOCK, locked
 
 SUMMARY, REPORT = "summary.json", "report.html"
-OURS = {SUMMARY, REPORT, COMPARE_FILE, "runs", "experts", ".lock"}
+OURS = {SUMMARY, REPORT, COMPARE_FILE, "runs", "experts", LOCK}
 
 METHODS = (
     "single,best-single,best-single-in-hindsight,ensemble-top-k,ensemble,ensemble-hard,"
@@ -88,7 +89,7 @@ def demo(
         f"[bold]hubpath demo[/]: {len(task.target)} digits in five renderings to learn from, "
         f"{len(task.validation)} to choose on, {len(task.test)} to test on; seed {seed}"
     )
-    with locked(out_dir):
+    with locked(out_dir, "demo", console):
         _make_room(out_dir, settings)
         open_folder(out_dir, settings)
         train_missing(settings, methods, [seed], out_dir, count, threads, console, cache)

@@ -17,6 +17,7 @@ from ..data.transforms import resized_side
 from ..devices import check_device
 from ..executors import choose
 from ..hub import default_input_size
+from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
 from ..runs.build import build_seeded, eval_batches, expert_names, make_task, score, train_stream
 from ..runs.config import FitConfig
@@ -43,7 +44,14 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     console = console or Console()
-    out_dir, folder = Path(out_dir), RunFolder(Path(out_dir))
+    with locked(out_dir, console=console):
+        return _fit(config, Path(out_dir), resume, console, asked_out or out_dir)
+
+
+def _fit(
+    config: FitConfig, out_dir: Path, resume: bool, console: Console, asked_out: str | Path
+) -> tuple[TrainResult, dict[str, Any]]:
+    folder = RunFolder(out_dir)
     check_device(config.trainer.device)
     check_apart(out_dir, config)
     image_size = config.image_size or default_input_size(config.hub)
@@ -68,7 +76,7 @@ def fit(
         reporting=Reporting(
             console,
             expert_names=expert_names(config.hub),
-            resume_hint=f"the same command and --resume (--out {asked_out or out_dir})",
+            resume_hint=f"the same command and --resume (--out {asked_out})",
         ),
     )
     folder.write_record(Record(config, splits.classes, image_size))

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ..fields import differences
+from ..locks import locked
 from ..runs.config import FitConfig
 from ..runs.folder import RunFolder
 from .fit import fit
@@ -35,7 +36,14 @@ def fit_seeds(
     Raises ValueError, before any training, if runs are there and ``resume`` is false, or are of
     other settings.
     """
-    console, folder = console or Console(), RunFolder(Path(out_dir))
+    console = console or Console()
+    with locked(out_dir, console=console):
+        return _fit_seeds(config, seeds, RunFolder(Path(out_dir)), resume, console)
+
+
+def _fit_seeds(
+    config: FitConfig, seeds: Sequence[int], folder: RunFolder, resume: bool, console: Console
+) -> dict[str, Any]:
     _check_folder(config, seeds, folder, resume)
     folder.write_seeds(config, seeds)
     results = []

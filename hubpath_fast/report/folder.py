@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..files import write_bytes
+from ..files import write_bytes, write_text
 from .page import Picture
 from .tables import Table
 
@@ -30,4 +30,4 @@ class FigureFolder:
 
     def numbers(self, name: str, table: Table) -> None:
         """Writes ``NAME.csv`` alone."""
-        self.written.append(write_bytes(self.folder / f"{name}.csv", table.csv().encode()))
+        self.written.append(write_text(self.folder / f"{name}.csv", table.csv()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from ..files import write_bytes
+from ..files import write_text
 from .style import DPI, png
 from .tables import Table
 
@@ -70,7 +70,7 @@ def write_page(
     path: str | Path, title: str, sections: Sequence[Section], subtitle: str = "", footer: str = ""
 ) -> Path:
     """Writes the page, whole or not at all; the folder is made. Returns its path."""
-    return write_bytes(path, render_page(title, sections, subtitle, footer).encode())
+    return write_text(path, render_page(title, sections, subtitle, footer))
 
 
 def render_page(
