@@ -4,16 +4,18 @@ A checkpoint is a folder: ``model.safetensors`` (parameters and buffers), ``stat
 that a run needs to go on: plain types and tensors, read with ``weights_only=True``) and
 ``config.json``. Saving over ``last/`` writes ``.last.new/``, moves ``last/`` to ``.last.old/`` and
 ``.last.new/`` to ``last/``: one of ``last/`` and ``.last.old/`` is whole at every moment, and
-readers look for both.
+readers look for both; one that was overtaken by a save reads again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 
 MODEL_FILE, STATE_FILE, CONFIG_FILE = "model.safetensors", "state.pt", "config.json"
 T = TypeVar("T")
+READS = 100  # of a checkpoint that a running trainer replaces meanwhile
+RENAME_SECONDS = 10.0  # that a reader may keep a folder from being renamed, where it can
 ALIASES = "aliases"  # in the safetensors' metadata: JSON of {name: name of the same tensor}
 
 
@@ -57,8 +61,8 @@ def save_checkpoint(
             _sync(new / name)
         _sync(new)
         if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
+            _rename(folder, old)
+        _rename(new, folder)
         _sync(folder.parent)
     except BaseException as error:
         _recover(folder)
@@ -80,6 +84,12 @@ def save_checkpoint(
 def find_checkpoint(folder: Path) -> Path | None:
     """Where the checkpoint lies: ``folder``, its predecessor if a save was cut short, or None."""
     return next((p for p in (Path(folder), _temporary(Path(folder), "old")) if p.is_dir()), None)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Clears away what a save left that was cut short. Only where nothing else saves."""
+    _recover(Path(folder))
+    shutil.rmtree(_temporary(Path(folder), "new"), ignore_errors=True)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -105,7 +115,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 def load_state(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's ``state.pt`` onto the CPU, without unpickling anything but plain data."""
     # mmap would keep the file open under a later rename on some systems; states are small.
-    return _read(folder, STATE_FILE, partial(torch.load, map_location="cpu", weights_only=True))
+    state = _read(folder, STATE_FILE, partial(torch.load, map_location="cpu", weights_only=True))
+    if not isinstance(state, dict):
+        raise _damaged(_existing(folder) / STATE_FILE)
+    return state
 
 
 def load_config(folder: Path) -> dict[str, Any]:
@@ -115,14 +128,43 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 def _read(folder: Path, name: str, read: Callable[[Path], T]) -> T:
     """What ``read`` makes of one of a checkpoint's files."""
-    path = _existing(folder) / name
-    try:
-        return read(path)
-    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError or UnpicklingError
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing; the checkpoint is not whole") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is truncated or damaged: {reason}") from error
+    for _ in range(READS):
+        version = _version(folder)
+        try:
+            return read(_existing(folder) / name)
+        except Exception as error:  # torch: RuntimeError, EOFError, KeyError or UnpicklingError
+            if version == _version(folder):  # else a run has saved meanwhile
+                raise _explained(error, folder, name) from error
+    raise CheckpointError(f"{folder} is replaced again and again while it is read; try again")
+
+
+def _explained(error: Exception, folder: Path, name: str) -> CheckpointError:
+    """What a user can do about an error from reading one of a checkpoint's files."""
+    if isinstance(error, CheckpointError):
+        return error
+    path, number = _existing(folder) / name, _errno(error)
+    if not path.exists():
+        return CheckpointError(f"{path} is missing; the checkpoint is not whole")
+    if number is not None:
+        return CheckpointError(f"{path} cannot be read: {os.strerror(number)}")
+    return _damaged(path, "" if name == STATE_FILE else str(error))
+
+
+def _damaged(path: Path, reason: str = "") -> CheckpointError:
+    """reason: of those that read it; torch's is about its own insides."""
+    reason = f" ({reason.splitlines()[0]})" if reason else ""
+    return CheckpointError(
+        f"{path} is truncated or damaged{reason}; restore {path.parent} from a copy, or delete it "
+        "and resume, which makes it again"
+    )
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Tells the checkpoints apart that were in a folder one after the other."""
+    with contextlib.suppress(OSError):
+        status = (find_checkpoint(folder) or folder).stat()
+        return status.st_ino, status.st_ctime_ns
+    return None
 
 
 def _named_tensors(path: Path) -> dict[str, Tensor]:
@@ -176,6 +218,18 @@ def _recover(folder: Path) -> None:
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename(folder: Path, to: Path) -> None:
+    """``os.replace``, which on Windows has to wait while another process reads a file in it."""
+    until = time.monotonic() + (RENAME_SECONDS if os.name == "nt" else 0)
+    while True:
+        try:
+            return os.replace(folder, to)
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
 
 
 def _sync(path: Path) -> None:

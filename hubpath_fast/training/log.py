@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from ..files import write_text
 from .progress import ProgressLine
 from .run_state import RunState
 
@@ -51,9 +52,7 @@ class JsonLog:
     def __init__(self, path: Path, last_step: int) -> None:
         self.path = Path(path)
         self.records = [r for r in read_log(self.path) if r["step"] <= last_step]
-        new = self.path.with_name(f".{self.path.name}.new")
-        new.write_text("".join(map(_line, self.records)), encoding="utf-8")
-        os.replace(new, self.path)
+        write_text(self.path, "".join(map(_line, self.records)))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -78,11 +77,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """All whole records of a ``log.jsonl``; an empty list where there is none."""
     records = []
     if Path(path).exists():
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
+        for line in Path(path).read_bytes().splitlines():
             try:
-                records.append(json.loads(line))
-            except ValueError:  # cut short by a crash: nothing after it can be trusted
+                record = json.loads(line)
+                whole = isinstance(record["step"], int)
+            except (ValueError, TypeError, KeyError):
+                whole = False
+            if not whole:  # cut short by a crash: nothing after it can be trusted
                 break
+            records.append(record)
     return records
 
 

@@ -11,9 +11,19 @@ import torch
 from torch import nn
 
 from ..fields import differences
-from .checkpoint import CheckpointError, find_checkpoint, load_config, load_state, load_weights
+from .checkpoint import (
+    CONFIG_FILE,
+    STATE_FILE,
+    CheckpointError,
+    find_checkpoint,
+    load_config,
+    load_state,
+    load_weights,
+)
 from .config import TrainerConfig
 from .optimizer import group_names, match_layouts
+
+STATE_KEYS = ("run", "optimizer", "groups", "random", "window", "watch", "interval")  # of last/
 
 
 def refuse_other_run(out_dir: Path, resume_hint: str) -> None:
@@ -39,7 +49,14 @@ def check_same_run(out_dir: Path, config: TrainerConfig, run: Mapping[str, Any])
         if find_checkpoint(folder) is None:
             continue
         saved = load_config(folder)
-        found = differences(_identity(TrainerConfig.from_dict(saved["trainer"]), saved["run"]), now)
+        try:
+            there = _identity(TrainerConfig.from_dict(saved["trainer"]), saved["run"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE} does not hold the settings of a run ({error!r}); restore "
+                f"{folder} from a copy, or delete it and resume, which makes it again"
+            ) from error
+        found = differences(there, now)
         if found:
             raise CheckpointError(
                 f"{folder} is of another configuration ({'; '.join(found)}); use the same settings "
@@ -53,6 +70,9 @@ def load_run(last: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     Raises CheckpointError if it is damaged, or of another model or other parameter groups.
     """
     state = load_state(last)
+    missing = [key for key in STATE_KEYS if key not in state]
+    if missing:
+        raise CheckpointError(f"{last / STATE_FILE} cannot be resumed from: it lacks {missing[0]}")
     if state["groups"] != group_names(model, optimizer):
         raise CheckpointError(
             f"{last} is of another optimizer: its parameter groups are not the ones given now; "

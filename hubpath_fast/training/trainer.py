@@ -13,7 +13,13 @@ from typing import Any
 from torch import nn
 
 from ..devices import autocast, check_device, micro_batch, to_device
-from .checkpoint import find_checkpoint, load_weights, save_checkpoint
+from .checkpoint import (
+    CheckpointError,
+    discard_unfinished,
+    find_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from .collapse import CollapseWatch, RoutingCollapseWarning
 from .config import TrainerConfig
 from .feed import Feed
@@ -233,14 +239,19 @@ class Trainer:
             self._continue_from(state)
 
     def _resume(self) -> None:
+        for name in ("last", "best"):
+            discard_unfinished(self.out_dir / name)
         check_same_run(self.out_dir, self.config, self._settings["run"])
         last = self.out_dir / "last"
         if find_checkpoint(last) is None:  # ended before its first checkpoint: start over
             return
         state = load_run(last, self.model, self.optimizer)
-        self.state = RunState(**state["run"])
-        self.window.load_state_dict(state["window"], self.device)
-        self.watch.load_state_dict(state["watch"])
+        try:
+            self.state = RunState(**state["run"])
+            self.window.load_state_dict(state["window"], self.device)
+            self.watch.load_state_dict(state["watch"])
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{last} cannot be resumed from ({error!r})") from error
         self._continue_from(state)
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:

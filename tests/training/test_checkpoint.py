@@ -2,6 +2,10 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +217,102 @@ def test_another_model_is_named_by_its_first_difference(tmp_path):
         load_weights(single().double(), tmp_path / "last")
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         load_weights(single(), tmp_path / "best")
+
+
+@pytest.mark.parametrize("moment", ["between the renames", "after both"])
+def test_a_reader_that_is_overtaken_by_a_save_reads_again(tmp_path, monkeypatch, moment):
+    """It has looked where the checkpoint is, and finds nothing there any more."""
+    last, old = tmp_path / "last", tmp_path / ".last.old"
+    save(last, single(), step=1)
+    save(tmp_path / "new", single(), step=2)
+    if moment == "after both":
+        last.rename(old)
+    existing = module._existing
+
+    def overtaken(folder):
+        found = existing(folder)
+        monkeypatch.setattr(module, "_existing", existing)
+        if moment == "after both":
+            (tmp_path / "new").rename(last)
+            shutil.rmtree(old)
+        else:
+            last.rename(old)
+        return found
+
+    monkeypatch.setattr(module, "_existing", overtaken)
+    assert load_state(last)["step"] == (2 if moment == "after both" else 1)
+
+
+def test_a_checkpoint_that_never_stands_still_is_given_up(tmp_path, monkeypatch):
+    save(tmp_path / "last", single())
+    versions = iter(range(10**6))
+    monkeypatch.setattr(module, "_version", lambda _: next(versions))
+    (tmp_path / "last/state.pt").unlink()
+    with pytest.raises(CheckpointError, match="replaced again and again while it is read"):
+        load_state(tmp_path / "last")
+
+
+def test_a_checkpoint_is_read_while_a_run_replaces_it(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path; from training.test_checkpoint import save, single\n"
+        "for step in range(1, 100000): save(Path(sys.argv[1]), single(0), step)\n"
+    )
+    folder, tests = tmp_path / "last", Path(__file__).parents[1]
+    writer = subprocess.Popen([sys.executable, "-c", code, str(folder), str(tests)])
+    try:
+        until = time.monotonic() + 60
+        while find_checkpoint(folder) is None and time.monotonic() < until:
+            time.sleep(0.01)
+        model, steps = single(1), set()
+        until = time.monotonic() + 60
+        while len(steps) < 20 and time.monotonic() < until:
+            load_weights(model, folder)
+            steps.add(load_state(folder)["step"])
+            assert load_config(folder) == CONFIG
+    finally:
+        writer.kill()
+        writer.wait()
+    assert same(model.state_dict(), single(0).state_dict())
+    assert len(steps) == 20
+
+
+def test_what_a_killed_save_left_is_cleared_away(tmp_path):
+    for last, old, kept in ((1, 2, 1), (None, 2, 2)):
+        for folder, step in ((tmp_path / "last", last), (tmp_path / ".last.old", old)):
+            if step is not None:
+                save(folder, single(), step)
+        (tmp_path / ".last.new").mkdir()
+        (tmp_path / ".last.new" / "model.safetensors").write_bytes(b"half")
+        module.discard_unfinished(tmp_path / "last")
+        assert os.listdir(tmp_path) == ["last"]
+        assert load_state(tmp_path / "last")["step"] == kept
+        shutil.rmtree(tmp_path / "last")
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+    save(tmp_path / "last", single())
+
+    def refused(*_args, **_kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for owner, name in ((module, "safe_open"), (torch, "load"), (module.Path, "read_text")):
+        monkeypatch.setattr(owner, name, refused)
+    for read in (lambda folder: load_weights(single(), folder), load_state, load_config):
+        with pytest.raises(CheckpointError, match=r"cannot be read: Permission denied$"):
+            read(tmp_path / "last")
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 half"])
+def test_a_damaged_state_is_told_without_torchs_own_words(tmp_path, content):
+    save(tmp_path / "last", single())
+    (tmp_path / "last/state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError) as info:
+        load_state(tmp_path / "last")
+    assert str(info.value) == (
+        f"{tmp_path / 'last/state.pt'} is truncated or damaged; restore {tmp_path / 'last'} from a "
+        "copy, or delete it and resume, which makes it again"
+    )
+    torch.save([1], tmp_path / "last/state.pt")
+    with pytest.raises(CheckpointError, match="truncated or damaged; restore"):
+        load_state(tmp_path / "last")

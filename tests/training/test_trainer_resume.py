@@ -290,3 +290,49 @@ def test_a_batch_smaller_than_its_micro_batches_and_a_stream_that_ends_are_error
     short.batches = lambda start: iter([short.batch(0)])
     with pytest.raises(ValueError, match="stream: ended at step 1 of 12"):
         make(single(), tmp_path / "b", short).fit()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", "5", '{"trainer": 5, "run": {}}', '{"trainer": {"stepz": 1}, "run": {}}'],
+)
+def test_a_checkpoint_whose_settings_are_none_is_named(tmp_path, content):
+    make(single(), tmp_path).fit()
+    (tmp_path / "last/config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"last/config\.json does not hold the settings of a"):
+        make(single(), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.clear(), r"last/state\.pt cannot be resumed from: it lacks run"),
+        (lambda state: state["run"].update(extra=1), "last cannot be resumed from .*extra"),
+        (lambda state: state.update(window=5), "last cannot be resumed from"),
+        (lambda state: state.update(watch=None), "last cannot be resumed from"),
+    ],
+)
+def test_a_state_that_is_none_is_named(tmp_path, change, words):
+    make(single(), tmp_path).fit()
+    state = load_state(tmp_path / "last")
+    change(state)
+    torch.save(state, tmp_path / "last/state.pt")
+    with pytest.raises(CheckpointError, match=words):
+        make(single(), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "line", [b"5", b"[1]", b'{"loss": 1}', b'{"step": "3"}', b"\0\0\xff", b"{"]
+)
+def test_a_line_of_the_log_that_is_no_record_ends_it(tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 5}\n' + line + b'\n{"step": 10}\n')
+    assert read_log(log) == [{"step": 5}]
+
+
+def test_what_kills_left_unfinished_is_gone_when_the_run_goes_on(tmp_path):
+    make(single(), tmp_path, validation=VALIDATION).fit()
+    for name in (".last.new", ".last.old", ".best.new", ".best.old"):  # halfway made or removed
+        (tmp_path / name).mkdir()
+    make(single(), tmp_path, validation=VALIDATION, resume=True).fit()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "log.jsonl"]
