@@ -27,7 +27,7 @@ from .splits import ArraySplit, ImageSplit, ImageSplits, Split
 from .transforms import resize
 
 CACHES = ("none", "memory", "disk")
-FORMAT = 1  # of the file; part of its key
+FORMAT = 2  # of the file, and of how images are read (decode.py); part of its key
 MEMORY_FRACTION = 0.8  # of the free memory that a cache may take: training needs some as well
 DECODED_AT_ONCE = 256  # images decoded between two writes
 CGROUP = Path("/sys/fs/cgroup")

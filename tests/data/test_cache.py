@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hubpath_fast.data import (
     ArraySplit,
@@ -90,6 +91,21 @@ def test_changed_images_and_sizes_make_another_cache(splits, cached, tmp_path):
     cached(splits, "disk")
     cache_splits(splits, SIDE + 1, "disk", tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_images_that_were_read_otherwise_are_decoded_again(splits, cached, tmp_path, monkeypatch):
+    """FORMAT 1 was written before images were turned upright, scaled and laid on white."""
+    assert cache.FORMAT > 1
+    good = np.array(cached(splits, "disk").train.pixels)
+    [new] = (tmp_path / "cache").iterdir()
+    new.unlink()
+    with monkeypatch.context() as old:
+        old.setattr(cache, "FORMAT", 1)
+        old.setattr(cache, "load_image", lambda path: Image.new("RGB", (4, 4)))
+        assert not np.array(cached(splits, "disk").train.pixels).any()
+    [old_file] = (tmp_path / "cache").iterdir()
+    assert np.array_equal(cached(splits, "disk").train.pixels, good)
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([old_file, new])
 
 
 def test_a_damaged_cache_is_made_again(splits, cached, tmp_path):
