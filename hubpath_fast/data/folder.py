@@ -6,27 +6,28 @@ a single class, and a test set with other classes than training has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .decode import verify_images
 from .kinds import is_image
-from .layouts import (
-    DataError,
-    LabelledFiles,
-    check_gaps,
-    examples,
-    read_folder,
-    read_list,
-)
+from .layouts import DataError, LabelledFiles, Problem, examples, read_folder
+from .lists import gap_problem, scan_list
+from .names import one_form
+from .oddities import find_oddities, in_a_line
 from .splits import ImageSplit, ImageSplits, assemble, check_share
-from .walk import Entries, Leftovers, list_folder, said
+from .walk import Entries, Leftovers, Skipped, list_folder
 
 SPLIT_NAMES = {
     "train": ("train",),
     "validation": ("val", "valid", "validation"),
     "test": ("test",),
 }
+# As others call them, in lower case; no set has these as its only classes.
+LIKE_SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "eval", "test",
+               "testing"}  # fmt: skip
+IN_NOTE = 3  # reasons for which something was left out, then a count
 
 
 def open_images(
@@ -40,7 +41,7 @@ def open_images(
 
     validation: the share of train, class by class, that is held out where there is no val; drawn by
     ``seed``; 0: hold out nothing. Without test, validation stands in for it. verify: open every
-    image once, to find broken ones.
+    image once, to find broken ones, and copies.
 
     Raises DataError if the folder or images are missing, an image is broken, there is a single
     class, numbered classes have gaps, val has a class that train has not, or test and train differ
@@ -49,30 +50,46 @@ def open_images(
     root = Path(root)
     check_share(validation)
     found = find_splits(root)
-    train = found["train"]
-    if train.source.is_file():
-        check_gaps(train)
-    _check_classes(found)
+    refuse(class_problems(found), root)
     if verify:
         verify_images([path for files in found.values() for path in files.paths])
+    splits = make_splits(found, root, validation, seed)
+    notes = [*splits.notes, *left_out(found, root)]
+    if verify:
+        notes += in_a_line(find_oddities(splits), root)
+    return replace(splits, notes=tuple(notes))
 
-    number = {name: i for i, name in enumerate(train.classes)}
+
+def make_splits(
+    found: dict[str, LabelledFiles], root: Path, validation: float, seed: int
+) -> ImageSplits:
+    """The set of what was found, with what is missing made; see ``assemble``."""
+    classes = found["train"].classes
+    number = {name: i for i, name in enumerate(classes)}
     splits = {
         split: ImageSplit(files.paths, tuple(number[label] for label in files.labels))
         for split, files in found.items()
     }
-    hint = f"give {root}/val"
-    made = assemble(train.classes, splits, root, validation, seed, hint)
-    return replace(made, notes=(*made.notes, *left_out(found, root)))
+    return assemble(classes, splits, root, validation, seed, f"give {root}/val")
 
 
-def left_out(found: dict[str, LabelledFiles], root: str | Path) -> tuple[str, ...]:
-    """A note on what all splits left out, if there is something to say."""
+def all_skipped(found: dict[str, LabelledFiles]) -> tuple[Skipped, ...]:
+    """What all splits left out."""
     leftovers = Leftovers()
     for files in found.values():
         leftovers.merge(files.skipped)
-    note = said(leftovers.all(), Path(root))
-    return () if note is None else (note,)
+    return leftovers.all()
+
+
+def left_out(found: dict[str, LabelledFiles], root: str | Path) -> tuple[str, ...]:
+    """A note on what all splits left out, if there is more than litter."""
+    told = [skipped for skipped in all_skipped(found) if not skipped.is_litter]
+    if not told:
+        return ()
+    parts = [f"{skipped} ({skipped.example})" for skipped in told[:IN_NOTE]]
+    more = sum(skipped.count for skipped in told[IN_NOTE:])
+    parts += [f"{more:,} others"] if more else []
+    return (f"left out: {', '.join(parts)}; `hubpath data check {root}` says more",)
 
 
 def find_splits(root: str | Path, require_train: bool = True) -> dict[str, LabelledFiles]:
@@ -81,16 +98,32 @@ def find_splits(root: str | Path, require_train: bool = True) -> dict[str, Label
 
     require_train: a set without train is an error; False: of val/ and test/, one is enough.
 
-    Raises DataError if there are no images, or images that a list names are missing.
+    Raises DataError if a split has no images, or images that a list names are missing.
     """
+    found = survey(root, require_train)
+    refuse([problem for files in found.values() for problem in files.problems], Path(root))
+    return found
+
+
+def refuse(problems: Sequence[Problem], root: Path) -> None:
+    """Raises DataError if there is a problem, and says how many more there are."""
+    if not problems:
+        return
+    more = len(problems) - 1
+    others = f" ({more} more of such: `hubpath data check {root}` lists all)" if more else ""
+    raise DataError(f"{problems[0]}{others}")
+
+
+def survey(root: str | Path, require_train: bool = True) -> dict[str, LabelledFiles]:
+    """``find_splits``, whose problems with single splits are theirs, and not raised."""
     root = Path(root)
     if not root.is_dir():
-        what = "is a file" if root.is_file() else "does not exist"
+        what = "is a file: give its folder" if root.is_file() else "does not exist"
         raise DataError(f"the data folder {root} {what}; expected {_layouts(root)}")
     leftovers = Leftovers()
     entries = list_folder(root, leftovers, root=True)
     for ending, there, read in (
-        (".txt", entries.files, read_list),
+        (".txt", entries.files, scan_list),
         ("", entries.folders, read_folder),
     ):
         places = _places(root, ending, there)
@@ -105,8 +138,19 @@ def find_splits(root: str | Path, require_train: bool = True) -> dict[str, Label
                 f"{root} has {place.name} but no train{ending}; expected {_layouts(root)}"
             )
     if not entries.folders:
-        raise DataError(f"{root} holds no images; expected {_layouts(root)}")
+        raise DataError(f"{root} holds no images{_found(leftovers)}; expected {_layouts(root)}")
+    names = [path.name for path in entries.folders]
+    if all(name.lower() in LIKE_SPLITS for name in names):
+        raise DataError(
+            f"{root} holds {examples(names)}, which look like splits and would be classes; call "
+            "them train, val and test"
+        )
     return {"train": read_folder(root)}
+
+
+def _found(leftovers: Leftovers) -> str:
+    found = [f"{skipped} ({skipped.example})" for skipped in leftovers.all()]
+    return f" (but {examples(found)})" if found else ""
 
 
 def _places(root: Path, ending: str, there: list[Path]) -> dict[str, Path]:
@@ -139,34 +183,73 @@ def _layouts(root: Path) -> str:
     )
 
 
-def _check_classes(found: dict[str, LabelledFiles]) -> None:
+def class_problems(found: dict[str, LabelledFiles]) -> list[Problem]:
+    """What a run refuses of the classes of train, and of the others' beside them."""
     train = found["train"]
+    problems = []
+    if train.source.is_file() and (gaps := gap_problem(train)):
+        problems.append(gaps)
     empty = sorted(set(train.classes) - set(train.labels))
-    if empty:
-        raise DataError(
-            f"{train.source} has no images of class {examples(empty)}; "
-            "add some, or remove the class"
-        )
-    if len(train.classes) < 2:
-        raise DataError(
-            f"{train.source} has the one class {train.classes[0]!r}; there is nothing to tell "
-            "apart. Expected a folder (or, in a list file, a last word) for each class"
-        )
+    if empty and train.paths:
+        problems.append(_empty_classes(train, empty))
+    if len(train.classes) == 1:
+        problems.append(_one_class(train))
     for split in ("validation", "test"):
-        if split not in found:
-            continue
-        files = found[split]
-        unknown = sorted(set(files.labels) - set(train.classes))
-        if unknown:
-            raise DataError(
-                f"{files.source} has images of class {examples(unknown)}, which {train.source} "
-                "has not: no model trained on it could name them. Its classes: "
-                + examples(train.classes)
+        if split in found and train.paths:
+            problems += _other_classes(train, found[split], split)
+    return problems
+
+
+def _empty_classes(train: LabelledFiles, empty: list[str]) -> Problem:
+    """With what lies in the folders of these classes instead of images."""
+    inside = [
+        f"{skipped} ({skipped.example})"
+        for skipped in train.skipped
+        if not skipped.is_litter and one_form(_first_folder(train, skipped.example)) in empty
+    ]
+    return Problem(
+        f"{train.source} has no images of class {examples(empty)}"
+        + (f", but {examples(inside)}" if inside else ""),
+        "; add some, or remove the class",
+    )
+
+
+def _first_folder(train: LabelledFiles, path: Path) -> str:
+    inside = path.relative_to(train.source) if path.is_relative_to(train.source) else path
+    return inside.parts[0] if inside.parts else ""
+
+
+def _one_class(train: LabelledFiles) -> Problem:
+    name = train.classes[0]
+    folder = train.source / name
+    folders = list_folder(folder, Leftovers()).folders if folder.is_dir() else []
+    inside = f"; {folder} holds folders itself: is it the data?" if len(folders) > 1 else ""
+    return Problem(
+        f"{train.source} has the one class {name!r}",
+        "; there is nothing to tell apart. Expected a folder (or, in a list file, a last word) for "
+        f"each class{inside}",
+    )
+
+
+def _other_classes(train: LabelledFiles, files: LabelledFiles, split: str) -> list[Problem]:
+    problems = []
+    unknown = sorted(set(files.labels) - set(train.classes))
+    if unknown:
+        problems.append(
+            Problem(
+                f"{files.source} has images of class {examples(unknown)}, which {train.source} has "
+                "not",
+                ": no model trained on it could name them. Its classes: " + examples(train.classes),
             )
-        absent = sorted(set(train.classes) - set(files.labels))
-        if split == "test" and absent:
-            raise DataError(
+        )
+    absent = sorted(set(train.classes) - set(files.labels))
+    if split == "test" and absent and files.paths:
+        problems.append(
+            Problem(
                 f"{files.source} has no images of {len(absent)} of the {len(train.classes)} "
-                f"classes of {train.source}: {examples(absent)}. Accuracy over fewer classes is "
-                "not that of the task; add images of these classes, or remove them from train"
+                f"classes of {train.source}: {examples(absent)}",
+                ". Accuracy over fewer classes is not that of the task; add images of these "
+                "classes, or remove them from train",
             )
+        )
+    return problems

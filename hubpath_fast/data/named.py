@@ -15,7 +15,8 @@ import numpy as np
 from .decode import verify_images
 from .digits import CLASSES, DigitsTask
 from .folder import open_images
-from .layouts import DataError, check_missing, examples
+from .layouts import DataError, examples
+from .lists import check_missing
 from .sources import PUBLISHED, PublishedSet
 from .splits import ArraySplit, ImageSplit, ImageSplits, Split, assemble, check_share
 

@@ -21,8 +21,7 @@ def one_form(name: str) -> str:
 def find_file(path: str | Path) -> Path:
     """The file that is meant: as it is written, else in another form that exists, else as written.
 
-    Other forms: names stored in another Unicode form, ``\\`` for ``/`` (lists made on Windows), and
-    ``~`` for the user's folder.
+    Other forms: names stored in another Unicode form, and ``\\`` for ``/`` (lists made on Windows).
     """
     return FileFinder().find(path)
 
@@ -38,8 +37,6 @@ class FileFinder:
         spellings = [text, text.replace("\\", "/")] if "\\" in text else [text]
         for spelling in spellings:
             plain = Path(spelling)
-            if spelling.startswith("~") and not plain.exists():
-                plain = Path(os.path.expanduser(spelling))
             found = plain if plain.exists() else self._other_form(plain)
             if found is not None:
                 return found

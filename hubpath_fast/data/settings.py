@@ -71,7 +71,12 @@ class DataSettings(Settings):
 
     def check(self) -> None:
         super().check()
-        if self.data is None and self.dataset != DIGITS:
+        if self.data is None and self.dataset == FOLDER:
             raise ValueError(
                 "data: nothing given; use --data FOLDER, or --dataset NAME --data-root DIR"
+            )
+        if self.data is None and self.dataset != DIGITS:
+            raise ValueError(
+                f"data: the data set {self.dataset} lies in a folder, and none is given; add "
+                "--data-root DIR"
             )

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from .later import datasets
-from .layouts import DataError, check_gaps, examples, read_list
+from .layouts import DataError, examples
+from .lists import check_gaps, read_list
 from .splits import ArraySplit, ImageSplit, Split, stratified_split
+from .text import read_text
 from .trees import draw_tree
 
 Parts = tuple[tuple[str, ...], dict[str, Split]]  # classes, and the splits by name
@@ -149,8 +151,7 @@ def _lists(root: Path, class_names: str = "", **names: str) -> Parts:
         splits[split] = ImageSplit(paths, tuple(number[label] for label in files.labels))
     classes, file = train.classes, root / class_names
     if file.is_file():
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-        lines = [line for line in lines if line]
+        lines = [line.strip() for line in read_text(file).lines if line.strip()]
         classes = tuple(lines) if len(lines) == len(classes) else classes
     return classes, splits
 
@@ -159,7 +160,7 @@ def _indoors(root: Path) -> Parts:
     """The published lists name images as CLASS/FILE, without a class after it."""
     lists = {}
     for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt")):
-        lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(root / name).lines
         lists[split] = [line.strip() for line in lines if line.strip()]
         wrong = [line for line in lists[split] if "/" not in line]
         if wrong or not lists[split]:

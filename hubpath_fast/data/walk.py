@@ -46,6 +46,10 @@ class Skipped:
     example: Path
     weight: str
 
+    @property
+    def is_litter(self) -> bool:
+        return self.weight == LITTER
+
     def __str__(self) -> str:
         return f"{self.count:,} {self.reason}"
 
@@ -177,6 +181,11 @@ def images_below(folder: Path, leftovers: Leftovers) -> Iterator[Path]:
                 _leave_out(path, leftovers, sniffed <= SNIFFED)
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image at any depth below ``folder``, but for what ``hubpath`` wrote."""
+    return next(images_below(folder, Leftovers()), None) is not None
+
+
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
@@ -199,11 +208,3 @@ def _leave_out(path: Path, leftovers: Leftovers, sniff: bool) -> None:
         leftovers.add(f"images whose names lack their ending ({ending})", path)
     else:
         leftovers.add("files without an ending", path)
-
-
-def said(skipped: Iterable[Skipped], root: Path) -> str | None:
-    """One line on what was left out of ``root``; None if there is nothing to say."""
-    parts = [f"{s} ({s.example})" for s in skipped if s.weight != LITTER]
-    if not parts:
-        return None
-    return f"left out: {', '.join(parts)}; `hubpath data check {root}` says more"

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data.named import FOLDER
+from ..data.names import one_form
+from ..data.walk import holds_images
 from ..devices import check_device
 from ..files import write_json
 from ..model import HubPathway
@@ -61,7 +63,7 @@ class RunFolder:
                 "--out" + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
             )
         config, classes, image_size = self._read(FIT, Record._fields)
-        return Record(FitConfig.from_dict(config), tuple(classes), image_size)
+        return Record(FitConfig.from_dict(config), tuple(map(one_form, classes)), image_size)
 
     def write_record(self, record: Record) -> None:
         values = {**record._asdict(), "config": record.config.to_dict()}
@@ -110,10 +112,20 @@ class RunFolder:
 
 
 def check_apart(out_dir: Path, config: FitConfig) -> None:
-    """Raises ValueError if a run would be written into the folder of its images, as a class."""
+    """Raises ValueError if a run would be written among images, as a class or into one.
+
+    A folder of its own beside the classes is fine: where images are read, it is left out.
+    """
     out, data = out_dir.resolve(), Path(config.data or "").resolve()
-    if config.dataset == FOLDER and (out == data or data in out.parents):
-        raise ValueError(f"out: {out_dir} lies in the data's folder {config.data}; choose another")
+    if config.dataset != FOLDER or (out != data and data not in out.parents):
+        return
+    beside = None if out == data else data / out.relative_to(data).parts[0]
+    if beside is None or (beside.is_dir() and holds_images(beside)):
+        raise ValueError(
+            f"out: {out_dir} lies in the data's folder {config.data}"
+            + (f", among the images of {beside}" if beside else "")
+            + "; choose another"
+        )
 
 
 @dataclass

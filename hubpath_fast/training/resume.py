@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,13 @@ def check_same_run(out_dir: Path, config: TrainerConfig, run: Mapping[str, Any])
     """Raises CheckpointError if a checkpoint in the folder is of another run: of other settings,
     but for those that change no result, or another ``run`` as given to the trainer."""
     # Both sides as files are read, which may name today's defaults otherwise.
-    now = _identity(TrainerConfig.from_dict(config.to_dict()), json.loads(json.dumps(run)))
+    now = _identity(TrainerConfig.from_dict(config.to_dict()), _one_form(run))
     for folder in (out_dir / "last", out_dir / "best"):
         if find_checkpoint(folder) is None:
             continue
         saved = load_config(folder)
         try:
-            there = _identity(TrainerConfig.from_dict(saved["trainer"]), saved["run"])
+            there = _identity(TrainerConfig.from_dict(saved["trainer"]), _one_form(saved["run"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{folder / CONFIG_FILE} does not hold the settings of a run ({error!r}); restore "
@@ -82,6 +83,11 @@ def load_run(last: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     optimizer.load_state_dict(state["optimizer"])
     match_layouts(optimizer)
     return state
+
+
+def _one_form(run: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back, with names in one Unicode form: an accent may be written as two."""
+    return json.loads(unicodedata.normalize("NFC", json.dumps(run, ensure_ascii=False)))
 
 
 def _identity(config: TrainerConfig, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def test_a_run_is_not_written_among_its_images(folder, tmp_path):
     data = copy(folder, tmp_path)
     for out in (data, data / "train" / "run"):
         assert "lies in the data's folder" in refused(*FIT, "--data", data, "--out", out)
-    compared = ["compare", "--hub", HUB, "--data", data, "--out", data / "compared"]
+    compared = ["compare", "--hub", HUB, "--data", data, "--out", data / "test" / "compared"]
     assert "lies in the data's folder" in refused(*compared)
 
 

@@ -13,9 +13,10 @@ from torchvision import datasets
 
 
 def image(path, size=(14, 10)):
-    """Writes noise that depends on the file's name and its folder's. size: width x height."""
+    """Writes noise that depends on the file's name, its folder's and that one's folder's, so that
+    no split holds copies of another. size: width x height."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    random = np.random.RandomState(zlib.crc32(f"{path.parent.name}/{path.name}".encode()))
+    random = np.random.RandomState(zlib.crc32("/".join(path.parts[-3:]).encode()))
     Image.fromarray(random.randint(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
 
 
