@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from ..model.heads import head_parameters, split_parameters
 from .build import build_experts, default_input_size, normalization
+from .checkpoint import read_state_dict
 from .create import create_model
 from .errors import HubError
 from .expert import Expert, Resized, RunningStatistics, load_body
 from .names import list_models
 from .spec import HUBS, ExpertSpec, expand_names
-from .weights import read_state_dict
 
 __all__ = [
     "HUBS",

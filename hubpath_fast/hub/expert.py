@@ -202,12 +202,21 @@ def load_body(
         for name in own.keys() & given.keys()
         if own[name].shape != given[name].shape
     ]
+    fitting = [n for n in own.keys() & given.keys() if own[n].shape == given[n].shape]
+    types = [
+        f"{files_names[n]} ({given[n].dtype} instead of {own[n].dtype})"
+        for n in fitting
+        if own[n].is_floating_point() and not _is_plain_number(given[n])
+    ]
+    nan = [files_names[n] for n in fitting if _has_nan(given[n])]
     parts = [
         f"{len(names)} {what}: {_some(sorted(names))}"
         for what, names in (
             ("missing", [layout.prefix + name for name in missing]),
             ("left over", left_over),
             ("of another shape", shapes),
+            ("of another type", types),
+            ("with NaN, as of a training that diverged", nan),
         )
         if names
     ]
@@ -221,6 +230,15 @@ def load_body(
         for name, tensor in own.items():
             if name in given:
                 tensor.copy_(given[name])
+
+
+def _is_plain_number(tensor: Tensor) -> bool:
+    """Whether a tensor alone says its values, in floating point: one of 8 bits has a scale."""
+    return tensor.is_floating_point() and tensor.element_size() > 1 and not tensor.is_sparse
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return _is_plain_number(tensor) and not tensor.is_meta and bool(tensor.isnan().any())
 
 
 def _some(names: list[str]) -> str:

@@ -21,6 +21,7 @@ from .spec import HUBS
 MOCO_NAMES = ("moco/resnet50.v1_200ep", "moco/resnet50.v2_200ep", "moco/resnet50.v2_800ep")
 BACKBONES = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "deeplabv3_resnet50")
 WILDCARDS = "*?["
+SHORTEST_BEGINNING = 5  # letters; "vit" begins too many names to be a hint
 
 
 @lru_cache(maxsize=1)
@@ -86,14 +87,32 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def closest(name: str) -> str:
-    """A hint after "there is no such model": the closest names, or a way to search."""
+    """A hint after "there is no such model": the closest names, or a way to search.
+
+    First those that differ in case and hyphens alone, here or in another source, then those that
+    begin as it does, then those that are spelt alike.
+    """
     source, slash, bare = name.rpartition("/")
     pool: dict[str, None] = {}  # each once: most architectures have several tags
+    elsewhere: dict[str, None] = {}
     for full in all_names():
-        if full.startswith(source + slash):
-            rest = full.partition("/")[2]
-            pool |= {rest: None, rest.partition(".")[0]: None}
-    close = difflib.get_close_matches(bare, [*pool, *HUBS], n=3, cutoff=0.6)
+        own, _, rest = full.partition("/")
+        architecture = rest.partition(".")[0]
+        if own == source or not slash:
+            pool |= {architecture: None, rest: None}
+        elif own != "moco":
+            elsewhere[f"{own}/{architecture}"] = None
+    plain = _plain(bare)
+    found = [n for n in pool if _plain(n) == plain]
+    found += [n for n in elsewhere if _plain(n.partition("/")[2]) == plain]
+    if len(plain) >= SHORTEST_BEGINNING:
+        found += [n for n in pool if _plain(n).startswith(plain) and ("." in bare or "." not in n)]
+    found += difflib.get_close_matches(bare.lower(), [*pool, *HUBS], n=3, cutoff=0.6)
+    close = [*dict.fromkeys(found)][:3]
     if not close:
         return "`hubpath hub list WORD` lists the names that hold a word"
     return f"did you mean {' or '.join(close)}?"
+
+
+def _plain(name: str) -> str:
+    return name.lower().translate(str.maketrans("", "", "-_ "))

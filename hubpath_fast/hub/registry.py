@@ -4,8 +4,11 @@
     torchvision/NAME[.WEIGHTS]  torchvision's classifiers, and the backbones of
                                 maskrcnn_resnet50_fpn, keypointrcnn_resnet50_fpn, deeplabv3_resnet50
     moco/resnet50[.TAG]         v1_200ep (the default), v2_200ep, v2_800ep
-    file/PATH?arch=NAME         a local state dict (.pth, .safetensors) of the model NAME
+    file/PATH?arch=NAME         a local file or folder of weights of the model NAME
     local-dir:PATH              a folder as timm saves one
+    hf-hub:USER/NAME[@REVISION] a repository of the Hugging Face hub, as timm saves one
+
+Other tools' forms of these names are read as well, see ``aliases``.
 
 Importing this module imports neither timm nor torchvision: a name imports the library it needs.
 """
@@ -16,21 +19,23 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
 from torch import Tensor, nn
 
+from ..model.heads import head_names
+from .aliases import FILE_PREFIX, FOLDER_PREFIX, LOCAL, REPOSITORY_PREFIX, canonical, local_path
+from .checkpoint import ENDINGS
 from .errors import HubError
-from .expert import load_body
+from .expert import COUNTER, load_body
 from .names import WILDCARDS, list_models
+from .prefixes import strip_prefix
 from .source import HubModel, PlainTask, skeleton
-from .spec import ExpertSpec
+from .spec import FILE_OPTIONS, ExpertSpec
 from .weights import WeightSource
 
 SOURCES = ("timm/NAME", "torchvision/NAME", "moco/resnet50", "file/PATH?arch=NAME",
-           "local-dir:PATH")  # fmt: skip
-FILE_PREFIX, FOLDER_PREFIX = "file/", "local-dir:"
-DATA_PARALLEL = "module."
+           "local-dir:PATH", "hf-hub:USER/NAME")  # fmt: skip
 
 
 def find(spec: ExpertSpec | str) -> HubModel:
@@ -38,15 +43,17 @@ def find(spec: ExpertSpec | str) -> HubModel:
     spec = ExpertSpec.parse(spec) if isinstance(spec, str) else spec
     if isinstance(spec.name, nn.Module):
         raise HubError(f"{spec.label} is a module: it has no entry in the registry")
-    name = spec.name.strip()
+    name = canonical(spec.name)
+    for option in FILE_OPTIONS:
+        homes = (FILE_PREFIX,) if option == "arch" else LOCAL
+        if getattr(spec, option) is not None and not name.startswith(homes):
+            raise HubError(f"{name}: {option} is for {FILE_PREFIX}PATH alone; leave it out")
     if name.startswith(FILE_PREFIX):
-        model = _find_file(name, spec.arch)
-    elif spec.arch is not None:
-        raise HubError(f"{name}: arch is for {FILE_PREFIX}PATH alone; leave it out")
+        model = _find_file(name, spec)
     elif name.startswith(FOLDER_PREFIX):
         from .timm_models import find_folder
 
-        model = find_folder(name.removeprefix(FOLDER_PREFIX))
+        model = _own_names(find_folder(local_path(name.removeprefix(FOLDER_PREFIX))), spec)
     else:
         model = _find_name(name)
     changed = {k: getattr(spec, k) for k in ("mean", "std") if getattr(spec, k) is not None}
@@ -55,6 +62,14 @@ def find(spec: ExpertSpec | str) -> HubModel:
 
 def _find_name(name: str) -> HubModel:
     source, slash, rest = name.partition("/")
+    if name.startswith(REPOSITORY_PREFIX):
+        from .timm_models import find_repository
+
+        return find_repository(name.removeprefix(REPOSITORY_PREFIX))
+    if name.lower().endswith(ENDINGS):
+        raise HubError(
+            f"{name!r} is no name of a model; a file is named {FILE_PREFIX}PATH?arch=NAME"
+        )
     if any(mark in name for mark in WILDCARDS):
         found = list_models(name)
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
@@ -76,45 +91,57 @@ def _find_name(name: str) -> HubModel:
         return find_torchvision(rest)
     if source == "moco":
         return find_moco(rest)
+    repository = f"; a repository of the Hugging Face hub is {REPOSITORY_PREFIX}{name}"
     raise HubError(
         f"{name!r} has the unknown source {source!r}; there are {', '.join(SOURCES)}, and the "
-        "named hubs of `hubpath hub list`"
+        f"named hubs of `hubpath hub list`{repository if rest and '/' not in rest else ''}"
     )
 
 
-def _find_file(name: str, arch: str | None) -> HubModel:
-    path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
-    if not arch:
+def _find_file(name: str, spec: ExpertSpec) -> HubModel:
+    path = local_path(name.removeprefix(FILE_PREFIX))
+    if not spec.arch:
         raise HubError(
             f"{name} does not say whose weights it holds; add the model: {name}?arch=timm/NAME, "
             "?arch=torchvision/NAME or ?arch=moco/resnet50"
         )
     try:
-        model = _find_name(arch)
+        model = _find_name(canonical(spec.arch))
     except HubError as error:
-        raise HubError(*(f"{name}?arch={arch}: {problem}" for problem in error.problems)) from None
-
-    def convert(state: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
-        return _as_saved(model, state, source)
-
+        raise HubError(
+            *(f"{name}?arch={spec.arch}: {problem}" for problem in error.problems)
+        ) from None
     full = f"{FILE_PREFIX}{path}?arch={model.name}"
+    model = dataclasses.replace(model, name=full, weights=WeightSource(full, path=path))
+    return _own_names(model, spec)
+
+
+def _own_names(model: HubModel, spec: ExpertSpec) -> HubModel:
+    """The model, whose file's tensors have the names that a user's tools gave them."""
     return dataclasses.replace(
-        model, name=full, weights=WeightSource(full, path=path), convert=convert
+        model, entry=spec.key, convert=partial(_as_saved, model, spec.prefix)
     )
 
 
-def _as_saved(model: HubModel, state: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+def _as_saved(
+    model: HubModel, prefix: str | None, state: Mapping[str, Tensor], source: str
+) -> Mapping[str, Tensor]:
     """A file's tensors as the network names them, whatever number of classes its head has.
 
-    Names that all begin with "module." come from a DataParallel wrapper. A file that does not fit
-    as it is may be one that the model's own source would rename.
+    A file that does not fit as it is may be one that the model's own source would rename.
     """
-    if all(name.startswith(DATA_PARALLEL) for name in state) and not model.layout.prefix:
-        state = {name.removeprefix(DATA_PARALLEL): tensor for name, tensor in state.items()}
+    network = skeleton(model, PlainTask(2))
+    heads = head_names(network)
+    body = {
+        name
+        for name in network.state_dict()
+        if name not in heads and name.rpartition(".")[2] != COUNTER
+    }
+    state = strip_prefix(state, body, model.layout.prefix, prefix, source)
     if model.convert is None:
         return state
     try:
-        load_body(skeleton(model, PlainTask(2)), state, source, model.layout)
+        load_body(network, state, source, model.layout)
     except HubError:
         with contextlib.suppress(HubError):  # neither fits: the one as it is will be reported
             return model.convert(state, source)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import eval_mode
+from .checkpoint import read_state_dict
 from .errors import HubError
 from .expert import Expert, Layout, load_body
-from .weights import WeightSource, read_state_dict
+from .weights import WeightSource
 
 # Sides, in pixels, that a refusal offers instead: those that networks are commonly trained at.
 COMMON_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
@@ -71,10 +72,12 @@ class HubModel:
     weights: WeightSource | None = field(compare=False)
     layout: Layout = field(compare=False, default_factory=Layout)
     convert: Convert | None = field(compare=False, default=None)
+    entry: str | None = field(compare=False, default=None)
+    config: str = field(default="", repr=False)
 
     def load(self, expert: Expert, path) -> None:
         """Reads a file of weights into an expert's body; HubError unless every tensor fits."""
-        state = read_state_dict(path)
+        state = read_state_dict(path, self.entry)
         if self.convert is not None:
             state = self.convert(state, str(path))
         load_body(expert, state, str(path), self.layout)

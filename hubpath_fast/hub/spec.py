@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from .aliases import FILE_PREFIX, FOLDER_PREFIX, LOCAL, local_path
 from .errors import HubError
 
+OPTION = re.compile(r"\?\w+=")
 FREEZE, BATCHNORM = ("none", "body", "all"), ("train", "running")
 
 TINY = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
@@ -62,6 +66,8 @@ class ExpertSpec:
     mean, std: of its images, a value a channel in units of images in [0, 1], instead of those of
         the source; in text with colons: mean=0.5:0.5:0.5.
     arch: of ``file/``: the model whose architecture, key layout and normalisation the file has.
+    key: of a local file: the entry under which a checkpoint holds the state dict, "state.model".
+    prefix: of a local file: what stands before the network's names in it. None: both are found.
     """
 
     name: str | nn.Module
@@ -72,9 +78,16 @@ class ExpertSpec:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     arch: str | None = None
+    key: str | None = None
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
         problems = []
+        if isinstance(self.name, str) and OPTION.search(self.name) and not self._is_local():
+            problems.append(
+                "options behind a name are read from text alone; give the text itself, "
+                "ExpertSpec.parse(TEXT), or the fields, such as lr_factor=0.1"
+            )
         if not self.lr_factor > 0:
             problems.append(
                 f"lr: expected a number above 0, got {self.lr_factor}; for 0, freeze=body"
@@ -87,14 +100,22 @@ class ExpertSpec:
             problems.append(f"size: expected pixels, at least 1, got {self.size}")
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(map(float, value)))
-                if len(value) != 3:
-                    problems.append(f"{name}: expected 3 numbers, one a channel, got {value}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            problems.append(f"std: expected numbers above 0, got {self.std}")
+            if value is None:
+                continue
+            try:
+                numbers = tuple(map(float, value))
+            except (TypeError, ValueError):
+                numbers = ()
+            if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+                problems.append(f"{name}: expected 3 numbers, one a channel, got {value!r}")
+            elif name == "std" and not all(number > 0 for number in numbers):
+                problems.append(f"std: expected numbers above 0, got {numbers}")
+            object.__setattr__(self, name, numbers)
         if problems:
             raise HubError(*(f"{self.label}: {problem}" for problem in problems))
+
+    def _is_local(self) -> bool:
+        return self.name.strip().startswith(LOCAL)
 
     @property
     def label(self) -> str:
@@ -111,7 +132,7 @@ class ExpertSpec:
     def parse(cls, text: str) -> ExpertSpec:
         """Reads "name?key=value&..."; HubError with the known keys for an unknown one."""
         name, mark, options = text.strip().rpartition("?")
-        if not mark or "=" not in options:
+        if not mark or "=" not in options or _is_path(name, options):
             return cls(text.strip())
         values = {}
         for option in options.split("&"):
@@ -139,12 +160,21 @@ class ExpertSpec:
         return self.label + ("?" + "&".join(parts) if parts else "")
 
 
+def _is_path(name: str, options: str) -> bool:
+    """Whether the "?" is one of a path: then none of what follows is, nearly, an option's name."""
+    keys = [option.partition("=")[0] for option in options.split("&")]
+    known = any(difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.7) for key in keys)
+    return name.startswith(LOCAL) and not known
+
+
 def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(":"))
 
 
 OPTIONS = {
     "arch": ("arch", str),
+    "key": ("key", str),
+    "prefix": ("prefix", str),
     "lr": ("lr_factor", float),
     "freeze": ("freeze", str),
     "bn": ("batchnorm", str),
@@ -152,8 +182,41 @@ OPTIONS = {
     "mean": ("mean", _floats),
     "std": ("std", _floats),
 }
+FILE_OPTIONS = ("arch", "key", "prefix")
 EXPECTED = {float: "a number", int: "a whole number", _floats: "numbers with colons between"}
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(ExpertSpec)}
+
+
+def split_names(text: str) -> list[str]:
+    """The names of a list with commas between; a path may hold commas, too.
+
+    A local file's name goes up to its "?arch=...", which it always has. A folder's is the longest
+    that there is on this machine. Whatever this reads otherwise than meant can be a list instead.
+    """
+    parts = text.split(",")
+    names: list[str] = []
+    while parts:
+        count = _parts_of_path([part.strip() if i == 0 else part for i, part in enumerate(parts)])
+        names.append(",".join(parts[:count]).strip())
+        parts = parts[count:]
+    return [name for name in names if name]
+
+
+def _parts_of_path(parts: Sequence[str]) -> int:
+    """How many of the parts between commas the first name has."""
+    if parts[0].startswith(FILE_PREFIX):
+        for i, part in enumerate(parts):
+            if i and part.strip().startswith(LOCAL):
+                break
+            if re.search(r"[?&]arch=", part):
+                return i + 1
+    elif parts[0].startswith(FOLDER_PREFIX):
+        for count in range(len(parts), 1, -1):
+            path = ",".join(parts[:count]).strip().removeprefix(FOLDER_PREFIX)
+            bare = path.rpartition("?")[0] if "?" in parts[count - 1] else path
+            if local_path(path).is_dir() or local_path(bare).is_dir():
+                return count
+    return 1
 
 
 def expand_names(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
-"""The source ``timm/``, any of timm's models, and ``local-dir:``, a folder as timm saves one."""
+"""The source ``timm/``, any of timm's models, and ``local-dir:`` and ``hf-hub:``, a folder and a
+repository as timm saves them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,17 +15,24 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
+from .aliases import FOLDER_PREFIX, REPOSITORY_PREFIX
+from .checkpoint import INDEX_ENDING, PICKLED, SAFE
 from .errors import HubError
 from .names import closest
 from .source import HubModel
-from .weights import PICKLED, SAFE, WeightSource
+from .weights import WeightSource, fetch_config
 
-PREFIX, FOLDER_PREFIX = "timm/", "local-dir:"
+PREFIX = "timm/"
 CONFIG = "config.json"
 
 
 def find(name: str) -> HubModel:
-    """Looks a model up by timm's name, without the "timm/"; HubError where there is none."""
+    """Looks a model up by timm's name, without the "timm/"; HubError where there is none.
+
+    A name of timm before 0.9 stands for its present one, as in ``timm.create_model``, and a warning
+    says so.
+    """
+    name = _present_name(name)
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise HubError(f"timm has no model {name!r}; {closest(PREFIX + name)}")
@@ -38,39 +48,97 @@ def find(name: str) -> HubModel:
     return _model(full, cfg, partial(_make, full.removeprefix(PREFIX)), _weights(full, cfg))
 
 
-def find_folder(folder: str) -> HubModel:
+def _present_name(name: str) -> str:
+    """The name that timm itself puts in the place of a deprecated one; a tag given stays."""
+    architecture, _, tag = name.partition(".")
+    # Where a version of timm has no such list, its old names are names that it does not know.
+    renamed = getattr(timm.models, "get_deprecated_models", dict)()
+    if architecture not in renamed:
+        return name
+    present = renamed[architecture]
+    if present is None:
+        raise HubError(f"timm has removed {name!r}; {closest(PREFIX + name)}")
+    present = f"{present.partition('.')[0]}.{tag}" if tag else present
+    warnings.warn(
+        f"timm has renamed {PREFIX}{name} to {PREFIX}{present}, which is taken", stacklevel=3
+    )
+    return present
+
+
+def find_folder(path: Path) -> HubModel:
     """A folder as ``timm.models.save_for_hf`` writes it: ``config.json`` beside the weights.
 
     Raises HubError if the folder, the configuration or timm's model is missing; the weights are
     looked for when they are wanted.
     """
-    name, path = FOLDER_PREFIX + folder, Path(folder).expanduser()
+    name = FOLDER_PREFIX + str(path)
+    if not (path / CONFIG).is_file():
+        raise HubError(
+            f"{name}: no {CONFIG} in {path}; expected the folder to hold {CONFIG} and {SAFE} or "
+            f"{PICKLED}, as timm.models.save_for_hf writes them"
+        )
+    files = [path / file for file in (SAFE, PICKLED)]
+    weights = next((file for file in files if file.is_file()), None)
+    if weights is None:  # another name, or several parts
+        weights = path if any(path.glob("*" + INDEX_ENDING)) else files[0]
+    return _saved(name, path / CONFIG, WeightSource(name, path=weights))
+
+
+def find_repository(repository: str) -> HubModel:
+    """ "USER/NAME[@REVISION]": a model of timm's own there, or what its ``config.json`` describes,
+    which is downloaded if it is not in the cache.
+
+    Raises HubError if it cannot be had or is none of timm's.
+    """
+    identifier, _, revision = repository.partition("@")
+    owner, _, name = identifier.partition("/")
+    if not name or "/" in name:
+        raise HubError(f"{REPOSITORY_PREFIX}{repository}: expected {REPOSITORY_PREFIX}USER/NAME")
+    if owner == PREFIX.rstrip("/") and timm.is_model(name):
+        model = find(name)
+        if not revision or model.weights is None:
+            return model
+        weights = dataclasses.replace(model.weights, revision=revision)
+        return dataclasses.replace(model, name=f"{model.name}@{revision}", weights=weights)
+    full = REPOSITORY_PREFIX + repository
+    revision = revision or None
+    config = fetch_config(WeightSource(full, identifier, (CONFIG,), revision))
+    return _saved(full, config, WeightSource(full, identifier, revision=revision))
+
+
+def _saved(name: str, config: Path, weights: WeightSource) -> HubModel:
+    """What a ``config.json`` as timm writes it describes."""
+    text = config.read_text(encoding="utf-8")
     try:
-        content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HubError(
-            f"{name}: no {CONFIG} in {path} ({error.strerror}); expected the folder to hold "
-            f"{CONFIG} and {SAFE} or {PICKLED}, as timm.models.save_for_hf writes them"
-        ) from error
+        content = json.loads(text)
     except ValueError as error:
-        raise HubError(f"{name}: {path / CONFIG} is no JSON ({error})") from error
-    architecture = content.get("architecture") if isinstance(content, dict) else None
-    if not isinstance(architecture, str) or not timm.is_model(architecture):
-        hint = closest(PREFIX + architecture) if isinstance(architecture, str) else "it is missing"
+        raise HubError(f"{name}: {config} is no JSON ({error})") from error
+    content = content if isinstance(content, dict) else {}
+    architecture = content.get("architecture")
+    if architecture is None:
+        other = content.get("model_type") or content.get("library_name")
+        kind = f"; it describes a {other!r} of another library" if other else ""
         raise HubError(
-            f"{name}: timm has no architecture {architecture!r}, which {path / CONFIG} names; "
-            f"{hint}"
+            f"{name}: {config} names no 'architecture' of timm{kind}. Expected a model as "
+            "timm.models.save_for_hf writes it; of other files, name the weights as "
+            "file/PATH?arch=NAME"
+        )
+    if isinstance(architecture, str):
+        architecture = _present_name(architecture)
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        hint = closest(PREFIX + architecture) if isinstance(architecture, str) else "it is no name"
+        raise HubError(
+            f"{name}: timm has no architecture {architecture!r}, which {config} names; {hint}"
         )
     known = set(PretrainedCfg.__dataclass_fields__)
     settings = content.get("pretrained_cfg") or content
     cfg = PretrainedCfg(**{key: value for key, value in settings.items() if key in known})
-    files = [path / file for file in (SAFE, PICKLED)]
-    weights = WeightSource(name, path=next((file for file in files if file.is_file()), files[0]))
     # What it was built with, such as a width; the number of classes is the new task's.
     model_args = {**(content.get("model_args") or {})}
     model_args.pop("num_classes", None)
     make = partial(_make, architecture, **model_args)
-    return _model(name, cfg, make, weights, filters=False)
+    model = _model(name, cfg, make, weights, filters=False)
+    return dataclasses.replace(model, config=text)
 
 
 def _model(name: str, cfg, make, weights: WeightSource | None, filters: bool = True) -> HubModel:

@@ -43,21 +43,29 @@ MOCO_MD5 = {"v1_200ep": "b251726a", "v2_200ep": "59fd9945", "v2_800ep": "a04e12f
 # for images that they transform themselves.
 AUXILIARY = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
 OLD_DENSE_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+WEIGHTS, DEFAULT = "_Weights", "DEFAULT"
 FIXED = ("vit_", "maxvit")  # architectures built for one size
 
 
 def find(name: str) -> HubModel:
     """Looks a model up by torchvision's name, without the source; HubError where there is none.
 
-    "resnet50" stands for torchvision's default weights, "resnet50.IMAGENET1K_V1" for those.
+    "resnet50" stands for torchvision's default weights, "resnet50.IMAGENET1K_V1" for those, as
+    does "ResNet50_Weights.IMAGENET1K_V1". Like torchvision's own, the names may be in any case.
     """
     architecture, _, tag = name.partition(".")
+    architecture, tag = _by_weights(architecture, tag)
     known = (*models.list_models(module=models), *BACKBONES)
     if architecture not in known:
+        if architecture in models.list_models():
+            raise HubError(
+                f"torchvision's {architecture!r} is no classifier; of its other networks the hub "
+                f"takes the backbones of {', '.join(BACKBONES)}"
+            )
         raise HubError(f"torchvision has no model {name!r}; {closest(PREFIX + name)}")
     entries = models.get_model_weights(architecture)
     tags = [entry.name for entry in entries]
-    if tag and tag not in tags:
+    if tag and tag not in (*tags, DEFAULT):
         raise HubError(
             f"torchvision has no weights {tag!r} for {architecture!r}; it has {', '.join(tags)}"
         )
@@ -80,6 +88,18 @@ def find(name: str) -> HubModel:
         layout=Layout("", AUXILIARY.get(architecture, ())),
         convert=_rename_dense if architecture.startswith("densenet") else None,
     )
+
+
+def _by_weights(architecture: str, tag: str) -> tuple[str, str]:
+    """(architecture, tag) of a name whose parts may be those of a class of weights."""
+    weights = next((part for part in (architecture, *tag.split(".")) if WEIGHTS in part), "")
+    if weights:
+        tag = tag.removeprefix(weights).removeprefix(".")
+        if weights == architecture:
+            for name in (*models.list_models(module=models), *BACKBONES):
+                if models.get_model_weights(name).__name__.lower() == weights.lower():
+                    architecture = name
+    return architecture.lower(), tag.upper()
 
 
 def find_moco(name: str) -> HubModel:

@@ -1,31 +1,27 @@
-"""Pre-trained weights: finding them in the local caches, fetching them, reading them safely.
+"""Pre-trained weights: finding them in the local caches, and fetching them.
 
-Files are read as safetensors or with ``weights_only=True``; code in a pickle is never run. Weights
-lie where timm and torch keep them: the Hugging Face cache (HF_HOME) and torch's (TORCH_HOME). A
-download is checked against the hash that its server or its name states, and thrown away if it
-differs.
+Weights lie where timm and torch keep them: the Hugging Face cache (HF_HOME) and torch's
+(TORCH_HOME). A download is checked against the hash that its server or its name states, and thrown
+away if it differs. What a file holds is read by ``checkpoint``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import re
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor
 
+from .checkpoint import PICKLED, SAFE
 from .errors import HubError
 
-SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 CONNECT_SECONDS = 5.0
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # of its SHA-256, the first digits
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -38,7 +34,7 @@ class WeightSource:
     name: of the model. repository: on the Hugging Face hub, or None. filenames: in that repository,
     the one to prefer first. revision: of that repository. url: of a plain file, for a model that is
     not on the hub. md5: the first digits of that file's, where its publisher states them. path: of
-    a local file, which is never fetched.
+    a local file, or of the folder that holds it, which is never fetched.
     """
 
     name: str
@@ -53,7 +49,8 @@ class WeightSource:
         """The local file, without asking the network; None where there is none."""
         if self.repository is None:
             path = self.place()
-            return path if path.is_file() else None
+            found = path.exists() if self.path is not None else path.is_file()
+            return path if found else None
         from huggingface_hub import try_to_load_from_cache
 
         for filename in self.filenames:
@@ -172,6 +169,28 @@ def fetch_all(sources: Sequence[WeightSource]) -> list[Path]:
     return paths
 
 
+def fetch_config(source: WeightSource) -> Path:
+    """The local file that says what a repository's network is, downloaded if need be; HubError
+    where it cannot be had."""
+    path = source.cached()
+    if path is not None:
+        return path
+    [file] = source.filenames
+    what = f"{source.name}: its {file}, which says what network it is,"
+    reasons = _unreachable([source])
+    if reasons:
+        raise HubError(
+            f"{what} is not in {source.place()} and cannot be downloaded: {'; '.join(reasons)}. "
+            "Run once with a network, or name a copy of its folder as local-dir:PATH"
+        )
+    try:
+        return source.fetch()
+    except Exception as error:  # no such repository or file, or one that asks for a login
+        text = str(error).strip().splitlines()
+        reason = text[0] if text else type(error).__name__
+        raise HubError(f"{what} cannot be had from {source.origin()}: {reason}") from error
+
+
 def _unreachable(sources: Sequence[WeightSource]) -> list[str]:
     """Why the network cannot be used for these sources; empty if it can."""
     reasons = []
@@ -209,43 +228,3 @@ def _wanted(sources: Sequence[WeightSource], reason: str) -> str:
             "(--no-pretrained).",
         ]
     )
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a ``.safetensors`` file or a checkpoint of tensors, on the CPU.
-
-    A checkpoint may hold the state dict itself or under "state_dict" or "model". Raises HubError if
-    the file is missing, broken, holds pickled code (which is not run), or holds no tensors by name.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise HubError(f"there is no file of weights at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's on tar and legacy formats
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise HubError(
-            f"{path} is not a plain file of tensors: it holds other pickled objects, which "
-            "could run code and are refused, or is no checkpoint at all. Save its state dict "
-            "as safetensors instead."
-        ) from error
-    except Exception as error:  # safetensors' own, zip's and struct's: all mean a broken file
-        raise HubError(f"{path} is broken or no file of weights ({error})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise HubError(f"{path} holds {type(content).__name__}, not tensors by name")
-    odd = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise HubError(
-            f"{path} holds more than tensors by name, for example {odd[0]!r}; "
-            'a checkpoint needs its state dict at the top, under "state_dict" or under "model"'
-        )
-    return dict(content)

@@ -42,7 +42,8 @@ def list_hub(pattern: str | None = None) -> list[str]:
         for source in SOURCES:
             prefix = source.partition("/")[0] + "/"
             count = sum(name.startswith(prefix) for name in all_names())
-            lines.append(f"  {source}" + (f": {count} names" if count else ": of this machine"))
+            local = "of the Hugging Face hub" if source.startswith("hf-hub:") else "of this machine"
+            lines.append(f"  {source}: " + (f"{count} names" if count else local))
         lines.append('`hubpath hub list "timm/resnet50*"` lists the names of a pattern')
         return lines
     names = list_models(pattern)
