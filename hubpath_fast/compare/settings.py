@@ -12,6 +12,7 @@ from ..data.digits import RENDERINGS
 from ..data.named import DIGITS, FOLDER, find_dataset
 from ..fields import Settings, differences, setting
 from ..files import write_json
+from ..hub.spec import split_names
 from ..runs.build import expert_names
 from ..runs.config import FitConfig
 from ..runs.resolve import settings as fit_settings
@@ -112,7 +113,7 @@ def make_settings(
     else:
         given |= {"dataset": dataset} | ({"data_root": data_root} if data_root else {})
     if hub is not None:
-        given["hub"] = [name.strip() for name in hub.split(",") if name.strip()]
+        given["hub"] = split_names(hub)
     if inner.get("device", "cpu") == "cpu":
         # Concurrent runs keep the cores busy; starting decoders costs more than a short run.
         given.setdefault("workers", 0)

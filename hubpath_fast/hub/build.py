@@ -30,10 +30,15 @@ def default_input_size(names: Names) -> int:
     Raises:
         HubError: every name that is wrong.
     """
-    models, problems = _find_all(read_specs(names))
+    return _usual_size(check_names(read_specs(names)))
+
+
+def check_names(specs: Sequence[ExpertSpec]) -> list[HubModel | None]:
+    """The models, None for modules; HubError with every name that is wrong."""
+    models, problems = _find_all(specs)
     if problems:
         raise HubError(*problems)
-    return _usual_size(models)
+    return models
 
 
 def build_experts(

@@ -10,12 +10,13 @@ from .._checks import check_k
 from ..executors import EXECUTORS
 from ..fields import Settings, setting
 from ..model import AGGREGATORS
-from .spec import expand_names
+from .build import check_names
+from .spec import expand_names, read_specs, split_names
 
 
 def _names(value: Any) -> Any:
     """ "a, b" and ["a", "b"] -> ("a", "b"), named hubs replaced by their experts."""
-    names = value.split(",") if isinstance(value, str) else value
+    names = split_names(value) if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         return value
     return expand_names([name.strip() for name in names if name.strip()])
@@ -69,4 +70,8 @@ class ModelSettings(Settings):
         super().check()
         if not self.hub:
             raise ValueError("hub: nothing given; use --hub resnet50.a1_in1k,... or --preset NAME")
+        if len(self.hub) < self.k:
+            check_names(
+                read_specs(self.hub)
+            )  # one name, with a default k of 2, is often a wrong one
         check_k(self.k, len(self.hub))

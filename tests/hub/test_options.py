@@ -21,6 +21,9 @@ from hubpath_fast.hub import (
     split_parameters,
 )
 from hubpath_fast.hub.expert import network
+from hubpath_fast.hub.registry import find
+from hubpath_fast.hub.settings import ModelSettings
+from hubpath_fast.hub.spec import split_names
 from hubpath_fast.training import TrainerConfig, build_optimizer, default_groups
 
 
@@ -62,6 +65,67 @@ def test_a_spec_is_read_and_written():
 def test_a_spec_that_cannot_be_is_refused(text, message):
     with pytest.raises(HubError, match=message):
         ExpertSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"name": "resnet50?lr=0.1"},
+            r"read from text alone; .*ExpertSpec\.parse\(TEXT\), or the f",
+        ),
+        ({"mean": 0.5}, r"mean: expected 3 numbers, one a channel, got 0\.5"),
+        ({"std": "none"}, r"std: expected 3 numbers, one a channel, got 'none'"),
+        ({"std": (0.1, 0.1, None)}, r"std: expected 3 numbers"),
+        ({"mean": (0.1, 0.1, float("nan"))}, r"mean: expected 3 numbers"),
+        ({"name": "resnet50", "key": "model"}, r"key is for file/PATH alone"),
+        ({"name": "resnet50", "prefix": "model."}, r"prefix is for file/PATH alone"),
+        ({"name": "local-dir:x", "arch": "resnet50"}, r"arch is for file/PATH alone"),
+    ],
+)
+def test_a_spec_of_impossible_fields_is_refused(fields, message):
+    with pytest.raises(HubError, match=message):
+        find(ExpertSpec(**{"name": "resnet50", **fields}))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a, b ,,c ", ["a", "b", "c"]),
+        ("", []),
+        ("a,file//data/my,models/x.pth?arch=timm/resnet18,b",
+         ["a", "file//data/my,models/x.pth?arch=timm/resnet18", "b"]),
+        ("file/a, b,c.pth?freeze=body&arch=r&lr=0.1, tiny",
+         ["file/a, b,c.pth?freeze=body&arch=r&lr=0.1", "tiny"]),
+        # Names without an arch, which will be reported, take no others with them.
+        ("file/x.pth,file/y.pth?arch=r", ["file/x.pth", "file/y.pth?arch=r"]),
+        ("file/x.pth,resnet50", ["file/x.pth", "resnet50"]),
+        ("local-dir:gone,resnet50", ["local-dir:gone", "resnet50"]),
+    ],
+)  # fmt: skip
+def test_a_text_of_names_is_split_at_commas_that_are_in_no_path(text, names):
+    assert split_names(text) == names
+
+
+def test_a_folder_with_commas_is_one_name(tmp_path):
+    (tmp_path / "my,models,2").mkdir()
+    for name in (f"local-dir:{tmp_path}/my,models,2", f"local-dir:{tmp_path}/my,models,2?lr=0.1"):
+        assert split_names(f"a, {name},resnet50?lr=2, b") == ["a", name, "resnet50?lr=2", "b"]
+
+
+def test_the_settings_of_a_hub_split_text_alone():
+    text = "file//my,models/x.pth?arch=test_resnet,tiny-homogeneous"
+    name, *others = ModelSettings(hub=text).hub
+    assert name == "file//my,models/x.pth?arch=test_resnet"
+    assert others == ["timm/test_resnet"] * 5
+    assert ModelSettings(hub=["a,b", "c"]).hub == ("a,b", "c")
+
+
+def test_a_lone_wrong_name_is_said_before_k():
+    with pytest.raises(HubError, match=r"no model 'resnet5'; did you mean resnet50"):
+        ModelSettings(hub="resnet5")
+    with pytest.raises(ValueError, match=r"k: expected an integer in 1\.\.1 .* got 2"):
+        ModelSettings(hub="test_resnet")
 
 
 def test_named_hubs_stand_for_their_experts_everywhere():
