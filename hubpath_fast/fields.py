@@ -39,6 +39,7 @@ def setting(
     choices: Sequence[Any] | None = None,
     finite: bool = True,
     free: bool = False,
+    added: bool = False,
     convert: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of a ``Settings`` class.
@@ -46,10 +47,13 @@ def setting(
     help: what it means, a phrase or a sentence. low, high: the least and the largest value. above,
     below: bounds that are not allowed themselves. choices: the only values. finite: False allows
     infinity. free: two runs may differ in it and still be the same run: it changes no result but by
-    rounding. convert: brings other spellings of a value to the one that is checked and kept.
+    rounding. added: runs older than the setting have none and are as its default says, so it counts
+    only where it differs from that. convert: brings other spellings of a value to the one that is
+    checked and kept.
     """
     rules = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
-    metadata = {**rules, "help": help, "finite": finite, "free": free, "convert": convert}
+    metadata = {**rules, "help": help, "finite": finite, "free": free, "added": added}
+    metadata["convert"] = convert
     if isinstance(default, (Settings, type)):
         factory = default if isinstance(default, type) else lambda: default
         return dataclasses.field(default_factory=factory, metadata=metadata)
@@ -194,10 +198,11 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """Whatever changes a result, flat: {"k": 2, "trainer.steps": 2000}."""
+        values = {name: operator.attrgetter(name)(self) for name, _ in leaves(type(self))}
         return {
-            name: _plain(operator.attrgetter(name)(self))
+            name: _plain(values[name])
             for name, known in leaves(type(self))
-            if not known.free
+            if not known.free and not (known.rules["added"] and values[name] == known.default)
         }
 
 

@@ -22,7 +22,7 @@ from ..data.digits import SIZE, DigitsTask
 from ..data.named import DIGITS
 from ..data.transforms import eval_transform
 from ..hub import Expert, default_input_size
-from ..runs.build import eval_batches, make_experts, make_task, train_stream
+from ..runs.build import eval_batches, make_experts, make_task, mixing, train_stream
 from ..training import Task
 from .digits_hub import DigitsHub, Pretraining
 from .settings import CompareSettings, names_of_experts
@@ -116,7 +116,7 @@ class ImagesProblem(Problem):
         return {name: torch.tensor(part.targets) for name, part in parts.items()}
 
     def stream(self) -> TrainStream:
-        return train_stream(self.splits.train, self.fit, self.size)
+        return train_stream(self.splits.train, self.fit, self.size, self.task.num_outputs)
 
     def batches(self, split: str) -> EvalBatches:
         return eval_batches(getattr(self.splits, split), self.fit, self.size)
@@ -153,8 +153,9 @@ class DigitsProblem(Problem):
 
     def stream(self) -> TensorStream:
         trainer = self.fit.trainer
+        mixed = mixing(self.fit, self.task.num_outputs)
         return TensorStream(
-            self.digits.target, trainer.batch_size, self.seed, device=trainer.device
+            self.digits.target, trainer.batch_size, self.seed, device=trainer.device, mixing=mixed
         )
 
     def batches(self, split: str) -> TensorBatches:

@@ -11,6 +11,7 @@ from .digits import RENDERINGS, DigitsTask, write_image_folder
 from .folder import open_images
 from .images import EvalBatches, ImageDataset, TrainStream
 from .layouts import DataError
+from .mixup import Mixing
 from .named import DATASETS, open_dataset
 from .order import SampleOrder
 from .splits import ArraySplit, ImageSplit, ImageSplits
@@ -29,6 +30,7 @@ __all__ = [
     "ImageDataset",
     "ImageSplit",
     "ImageSplits",
+    "Mixing",
     "RandomCrops",
     "SampleOrder",
     "SummedCrops",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -103,7 +103,8 @@ class TensorStream:
     augmentation by a generator of (seed, s).
 
     data: the set. batch_size: B. seed: any integer. augment: apply ``affine`` or not. device: where
-    the images are kept and the batches are made; None: where the set is.
+    the images are kept and the batches are made; None: where the set is. mixing: (images, targets,
+    step) -> (images, targets), applied last, such as ``Mixing``.
     """
 
     def __init__(
@@ -113,19 +114,21 @@ class TensorStream:
         seed: int = 0,
         augment: bool = True,
         device: torch.device | str | None = None,
+        mixing: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
     ):
         self.order = SampleOrder(len(data), batch_size, seed)
-        self.seed, self.augment = seed, augment
+        self.seed, self.augment, self.mixing = seed, augment, mixing
         device = data.images.device if device is None else torch.device(device)
         self.images, self.targets = data.images.to(device), data.targets.to(device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """images uint8 [B, 3, H, W] and targets [B, ...] of one step."""
+        """images uint8 [B, 3, H, W] and targets [B, ...] of one step, or what ``mixing`` makes of
+        them."""
         indices = self.order.indices(step).to(self.images.device)
         images, targets = self.images[indices], self.targets[indices]
         if self.augment:
             images = affine(images, generator(self.seed, "affine", step))
-        return images, targets
+        return (images, targets) if self.mixing is None else self.mixing(images, targets, step)
 
     def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of steps start_step, start_step + 1, ... without end."""

@@ -64,7 +64,7 @@ def _fit(
     trainer = Trainer(
         model,
         PathwayObjective(task.criterion(config.explore)),
-        train_stream(splits.train, config, image_size),
+        train_stream(splits.train, config, image_size, task.num_outputs),
         settings,
         out_dir,
         task=task,
@@ -146,6 +146,17 @@ def _aggregator(config: FitConfig, model: HubPathway) -> str:
     return f"; the aggregator is {kind}{size}"
 
 
+def _mixed(config: FitConfig) -> list[str]:
+    """How training images are mixed."""
+    if not config.mixes:
+        return []
+    alphas = {"mixup": config.mixup, "cutmix": config.cutmix}
+    words = [f"{name} {alpha}" for name, alpha in alphas.items() if alpha]
+    if config.mixup_prob < 1 or config.mixup_mode != "batch":
+        words[-1] += f" (probability {config.mixup_prob}, drawn by {config.mixup_mode})"
+    return words
+
+
 def _speed(config: FitConfig) -> str:
     """What decides how fast a step is: the executor and why it is that one, and the rest."""
     device = torch.device(config.trainer.device)
@@ -156,6 +167,7 @@ def _speed(config: FitConfig) -> str:
         f"amp {config.trainer.amp}",
         f"channels_last {'on' if config.channels_last else 'off'}",
         f"augment {config.augment}",
+        *_mixed(config),
         f"{workers} workers" + (", batches copied one ahead" if device.type == "cuda" else ""),
     ]
     return ", ".join(settings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..data import EvalBatches, ImageDataset, RandomCrops, SummedCrops, TrainStream
+from ..data import EvalBatches, ImageDataset, Mixing, RandomCrops, SummedCrops, TrainStream
 from ..data.splits import Split
 from ..data.transforms import eval_transform, square_transform, train_transform
 from ..hub import Expert, build_experts, create_model, head_parameters
@@ -78,12 +78,12 @@ def draw_head(expert: nn.Module, std: float) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def train_stream(split: Split, config: FitConfig, image_size: int) -> TrainStream:
-    """The training batches, cropped and flipped where ``config.augment`` says."""
-    settings, augment = config.trainer, None
+def train_stream(split: Split, config: FitConfig, image_size: int, num_outputs: int) -> TrainStream:
+    """The training batches, cropped and flipped where ``config.augment`` says, and then mixed."""
+    settings, crops, mixed = config.trainer, None, mixing(config, num_outputs)
     if config.augment == "device":
         transform = square_transform(image_size)
-        augment = RandomCrops(image_size, config.flip, config.min_area, settings.seed)
+        crops = RandomCrops(image_size, config.flip, config.min_area, settings.seed)
     else:
         transform = train_transform(image_size, config.flip, config.min_area)
     return TrainStream(
@@ -93,8 +93,34 @@ def train_stream(split: Split, config: FitConfig, image_size: int) -> TrainStrea
         config.workers,
         settings.device,
         config.prefetch,
-        augment,
+        _in_turn([step for step in (crops, mixed) if step is not None]),
     )
+
+
+def mixing(config: FitConfig, num_outputs: int) -> Mixing | None:
+    """What mixes the training images; None where the settings say nothing of it."""
+    if not config.mixes:
+        return None
+    return Mixing(
+        num_outputs,
+        config.mixup,
+        config.cutmix,
+        config.mixup_prob,
+        config.mixup_switch_prob,
+        config.mixup_mode,
+        config.trainer.seed,
+    )
+
+
+def _in_turn(changes: Sequence[Callable]) -> Callable | None:
+    """Changes (images, targets, step) -> (images, targets) as one; None of none."""
+
+    def change(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        for each in changes:
+            images, targets = each(images, targets, step)
+        return images, targets
+
+    return change if changes else None
 
 
 def eval_batches(

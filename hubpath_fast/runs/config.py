@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.mixup import check_even
 from ..data.settings import DataSettings
 from ..fields import setting
 from ..hub.settings import ModelSettings
@@ -20,6 +21,11 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
     """What ``hubpath fit`` trains, on what, and how; every field says what it means."""
 
     trainer: TrainerConfig = setting(TrainerConfig, "of the training")
+
+    def check(self) -> None:
+        super().check()
+        if self.mixes:
+            check_even(self.trainer.batch_size)
 
     @classmethod
     def upgrade(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
