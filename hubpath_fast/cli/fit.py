@@ -95,7 +95,7 @@ def evaluate(
 
         scores = recipe(run, data, device, crops, data_root)
         split, count = scores.pop("split"), scores.pop("n")
-        named = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())
         console.print(f"{split}: {named}, {count} images")
 
 

@@ -86,8 +86,10 @@ def _fit(
     trainer.load_best()
     metric, step = task.metric, result.best_step
     test = score(model, task, splits.test, config, image_size)
+    beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
     summary = {
         f"test_{metric.name}": test[metric.name],
+        **{f"test_{name}": value for name, value in beside.items()},
         "test_loss": test["loss"],
         "test_images": test["n"],
         "test_is_validation": splits.test_is_validation,
@@ -98,10 +100,11 @@ def _fit(
         "images_per_second": result.images_per_second,
         "seed": settings.seed,
     }
+    more = "".join(f", {n.replace('_', ' ')} {metric.text(v)}," for n, v in beside.items())
     name = "validation (there is no test split)" if splits.test_is_validation else "test"
     console.print(
-        f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/] with the weights "
-        f"of step {summary['best_step']}; kept in {folder.checkpoint()}"
+        f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/]{more} with the "
+        f"weights of step {summary['best_step']}; kept in {folder.checkpoint()}"
     )
     if config.crops > 1:
         scores = score(model, task, splits.test, config, image_size, config.crops)

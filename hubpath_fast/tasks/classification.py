@@ -19,6 +19,25 @@ from ..model import HubPathwayLoss
 
 ACCURACY = Measure("accuracy", "max", (0.0, 1.0), scale=100, unit="%", decimals=1)
 
+# Classes are skewed where the largest of what is evaluated has at least three times the samples of
+# the smallest, and five more: in a small split a class has three or one by chance.
+SKEW_FACTOR, SKEW_MARGIN = 3, 5
+
+
+def balanced_accuracy(correct: Tensor, counts: Tensor) -> float | None:
+    """The mean recall over the classes that are there; None where classes are not skewed.
+
+    correct: [C], of each class the samples that were taken for it. counts: [C], all of it.
+    """
+    there = counts > 0
+    correct, counts = correct[there].double(), counts[there].double()
+    if not len(counts):
+        return None
+    largest, smallest = counts.max().item(), counts.min().item()
+    if largest < SKEW_FACTOR * smallest or largest < smallest + SKEW_MARGIN:
+        return None
+    return (correct / counts).mean().item()
+
 
 def soft_vote(probabilities: Tensor) -> Tensor:
     """[S, N, C, ...] -> [N, C, ...]: the mean probabilities."""
@@ -126,24 +145,43 @@ class Classification:
 
 
 class ClassificationMeter:
-    """Accuracy (0..1) and mean cross-entropy of logits [N, C, ...] and classes [N, ...]."""
+    """Accuracy (0..1) and mean cross-entropy of logits [N, C, ...] and classes [N, ...]; beside
+    them ``balanced_accuracy`` where classes are skewed."""
 
     def __init__(self, device: torch.device):
-        self._totals = torch.zeros(2, dtype=torch.float64, device=device)
+        self._loss = torch.zeros(1, dtype=torch.float64, device=device)
+        self._classes: Tensor | None = None  # [2, C + 1]: correct and all of a class; last: others
         self._samples = self._labels = 0
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         outputs = _full(outputs)
-        loss = F.cross_entropy(outputs, targets, reduction="sum")
-        correct = (outputs.argmax(1) == targets).sum()
-        self._totals += torch.stack([correct.double(), loss.double()])
+        self._loss += F.cross_entropy(outputs, targets, reduction="sum").double()
+        classes = outputs.shape[1]
+        if self._classes is None:
+            self._classes = self._loss.new_zeros(2, classes + 1)
+        correct = (outputs.argmax(1) == targets).flatten().double()
+        known = targets.flatten().where(targets.flatten() >= 0, classes)  # others: to be ignored
+        self._classes.index_add_(1, known, torch.stack([correct, torch.ones_like(correct)]))
         self._samples, self._labels = self._samples + len(outputs), self._labels + targets.numel()
 
     def result(self) -> dict[str, float]:
-        if not self._samples:
+        if self._classes is None:
             raise ValueError("batches: expected at least one sample to evaluate on, got none")
-        correct, loss = (self._totals / self._labels).tolist()
-        return {"accuracy": correct, "loss": loss, "n": self._samples}
+        loss, totals = (
+            torch.cat([self._loss, self._classes.flatten()])
+            .cpu()
+            .split(  # one read
+                [1, self._classes.numel()]
+            )
+        )
+        correct, counts = totals.view(2, -1)
+        balanced = balanced_accuracy(correct[:-1], counts[:-1])
+        return {
+            "accuracy": correct.sum().item() / self._labels,
+            **({} if balanced is None else {"balanced_accuracy": balanced}),
+            "loss": loss.item() / self._labels,
+            "n": self._samples,
+        }
 
 
 def _by_sample(values: Tensor) -> Tensor:

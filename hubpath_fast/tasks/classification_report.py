@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import report
 from ..report.sections import count, share
+from .classification import balanced_accuracy
 
 MOST_CLASSES = 20  # of a matrix whose cells can be read
 PAIRS = 10  # most confused classes in the table
@@ -129,4 +131,13 @@ def confusion(
         f"Hub-Pathway is wrong on {errors} of {count(total, 'test sample')} "
         f"({share(errors / total)})."
     )
+    balanced = balanced_accuracy(
+        torch.from_numpy(counts.diagonal().copy()), torch.from_numpy(totals)
+    )
+    if balanced is not None:
+        text += (
+            f" Balanced accuracy, the mean over the classes of the share that is right, is "
+            f"{share(balanced)}, where accuracy is {share(1 - errors / total)}: the largest class "
+            f"has {totals.max()} samples, the smallest {totals[totals > 0].min()}."
+        )
     return report.Section("What is taken for what", text, items)

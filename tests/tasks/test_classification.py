@@ -135,6 +135,50 @@ def test_meter_scores_and_results_are_those_of_the_whole_set(form):
     assert smoothed.results(predictions, targets) == expected
 
 
+def skewed(*counts):
+    """Logits and targets of so many samples of each class; all are taken for class 0."""
+    targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return torch.eye(len(counts))[0].expand(len(targets), -1), targets
+
+
+def metered(outputs, targets, batch=7):
+    meter = TASK.meter(torch.device("cpu"))
+    for part in range(0, len(outputs), batch):
+        meter.add(outputs[part : part + batch], targets[part : part + batch])
+    return meter.result()
+
+
+@pytest.mark.parametrize(
+    ("counts", "balanced"),
+    [
+        ((95, 5), 1 / 2),
+        ((60, 20, 20), 1 / 3),  # three times as many
+        ((59, 20, 20), None),
+        ((8, 0, 1), 1 / 2),  # over the classes that are there
+        ((6, 2), None),  # three times as many, but by chance
+        ((7, 2), 1 / 2),
+        ((9,), None),
+        ((30, 30, 30), None),
+    ],
+)
+def test_balanced_accuracy_stands_beside_accuracy_where_classes_are_skewed(counts, balanced):
+    result = metered(*skewed(*counts))
+    assert result["accuracy"] == counts[0] / sum(counts)
+    assert result.get("balanced_accuracy") == balanced
+
+
+def test_balanced_accuracy_is_the_mean_recall():
+    """Of class 0 12 of 16 are right, of class 1 1 of 4; and targets to ignore count in neither."""
+    targets = torch.tensor([0] * 16 + [1] * 4)
+    guesses = torch.tensor([0] * 12 + [1] * 4 + [1] + [0] * 3)
+    outputs = torch.nn.functional.one_hot(guesses, 3).float()
+    assert metered(outputs, targets)["balanced_accuracy"] == (12 / 16 + 1 / 4) / 2
+    maps = metered(as_map(outputs), as_map(targets))
+    assert maps["balanced_accuracy"] == (12 / 16 + 1 / 4) / 2
+    targets[0] = -100
+    assert metered(outputs, targets)["balanced_accuracy"] == (11 / 15 + 1 / 4) / 2
+
+
 def test_a_meter_without_a_sample_is_an_error():
     with pytest.raises(ValueError, match="batches: expected at least one sample"):
         TASK.meter(torch.device("cpu")).result()

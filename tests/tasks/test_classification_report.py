@@ -53,3 +53,16 @@ def test_many_classes_show_the_most_confused(tmp_path):
     assert labels == ["class 3", "class 7", "class 30", "class 31"]
     assert pairs.rows == [["class 3", "class 30", 2, 2 / 3], ["class 7", "class 31", 1, 1 / 3]]
     assert len((tmp_path / "confusion.csv").read_text().splitlines()) == count + 1
+
+
+def test_where_classes_are_skewed_balanced_accuracy_is_said(tmp_path):
+    """Of 12 of the first class 9 are right, of 4 of the second 1."""
+    targets = torch.tensor([0] * 12 + [1] * 4)
+    guesses = torch.tensor([0] * 9 + [1] * 3 + [1] + [0] * 3)
+    predictions = torch.nn.functional.one_hot(guesses, 3).float()
+    (make,) = report_fields(["a", "b", "c"], predictions, targets)["extra"]
+    assert make(FigureFolder(tmp_path, 0.2)).text == (
+        "Hub-Pathway is wrong on 6 of 16 test samples (37.5 %). Balanced accuracy, the mean over "
+        "the classes of the share that is right, is 50.0 %, where accuracy is 62.5 %: the largest "
+        "class has 12 samples, the smallest 4."
+    )
