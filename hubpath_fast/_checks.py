@@ -34,6 +34,11 @@ def check_device(name: str, x: Tensor, routing: Routing) -> None:
         )
 
 
+def check_no_gradient(name: str, x: Tensor, operation: str, instead: str = "detach it") -> None:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: requires a gradient, which {operation} does not give; {instead}")
+
+
 def check_gather(x: Tensor, routing: Routing, scale: Tensor | None, shift: Tensor | None) -> None:
     """What moves samples to rows takes: N samples as routed, and factors by expert and channel."""
     if x.dim() < 1 or x.shape[0] != routing.num_samples:
@@ -53,8 +58,7 @@ def check_gather(x: Tensor, routing: Routing, scale: Tensor | None, shift: Tenso
                 f"got {list(tensor.shape)} on {tensor.device}"
             )
         check_float(name, tensor)
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name}: requires a gradient, which gather does not give; detach it")
+        check_no_gradient(name, tensor, "gather")
 
 
 def check_outputs(outputs: Tensor, routing: Routing) -> None:

@@ -34,6 +34,7 @@ from ._checks import (
     check_k,
     check_like,
     check_matrix,
+    check_no_gradient,
     check_outputs,
     check_target,
 )
@@ -69,7 +70,8 @@ def noisy_topk(
         A ``Routing``; gradients flow from ``weights`` and ``mean`` to ``clean`` and ``noise``.
 
     Raises:
-        ValueError: a wrong shape, dtype, device, k or backend; an empty batch.
+        ValueError: a wrong shape, dtype, device, k or backend; an empty batch; an eps that
+            requires a gradient.
     """
     if clean.dim() != 2:
         raise ValueError(f"clean: expected scores of shape [N, M], got {list(clean.shape)}")
@@ -87,6 +89,7 @@ def noisy_topk(
                 f"eps: expected shape {list(clean.shape)} on {clean.device} as clean, "
                 f"got {list(eps.shape)} on {eps.device}"
             )
+        check_no_gradient("eps", eps, "noisy_topk")
     elif eps is not None and eps != "draw":
         raise ValueError(f'eps: expected a tensor, None or "draw", got {eps!r}')
     check_k(k, num_experts)
@@ -164,8 +167,7 @@ def gather_into(
         ValueError: as ``gather``; an x that requires a gradient, a wrong shape or layout of out.
     """
     check_gather(x, routing, scale, shift)
-    if x.requires_grad and torch.is_grad_enabled():
-        raise ValueError("x: requires a gradient, which gather_into does not give; use gather")
+    check_no_gradient("x", x, "gather_into", "use gather")
     m, n = routing.num_experts, routing.num_samples
     check_device("out", out, routing)
     if out.dim() != x.dim() or out.shape[1:] != x.shape[1:] or len(out) % m or len(out) < m * n:

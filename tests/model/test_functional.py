@@ -197,6 +197,8 @@ BAD_CALLS = [
     ("clean: .*int32", HF.noisy_topk, GOOD.int(), GOOD.int(), 1),
     (r"noise: .*\[6, 3\]", HF.noisy_topk, GOOD, X, 1),
     (r"eps: .*\[2, 4\]", HF.noisy_topk, GOOD, GOOD, 1, GOOD[:2]),
+    ("eps: requires a gradient, which noisy_topk does not give; detach it",
+     HF.noisy_topk, GOOD, GOOD, 1, GOOD.clone().requires_grad_()),
     ("eps: .*'yes'", HF.noisy_topk, GOOD, GOOD, 1, "yes"),
     ("backend: .*'cuda'", HF.noisy_topk, GOOD, GOOD, 1, None, False, "cuda"),
     (r"out: expected \[4 \* capacity, .* at least N=6, got shape \[20, 3\]",
