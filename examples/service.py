@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from hubpath_fast.data import eval_transform
-from hubpath_fast.runs.build import expert_names
+from hubpath_fast.hub import expert_names
 from hubpath_fast.runs.folder import open_run
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..baselines import Noiseless, RandomGenerator, TaskGenerator, oracle
+from ..hub.labels import numbered
 from ..runs.build import kind_of_task
 from ..training import Task
 from . import runs
@@ -41,6 +42,8 @@ class Method:
     k: K of a Hub-Pathway as the paper has it; None for all others.
     equal: only for experts of equal architecture. bound: no method can reach it by choosing on
         other data, so it does not compete. paper: its key in ``paper_numbers``.
+    full: of an expert alone, its name with the expert's in full, as earlier versions had it;
+        ``--methods`` takes that, too.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Method:
     equal: bool = False
     bound: bool = False
     paper: str = ""
+    full: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", "" if self.train is None else self.run or self.name)
@@ -100,12 +104,12 @@ def of_best(count: int) -> Callable[[SeedResults], list[int]]:
 def methods_of(settings: CompareSettings) -> list[Method]:
     """All methods for a comparison's hub and task, in the order of the table."""
     experts, k = names_of_experts(settings), settings.fit.k
-    count = len(experts)
+    count, in_full = len(experts), numbered(settings.fit.hub)
     singles = tuple(f"single-{i}" for i in range(count))
     alone = [
         Method(
             f"single:{name}", f"single: {name}", lambda c, i=i: runs.single(c, i), singles[i],
-            tuned=True, forwards=1, paper=singles[i],
+            tuned=True, forwards=1, paper=singles[i], full=f"single:{in_full[i]}",
         )
         for i, name in enumerate(experts)
     ]  # fmt: skip
@@ -209,7 +213,7 @@ def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
     wanted: set[str] = set()
     for name in names:
         of_group = [m.name for m in methods if name in GROUPS and m.name.startswith(GROUPS[name])]
-        exact = [m.name for m in methods if _plain(m.name) == name]
+        exact = [m.name for m in methods if name in (_plain(m.name), _plain(m.full))]
         if not of_group and not exact:
             several = [m.name for m in methods if not m.name.startswith("single:")]
             allowed = ["all", *GROUPS, *several]

@@ -12,8 +12,9 @@ from ..data.digits import RENDERINGS
 from ..data.named import DIGITS, FOLDER, find_dataset
 from ..fields import Settings, differences, setting
 from ..files import write_json
+from ..hub import expert_names
+from ..hub.labels import numbered
 from ..hub.spec import split_names
-from ..runs.build import expert_names
 from ..runs.config import FitConfig
 from ..runs.resolve import settings as fit_settings
 from ..training import TrainerConfig
@@ -138,12 +139,12 @@ def make_settings(
     return CompareSettings(fit, tuple(rates or (fit.trainer.lr_expert,)), **extra)
 
 
-def names_of_experts(settings: CompareSettings) -> list[str]:
-    """Of the digits' experts the renderings they know; of all others their models' names."""
+def names_of_experts(settings: CompareSettings) -> tuple[str, ...]:
+    """Of the digits' experts the renderings they know; of all others their short names."""
     hub = settings.fit.hub
     if settings.fit.dataset == DIGITS and settings.fit.pretrained:
         renderings = list(RENDERINGS)
-        return expert_names(tuple(renderings[i % len(renderings)] for i in range(len(hub))))
+        return numbered([renderings[i % len(renderings)] for i in range(len(hub))])
     return expert_names(hub)
 
 

@@ -12,12 +12,14 @@ from rich.table import Table
 
 from .. import report
 from ..files import write_json, write_text
+from ..hub import expert_sources
+from ..hub.labels import legend
 from ..measure import Measure
 from ..runs.build import kind_of_task
 from .methods import Method
 from .paper import paper_numbers
 from .results import RunFailed, SeedResults
-from .settings import CompareSettings
+from .settings import CompareSettings, names_of_experts
 
 TABLE = "table"
 COSTS = ("forwards_per_sample", "gflops_per_sample", "milliseconds_per_sample")
@@ -233,6 +235,12 @@ def write_tables(
     return table
 
 
+def retitled(row: dict[str, Any], methods: Sequence[Method]) -> dict[str, Any]:
+    """A row of a stored table under its present title: earlier versions called experts in full."""
+    titles = {name: method.title for method in methods for name in (method.full, method.name)}
+    return {**row, "title": titles.get(row["method"], row["title"])}
+
+
 def bar_of(row: dict[str, Any]) -> dict[str, Any]:
     """A row of ``table.json`` as the report's figures take it."""
     return {
@@ -250,6 +258,7 @@ def bar_of(row: dict[str, Any]) -> dict[str, Any]:
 def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
     """A paragraph on what all methods share."""
     fit, trainer = settings.fit, settings.fit.trainer
+    hub = legend(expert_sources(fit.hub), names_of_experts(settings))
     rates = ", ".join(f"{rate:g}" for rate in settings.rates)
     chosen = (
         f"each at the rate ({rates}) that was best on the validation images"
@@ -258,7 +267,7 @@ def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
     )
     count = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     return (
-        f"Hub: {', '.join(fit.hub)}. K = {fit.k}. Every method trains for {trainer.steps} steps of "
+        f"Hub: {', '.join(hub)}. K = {fit.k}. Every method trains for {trainer.steps} steps of "
         f"{trainer.batch_size} images, {chosen}; {count}. Figures are of the test images, on "
         "which nothing is chosen; bold is best, bounds (in hindsight, oracle) aside; spread is the "
         "standard deviation over seeds. Forwards are of experts: for an image at inference, and "

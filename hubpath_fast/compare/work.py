@@ -16,8 +16,8 @@ from safetensors.torch import save
 
 from ..baselines import difference
 from ..files import write_bytes, write_json
+from ..hub import expert_names
 from ..hub.costs import count_flops
-from ..runs.build import expert_names
 from ..runs.measure import PeakMemory, inference_costs, predict
 from ..training import NonFiniteLoss, RoutingCollapseWarning
 from ..training.random_state import seed_all
@@ -84,13 +84,12 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
     if problem.groups is not None:
         targets["groups"] = problem.groups
     write_bytes(seed_folder(out_dir, seed) / TARGETS, save(targets))
-    models = [expert.name.rpartition("/")[2] for expert in experts]
     write_json(
         seed_folder(out_dir, seed) / PROBLEM,
         {
             **problem.task.record(),
             "experts": problem.expert_names,
-            "models": expert_names(tuple(models)),
+            "models": expert_names([expert.name for expert in experts]),
             "group_names": list(problem.group_names),
             "group_label": problem.group_label,
             "images": {name: len(part) for name, part in problem.targets.items()},

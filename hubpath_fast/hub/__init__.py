@@ -11,6 +11,7 @@ from .checkpoint import read_state_dict
 from .create import create_model
 from .errors import HubError
 from .expert import Expert, Resized, RunningStatistics, load_body
+from .labels import expert_names, expert_sources
 from .names import list_models
 from .spec import HUBS, ExpertSpec, expand_names
 
@@ -25,6 +26,8 @@ __all__ = [
     "create_model",
     "default_input_size",
     "expand_names",
+    "expert_names",
+    "expert_sources",
     "head_parameters",
     "list_models",
     "load_body",

@@ -150,14 +150,19 @@ class ExpertSpec:
                 raise HubError(f"{text}: {key}={value} is not {EXPECTED[read]}") from None
         return cls(name, **values)
 
-    def __str__(self) -> str:
-        """The text that ``parse`` reads."""
-        parts = []
+    def options(self) -> dict[str, str]:
+        """What is special about it, as its text says it: {"lr": "0.1"}."""
+        found = {}
         for key, (field, read) in OPTIONS.items():
             value = getattr(self, field)
             if value != DEFAULTS[field]:
-                parts.append(f"{key}={':'.join(map(repr, value)) if read is _floats else value}")
-        return self.label + ("?" + "&".join(parts) if parts else "")
+                found[key] = ":".join(map(repr, value)) if read is _floats else str(value)
+        return found
+
+    def __str__(self) -> str:
+        """The text that ``parse`` reads."""
+        options = "&".join(f"{key}={text}" for key, text in self.options().items())
+        return self.label + ("?" + options if options else "")
 
 
 def _is_path(name: str, options: str) -> bool:

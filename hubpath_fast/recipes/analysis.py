@@ -20,12 +20,13 @@ from ..compare.settings import (
     names_of_experts,
     read_compare,
 )
-from ..compare.tables import TABLE, bar_of
+from ..compare.tables import TABLE, bar_of, retitled
 from ..data import open_dataset
 from ..data.transforms import eval_transform
+from ..hub import expert_names, expert_sources
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
-from ..runs.build import eval_batches, expert_names, make_pathway, make_task
+from ..runs.build import eval_batches, make_pathway, make_task
 from ..runs.folder import RunFolder, open_run
 from ..runs.measure import predict
 from ..training import Task, load_weights, read_log
@@ -75,6 +76,7 @@ def _of_run(run: Path, device: str) -> Analysis:
         data_name=name,
         measure=task.metric,
         expert_names=expert_names(config.hub),
+        expert_sources=expert_sources(config.hub),
         scores=task.scores(predictions, targets),
         scores_alone=scores_alone(task, opened.model, batches, device),
         alone_title=OWN_EXPERTS,
@@ -113,7 +115,7 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
     if "groups" in known:
         groups = {"groups": known["groups"], "group_names": noted["group_names"]}
         groups["group_label"] = noted["group_label"]
-    k, name = settings.fit.k, settings.fit.data_name
+    k, name, methods = settings.fit.k, settings.fit.data_name, methods_of(settings)
     seeds = ", ".join(map(str, table["seeds"]))
     several = f" Figures over K and against cost are of seeds {seeds}." if len(found) > 1 else ""
     return Analysis(
@@ -123,6 +125,7 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
         data_name=name,
         measure=task.metric,
         expert_names=names_of_experts(settings),
+        expert_sources=expert_sources(settings.fit.hub),
         scores=task.scores(outputs["test"], targets),
         scores_alone=alone,
         alone_title=title,
@@ -130,7 +133,7 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
         k=k,
         history=read_log(results.folder("pathway") / "log.jsonl"),
         values_by_k=_by_k(table["rows"], settings),
-        rows=[bar_of(row) for row in table["rows"]],
+        rows=[bar_of(retitled(row, methods)) for row in table["rows"]],
         images=lambda indices: problem.images(torch.as_tensor(indices)),
         **task.report(outputs["test"], targets) | groups,
     )

@@ -16,10 +16,11 @@ from ..data.named import FOLDER
 from ..data.transforms import resized_side
 from ..devices import check_device
 from ..executors import choose
-from ..hub import default_input_size
+from ..hub import default_input_size, expert_names, expert_sources
+from ..hub.labels import legend
 from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
-from ..runs.build import build_seeded, eval_batches, expert_names, make_task, score, train_stream
+from ..runs.build import build_seeded, eval_batches, make_task, score, train_stream
 from ..runs.config import FitConfig
 from ..runs.folder import Record, RunFolder, check_apart
 from ..training import PathwayObjective, Reporting, Trainer, TrainResult
@@ -194,9 +195,12 @@ def _banner(
     trainer, weights = config.trainer, "pre-trained" if config.pretrained else "random"
     place = config.data if config.dataset == FOLDER else config.dataset
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    names = expert_names(config.hub)
+    told = [line for line in legend(expert_sources(config.hub), names) if line not in names]
     lines = {
-        "hub": f"{', '.join(config.hub)} ({weights} weights), K = {config.k} of "
-        f"{len(config.hub)}, {millions:.1f} M parameters{_aggregator(config, model)}",
+        "hub": f"{', '.join(names)} ({weights} weights), K = {config.k} of "
+        f"{len(names)}, {millions:.1f} M parameters{_aggregator(config, model)}"
+        + "".join(f"\n      {line}" for line in told),
         "data": f"{place}: {splits.num_classes} classes, {len(splits.train)} train, "
         f"{len(splits.validation)} validation, {len(splits.test)} test images at {image_size} px",
         "run": f"{trainer.steps} steps of {trainer.batch_size} on {trainer.device}, "

@@ -12,7 +12,8 @@ import torch
 from ..data import load_image, open_dataset
 from ..data.named import FOLDER
 from ..data.transforms import eval_transform
-from ..runs.build import expert_names, make_task, score
+from ..hub import expert_names
+from ..runs.build import make_task, score
 from ..runs.folder import open_run
 
 BATCH = 32  # images at a time, so that a thousand files do not need a thousand images of memory

@@ -50,12 +50,13 @@ class Analysis:
     subtitle: str
     data_name: str
     measure: Measure
-    expert_names: Sequence[str]  # [M]
+    expert_names: Sequence[str]  # [M], short: they stand in every table and figure
     scores: Any  # float [T]: Hub-Pathway's measure of each sample
     scores_alone: Any  # float [M, T], of each expert by itself
     alone_title: str  # which experts: "each expert fine-tuned alone"
     weights: Any  # float [T, M] in 0..1, 0 where an expert is not asked
     k: int  # experts that the run asks about each sample
+    expert_sources: Sequence[str] = ()  # [M] each in full: a model's name, a file, a folder
     history: Sequence[Mapping[str, Any]] | None = None  # the training's log records
     groups: Any = None  # int [T]; None: all are one group
     group_names: Sequence[str] | None = None
@@ -73,6 +74,9 @@ class Analysis:
         if isinstance(self.notes, str):
             raise ValueError("notes is a str; give a list of paragraphs")
         names = [str(name) for name in self.expert_names]
+        sources = [str(source) for source in self.expert_sources]
+        if sources:
+            to_names("expert_sources", sources, len(names), "expert_names")
         scores = to_array("scores", self.scores)
         total = len(scores) if scores.ndim == 1 else 0
         weights = self._numbers("weights", (total, len(names)), FRACTION)
@@ -86,6 +90,7 @@ class Analysis:
         runs = checked_runs(self.values_by_k, self.measure) if self.values_by_k else {}
         checked = {
             "expert_names": names,
+            "expert_sources": sources,
             "scores": self._numbers("scores", (total,), self.measure),
             "scores_alone": self._numbers("scores_alone", (len(names), total), self.measure),
             "weights": weights,

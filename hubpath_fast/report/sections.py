@@ -46,7 +46,11 @@ def summary(a: Analysis, figures: FigureFolder) -> Section:
         f"for each sample it would be {a.measure.text(a.oracle.mean())}, the bound for whoever "
         "picks one expert a sample."
     )
-    return Section("This run", text, list(a.notes))
+    items: list[Any] = list(a.notes)
+    if a.expert_sources and a.expert_sources != a.expert_names:
+        rows = list(zip(a.expert_names, a.expert_sources, strict=True))
+        items.append(Table(["expert", "model, file or folder"], rows))
+    return Section("This run", text, items)
 
 
 def mean_weight(a: Analysis, figures: FigureFolder) -> Section:

@@ -165,12 +165,3 @@ def score(
     batches = eval_batches(split, config, image_size, crops, device)
     scored = model if crops == 1 else SummedCrops(model)
     return evaluate(scored, batches, task, device, config.trainer.amp)
-
-
-def expert_names(hub: tuple[str, ...]) -> list[str]:
-    """The names of a hub's experts, told apart by a number where one occurs again."""
-    names = []
-    for i, name in enumerate(hub):
-        again = hub[:i].count(name) + 1
-        names.append(name if hub.count(name) == 1 else f"{name} #{again}")
-    return names
