@@ -87,15 +87,21 @@ def join(experts: Sequence[nn.Module], groups: list[Group], outputs: list[Tensor
     return torch.cat(outputs)
 
 
+def is_batch_norm(layer: nn.Module) -> bool:
+    """Whether it is a BatchNorm of any kind, one of torch.jit.script's too."""
+    scripted = isinstance(layer, torch.jit.ScriptModule)
+    return isinstance(layer, _BatchNorm) or (
+        scripted and getattr(layer, "original_name", "").startswith("BatchNorm")
+    )
+
+
 @contextlib.contextmanager
 def running_statistics(expert: nn.Module, active: bool) -> Iterator[None]:
     """While ``active``, the expert's BatchNorm layers use, and keep, their running statistics.
 
     The batch statistics of a single row are no statistics: its variance is zero.
     """
-    layers = (
-        [m for m in expert.modules() if isinstance(m, _BatchNorm) and m.training] if active else []
-    )
+    layers = [m for m in expert.modules() if is_batch_norm(m) and m.training] if active else []
     for layer in layers:
         layer.training = False
     try:

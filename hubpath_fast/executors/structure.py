@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from operator import is_
+from operator import is_, methodcaller
 
 from torch import nn
 
@@ -20,6 +20,9 @@ class Structure:
         ]
         self._filled = list(filter(None, self._all))  # most layers have none of some kind
         self._lengths = list(map(len, self._all))
+        # TorchScript modules have dictionaries of their own kind; dict's method is faster.
+        plain = all(isinstance(held, dict) for held in self._filled)
+        self._values = dict.values if plain else methodcaller("values")
         self._objects = list(self._held())  # kept, so that no other can take their identities
 
     def unchanged(self) -> bool:
@@ -28,7 +31,7 @@ class Structure:
         )
 
     def _held(self) -> Iterator[object]:
-        return chain.from_iterable(map(dict.values, self._filled))
+        return chain.from_iterable(map(self._values, self._filled))
 
 
 def hooks_of(module: nn.Module) -> tuple[dict, ...]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..executors.groups import is_batch_norm
 
 
 def batch_norm_problems(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
@@ -42,6 +43,5 @@ def _without_statistics(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, layer)
         for name, layer in module.named_modules()
-        if isinstance(layer, _BatchNorm)
-        and (layer.running_mean is None or layer.running_var is None)
+        if is_batch_norm(layer) and (layer.running_mean is None or layer.running_var is None)
     ]

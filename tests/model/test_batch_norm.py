@@ -85,6 +85,31 @@ def test_what_evaluates_samples_one_by_one_is_taken(kind):
     torch.testing.assert_close(model(x[:1]), model(x)[:1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("executor", ["sequential", "threads"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_experts_of_torch_script_are_held_to_the_same(executor):
+    """Expert 1 gets one row, and normalises it by its running statistics."""
+    norm = nn.BatchNorm1d(3)
+    experts = [
+        torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), layer))
+        for layer in (nn.BatchNorm1d(3), norm)
+    ]
+    clean = torch.zeros(5, 2)
+    clean[:4, 0] = clean[4, 1] = 50.0
+    generator = TableGenerator(clean, torch.zeros(5, 2))
+    model = hp.HubPathway(experts, generator, k=1, num_outputs=3, executor=executor)
+    x = torch.randn(5, 4)
+    out = model(x)
+    assert out.routing.counts() == [4, 1]
+    with torch.no_grad():
+        expected = experts[1].eval()(x[4:])
+    torch.testing.assert_close(out.expert_outputs[4:], expected)
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    untracked = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"experts\[0\] \(RecursiveScriptModule\): layer '1'"):
+        hp.HubPathway([torch.jit.script(untracked)], generator, k=1, num_outputs=3)
+
+
 def test_generator_aggregator_and_added_experts_are_held_to_the_same():
     class Generator(TableGenerator):
         def __init__(self):
