@@ -50,10 +50,9 @@ class PublishedSet:
 
         Raises DataError: missing, or another layout (expected and found, as trees).
         """
-        if self.folder and root.name == self.folder and not (root / self.folder).is_dir():
-            root = root.parent
+        root = self.parent(root)
         base = root / self.folder
-        missing = [name for name in self.needed if not (base / name).exists()]
+        missing = self._missing(base)
         if missing:
             raise DataError(self.misplaced(root, missing))
         try:
@@ -64,6 +63,18 @@ class PublishedSet:
             raise DataError(
                 f"{self.title} in {base} cannot be read ({error}); get it again: {self.origin}"
             ) from error
+
+    def parent(self, root: Path) -> Path:
+        """``root``, or the folder above it if root is the set's own folder."""
+        own = self.folder and root.name == self.folder and not (root / self.folder).is_dir()
+        return root.parent if own else root
+
+    def is_in(self, root: Path) -> bool:
+        """Whether the set, or what looks like it, lies below root."""
+        return not self._missing(self.parent(root) / self.folder)
+
+    def _missing(self, base: Path) -> list[str]:
+        return [name for name in self.needed if not (base / name).exists()]
 
     def misplaced(self, root: Path, missing: list[str]) -> str:
         """What to say where the layout is not the expected one."""

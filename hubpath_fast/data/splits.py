@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ class ImageSplits:
     classes: names, in the order of the targets. validation: what settings and checkpoints are
     chosen on; empty if nothing was held out. test: what figures are reported on; the same as
     validation where ``test_is_validation``. notes: what a user should be told about how the splits
-    came about.
+    came about. parts: the splits that the data itself has, from which the others were made.
+    changes: what has changed in the data since a run began with it.
     """
 
     classes: tuple[str, ...]
@@ -89,6 +90,8 @@ class ImageSplits:
     test: Split
     test_is_validation: bool
     notes: tuple[str, ...]
+    parts: Mapping[str, Split] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -120,7 +123,7 @@ def assemble(
 
     Raises DataError if nothing can be held out or nothing is left to report on.
     """
-    splits, notes = dict(splits), []
+    parts, splits, notes = splits, dict(splits), []
     if "validation" not in splits:
         whole = splits["train"]
         kept, held = stratified_split(whole.targets, validation, seed)
@@ -148,7 +151,9 @@ def assemble(
             f"no test split in {where}: results are on the validation images, on which settings "
             "and checkpoints are chosen too, and so are a little too good"
         )
-    return ImageSplits(classes, **splits, test_is_validation=test_is_validation, notes=tuple(notes))
+    return ImageSplits(
+        classes, **splits, test_is_validation=test_is_validation, notes=tuple(notes), parts=parts
+    )
 
 
 def stratified_split(
