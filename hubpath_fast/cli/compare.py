@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..compare.settings import CompareSettings
-from .messages import console, messages
+from .messages import console, messages, show_notes
 from .options import options
 
 OptionalInt, OptionalStr = Optional[int], Optional[str]  # noqa: UP045
@@ -88,4 +88,7 @@ def report(
     with messages():
         from ..recipes.analysis import report as recipe
 
-        console.print(f"The report is in {recipe(run, out, device)}.", soft_wrap=True)
+        notes: list[str] = []
+        page = recipe(run, out, device, notes.append)
+        show_notes(notes)
+        console.print(f"The report is in {page}.", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..runs.config import FitConfig
-from .messages import console, messages
+from .messages import console, messages, show_notes
 from .options import options
 
 OptionalStr, OptionalPath = Optional[str], Optional[Path]  # noqa: UP045
@@ -89,14 +89,19 @@ def evaluate(
         OptionalStr, typer.Option(help="where the run's own data set lies now")
     ] = None,
 ) -> None:
-    """What a run's best checkpoint says of held-out images."""
+    """What a run's best checkpoint says of held-out images, or of other ones, by --data.
+
+    OTHER may be a folder CLASS/IMAGE (all of it is scored), one with test/ or val/ (that is), or a
+    list file; images of some of the run's classes are enough.
+    """
     with messages():
-        from ..recipes.predict import evaluate as recipe
+        from ..recipes.evaluate import evaluate as recipe
 
         scores = recipe(run, data, device, crops, data_root)
-        split, count = scores.pop("split"), scores.pop("n")
+        split, count, notes = (scores.pop(name) for name in ("split", "n", "notes"))
         named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())
         console.print(f"{split}: {named}, {count} images")
+        show_notes(notes)
 
 
 def predict(

@@ -6,7 +6,7 @@ Wrong input ends with status 2, a signal with status 130, a failed training with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import typer
 from rich.console import Console
@@ -30,3 +30,9 @@ def messages() -> Iterator[None]:
     except (FloatingPointError, OSError) as error:  # NonFiniteLoss is one of the former
         errors.print(f"[bold red]failed:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """What a user should know beside the result."""
+    for note in notes:
+        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)

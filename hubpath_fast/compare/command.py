@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..data.cache import free_memory
+from ..data.named import DIGITS
 from ..locks import locked
 from ..runs.folder import check_apart
 from .digits_hub import Pretraining, expert_store
 from .methods import Method, choose_methods, methods_of
 from .plan import PREPARE, Job, needed_runs, plan_jobs
+from .problems import open_problem
 from .progress import Progress
-from .results import FAILED, RESULT, SeedResults, read, seed_folder
+from .results import FAILED, RESULT, SeedResults, files_of, read, seed_folder
 from .settings import PROBLEM, CompareSettings, names_of_experts, open_folder
 from .work import Body
 from .workers import Workers, choose_workers, workers_that_fit
@@ -97,6 +99,7 @@ def train_missing(
     body = Body(settings, out_dir, expert_store(out_dir) if cache is None else cache, threads)
     results = {seed: SeedResults(out_dir, seed, settings.rates) for seed in seeds}
     missing = [Job(seed, PREPARE) for seed in seeds if results[seed].problem is None]
+    begun = files_of(out_dir).is_file() or len(missing) < len(seeds)
     if missing:
         numbers = ", ".join(str(job.seed) for job in missing)
         console.print(f"Reading data and hub of seed {numbers}.", highlight=False)
@@ -110,6 +113,10 @@ def train_missing(
 
     jobs = [job for seed in seeds for job in _jobs(settings, methods, results[seed])]
     missing = [job for job in jobs if not _is_done(job, out_dir)]
+    if missing and begun and settings.fit.dataset != DIGITS:
+        # Data may have changed since; what is refused here, each run would refuse for itself.
+        for note in check_data(settings, seeds[0], out_dir):
+            console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
     parameters = max(r.problem.get("parameters", 0) for r in results.values())
     count = workers_that_fit(count, parameters, free_memory())
     text = f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished"
@@ -122,6 +129,21 @@ def train_missing(
             Workers(body, out_dir, count, threads).run(
                 missing, lambda job: _is_done(job, out_dir), progress.ended, progress.refresh
             )
+
+
+def check_data(settings: CompareSettings, seed: int, out_dir: Path) -> tuple[str, ...]:
+    """What is new in the data since the comparison began, by the list of its images. One of an
+    earlier version has none, and gets one of what is there.
+
+    Raises ValueError if images that it began with are gone or others now.
+    """
+    files = files_of(out_dir)
+    problem = open_problem(settings, seed, files=files)
+    noted = seed_folder(out_dir, seed) / PROBLEM
+    problem.check_same(read(noted), noted)
+    if not files.is_file() and (listed := problem.files()) is not None:
+        listed.write(files)
+    return problem.changes
 
 
 def _check_prepared(out_dir: Path):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data import EvalBatches, TensorBatches, TensorSet, TensorStream, TrainStream, open_dataset
 from ..data.digits import SIZE, DigitsTask
+from ..data.kept import FileList, data_base, reopen
 from ..data.named import DIGITS
 from ..data.transforms import eval_transform
 from ..hub import Expert, default_input_size
@@ -31,7 +32,8 @@ from .settings import CompareSettings, names_of_experts
 class Problem(ABC):
     """A data set and a hub.
 
-    task: what is learned. expert_names: as tables show them. targets: of "validation" and "test".
+    task: what is learned. changes: of the data since the comparison began, a sentence each.
+    expert_names: as tables show them. targets: of "validation" and "test".
     groups: what kind each test image is of, int64 [n], with ``group_names``; None where that means
     nothing. size: pixels a side. hub: weights that are pre-trained here; None: there are none.
     """
@@ -41,6 +43,7 @@ class Problem(ABC):
     groups: Tensor | None = None
     group_names: tuple[str, ...] = ()
     group_label = ""
+    changes: tuple[str, ...] = ()
 
     def __init__(self, settings: CompareSettings, seed: int):
         self.settings, self.seed = settings, seed
@@ -77,6 +80,10 @@ class Problem(ABC):
     def images(self, indices: Tensor) -> Tensor:
         """Test images, uint8 [n, 3, S, S], as an expert sees them."""
 
+    def files(self) -> FileList | None:
+        """The list of all images, from which each seed holds out its own; None of arrays."""
+        return None
+
     def fingerprint(self) -> str:
         """Of the data: two problems with the same one hold the same held-out images in the same
         order, as far as targets tell."""
@@ -99,16 +106,32 @@ class Problem(ABC):
 class ImagesProblem(Problem):
     """Images in files, and models by name."""
 
-    def __init__(self, settings: CompareSettings, seed: int, verify: bool):
+    def __init__(
+        self,
+        settings: CompareSettings,
+        seed: int,
+        verify: bool,
+        files: Path | None = None,
+        scored: bool = False,
+    ):
         super().__init__(settings, seed)
         fit = self.fit
-        self.splits = open_dataset(fit.dataset, fit.data, fit.validation, seed, verify)
+        draw = fit.dataset, fit.data, fit.validation, seed
+        if files is not None and files.is_file():
+            self.splits = reopen(FileList.read(files), *draw, scored, verify, "comparison")
+        else:
+            self.splits = open_dataset(*draw, verify)
+        self.changes = self.splits.changes
         if len(self.splits.validation) == 0:
             raise ValueError(
                 "validation: a comparison chooses on held-out images (the best experts, the rate, "
                 "what goes into a soup), but there are none; give --validation a share above 0"
             )
         self.task = make_task(fit, self.splits)
+
+    def files(self) -> FileList | None:
+        base = data_base(self.fit.dataset, self.fit.data)
+        return FileList.of(self.splits.parts, self.splits.classes, base)
 
     @cached_property
     def targets(self) -> dict[str, Tensor]:
@@ -169,15 +192,22 @@ class DigitsProblem(Problem):
 
 
 def open_problem(
-    settings: CompareSettings, seed: int, verify: bool = False, cache: Path | None = None
+    settings: CompareSettings,
+    seed: int,
+    verify: bool = False,
+    cache: Path | None = None,
+    files: Path | None = None,
+    scored: bool = False,
 ) -> Problem:
     """The problem of one seed.
 
     verify: open every image once, to find broken ones. cache: where the digits' pre-trained experts
-    are kept; None: the user's cache folder.
+    are kept; None: the user's cache folder. files: the list of the comparison's images; only these
+    are used, if it is there. scored: of them, only those that figures are reported on need be as
+    they were.
 
     Raises ValueError for data or a hub that cannot be used, before anything is trained.
     """
     if settings.fit.dataset == DIGITS:
         return DigitsProblem(settings, seed, cache)
-    return ImagesProblem(settings, seed, verify)
+    return ImagesProblem(settings, seed, verify, files, scored)

@@ -18,6 +18,7 @@ from .settings import PROBLEM, CompareSettings, read_compare
 
 RESULT, OUTPUTS, FAILED = "result.json", "outputs.safetensors", "failed.json"
 TARGETS = "targets.safetensors"
+FILES = "files.csv.gz"  # the images of all seeds, before any are held out; see data.kept
 
 
 class RunFailed(ValueError):
@@ -26,6 +27,11 @@ class RunFailed(ValueError):
 
 def seed_folder(out_dir: Path, seed: int) -> Path:
     return Path(out_dir) / "runs" / f"seed-{seed}"
+
+
+def files_of(out_dir: Path) -> Path:
+    """Where the list of a comparison's images is, or is to be."""
+    return Path(out_dir) / "runs" / FILES
 
 
 def run_folder(out_dir: Path, seed: int, run: str, rate: float | None) -> Path:

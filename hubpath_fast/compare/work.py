@@ -24,7 +24,7 @@ from ..training.random_state import seed_all
 from .methods import methods_of
 from .plan import PREPARE, PRETRAIN, Job
 from .problems import open_problem
-from .results import FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, seed_folder
+from .results import FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, files_of, seed_folder
 from .runs import Context
 from .settings import PROBLEM, CompareSettings
 
@@ -77,7 +77,10 @@ class Body:
 def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) -> None:
     """Reads the data and the hub, and notes what all methods share: names, held-out targets, why
     the hub is not homogeneous, which experts are still to be pre-trained."""
-    problem = open_problem(settings, seed, verify=True, cache=cache)
+    files = files_of(out_dir)
+    problem = open_problem(settings, seed, verify=True, cache=cache, files=files)
+    if not files.is_file() and (listed := problem.files()) is not None:
+        listed.write(files)  # its seeds are prepared one after the other
     experts, hub = problem.experts(loaded=()), problem.hub
     missing = [] if hub is None else hub.missing()
     targets = dict(problem.targets)
@@ -117,7 +120,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
     fit, folder = settings.fit, job.folder(out_dir)
     results = SeedResults(out_dir, job.seed, settings.rates)
     rate = results.result(job.follows)["rate"] if job.follows else job.rate
-    problem = open_problem(settings, job.seed, cache=cache)
+    problem = open_problem(settings, job.seed, cache=cache, files=files_of(out_dir))
     problem.check_same(results.problem, seed_folder(out_dir, job.seed) / PROBLEM)
     method = next(method for method in methods_of(settings) if method.run == job.run)
     problem.experts(loaded=())  # what only loading needs is no part of the run's memory

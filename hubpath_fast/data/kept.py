@@ -13,7 +13,6 @@ import dataclasses
 import gzip
 import io
 import os
-import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +22,16 @@ from typing import NamedTuple
 
 from ..files import replacing
 from .decode import CHECKING_THREADS, verify_images
-from .folder import VALIDATION_NAMES, find_splits
-from .layouts import DataError, LabelledFiles, examples, read_folder, read_list
+from .folder import SPLIT_NAMES, find_splits
+from .layouts import DataError, LabelledFiles, examples, read_folder
+from .lists import read_list
 from .named import FOLDER
+from .names import one_form
 from .sources import PUBLISHED
 from .splits import ImageSplit, ImageSplits, Split, assemble
 
 COLUMNS = ("split", "path", "class", "number", "bytes")
-NAMES = {"train": ("train",), "validation": VALIDATION_NAMES, "test": ("test",)}
-FOLDERS = {name for names in NAMES.values() for name in names}
+FOLDERS = {name for names in SPLIT_NAMES.values() for name in names}
 STAT_AT_ONCE = 1000  # files whose sizes a thread asks for in one go
 
 
@@ -95,7 +95,7 @@ class FileList:
                     raise ValueError("other columns")
                 for split, name, label, number, size in table:
                     rows.setdefault(split, []).append(Row(name, label, int(number), int(size)))
-            if set(rows) - set(NAMES) or "train" not in rows:
+            if set(rows) - set(SPLIT_NAMES) or "train" not in rows:
                 raise ValueError(f"splits {', '.join(rows)}")
         except (OSError, EOFError, ValueError, StopIteration, zlib.error, csv.Error) as error:
             raise ValueError(
@@ -226,16 +226,16 @@ def _compare(kept: FileList, name: str, base: Path) -> tuple[dict[str, list[Path
         for row in rows:
             key = row.path
             if key not in there and not (key.isascii() or composed):
-                composed = {_nfc(other): other for other in there}
-            key = key if key in there else composed.get(_nfc(key), key)
+                composed = {one_form(other): other for other in there}
+            key = key if key in there else composed.get(one_form(key), key)
             path, entries = there.get(key, (base / row.path, None))
             paths.append(path)
             used.add(key)
             if entries is None and complete:
                 unlisted.add(row.path)
             elif complete:
-                labels = {_nfc(label) for _, label in entries}
-                if _nfc(row.label) not in labels:
+                labels = {one_form(label) for _, label in entries}
+                if one_form(row.label) not in labels:
                     changed.append(f"{row.path}: class {row.label} then, {entries[0][1]} now")
                 elif name == FOLDER and _is_moved(split, {other for other, _ in entries}):
                     differences.moved.append(row.path)
@@ -271,7 +271,7 @@ def _named_now(name: str, base: Path, flat: bool) -> tuple[dict[str, LabelledFil
     if (base / "train.txt").is_file():
         places = {
             split: next((p for n in some if (p := base / f"{n}.txt").is_file()), None)
-            for split, some in NAMES.items()
+            for split, some in SPLIT_NAMES.items()
         }
         # A missing image is said with all else that is different.
         return {s: read_list(place, check=False) for s, place in places.items() if place}, True
@@ -307,7 +307,3 @@ def _size(path: Path) -> int | None:
         return os.stat(path).st_size
     except OSError:
         return None
-
-
-def _nfc(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFC", text)

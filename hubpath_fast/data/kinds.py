@@ -29,8 +29,10 @@ SYSTEM_FOLDERS = {
     "__pycache__", ".ipynb_checkpoints", ".git", ".svn", ".dvc",
 }  # fmt: skip
 
-# What `hubpath` writes: a run, its seeds, a comparison or a demo, by the keys of their file.
+# What `hubpath` writes: a run, its seeds, a comparison or a demo, by the keys of their file; and
+# one that begins has nothing but its lock.
 OUTPUT_KEYS = {
+    ".lock": {"pid", "host", "since"},
     "fit.json": {"config", "classes", "image_size"},
     "seeds.json": {"config", "seeds"},
     "compare.json": {"settings"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compare.digits_hub import expert_store
 from ..compare.methods import methods_of
 from ..compare.problems import open_problem
-from ..compare.results import RunFailed, SeedResults, read, seed_folder
+from ..compare.results import RunFailed, SeedResults, files_of, read, seed_folder
 from ..compare.settings import (
     COMPARE_FILE,
     PROBLEM,
@@ -21,12 +21,12 @@ from ..compare.settings import (
     read_compare,
 )
 from ..compare.tables import TABLE, bar_of, retitled
-from ..data import open_dataset
 from ..data.transforms import eval_transform
 from ..hub import expert_names, expert_sources
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
 from ..runs.build import eval_batches, make_pathway, make_task
+from ..runs.data import open_to_score
 from ..runs.folder import RunFolder, open_run
 from ..runs.measure import predict
 from ..training import Task, load_weights, read_log
@@ -35,13 +35,20 @@ FINE_TUNED_ALONE = "each expert fine-tuned alone"
 OWN_EXPERTS = "the hub's own experts, each on all images"
 
 
-def report(run: str | Path, out_dir: str | Path | None = None, device: str = "cpu") -> Path:
+def report(
+    run: str | Path,
+    out_dir: str | Path | None = None,
+    device: str = "cpu",
+    tell: Callable[[str], None] = lambda note: None,
+) -> Path:
     """Writes ``report.html`` and ``figures/`` of a run into ``out_dir`` (None: ``run/report``).
 
-    run: a folder of ``hubpath fit`` or of ``hubpath compare``. Returns the page's path.
+    run: a folder of ``hubpath fit`` or of ``hubpath compare``. tell: is given what to know beside
+    the report, a sentence each. Returns the page's path.
 
     Raises:
-        ValueError: the folder is neither, or holds no Hub-Pathway that is finished.
+        ValueError: the folder is neither, or holds no Hub-Pathway that is finished; the images that
+            it reports on are not what they were.
     """
     run = Path(run)
     compared = (run / COMPARE_FILE).is_file()
@@ -50,14 +57,17 @@ def report(run: str | Path, out_dir: str | Path | None = None, device: str = "cp
             f"{run} holds neither a run of `hubpath fit` nor one of `hubpath compare`; give the "
             "folder named by --out"
         )
-    analysis = _of_comparison(run, device) if compared else _of_run(run, device)
+    make = _of_comparison if compared else _of_run
+    analysis = make(run, device, tell)
     return write_analysis(analysis, run / "report" if out_dir is None else Path(out_dir))
 
 
-def _of_run(run: Path, device: str) -> Analysis:
+def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
     opened = open_run(run, device)
     config = opened.config
-    splits = open_dataset(config.dataset, config.data, config.validation, config.trainer.seed)
+    splits = open_to_score(RunFolder(run), config)
+    for note in (*opened.notes, *splits.changes):
+        tell(note)
     task = make_task(config, opened)
     task.check_same(make_task(config, splits), config.data)
     batches = eval_batches(splits.test, config, opened.image_size, device=device)
@@ -88,7 +98,7 @@ def _of_run(run: Path, device: str) -> Analysis:
     )
 
 
-def _of_comparison(out_dir: Path, device: str) -> Analysis:
+def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> Analysis:
     settings = CompareSettings.from_dict(read_compare(out_dir)["settings"])
     table = read(out_dir / f"{TABLE}.json")
     if table is None:
@@ -97,7 +107,11 @@ def _of_comparison(out_dir: Path, device: str) -> Analysis:
     results = next((r for r in found if _has(r, "pathway")), None)
     if results is None:
         raise ValueError(f"{out_dir} holds no finished Hub-Pathway; compare it as well")
-    problem = open_problem(settings, results.seed, cache=expert_store(out_dir))
+    problem = open_problem(
+        settings, results.seed, cache=expert_store(out_dir), files=files_of(out_dir), scored=True
+    )
+    for note in problem.changes:
+        tell(note)
     noted, outputs, known = results.problem, results.predictions("pathway"), results.targets()
     problem.check_same(noted, seed_folder(out_dir, results.seed) / PROBLEM)  # its images are shown
     task, targets = results.task, known["test"]

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ..data import ImageSplits, cache_splits, open_dataset
+from ..data import ImageSplits, cache_splits
 from ..data.images import default_workers, usable_cores
 from ..data.named import FOLDER
 from ..data.transforms import resized_side
@@ -22,6 +22,7 @@ from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
 from ..runs.build import build_seeded, eval_batches, make_task, score, train_stream
 from ..runs.config import FitConfig
+from ..runs.data import open_to_train
 from ..runs.folder import Record, RunFolder, check_apart
 from ..training import PathwayObjective, Reporting, Trainer, TrainResult
 
@@ -32,10 +33,12 @@ def fit(
     resume: bool = False,
     console: Console | None = None,
     asked_out: str | Path | None = None,
+    shared: Path | None = None,
 ) -> tuple[TrainResult, dict[str, Any]]:
     """Trains, evaluates the best checkpoint on the test split, and writes ``result.json``.
 
-    asked_out: what the command that goes on with it names; None: ``out_dir``.
+    asked_out: what the command that goes on with it names; None: ``out_dir``. shared: the list of
+    the images that several runs draw from; the first one writes it.
 
     Returns:
         (the training's result, the contents of ``result.json``; empty if a signal stopped the run).
@@ -46,17 +49,23 @@ def fit(
     """
     console = console or Console()
     with locked(out_dir, console=console):
-        return _fit(config, Path(out_dir), resume, console, asked_out or out_dir)
+        return _fit(config, Path(out_dir), resume, console, asked_out or out_dir, shared)
 
 
 def _fit(
-    config: FitConfig, out_dir: Path, resume: bool, console: Console, asked_out: str | Path
+    config: FitConfig,
+    out_dir: Path,
+    resume: bool,
+    console: Console,
+    asked_out: str | Path,
+    shared: Path | None,
 ) -> tuple[TrainResult, dict[str, Any]]:
     folder = RunFolder(out_dir)
     check_device(config.trainer.device)
     check_apart(out_dir, config)
     image_size = config.image_size or default_input_size(config.hub)
-    splits = open_dataset(config.dataset, config.data, config.validation, config.trainer.seed)
+    data = open_to_train(config, folder, resume, shared)
+    splits = data.splits
     model = build_seeded(config, splits.num_classes, image_size)
     _banner(console, config, splits, image_size, model)
     splits = _cached(splits, config, image_size, console)
@@ -80,12 +89,20 @@ def _fit(
             resume_hint=f"the same command and --resume (--out {asked_out})",
         ),
     )
+    # The list first: a record without one is a run of an earlier version, which draws again.
+    if shared is not None and not shared.is_file() and (files := data.files(config, shared=True)):
+        files.write(shared)
+    if not data.kept:
+        folder.write_files(data.files(config))
     folder.write_record(Record(config, splits.classes, image_size))
     result = trainer.fit()
     if result.interrupted:
         return result, {}
     trainer.load_best()
-    metric, step = task.metric, result.best_step
+    metric, step, lost = task.metric, result.best_step, folder.lost_best()
+    if lost is not None:
+        step = None
+        console.print(f"[yellow]note[/] {escape(lost)}", soft_wrap=True, highlight=False)
     test = score(model, task, splits.test, config, image_size)
     beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
     summary = {
@@ -211,5 +228,5 @@ def _banner(
         console.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=True, highlight=False)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     busy = busy_note(load, usable_cores(), torch.get_num_threads())
-    for note in (*splits.notes, *([busy] if busy else [])):
+    for note in (*splits.notes, *splits.changes, *([busy] if busy else [])):
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)

@@ -29,7 +29,8 @@ def fit_seeds(
 
     It holds the seeds' own results and, of each accuracy and loss, mean and standard deviation (of
     a sample: n - 1). Where ``resume`` is true, a seed that is done is not run again, and one that
-    was cut short goes on.
+    was cut short goes on. All draw what they hold out from the same images, those that the first
+    seed found.
 
     Returns the contents of ``result.json``; empty if a signal stopped a run.
 
@@ -46,6 +47,8 @@ def _fit_seeds(
 ) -> dict[str, Any]:
     _check_folder(config, seeds, folder, resume)
     folder.write_seeds(config, seeds)
+    if not any(folder.seed(seed).has_run for seed in seeds):
+        folder.write_files(None)  # of a run that was deleted
     results = []
     for i, seed in enumerate(seeds, start=1):
         run = folder.seed(seed)
@@ -53,7 +56,9 @@ def _fit_seeds(
         done = "" if summary is None else f" is done: {run.path}"
         console.print(f"[bold]seed {seed}[/] ({i} of {len(seeds)}){done}", soft_wrap=True)
         if summary is None:
-            result, summary = fit(config.with_seed(seed), run.path, resume, console, folder.path)
+            result, summary = fit(
+                config.with_seed(seed), run.path, resume, console, folder.path, folder.files
+            )
             if result.interrupted:
                 return {}
         results.append(summary)

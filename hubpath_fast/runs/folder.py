@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..data.kept import FileList
 from ..data.named import FOLDER
 from ..data.names import one_form
 from ..data.walk import holds_images
@@ -21,6 +22,7 @@ from .build import build_model
 from .config import FitConfig
 
 FIT, SEEDS, RESULT, LOG = "fit.json", "seeds.json", "result.json", "log.jsonl"
+FILES = "files.csv.gz"  # the images; see data.kept
 
 
 class Record(NamedTuple):
@@ -35,9 +37,10 @@ class Record(NamedTuple):
 class RunFolder:
     """A folder of ``hubpath fit``: the one place that knows its files.
 
-    ``fit.json`` has the settings and the classes, ``last/`` and ``best/`` are checkpoints,
-    ``log.jsonl`` and ``tensorboard/`` what happened, ``result.json`` what came of it. A run of
-    several seeds has ``seeds.json``, a run in ``seed-S/`` for each, and a ``result.json`` of all.
+    ``fit.json`` has the settings and the classes, ``files.csv.gz`` which image is in which split,
+    ``last/`` and ``best/`` are checkpoints, ``log.jsonl`` and ``tensorboard/`` what happened,
+    ``result.json`` what came of it. A run of several seeds has ``seeds.json``, the images that all
+    draw from in ``files.csv.gz``, a run in ``seed-S/`` for each, and a ``result.json`` of all.
 
     Raises ValueError, wherever it reads, for a file that is missing or damaged.
     """
@@ -68,6 +71,26 @@ class RunFolder:
     def write_record(self, record: Record) -> None:
         values = {**record._asdict(), "config": record.config.to_dict()}
         write_json(self.path / FIT, values)
+
+    @property
+    def files(self) -> Path:
+        """Where the list of the images is, or is to be."""
+        return self.path / FILES
+
+    def kept_files(self, config: FitConfig) -> FileList | None:
+        """The list of the run's images, if it has one and ``config`` holds out the same of them."""
+        if not self.has_run or not self.files.is_file():
+            return None
+        if _draw(self.record().config) != _draw(config):
+            return None
+        return FileList.read(self.files)
+
+    def write_files(self, files: FileList | None) -> None:
+        """None: of images that are in no files, and so cannot change."""
+        if files is None:
+            self.files.unlink(missing_ok=True)
+        else:
+            files.write(self.files)
 
     def seeds(self) -> tuple[FitConfig, tuple[int, ...]]:
         """The settings of a run of several seeds, and which."""
@@ -101,6 +124,16 @@ class RunFolder:
                 return folder
         raise ValueError(f"{self.path} has no checkpoint yet; finish the run with --resume first")
 
+    def lost_best(self) -> str | None:
+        """What to say if a best checkpoint was chosen but is no longer there."""
+        chosen = any(line.get("best") is not None for line in self.history())
+        if not chosen or find_checkpoint(self.path / "best"):
+            return None
+        return (
+            f"{self.path / 'best'} is gone: the weights are those of the last step, not of the one "
+            "that was best on validation images"
+        )
+
     def _read(self, name: str, keys: Sequence[str] = ()) -> Any:
         """What a file holds; with ``keys``, the values of these."""
         path = self.path / name
@@ -109,6 +142,11 @@ class RunFolder:
             return [held[key] for key in keys] if keys else held
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def _draw(config: FitConfig) -> tuple:
+    """What decides which images are held out."""
+    return config.dataset, config.validation, config.trainer.seed
 
 
 def check_apart(out_dir: Path, config: FitConfig) -> None:
@@ -130,12 +168,16 @@ def check_apart(out_dir: Path, config: FitConfig) -> None:
 
 @dataclass
 class Run:
-    """A trained run, opened again: its settings, its classes and its model in evaluation mode."""
+    """A trained run, opened again: its settings, its classes and its model in evaluation mode.
+
+    notes: what a user should know of it.
+    """
 
     config: FitConfig
     classes: tuple[str, ...]
     image_size: int
     model: HubPathway
+    notes: tuple[str, ...] = ()
 
 
 def open_run(run: str | Path, device: str = "cpu") -> Run:
@@ -151,4 +193,5 @@ def open_run(run: str | Path, device: str = "cpu") -> Run:
     here = config if same else config.replace(executor="auto")
     model = build_model(here, len(classes), image_size, pretrained=False)
     load_weights(model, checkpoint)
-    return Run(config, classes, image_size, model.to(on).eval())
+    lost = folder.lost_best()
+    return Run(config, classes, image_size, model.to(on).eval(), (lost,) if lost else ())

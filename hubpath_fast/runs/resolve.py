@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.named import FOLDER
+from ..data.named import DIGITS, FOLDER
 from ..fields import full_name, nested
 from ..training import TrainerConfig
 from .config import FitConfig
@@ -59,7 +59,13 @@ def settings(
     elif "data" in top and "dataset" not in top and base.get("data") != top["data"]:
         top["dataset"] = FOLDER
     values = {**own, **_moved_along(own, asked, bool(base)), **asked}
-    return FitConfig.from_dict({**base, **top, "trainer": values})
+    made = FitConfig.from_dict({**base, **top, "trainer": values})
+    if made.dataset == DIGITS and made.data is not None and not resume:
+        raise ValueError(
+            f"data: the digits come with scikit-learn and lie in no folder, got {made.data}; leave "
+            "it out, or leave out the data set's name to train on the images of that folder"
+        )
+    return made
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from support.command import hubpath, refused
 
-from hubpath_fast.recipes.predict import evaluate
+from hubpath_fast.recipes.evaluate import evaluate
 from hubpath_fast.runs.folder import RunFolder
 
 ARCHIVE = Path(__file__).parents[1] / "data_files" / "old_run.tar.xz"

@@ -1,0 +1,100 @@
+"""The data of a run, opened by the list that it keeps of its images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data import ImageSplit, ImageSplits, open_dataset
+from ..data.decode import verify_images
+from ..data.kept import FileList, data_base, relative, reopen, sizes
+from ..data.named import DIGITS
+from .config import FitConfig
+from .folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RunData:
+    """splits: of a run. kept: whether the run's own list made them."""
+
+    splits: ImageSplits
+    kept: bool
+
+    def files(self, config: FitConfig, shared: bool = False) -> FileList | None:
+        """Their list. shared: before anything is held out by a seed."""
+        splits = self.splits
+        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        if splits.test_is_validation:
+            del parts["test"]
+        parts = splits.parts if shared else {s: part for s, part in parts.items() if len(part)}
+        if config.dataset == DIGITS:
+            return None
+        return FileList.of(parts, splits.classes, data_base(config.dataset, config.data))
+
+
+def open_to_train(
+    config: FitConfig, folder: RunFolder, resume: bool = False, shared: Path | None = None
+) -> RunData:
+    """What a run trains on: if it goes on, what it began with.
+
+    shared: the list of the images that a new run draws from, if it is there.
+
+    Raises DataError if images that the run began with are gone or others now.
+    """
+    kept = folder.kept_files(config) if resume else None
+    listed = kept
+    if listed is None and shared is not None and shared.is_file():
+        listed = FileList.read(shared)
+    draw = config.validation, config.trainer.seed
+    if listed is None:
+        return RunData(open_dataset(config.dataset, config.data, *draw), False)
+    return RunData(reopen(listed, config.dataset, config.data, *draw), kept is not None)
+
+
+def open_to_score(
+    folder: RunFolder, config: FitConfig, root: str | Path | None = None
+) -> ImageSplits:
+    """The data of a run, to score its test split, of which alone broken images are looked for.
+
+    root: where the data lies now. Raises DataError if images of that split are gone or others.
+    """
+    root = config.data if root is None else root
+    draw = config.validation, config.trainer.seed
+    kept = folder.kept_files(config)
+    if kept is not None:
+        return reopen(kept, config.dataset, root, *draw, scored=True)
+    splits = open_dataset(config.dataset, root, *draw, verify=False)
+    if isinstance(splits.test, ImageSplit):
+        verify_images(splits.test.paths)
+    return splits
+
+
+def note_if_trained_on(
+    folder: RunFolder, config: FitConfig, paths: Sequence[Path], place: Path
+) -> str | None:
+    """What to say of images, given as others, that the run was trained on.
+
+    They are known by their place; or, if the run's data lies elsewhere now, by name and size, where
+    most of what the run was trained on is there: single files may be as large by chance.
+    """
+    kept = folder.kept_files(config)
+    if kept is None:
+        return None
+    here = place if place.is_dir() else place.parent
+    names, real = relative(paths, here), os.path.realpath(here)
+    own = os.path.realpath(data_base(config.dataset, config.data))
+    trained = {os.path.normpath(os.path.join(own, row.path)) for row in kept.rows["train"]}
+    count = sum(os.path.normpath(os.path.join(real, name)) in trained for name in names)
+    if not count:
+        alike = {(row.path, row.size) for row in kept.rows["train"]}
+        alike &= set(zip(names, sizes(paths), strict=True))
+        count = len(alike) if 2 * len(alike) > len(trained) else 0
+    if not count:
+        return None
+    return (
+        f"{count} of them are images that the run was trained on, and so count for little; "
+        f"`hubpath evaluate {folder.path}`, with --data-root if its data was moved, scores what it "
+        "held out"
+    )
