@@ -150,9 +150,11 @@ def reopen(
     """
     root = Path(root)
     if not root.is_dir():
+        place = "evaluate --data-root DIR, or fit --resume "
+        place += "--data" if name == FOLDER else "--data-root"
         raise DataError(
-            f"the data of this {what} was in {root}, which does not exist; give the folder that "
-            "holds it now"
+            f"the data of this {what} was in {root}, which does not exist; if it was moved, "
+            + (f"give {place} DIR" if what == "run" else "move it back")
         )
     base = data_base(name, root)
     files, differences = _compare(kept, name, base)

@@ -182,7 +182,9 @@ def test_data_that_was_moved(flat, tmp_path):
     kept = Kept(flat)
     moved = Path(shutil.move(flat, tmp_path / "elsewhere"))
     said = kept.refused()
-    assert f"the data of this run was in {flat}, which does not exist; give the folder" in said
+    assert (
+        f"the data of this run was in {flat}, which does not exist; if it was moved, give" in said
+    )
     opened = kept.again(moved)
     names = [path.relative_to(flat) for path in kept.splits.train.paths]
     assert [path.relative_to(moved) for path in opened.train.paths] == names

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 from PIL import Image
 from support.command import hubpath, refused
-from support.source_trees import image
+from support.source_trees import TREES, image
 
 CLASSES = ("blue", "café", "red")
 FIT = [
@@ -204,6 +204,21 @@ def test_the_digits_lie_in_no_folder(tmp_path, other):
     hubpath(*FIT, "--dataset", "digits", "--out", out)
     assert "lie in no folder" in refused("evaluate", out, "--data-root", other)
     assert scored(out, other)[:2] == ("all", 2)
+
+
+def test_a_named_set_and_other_images_of_its_classes(tmp_path, monkeypatch, other):
+    root, out = tmp_path / "sets", tmp_path / "run"
+    TREES["cars"][0](root, monkeypatch)
+    hubpath(*FIT, "--dataset", "cars", "--data-root", root, "--validation", 0.5, "--out", out)
+    assert hubpath("evaluate", out).output.endswith(", 2 images\n")
+    for place in (root, root / "stanford_cars"):
+        said = refused("evaluate", out, "--data", place)
+        assert "is laid out as Stanford Cars is published, which the run was trained on" in said
+        assert f"give --data-root {place}, not --data" in said
+    moved = root.rename(tmp_path / "moved")
+    assert "fit --resume --data-root DIR" in refused("evaluate", out)
+    assert hubpath("evaluate", out, "--data-root", moved).output.endswith(", 2 images\n")
+    assert scored(out, fill(other, {"Acura RL Sedan 2012": 3}))[:2] == ("all", 3)
 
 
 def test_a_best_checkpoint_that_is_gone_is_said(run, tmp_path):
