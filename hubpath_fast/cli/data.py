@@ -14,8 +14,6 @@ app = typer.Typer(
     help="The data sets that have a name.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Name = Annotated[str, typer.Argument(help="of `hubpath data list`")]
-
 
 @app.command("list")
 def list_datasets() -> None:
@@ -30,34 +28,37 @@ def list_datasets() -> None:
 
 @app.command()
 def check(
-    name: Name,
+    name: Annotated[
+        Optional[str],  # noqa: UP045  (Typer reads it on Python 3.10 too)
+        typer.Argument(help="your own folder of images, or a name of `hubpath data list`"),
+    ] = None,
     root: Annotated[
-        Optional[Path],  # noqa: UP045  (Typer reads it on Python 3.10 too)
+        Optional[Path],  # noqa: UP045
         typer.Option(help="folder that holds the data set"),
     ] = None,
     decode: Annotated[
         bool, typer.Option("--decode", help="read all pixels: finds images that were cut short")
     ] = False,
 ) -> None:
-    """Counts files, classes and splits against what was published; status 1 if they differ."""
+    """Counts files, classes and splits, and names all that is wrong; status 1 if something is.
+
+    Of your own images: all that `hubpath fit` refuses, what it leaves out, copies, and more. Of a
+    set with a name: whether its counts are the published ones.
+    """
     with messages():
         from ..data import check_dataset
-        from ..recipes.dataset_commands import report_table
+        from ..recipes.dataset_commands import print_report
 
         report = check_dataset(name, root, decode)
-        console.print(report_table(report))
-        for note in report.notes:
-            console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
-        for problem in report.problems:
-            console.print(f"[bold red]wrong[/] {escape(problem)}", soft_wrap=True, highlight=False)
+        print_report(report, console)
         if not report.complete:
             raise typer.Exit(1)
-        console.print("[bold green]complete[/]")
 
 
 @app.command()
 def download(
-    name: Name, root: Annotated[Path, typer.Option(help="folder to put the data set into")]
+    name: Annotated[str, typer.Argument(help="of `hubpath data list`")],
+    root: Annotated[Path, typer.Option(help="folder to put the data set into")],
 ) -> None:
     """Downloads a data set where its source still serves it; else says where to get it."""
     with messages():

@@ -1,45 +1,61 @@
-"""A data set on disk against what was published: counts, classes, missing and broken files."""
+"""A data set on disk: against what was published, or a user's own with all that a run would refuse
+or mention."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from .decode import broken_images
-from .layouts import examples
-from .named import FOLDER, find_dataset, open_dataset
+from .folder import all_skipped, class_problems, make_splits, survey
+from .layouts import DataError, LabelledFiles, examples
+from .named import DIGITS, FOLDER, SPELLINGS, find_dataset, open_dataset, plain_name
+from .oddities import copies, find_oddities, similar_names, skew
 from .sources import PUBLISHED
-from .splits import ImageSplit, Split
+from .splits import ImageSplit, ImageSplits, Split
+from .walk import MAYBE_IMAGES, NO_IMAGES, Skipped
+
+SMALL = 16  # pixels a side, below which an image is rather a thumbnail or a mistake
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found. counts: (what, found, published or None). problems: a sentence each."""
+    """What was found. counts: (what, found, published or None). refused: a sentence for each thing
+    for which `hubpath fit` would stop. problems: for each that spoils figures, such as images that
+    are missing or left out. notes: what is good to know."""
 
     title: str
     counts: tuple[tuple[str, int, int | None], ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
-        return not self.problems
+        return not self.problems and not self.refused
 
 
-def check_dataset(name: str, root: str | Path | None, decode: bool = False) -> CheckReport:
-    """Counts a set's splits and classes, and names what is missing, broken or twice.
+def check_dataset(
+    name: str | None = None, root: str | Path | None = None, decode: bool = False
+) -> CheckReport:
+    """Counts a set's splits and classes, and names what is missing, broken, left out or twice.
 
-    decode: read all pixels of every image, which finds JPEGs that were cut short, too.
+    name: of a data set, whose folder is ``root``, or a user's own folder. decode: read all pixels
+    of every image, which finds JPEGs that were cut short, too.
 
     Raises ValueError for an unknown name, DataError for another layout than the set's, and for a
-    user's own folder for all that ``open_images`` refuses.
+    user's own folder if no images can be looked for.
     """
-    name = find_dataset(name)
-    if name not in PUBLISHED:
-        return _check_own(name, root, decode)
-    if root is None:
-        raise ValueError(f"dataset {name!r} lies in a folder; give it (--root DIR)")
+    name, root = _which(name, root)
+    if name == FOLDER:
+        return _check_own(Path(root), decode)
+    if name == DIGITS:
+        return _check_digits()
     published = PUBLISHED[name]
     classes, splits = published.open(Path(root))
     counts = [("classes", len(classes), published.classes)]
@@ -58,21 +74,127 @@ def check_dataset(name: str, root: str | Path | None, decode: bool = False) -> C
     return CheckReport(published.title, tuple(counts), tuple(problems), notes)
 
 
-def _check_own(name: str, root: str | Path | None, decode: bool) -> CheckReport:
-    splits = open_dataset(name, root)
+def _which(name: str | None, root: str | Path | None) -> tuple[str, str | Path | None]:
+    """The data set, by its name in ``DATASETS``, and its folder, of what a user typed."""
+    if name is None:
+        if root is None:
+            raise ValueError(
+                "name: nothing given; `hubpath data check FOLDER` looks at your own images, "
+                "`hubpath data check NAME --root DIR` at a set of `hubpath data list`"
+            )
+        return FOLDER, root
+    known, exists = plain_name(name) in SPELLINGS, Path(name).exists()
+    if Path(name).name != name or (exists and not known):  # "." and "cars/" are no names
+        if root is not None:
+            raise ValueError(f"root: {name} is a folder itself; give it or --root {root}")
+        return FOLDER, name
+    try:
+        found = find_dataset(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; and there is no folder {name}") from None
+    if found == DIGITS:
+        if root is None:
+            return DIGITS, None
+        raise ValueError(
+            f"root: {DIGITS} come with scikit-learn and lie in no folder; leave --root {root} out, "
+            f"or look at your own images by `hubpath data check {root}`"
+        )
+    if root is not None:
+        return found, root
+    if found == FOLDER:
+        if exists:
+            return FOLDER, name
+        raise ValueError("root: your own images lie in a folder; `hubpath data check PATH`")
+    own = f"; for your own images in {name}: `hubpath data check ./{name}`" if exists else ""
+    raise ValueError(f"dataset {found!r} lies in a folder; give it (--root DIR){own}")
+
+
+def _check_digits() -> CheckReport:
+    splits = open_dataset(DIGITS)
+    return CheckReport(DIGITS, _counts(splits), (), splits.notes)
+
+
+def _check_own(root: Path, decode: bool) -> CheckReport:
+    """All that ``open_images`` refuses, not only the first, and all that it mentions."""
+    found = survey(root)
+    problems = [problem for files in found.values() for problem in files.problems]
+    refused = [problem.listed() for problem in (*problems, *class_problems(found))]
+    whole = _as_trained(found)
+    for split, data in whole.items():
+        refused += _files(split, data, decode)
+    try:
+        splits = None if refused else make_splits(found, root)
+    except DataError as error:
+        refused.append(str(error))
+        splits = None
+    if splits is None:
+        classes = _all_classes(found)
+        odd = [*copies(whole, classes), *skew(whole["train"].targets, classes)]
+        odd += similar_names(classes)
+        counts = [("classes", len(found["train"].classes), None)]
+        counts += [(split, len(data), None) for split, data in whole.items()]
+    else:
+        odd, counts = find_oddities(splits), _counts(splits)
+    skipped = all_skipped(found)
+    return CheckReport(
+        str(root),
+        tuple(counts),
+        (
+            *(_left_out([s]) for s in skipped if s.weight == MAYBE_IMAGES),
+            *(str(oddity) for oddity in odd if oddity.serious),
+        ),
+        (
+            *(() if splits is None else splits.notes),
+            *(str(oddity) for oddity in odd if not oddity.serious),
+            *_small(whole),
+            *(_left_out([s]) for s in skipped if s.weight == NO_IMAGES),
+            *([_left_out(litter)] if (litter := [s for s in skipped if s.is_litter]) else []),
+        ),
+        tuple(refused),
+    )
+
+
+def _left_out(skipped: Sequence[Skipped]) -> str:
+    return f"left out: {examples([f'{some} ({some.example})' for some in skipped])}"
+
+
+def _counts(splits: ImageSplits) -> tuple[tuple[str, int, None], ...]:
     parts = {"train": splits.train, "validation": splits.validation}
     if not splits.test_is_validation:
         parts["test"] = splits.test
-    counts = [("classes", splits.num_classes, None)]
-    counts += [(split, len(data), None) for split, data in parts.items()]
-    problems = [
-        problem
-        for split, data in parts.items()
-        if decode and isinstance(data, ImageSplit)
-        for problem in _files(split, data, decode)
-    ]
-    title = str(root) if name == FOLDER else name
-    return CheckReport(title, tuple(counts), (*problems, *_in_two_splits(parts)), splits.notes)
+    sizes = [(split, len(data), None) for split, data in parts.items()]
+    return (("classes", splits.num_classes, None), *sizes)
+
+
+def _all_classes(found: dict[str, LabelledFiles]) -> tuple[str, ...]:
+    """Train's first."""
+    return tuple(dict.fromkeys(name for files in found.values() for name in files.classes))
+
+
+def _as_trained(found: dict[str, LabelledFiles]) -> dict[str, ImageSplit]:
+    number = {name: i for i, name in enumerate(_all_classes(found))}
+    return {
+        split: ImageSplit(files.paths, tuple(number[label] for label in files.labels))
+        for split, files in found.items()
+    }
+
+
+def _small(splits: dict[str, ImageSplit]) -> list[str]:
+    """A line on images that are smaller than any network's; reads their heads."""
+
+    def side(path: Path) -> int:
+        try:
+            with Image.open(path) as image:
+                return min(image.size)
+        except Exception:  # is said to be broken
+            return SMALL
+
+    paths = [path for data in splits.values() for path in data.paths]
+    with ThreadPoolExecutor(8) as pool:
+        small = [path for path, s in zip(paths, pool.map(side, paths), strict=True) if s < SMALL]
+    if not small:
+        return []
+    return [f"images with a side below {SMALL} pixels: {len(small):,}, such as {small[0]}"]
 
 
 def _empty_classes(split: str, data: Split, classes: tuple[str, ...]) -> list[str]:

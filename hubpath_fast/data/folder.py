@@ -17,7 +17,7 @@ from .lists import gap_problem, scan_list
 from .names import one_form
 from .oddities import find_oddities, in_a_line
 from .splits import ImageSplit, ImageSplits, assemble, check_share
-from .walk import Entries, Leftovers, Skipped, list_folder
+from .walk import LITTER, Entries, Leftovers, Skipped, images_below, list_folder
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -61,7 +61,7 @@ def open_images(
 
 
 def make_splits(
-    found: dict[str, LabelledFiles], root: Path, validation: float, seed: int
+    found: dict[str, LabelledFiles], root: Path, validation: float = 0.15, seed: int = 0
 ) -> ImageSplits:
     """The set of what was found, with what is missing made; see ``assemble``."""
     classes = found["train"].classes
@@ -168,8 +168,17 @@ def _note_neighbours(
 ) -> None:
     """Counts what lies beside train/, val/ and test/ with what the first of them left out."""
     [first, *_] = found
-    for path in set(entries.folders) - {files.source for files in found.values()}:
-        leftovers.add(f"folders beside {found[first].source.name}/", path)
+    splits = {files.source for files in found.values()}
+    for path in entries.folders:
+        inside = Leftovers()
+        if path in splits:
+            continue
+        if next(images_below(path, inside), None):
+            leftovers.add(f"folders beside {found[first].source.name}/", path)
+        elif inside.no_class():
+            leftovers.merge(inside.all())
+        else:
+            leftovers.add("folders without images", path, LITTER)
     for path in filter(is_image, entries.files):
         leftovers.add(f"images beside {found[first].source.name}/", path)
     leftovers.merge(found[first].skipped)

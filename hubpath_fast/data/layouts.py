@@ -27,6 +27,9 @@ class Problem:
     def __str__(self) -> str:
         return self.short + self.rest
 
+    def listed(self) -> str:
+        return f"{self.short}: {self.example}" if self.example else self.short
+
 
 @dataclass(frozen=True)
 class LabelledFiles:

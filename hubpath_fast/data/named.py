@@ -37,9 +37,14 @@ SPELLINGS = {name.replace("-", ""): name for name in DATASETS} | {
 }
 
 
+def plain_name(name: str) -> str:
+    """As ``SPELLINGS`` has it."""
+    return name.strip().lower().replace("_", "").replace("-", "")
+
+
 def find_dataset(name: str) -> str:
     """The name in ``DATASETS`` that is meant; ValueError with the closest ones if there is none."""
-    plain = name.strip().lower().replace("_", "").replace("-", "")
+    plain = plain_name(name)
     if plain in SPELLINGS:
         return SPELLINGS[plain]
     close = difflib.get_close_matches(plain, SPELLINGS, n=3, cutoff=0.5)

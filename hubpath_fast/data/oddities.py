@@ -67,15 +67,16 @@ def copies(splits: dict[str, ImageSplit], classes: Sequence[str]) -> list[Oddity
             contradicting.append(_pair(first, unlike, 2))
         if not other and not unlike:
             repeated.append(_pair(first, same[1]))
-    found = []
-    if across:
-        found.append(Oddity(f"{len(across)} images are in two splits", across[0], True))
-    if contradicting:
-        text = f"{len(contradicting)} images have two classes"
-        found.append(Oddity(text, contradicting[0], True))
-    if repeated:
-        found.append(Oddity(f"{len(repeated)} images are there more than once", repeated[0]))
-    return found
+    kinds = (
+        (across, "image is in two splits", "images are in two splits", True),
+        (contradicting, "image has two classes", "images have two classes", True),
+        (repeated, "image is there more than once", "images are there more than once", False),
+    )
+    return [
+        Oddity(f"1 {one}" if len(found) == 1 else f"{len(found):,} {many}", found[0], serious)
+        for found, one, many, serious in kinds
+        if found
+    ]
 
 
 def _pair(first: tuple, second: tuple, what: int | None = None) -> str:
@@ -94,10 +95,8 @@ def skew(targets: Sequence[int], classes: Sequence[str]) -> list[Oddity]:
     share = count / len(targets)
     if share < SKEWED:
         return []
-    name = classes[target]
-    return [
-        Oddity(f"{100 * share:.0f} % of train is the class {name}: always saying it is as right")
-    ]
+    often = f"{100 * share:.0f} %"
+    return [Oddity(f"{often} of train are {classes[target]}: always saying so is right as often")]
 
 
 def similar_names(classes: Sequence[str]) -> list[Oddity]:

@@ -25,7 +25,7 @@ from .kinds import (
 # Of what is left out, some may be images of the user's; none is, but the user should know; none is.
 MAYBE_IMAGES, NO_IMAGES, LITTER = "may be images", "no images", "litter"
 WRITTEN = "folders that hubpath wrote"
-LOOPS = "links to folders that are read already or lie above"
+LOOPS = "links back to what is read already"
 SNIFFED = 20  # files without an ending that are opened to see if they are images
 
 
@@ -37,8 +37,8 @@ class DataError(ValueError):
 class Skipped:
     """What was left out for one reason.
 
-    reason: as it is said after a number, such as ".heic files". example: one of them. weight:
-    MAYBE_IMAGES, NO_IMAGES or LITTER.
+    reason: as it is said after a number above 1, such as ".heic files". example: one of them.
+    weight: MAYBE_IMAGES, NO_IMAGES or LITTER.
     """
 
     reason: str
@@ -51,7 +51,8 @@ class Skipped:
         return self.weight == LITTER
 
     def __str__(self) -> str:
-        return f"{self.count:,} {self.reason}"
+        one = re.sub(r"(file|folder|image|link|thing)s", r"\1", self.reason, count=1)
+        return f"1 {one}" if self.count == 1 else f"{self.count:,} {self.reason}"
 
 
 class Leftovers:
@@ -129,7 +130,7 @@ def list_folder(folder: Path, leftovers: Leftovers, root: bool = False) -> Entri
             if not _is_hidden_file(path, leftovers):
                 entries.files.append(path)
         else:
-            leftovers.add("entries that are neither file nor folder", path, NO_IMAGES)
+            leftovers.add("things that are neither file nor folder", path, NO_IMAGES)
     return entries
 
 
@@ -205,6 +206,6 @@ def _leave_out(path: Path, leftovers: Leftovers, sniff: bool) -> None:
     elif ending:  # not a kind for each number, as of img.0001
         leftovers.add("files with unknown endings", path)
     elif sniff and (ending := missing_ending(path)):
-        leftovers.add(f"images whose names lack their ending ({ending})", path)
+        leftovers.add(f"images without the ending {ending}", path)
     else:
         leftovers.add("files without an ending", path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..data import CheckReport
@@ -28,11 +30,31 @@ def origins() -> dict[str, str]:
     return {**published, DIGITS: "scikit-learn carries them", FOLDER: own}
 
 
-def report_table(report: CheckReport) -> Table:
-    """What was found, and what was published."""
-    table = Table("", "found", "published", title=report.title)
+def print_report(report: CheckReport, console: Console) -> None:
+    """The counts, and a line for everything that was found."""
+    known = any(published is not None for _, _, published in report.counts)
+    own = not known and report.title != DIGITS
+    table = Table("", "found", *(["published"] if known else []), title=report.title)
     for what, found, published in report.counts:
-        known = "" if published is None else f"{published:,}"
         right = published is None or found == published
-        table.add_row(what, f"{found:,}", known, style=None if right else "bold red")
-    return table
+        row = [what, f"{found:,}", *([f"{published:,}"] if published is not None else [])]
+        table.add_row(*row, style=None if right else "bold red")
+    console.print(table)
+    lines = [
+        *(("[bold red]refused[/]", text) for text in report.refused),
+        *(("[bold red]look[/]" if own else "[bold red]wrong[/]", text) for text in report.problems),
+        *(("[yellow]note[/]", text) for text in report.notes),
+    ]
+    for word, text in lines:
+        console.print(f"{word} {escape(text)}", soft_wrap=True, highlight=False)
+    console.print(_verdict(report, own), highlight=False, soft_wrap=True)
+
+
+def _verdict(report: CheckReport, own: bool) -> str:
+    if report.complete:
+        return "[bold green]complete[/]"
+    if report.refused:
+        return f"`hubpath fit` refuses these images, for {len(report.refused)} reasons"
+    if own:
+        return "`hubpath fit` trains on these images, and mentions what to look at"
+    return "not as it was published"

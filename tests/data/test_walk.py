@@ -56,7 +56,7 @@ def test_linked_folders_and_classes_are_followed(photos, train, tmp_path, write_
     assert skipped == {}
 
 
-LOOPS = "links to folders that are read already or lie above"
+LOOPS = "links back to what is read already"
 
 
 def test_loops_of_links_end_and_no_class_takes_anothers_images(
@@ -113,7 +113,7 @@ def test_what_is_no_image_is_counted_by_its_kind(photos, train):
         ".mp4 files": (1, "red/d.mp4"),
         ".eps files": (1, "red/e.eps"),
         "files with unknown endings": (1, "red/img.0001"),
-        "images whose names lack their ending (.png)": (1, "red/0001"),
+        "images without the ending .png": (1, "red/0001"),
         "files without an ending": (1, "red/README"),
         ".txt files": (1, "red/notes.txt"),
     }
