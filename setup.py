@@ -12,6 +12,7 @@ setup(
         *find_packages(include=["hubpath_fast", "hubpath_fast.*"]),
         "hubpath_fast.kernels",
     ],
+    py_modules=["hubpath_command"],
     package_dir={"hubpath_fast.kernels": "kernels"},
     package_data={
         "hubpath_fast.compare": ["paper_tables.json"],

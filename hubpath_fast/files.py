@@ -58,8 +58,14 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """``write_bytes`` of UTF-8. Bytes of a file's name that are none stand as \\udcXX."""
-    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    """``write_bytes`` of ``printable`` text in UTF-8."""
+    return write_bytes(path, printable(text).encode())
+
+
+def printable(text: str) -> str:
+    """The text, in which bytes of a file's name that are no UTF-8 (to Python surrogates, which
+    nothing can draw or encode) are spelt out, as \\udce9."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: str | Path, values: Any) -> Path:

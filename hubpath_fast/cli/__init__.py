@@ -15,6 +15,7 @@ from .data import app as data_app
 from .demo import demo
 from .fit import evaluate, fit, predict
 from .hub import app as hub_app
+from .messages import print_in_any_encoding
 
 app = typer.Typer(
     name="hubpath",
@@ -30,6 +31,7 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """The entry point."""
+    """What ``hubpath_command`` calls once everything is imported."""
+    print_in_any_encoding()
     enlarge_primitive_cache()  # before the first convolution: a command may run single models first
     app(sys.argv[1:])

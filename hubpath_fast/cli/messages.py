@@ -1,11 +1,14 @@
-"""How commands end that cannot go on: one clear message and a status, never a traceback.
+"""What commands print, and how they end that cannot go on: one clear message and a status, never a
+traceback.
 
 Wrong input ends with status 2, a signal with status 130, a failed training with status 1.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 
 import typer
@@ -15,20 +18,42 @@ from rich.markup import escape
 console = Console(emoji=False)  # ":smile:" in a path is no picture
 errors = Console(stderr=True, emoji=False)
 
+# Our own signs where an encoding lacks them, as Latin-1 and Windows' code pages lack some.
+PLAIN = dict(zip("├└│─━±×…–", ("|", "`", "|", "-", "=", "+/-", "x", "...", "-"), strict=True))
+
+
+def print_in_any_encoding() -> None:
+    """Lets standard output and errors take any text: what their encoding has no sign for is written
+    otherwise, our own signs as ``PLAIN`` says, of names the code point (``\\u732b``)."""
+    codecs.register_error("hubpath", _written_otherwise)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None or an object of the caller's has none
+            stream.reconfigure(errors="hubpath")
+
+
+def _written_otherwise(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    made = "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return made, error.end
+
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
     """Turns what a user can mend into a message and an exit status; anything else is a bug."""
     try:
         yield
+    except BrokenPipeError:  # who read our output has seen enough, as `head` does: Typer is silent
+        raise
     except (InterruptedError, KeyboardInterrupt) as error:
         errors.print(f"[yellow]{escape(str(error) or 'stopped')}[/]", soft_wrap=True)
         raise typer.Exit(130) from None
     except (ValueError, FileNotFoundError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(_in_words(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
     except (FloatingPointError, OSError) as error:  # NonFiniteLoss is one of the former
-        errors.print(f"[bold red]failed:[/] {escape(str(error))}", soft_wrap=True)
+        errors.print(f"[bold red]failed:[/] {escape(_in_words(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -36,3 +61,11 @@ def show_notes(notes: Iterable[str]) -> None:
     """What a user should know beside the result."""
     for note in notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
+
+
+def _in_words(error: Exception) -> str:
+    """Of the system's errors without their number: "Permission denied: /data/run"."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([str(error.strerror), *([" -> ".join(names)] if names else [])])

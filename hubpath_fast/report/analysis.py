@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import printable
 from ..measure import Measure
 from . import sections
 from .arrays import FRACTION, to_array, to_limits, to_names
@@ -73,8 +74,8 @@ class Analysis:
     def __post_init__(self) -> None:
         if isinstance(self.notes, str):
             raise ValueError("notes is a str; give a list of paragraphs")
-        names = [str(name) for name in self.expert_names]
-        sources = [str(source) for source in self.expert_sources]
+        names = [printable(str(name)) for name in self.expert_names]
+        sources = [printable(str(source)) for source in self.expert_sources]
         if sources:
             to_names("expert_sources", sources, len(names), "expert_names")
         scores = to_array("scores", self.scores)
@@ -89,6 +90,7 @@ class Analysis:
         heads = self.heads or [self.measure.text(score) for score in scores]
         runs = checked_runs(self.values_by_k, self.measure) if self.values_by_k else {}
         checked = {
+            **{name: printable(getattr(self, name)) for name in ("title", "subtitle", "data_name")},
             "expert_names": names,
             "expert_sources": sources,
             "scores": self._numbers("scores", (total,), self.measure),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import report
+from ..files import printable
 from ..report.sections import count, share
 from .classification import balanced_accuracy
 
@@ -27,7 +28,7 @@ def report_fields(classes: Sequence[str], predictions: Tensor, targets: Tensor) 
     predictions: float [T, C]. targets: int [T]. The groups are the classes; give others instead
     where the data has some.
     """
-    guesses = predictions.argmax(dim=1)
+    classes, guesses = [printable(name) for name in classes], predictions.argmax(dim=1)
     truth = [classes[i] for i in targets.tolist()]
     guess = [classes[i] for i in guesses.tolist()]
     return {
@@ -35,7 +36,7 @@ def report_fields(classes: Sequence[str], predictions: Tensor, targets: Tensor) 
         "marked": guesses != targets,
         "details": {"true class": truth, "prediction": guess},
         "groups": targets,
-        "group_names": list(classes),
+        "group_names": classes,
         "group_label": "true class",
         "extra": [partial(confusion, confusion_counts(targets, guesses, len(classes)), classes)],
     }

@@ -56,6 +56,8 @@ def save_checkpoint(
         save_file(tensors, new / MODEL_FILE, metadata={ALIASES: json.dumps(aliases)})
         with open(new / STATE_FILE, "wb") as file:
             torch.save(dict(state), file)
+        # safetensors makes files that are the user's alone; this one is as the umask says.
+        shutil.copymode(new / STATE_FILE, new / MODEL_FILE)
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in (MODEL_FILE, STATE_FILE, CONFIG_FILE):
             _sync(new / name)
