@@ -12,8 +12,9 @@ from ..model.batch_norm import batch_norm_problems
 from ..model.heads import set_lr_factor, split_parameters
 from .errors import HubError
 from .expert import Expert, Resized, RunningStatistics
+from .outputs import output_refusal
 from .registry import find
-from .source import HeadTask, HubModel, PlainTask, module_refusal, refusal, skeleton, wrong_size
+from .source import HeadTask, HubModel, PlainTask, refusal, skeleton, training_refusal, wrong_size
 from .spec import ExpertSpec, read_specs
 from .weights import fetch_all
 
@@ -155,18 +156,25 @@ def _without_weights(model: HubModel) -> list[str]:
 
 
 def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> int:
-    """The side that a network works at; HubError if it can take neither ``size`` nor its own."""
+    """The side that a network works at; HubError if it can take neither ``size`` nor its own, or
+    gives something else in training."""
     if model is None:
-        reason = module_refusal(spec.name, task, size)
-        if reason is not None:
-            outputs = ["n", *task.expected_shape(size)]
-            raise HubError(
-                f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
-                f"[{', '.join(map(str, outputs))}] ({reason}); replace its head, or say a size"
-            )
+        expected = task.expected_shape(size)
+        for training in (False, True):
+            reason = output_refusal(spec.name, expected, size, training)
+            if reason is not None:
+                outputs = ", ".join(map(str, ["n", *expected]))
+                way = "" if training else "; replace its head, or say a size"
+                raise HubError(
+                    f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
+                    f"[{outputs}] ({reason}){way}"
+                )
         return size
     reason = refusal(model, task, size)
     if reason is None:
+        reason = training_refusal(model, task, size)
+        if reason is not None:
+            raise HubError(f"{model.name} cannot be trained at {size} x {size}: {reason}")
         return size
     if model.fixed_size and size != model.native_size and spec.size is None:
         return _working_size(spec, model, task, model.native_size)

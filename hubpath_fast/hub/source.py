@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..devices import eval_mode
 from .checkpoint import read_state_dict
 from .errors import HubError
 from .expert import Expert, Layout, load_body
+from .outputs import output_refusal
 from .weights import WeightSource
 
 # Sides, in pixels, that a refusal offers instead: those that networks are commonly trained at.
@@ -119,7 +119,13 @@ def refusal(model: HubModel, task: HeadTask, size: int) -> str | None:
     The model is run on the meta device, which computes shapes only: no weights, no pixels, a tenth
     of a second.
     """
-    return module_refusal(skeleton(model, task), task, size)
+    return output_refusal(skeleton(model, task), task.expected_shape(size), size)
+
+
+@lru_cache(maxsize=256)
+def training_refusal(model: HubModel, task: HeadTask, size: int) -> str | None:
+    """``refusal`` of the network in training mode, in which some give more outputs."""
+    return output_refusal(skeleton(model, task), task.expected_shape(size), size, training=True)
 
 
 def accepted_sizes(model: HubModel, task: HeadTask) -> list[int]:
@@ -133,21 +139,3 @@ def wrong_size(model: HubModel, task: HeadTask, size: int, reason: str) -> HubEr
     sizes = accepted_sizes(model, task)
     allowed = f"it takes, for example, {', '.join(map(str, sizes))}" if sizes else "no size fits"
     return HubError(f"{model.name} refuses images of {size} x {size} ({reason}); {allowed}")
-
-
-@torch.no_grad()
-def module_refusal(module: nn.Module, task: HeadTask, size: int) -> str | None:
-    """``refusal`` of a module of any device, which stays as it is: its shapes run on meta."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    shapes = {name: tensor.to("meta") for name, tensor in named}
-    images = torch.empty(1, 3, size, size, device="meta")
-    try:
-        with eval_mode(module):
-            output = torch.func.functional_call(module, shapes, (images,))
-    except Exception as error:  # each architecture has its own way to refuse
-        return str(error) or type(error).__name__
-    expected = task.expected_shape(size)
-    if isinstance(output, Tensor) and tuple(output.shape) == (1, *expected):
-        return None
-    found = list(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-    return f"its output for an image is {found}, and the task needs {list(expected)}"

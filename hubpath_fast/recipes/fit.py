@@ -48,6 +48,8 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     console = console or Console()
+    check_device(config.trainer.device)
+    check_apart(Path(out_dir), config)  # before there is a lock in it
     with locked(out_dir, console=console):
         return _fit(config, Path(out_dir), resume, console, asked_out or out_dir, shared)
 
@@ -61,8 +63,6 @@ def _fit(
     shared: Path | None,
 ) -> tuple[TrainResult, dict[str, Any]]:
     folder = RunFolder(out_dir)
-    check_device(config.trainer.device)
-    check_apart(out_dir, config)
     image_size = config.image_size or default_input_size(config.hub)
     data = open_to_train(config, folder, resume, shared)
     splits = data.splits

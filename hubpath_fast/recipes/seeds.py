@@ -12,7 +12,7 @@ from rich.console import Console
 from ..fields import differences
 from ..locks import locked
 from ..runs.config import FitConfig
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, check_apart
 from .fit import fit
 
 NOT_SPREAD = ("test_images", "test_is_validation", "best_step")  # of what a run's result has
@@ -38,6 +38,7 @@ def fit_seeds(
     other settings.
     """
     console = console or Console()
+    check_apart(Path(out_dir), config)  # before there is a lock in it
     with locked(out_dir, console=console):
         return _fit_seeds(config, seeds, RunFolder(Path(out_dir)), resume, console)
 
