@@ -13,9 +13,10 @@ from .._onednn import enlarge_primitive_cache
 from .compare import compare, report
 from .data import app as data_app
 from .demo import demo
-from .fit import evaluate, fit, predict
+from .fit import evaluate, fit
 from .hub import app as hub_app
 from .messages import print_in_any_encoding
+from .predict import predict
 
 app = typer.Typer(
     name="hubpath",

@@ -1,4 +1,4 @@
-"""``hubpath fit``, ``hubpath evaluate`` and ``hubpath predict``."""
+"""``hubpath fit`` and ``hubpath evaluate``."""
 
 from __future__ import annotations
 
@@ -102,17 +102,3 @@ def evaluate(
         named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())
         console.print(f"{split}: {named}, {count} images")
         show_notes(notes)
-
-
-def predict(
-    run: Folder,
-    images: Annotated[list[Path], typer.Argument(help="image files")],
-    device: Device = "cpu",
-) -> None:
-    """Class and probability of each image, and which experts spoke with what weight."""
-    with messages():
-        from ..recipes.predict import predict as recipe
-
-        for p in recipe(run, images, device):
-            experts = ", ".join(f"{name} {weight:.2f}" for name, weight in p.experts.items())
-            print(f"{p.path}: {p.label} ({p.probability:.3f}); experts: {experts}")

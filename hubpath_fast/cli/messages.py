@@ -1,7 +1,8 @@
 """What commands print, and how they end that cannot go on: one clear message and a status, never a
 traceback.
 
-Wrong input ends with status 2, a signal with status 130, a failed training with status 1.
+Wrong input ends with status 2, a signal with status 130, a failed training with status 1, and so
+does what was done only in part: a check that found something, a prediction without some images.
 """
 
 from __future__ import annotations

@@ -2,52 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
+from torch import Tensor
 
-from ..data import load_image
+from ..data import DataError, load_image
+from ..data.given import Given
 from ..data.transforms import eval_transform
 from ..hub import expert_names
-from ..runs.folder import open_run
+from ..runs import measure
+from ..runs.build import make_task
+from ..runs.folder import Run, open_run
 
 BATCH = 32  # images at a time, so that a thousand files do not need a thousand images of memory
+AHEAD = 2 * BATCH  # images that are decoded in advance
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image's class, its probability, and who spoke with what weight, largest first."""
+    """What a run says of an image.
 
-    path: Path
-    label: str
-    probability: float
-    experts: dict[str, float]
+    given: its path, as it was given. label, probability: the likeliest class. experts: who spoke
+    with what weight, largest first. error: why the image could not be read; then the fields before
+    are None or empty. probabilities: of all classes in their order, float32 [C].
+    """
+
+    given: str
+    label: str | None = None
+    probability: float | None = None
+    experts: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    probabilities: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.given)
 
 
-@torch.no_grad()
-def predict(run: str | Path, images: Sequence[str | Path], device: str = "cpu") -> list[Prediction]:
+def predict(
+    run: str | Path, images: Sequence[str | Path], device: str = "cpu", workers: int = 0
+) -> list[Prediction]:
     """Classifies image files with a run's best checkpoint.
+
+    workers: threads that decode; 0: decode here.
 
     Raises:
         ValueError: no run in the folder; a file that is missing or no image (by path).
     """
     if not images:
         raise ValueError("images: expected at least one file, got none")
-    opened = open_run(run, device)
-    transform = eval_transform(opened.image_size)
-    names = expert_names(opened.config.hub)
-    predictions = []
-    for start in range(0, len(images), BATCH):
-        paths = [Path(p) for p in images[start : start + BATCH]]
-        batch = torch.stack([transform(load_image(path)) for path in paths]).to(device)
-        routing = opened.model.route(batch)
-        probabilities = opened.model(batch, routing=routing).float().softmax(dim=1)
-        best, labels = probabilities.max(dim=1)
-        for n, path in enumerate(paths):
-            pairs = zip(routing.experts[n].tolist(), routing.weights[n].tolist(), strict=True)
-            spoke = {names[i]: weight for i, weight in pairs}
-            label = opened.classes[labels[n]]
-            predictions.append(Prediction(path, label, best[n].item(), spoke))
-    return predictions
+    opened, found = open_run(run, device), []
+    for prediction in predict_each(opened, images, workers):
+        if prediction.error is not None:
+            raise DataError(prediction.error)
+        found.append(prediction)
+    return found
+
+
+def predict_each(
+    run: Run, images: Iterable[str | Path | Given], workers: int = 0
+) -> Iterator[Prediction]:
+    """Classifies images one batch after another; one that cannot be read has its ``error``, and
+    the others are answered. In the order given, and never more than a few batches in memory.
+
+    run: of ``open_run``. images: paths, or what ``find_images`` made of them. workers: see
+    ``predict``.
+    """
+    device = str(next(run.model.parameters()).device)
+    task, names = make_task(run.config, run), expert_names(run.config.hub)
+    decoded = _decoded(images, eval_transform(run.image_size), workers)
+    while part := list(islice(decoded, BATCH)):
+        batch = [image for _, image in part if isinstance(image, Tensor)]
+        answers: Iterator[tuple[Tensor, Tensor]] = iter(())
+        if batch:
+            # As fit and evaluate do it, the precision included.
+            batches = [(torch.stack(batch), None)]
+            answers = zip(
+                *measure.predict(run.model, task, batches, device, run.config.trainer.amp),
+                strict=True,
+            )
+        for given, image in part:
+            if isinstance(image, str):
+                yield Prediction(given, error=image)
+                continue
+            probabilities, weights = next(answers)
+            best = int(probabilities.argmax())
+            asked = [i for i in weights.argsort(descending=True).tolist() if weights[i] > 0]
+            spoke = {names[i]: weights[i].item() for i in asked}
+            yield Prediction(
+                given, run.classes[best], probabilities[best].item(), spoke, None, probabilities
+            )
+
+
+def _decoded(
+    images: Iterable[str | Path | Given], transform: Callable[[Image], Tensor], workers: int
+) -> Iterator[tuple[str, Tensor | str]]:
+    """(path, uint8 [3, S, S], or why there is none), in order."""
+
+    def read(item: str | Path | Given) -> tuple[str, Tensor | str]:
+        path, problem = item if isinstance(item, Given) else (str(item), None)
+        if problem is not None:
+            return path, f"{path}: {problem}"
+        try:
+            return path, transform(load_image(path))
+        except DataError as error:
+            return path, str(error)
+        except Exception as error:  # a file may break a decoder in ways that nobody foresaw
+            return path, f"cannot read the image {path} ({str(error) or type(error).__name__})"
+
+    if workers < 0:
+        raise ValueError(f"workers: expected an integer of at least 0, got {workers}")
+    if workers == 0:
+        yield from map(read, images)
+        return
+    pool, begun, left = ThreadPoolExecutor(workers), deque(), iter(images)
+    try:
+        begun.extend(pool.submit(read, item) for item in islice(left, AHEAD))
+        while begun:
+            yield begun.popleft().result()
+            begun.extend(pool.submit(read, item) for item in islice(left, 1))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

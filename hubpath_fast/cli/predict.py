@@ -1,0 +1,149 @@
+"""``hubpath predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .fit import Device, Folder
+from .messages import console, errors, messages
+
+if TYPE_CHECKING:
+    from ..data.given import Given
+    from ..recipes.answers import AnswerFile
+    from ..recipes.predict import Prediction
+
+
+def predict(
+    run: Folder,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help='files, folders, patterns ("photos/**/*.jpg"), or - for a list on stdin'
+        ),
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="write the answers to a .csv or .jsonl file, a row an image"),
+    ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="in --out: the probability of every class, too")
+    ] = False,
+    device: Device = "cpu",
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="threads that decode; 0: none beside this one", min=0),
+    ] = None,
+) -> None:
+    """Class and probability of each image, and which experts spoke with what weight.
+
+    An image that cannot be read is named on stderr, and the others are answered; then the status is
+    1, or 2 if no image could be read. The rows of --out are in the order of the images, written
+    batch by batch: a stop (status 130) keeps them.
+    """
+    with messages():
+        from ..data.images import default_workers
+        from ..hub import expert_names
+        from ..recipes.answers import AnswerFile, check_ending
+        from ..recipes.predict import predict_each
+        from ..runs.folder import open_run
+
+        if classes and out is None:
+            raise ValueError("classes: they are written to a file; give --out FILE, too")
+        if out is not None:
+            check_ending(out)
+        opened = open_run(run, device)
+        found = _find(images)
+        predictions = predict_each(opened, found, default_workers() if workers is None else workers)
+        if out is None:
+            done, broken = _answer(predictions, len(found))
+        else:
+            columns = expert_names(opened.config.hub), opened.classes if classes else ()
+            with AnswerFile(out, *columns) as file:
+                done, broken = _answer(predictions, len(found), file)
+            said = f"{done - broken} of {done} images answered in {out}"
+            console.print(escape(printable(said)), soft_wrap=True, highlight=False)
+        if broken:
+            _say(f"[bold red]{broken} of {done} images could not be read[/]")
+            raise typer.Exit(2 if broken == done else 1)
+
+
+def _find(images: list[str]) -> list[Given]:
+    """What is meant; ValueError if there is nothing to read among it."""
+    from ..data.given import STDIN, find_images
+
+    if STDIN in images and sys.stdin.isatty():
+        _say("reading paths, a line each; Ctrl-D ends the list (Ctrl-Z on Windows)")
+    found, notes = find_images(images, sys.stdin.buffer if STDIN in images else None)
+    for note in notes:
+        _say(f"[yellow]note[/] {escape(printable(note))}")
+    problems = [f"{item.path}: {item.problem}" for item in found if item.problem]
+    if len(problems) == len(found):
+        from ..data.layouts import examples
+
+        raise ValueError(printable(f"images: nothing to read; {examples(problems)}"))
+    return found
+
+
+def _answer(
+    predictions: Iterator[Prediction], total: int, file: AnswerFile | None = None
+) -> tuple[int, int]:
+    """Writes or prints all, a batch at a time; (how many there were, how many are broken)."""
+    from ..recipes.predict import BATCH
+
+    done = broken = 0
+    with _bar(alone=file is not None) as bar:
+        task = bar.add_task("", total=total)
+        try:
+            while batch := list(islice(predictions, BATCH)):
+                if file is not None:
+                    file.write(batch)
+                _tell(batch, quiet=file is not None)
+                done += len(batch)
+                broken += sum(p.error is not None for p in batch)
+                bar.update(task, completed=done, refresh=True)
+        except KeyboardInterrupt:
+            kept = f"; {file.path} holds their rows" if file is not None else ""
+            raise InterruptedError(f"stopped after {done} of {total} images{kept}") from None
+    return done, broken
+
+
+def printable(text: str) -> str:
+    """Text on one line: what no console can show as its escape, such as a line break in a name."""
+    escaped = (c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else e for c, e in zip(text, escaped, strict=True))
+
+
+def _tell(batch: Iterable[Prediction], quiet: bool) -> None:
+    """A line an answer, on stdout; of a broken image one on stderr. quiet: no answers."""
+    for p in batch:
+        if p.error is not None:
+            sys.stdout.flush()  # in the order given, where both go to one place
+            _say(f"[bold red]error:[/] {escape(printable(p.error))}")
+        elif not quiet:
+            experts = ", ".join(f"{name} {weight:.2f}" for name, weight in p.experts.items())
+            line = f"{p.given}: {p.label} ({p.probability:.3f}); experts: {experts}"
+            print(printable(line))
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    errors.print(text, soft_wrap=True, highlight=False)
+
+
+def _bar(alone: bool) -> Progress:
+    """On stderr if it is a terminal, and unless the answers themselves pass by there."""
+    shown = errors.is_terminal and (alone or not sys.stdout.isatty())
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("images, ETA"),
+               TimeRemainingColumn(compact=True))  # fmt: skip
+    return Progress(
+        *columns, console=errors, disable=not shown, transient=True, auto_refresh=False,
+        redirect_stdout=False, redirect_stderr=False,
+    )  # fmt: skip
