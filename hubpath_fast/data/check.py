@@ -3,6 +3,7 @@ or mention."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,10 @@ from .decode import broken_images
 from .folder import all_skipped, class_problems, make_splits, survey
 from .layouts import DataError, LabelledFiles, examples
 from .named import DIGITS, FOLDER, SPELLINGS, find_dataset, open_dataset, plain_name
-from .oddities import copies, find_oddities, similar_names, skew
+from .oddities import copies, find_oddities, skew, strange_names
 from .sources import PUBLISHED
 from .splits import ImageSplit, ImageSplits, Split
-from .walk import MAYBE_IMAGES, NO_IMAGES, Skipped
+from .walk import MAYBE_IMAGES, NO_IMAGES, Leftovers, Skipped, walk
 
 SMALL = 16  # pixels a side, below which an image is rather a thumbnail or a mistake
 
@@ -130,7 +131,7 @@ def _check_own(root: Path, decode: bool) -> CheckReport:
     if splits is None:
         classes = _all_classes(found)
         odd = [*copies(whole, classes), *skew(whole["train"].targets, classes)]
-        odd += similar_names(classes)
+        odd += strange_names(classes)
         counts = [("classes", len(found["train"].classes), None)]
         counts += [(split, len(data), None) for split, data in whole.items()]
     else:
@@ -147,11 +148,21 @@ def _check_own(root: Path, decode: bool) -> CheckReport:
             *(() if splits is None else splits.notes),
             *(str(oddity) for oddity in odd if not oddity.serious),
             *_small(whole),
+            *_unlisted(root, found),
             *(_left_out([s]) for s in skipped if s.weight == NO_IMAGES),
             *([_left_out(litter)] if (litter := [s for s in skipped if s.is_litter]) else []),
         ),
         tuple(refused),
     )
+
+
+def _unlisted(root: Path, found: dict[str, LabelledFiles]) -> list[str]:
+    """A line on images below the folder of list files that none of them names."""
+    if not found["train"].source.is_file():
+        return []
+    listed = {os.path.abspath(path) for files in found.values() for path in files.paths}
+    others = [path for path in walk(root, Leftovers(), True) if os.path.abspath(path) not in listed]
+    return [f"images that no list names: {len(others):,}, such as {others[0]}"] if others else []
 
 
 def _left_out(skipped: Sequence[Skipped]) -> str:

@@ -117,7 +117,7 @@ def refuse(problems: Sequence[Problem], root: Path) -> None:
 def survey(root: str | Path, require_train: bool = True) -> dict[str, LabelledFiles]:
     """``find_splits``, whose problems with single splits are theirs, and not raised."""
     root = Path(root)
-    if not root.is_dir():
+    if not _is_folder(root):
         what = "is a file: give its folder" if root.is_file() else "does not exist"
         raise DataError(f"the data folder {root} {what}; expected {_layouts(root)}")
     leftovers = Leftovers()
@@ -138,7 +138,9 @@ def survey(root: str | Path, require_train: bool = True) -> dict[str, LabelledFi
                 f"{root} has {place.name} but no train{ending}; expected {_layouts(root)}"
             )
     if not entries.folders:
-        raise DataError(f"{root} holds no images{_found(leftovers)}; expected {_layouts(root)}")
+        loose = [path for path in entries.files if is_image(path)]
+        what = "images, but none in a folder of its class" if loose else "no images"
+        raise DataError(f"{root} holds {what}{_found(leftovers)}; expected {_layouts(root)}")
     names = [path.name for path in entries.folders]
     if all(name.lower() in LIKE_SPLITS for name in names):
         raise DataError(
@@ -146,6 +148,13 @@ def survey(root: str | Path, require_train: bool = True) -> dict[str, LabelledFi
             "them train, val and test"
         )
     return {"train": read_folder(root)}
+
+
+def _is_folder(root: Path) -> bool:
+    try:
+        return root.is_dir()
+    except OSError as error:
+        raise DataError(f"the data folder {root} cannot be read ({error.strerror})") from error
 
 
 def _found(leftovers: Leftovers) -> str:
@@ -234,9 +243,9 @@ def _one_class(train: LabelledFiles) -> Problem:
     folders = list_folder(folder, Leftovers()).folders if folder.is_dir() else []
     inside = f"; {folder} holds folders itself: is it the data?" if len(folders) > 1 else ""
     return Problem(
-        f"{train.source} has the one class {name!r}",
+        f"{train.source} has the one class {name!r}{inside}",
         "; there is nothing to tell apart. Expected a folder (or, in a list file, a last word) for "
-        f"each class{inside}",
+        "each class",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .kinds import is_image
-from .names import one_form
+from .names import is_text, one_form
 from .walk import LITTER, Leftovers, Skipped, list_folder, walk
 from .walk import DataError as DataError  # where others look for it
 
@@ -68,14 +68,23 @@ def read_folder(folder: Path) -> LabelledFiles:
         else:
             leftovers.add("other files beside the folders of classes", path, LITTER)
     classes = tuple(sorted(images))
-    problem = None if any(images.values()) else _no_images(folder, entries.files, leftovers)
+    problems = [_unreadable_name(folder, name) for name in images if not is_text(name)]
+    if not any(images.values()):
+        problems.append(_no_images(folder, entries.files, leftovers))
     return LabelledFiles(
         folder,
         tuple(path for name in classes for path in images[name]),
         tuple(name for name in classes for _ in images[name]),
         classes,
         leftovers.all(),
-        () if problem is None else (problem,),
+        tuple(problems),
+    )
+
+
+def _unreadable_name(folder: Path, name: str) -> Problem:
+    return Problem(
+        f"{folder} holds the class {name!a}, whose name is no UTF-8",
+        ", so that it cannot be written into reports; rename the folder",
     )
 
 

@@ -18,6 +18,12 @@ def one_form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written down: bytes that are no UTF-8 stand in it as halves of
+    letters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def find_file(path: str | Path) -> Path:
     """The file that is meant: as it is written, else in another form that exists, else as written.
 

@@ -37,7 +37,7 @@ def find_oddities(splits: ImageSplits) -> list[Oddity]:
     return [
         *copies(files, splits.classes),
         *skew(splits.train.targets, splits.classes),
-        *similar_names(splits.classes),
+        *strange_names(splits.classes),
     ]
 
 
@@ -93,17 +93,20 @@ def skew(targets: Sequence[int], classes: Sequence[str]) -> list[Oddity]:
         return []
     [(target, count)] = Counter(targets).most_common(1)
     share = count / len(targets)
-    if share < SKEWED:
+    if share < SKEWED or len(classes) == 1:
         return []
     often = f"{100 * share:.0f} %"
     return [Oddity(f"{often} of train are {classes[target]}: always saying so is right as often")]
 
 
-def similar_names(classes: Sequence[str]) -> list[Oddity]:
-    """Classes whose names differ in capitals, blanks or forms of letters only."""
+def strange_names(classes: Sequence[str]) -> list[Oddity]:
+    """Classes whose names differ in capitals, blanks or forms of letters only, or say no class."""
     by_fold = defaultdict(list)
     for name in classes:
         plain = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
         by_fold[plain].append(name)
     alike = [" and ".join(map(repr, names)) for names in by_fold.values() if len(names) > 1]
-    return [Oddity("classes with nearly the same name", examples(alike))] if alike else []
+    found = [Oddity("classes with nearly the same name", examples(alike))] if alike else []
+    if "-1" in classes:
+        found.append(Oddity("a class is called -1, which as a rule marks images without a class"))
+    return found

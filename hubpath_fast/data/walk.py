@@ -154,12 +154,15 @@ def _is_hidden_file(path: Path, leftovers: Leftovers) -> bool:
     return True
 
 
-def walk(folder: Path, leftovers: Leftovers) -> list[Path]:
-    """All images at any depth below ``folder``, sorted; what is no image goes to ``leftovers``."""
-    return sorted(images_below(folder, leftovers))
+def walk(folder: Path, leftovers: Leftovers, root: bool = False) -> list[Path]:
+    """All images at any depth below ``folder``, sorted; what is no image goes to ``leftovers``.
+
+    root: see ``list_folder``.
+    """
+    return sorted(images_below(folder, leftovers, root))
 
 
-def images_below(folder: Path, leftovers: Leftovers) -> Iterator[Path]:
+def images_below(folder: Path, leftovers: Leftovers, root: bool = False) -> Iterator[Path]:
     """The images of ``walk`` as they are found: real folders before links to others."""
     seen, waiting, linked, sniffed = set(), [folder], [], 0
     while waiting or linked:
@@ -169,7 +172,7 @@ def images_below(folder: Path, leftovers: Leftovers) -> Iterator[Path]:
             leftovers.add(LOOPS, here, NO_IMAGES)
             continue
         seen.add(real)
-        entries = list_folder(here, leftovers)
+        entries = list_folder(here, leftovers, root and here == folder)
         if entries is None:
             continue
         for path in entries.folders:

@@ -54,7 +54,9 @@ def _verdict(report: CheckReport, own: bool) -> str:
     if report.complete:
         return "[bold green]complete[/]"
     if report.refused:
-        return f"`hubpath fit` refuses these images, for {len(report.refused)} reasons"
+        count = len(report.refused)
+        reasons = "1 reason" if count == 1 else f"{count} reasons"
+        return f"`hubpath fit` refuses these images, for {reasons}"
     if own:
         return "`hubpath fit` trains on these images, and mentions what to look at"
     return "not as it was published"

@@ -137,6 +137,7 @@ def test_a_list_with_one_of_each_problem(photos):
         "refused photos/test.txt has no images of 2 of the 3 classes of photos/train.txt: 0, 3",
         "look 1 image is in two splits: photos/train/red/0.png (train and test)",
         "look 1 image has two classes: photos/train/red/0.png (1 and 3)",
+        "note images that no list names: 10, such as photos/test/green/0.png",
     ]
 
 

@@ -6,10 +6,11 @@ import json
 import os
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from hubpath_fast.data import DataError, open_images
 from hubpath_fast.data.folder import find_splits
+from hubpath_fast.data.kinds import image_endings
 
 SIZE = (12, 12)
 
@@ -167,3 +168,81 @@ def test_a_class_that_is_called_like_a_run_is_a_class(photos, train, write_image
     for folder in (photos, photos / "runs" / "one"):
         (folder / "seeds.json").write_text('{"config": {}, "seeds": [0]}')
     assert list(train()[0]) == ["green", "hubpath-run", "red"]
+
+
+# --- what is said where nothing can be read ----------------------------------------------------
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """forbid(folder): it cannot be listed, as without the permission, which root has for all."""
+    scandir = os.scandir
+
+    def forbid(folder):
+        def refuse(path="."):
+            if os.fspath(path) == os.fspath(folder):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+
+    return forbid
+
+
+def test_a_folder_that_cannot_be_read_is_said_to_be_so(photos, train, forbid, write_images):
+    write_images(photos, {"red/deep/x.png": SIZE})
+    forbid(photos / "red" / "deep")
+    assert train() == (
+        {"green": SIX, "red": SIX},
+        {"folders that cannot be read (Permission denied)": (1, "red/deep")},
+    )
+    assert "1 folder that cannot be read (Permission denied)" in open_images(photos).notes[-1]
+    forbid(photos / "red")
+    with pytest.raises(DataError, match=r"class red, but 1 folder that cannot be read \(Permis"):
+        open_images(photos)
+    forbid(photos)
+    with pytest.raises(DataError, match=r"photos cannot be read \(Permission denied\)"):
+        open_images(photos)
+
+
+def test_a_class_of_other_kinds_says_which(photos):
+    (photos / "blue").mkdir()
+    for name in ("a.heic", "b.heic", "c.mov"):
+        (photos / "blue" / name).write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        open_images(photos)
+    text = str(caught.value)
+    assert f"class blue, but 2 .heic files ({photos / 'blue' / 'a.heic'}), 1 .mov file (" in text
+    assert "add some, or remove the class" in text
+
+
+def test_a_folder_that_lies_otherwise_says_how(tmp_path, write_images):
+    write_images(tmp_path, dict.fromkeys(["flat/0.png", "a/b/cat/0.png", "a/b/dog/0.png"], SIZE))
+    with pytest.raises(DataError, match="flat holds images, but none in a folder of its class"):
+        open_images(tmp_path / "flat")
+    with pytest.raises(DataError, match=r"the one class 'b'; .*b holds folders itself: is it the"):
+        open_images(tmp_path / "a")
+    write_images(tmp_path, dict.fromkeys(["s/Train/cat/0.png", "s/Testing/cat/0.png"], SIZE))
+    with pytest.raises(DataError, match=r"holds Testing, Train, which look like splits.*call them"):
+        open_images(tmp_path / "s")
+    os.symlink("/not-mounted", tmp_path / "flat" / "train")
+    with pytest.raises(DataError, match=r"\(but 1 link to what does not exist \(.*train\)\)"):
+        open_images(tmp_path / "flat")
+
+
+def test_a_class_whose_name_is_no_text(photos):
+    """As of an archive from a system of another encoding; a report could not show it."""
+    os.rename(photos / "red", os.fsencode(photos / "caf") + b"\xe9")
+    with pytest.raises(DataError, match=r"the class 'caf\\udce9', whose name is no UTF-8.*rename"):
+        open_images(photos)
+
+
+@pytest.mark.parametrize(("codec", "ending"), [("avif", ".avif"), ("jpg_2000", ".jp2"),
+                                               ("webp", ".webp")])  # fmt: skip
+def test_what_this_pillow_cannot_decode_is_no_image(monkeypatch, codec, ending):
+    assert ending in image_endings.__wrapped__()
+    check = features.check
+    monkeypatch.setattr(features, "check", lambda name: name != codec and check(name))
+    assert ending not in image_endings.__wrapped__()
+    assert {".jpg", ".png", ".tif", ".gif", ".bmp"} <= image_endings.__wrapped__()
+    assert not {".eps", ".pdf", ".psd", ".wmf", ".mpg", ".h5"} & image_endings.__wrapped__()
