@@ -88,6 +88,10 @@ def evaluate(
     data_root: Annotated[
         OptionalStr, typer.Option(help="where the run's own data set lies now")
     ] = None,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="processes that decode images; 0: decode here; as in training"),
+    ] = None,
 ) -> None:
     """What a run's best checkpoint says of held-out images, or of other ones, by --data.
 
@@ -97,7 +101,7 @@ def evaluate(
     with messages():
         from ..recipes.evaluate import evaluate as recipe
 
-        scores = recipe(run, data, device, crops, data_root)
+        scores = recipe(run, data, device, crops, data_root, workers)
         split, count, notes = (scores.pop(name) for name in ("split", "n", "notes"))
         named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())
         console.print(f"{split}: {named}, {count} images")

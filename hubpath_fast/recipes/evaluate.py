@@ -22,6 +22,7 @@ def evaluate(
     device: str = "cpu",
     crops: int = 1,
     data_root: str | Path | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """What a run's best checkpoint says of the split that its own data has for figures, or of
     ``data``.
@@ -29,6 +30,7 @@ def evaluate(
     data: a folder, or a list file, of other images of the run's classes, or of some of them; see
     ``read_other`` for what of it is scored. The run's own folder is its own data. crops: of each
     image, 1, 5 or 10; their logits are added up. data_root: where the run's own data lies now.
+    workers: processes that decode images; None: as many as in training.
 
     Returns the task's results and "n", the images; "split", what was scored; "notes", what to know
     of that.
@@ -57,6 +59,8 @@ def evaluate(
     else:
         split, name, notes = _other(folder, opened, Path(data))
     task = make_task(config, opened)
+    if workers is not None:
+        config = config.replace(workers=workers)
     scores = score(opened.model, task, split, config, opened.image_size, crops, device)
     return {**scores, "split": name, "notes": [*opened.notes, *notes]}
 
