@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..worker_failure import worker_failures
+
 console = Console(emoji=False)  # ":smile:" in a path is no picture
 errors = Console(stderr=True, emoji=False)
 
@@ -44,7 +46,8 @@ def _written_otherwise(error: UnicodeError) -> tuple[str, int]:
 def messages() -> Iterator[None]:
     """Turns what a user can mend into a message and an exit status; anything else is a bug."""
     try:
-        yield
+        with worker_failures():
+            yield
     except BrokenPipeError:  # who read our output has seen enough, as `head` does: Typer is silent
         raise
     except (InterruptedError, KeyboardInterrupt) as error:
@@ -53,7 +56,7 @@ def messages() -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         errors.print(f"[bold red]error:[/] {escape(_in_words(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
-    except (FloatingPointError, OSError) as error:  # NonFiniteLoss is one of the former
+    except (FloatingPointError, OSError) as error:  # such as NonFiniteLoss and WorkerFailure
         errors.print(f"[bold red]failed:[/] {escape(_in_words(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
 

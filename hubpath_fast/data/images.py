@@ -6,6 +6,7 @@ pixels a side.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..worker_failure import cut_off, forget_frames, not_started, worker_failure
 from .layouts import DataError
 from .order import Draw, SampleOrder
 from .prefetch import CudaCopier, prefetched
@@ -175,21 +177,59 @@ def _copier(device: torch.device | str | None) -> CudaCopier | None:
 def _read(
     loader: DataLoader, device: torch.device | str | None, copier: CudaCopier | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's batches on the device, by the copier if there is one; a broken image as a
-    DataError of one sentence."""
+    """The loader's batches on the device, by the copier if there is one.
+
+    Raises, in one sentence each: DataError of a broken image, WorkerFailure.
+    """
     try:
+        batches = _start(loader)
         if copier is not None:
-            yield from prefetched(loader, copier)
+            yield from prefetched(batches, copier)
             return
-        for images, targets in loader:
+        for images, targets in batches:
             yield _move(images, device), _move(targets, device)
         return
-    except DataError as error:
-        # From a worker, the message has the worker's traceback before it.
-        message = str(error).rpartition("DataError: ")[2].strip()
-        # Its frames hold the loader in a cycle; ended by the collector, workers take 5 s each.
-        error.__traceback__ = None
-    raise DataError(message)
+    except Exception as error:
+        failure = _data_error(error) or worker_failure(error)
+        if failure is None and loader.num_workers:
+            failure = cut_off(error)
+        if failure is None:
+            raise
+        if failure is not error:
+            forget_frames(error)
+    try:
+        raise failure
+    finally:
+        del failure  # else this frame and the error hold each other
+
+
+def _start(loader: DataLoader) -> Iterator:
+    before = set(multiprocessing.active_children())
+    try:
+        return iter(loader)
+    except OSError as error:  # no memory, or too many processes
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+            child.join()
+        _discard_half_made(error)
+        raise not_started(error) from None
+
+
+def _discard_half_made(error: OSError) -> None:
+    """Of torch's iterator, whose ``__del__`` raises if it was not made to the end."""
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if hasattr(owner, "_shutdown"):
+            owner._shutdown = True
+        trace = trace.tb_next
+
+
+def _data_error(error: Exception) -> DataError | None:
+    """From a worker, the message has the worker's traceback before it."""
+    if not isinstance(error, DataError):
+        return None
+    return DataError(str(error).rpartition("DataError: ")[2].strip())
 
 
 def _set_signals(_: int, grace_seconds: int = GRACE_SECONDS) -> None:

@@ -46,6 +46,7 @@ def fit(
     Raises:
         ValueError: anything wrong with the data, the hub or the output folder, before training.
         NonFiniteLoss: the loss became NaN or infinite; the last good checkpoint is kept.
+        WorkerFailure: a process that decodes images was killed; the last checkpoint is kept.
     """
     console = console or Console()
     check_device(config.trainer.device)
@@ -103,7 +104,8 @@ def _fit(
     if lost is not None:
         step = None
         console.print(f"[yellow]note[/] {escape(lost)}", soft_wrap=True, highlight=False)
-    test = score(model, task, splits.test, config, image_size)
+    with trainer.reading():
+        test = score(model, task, splits.test, config, image_size)
     beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
     summary = {
         f"test_{metric.name}": test[metric.name],
@@ -125,7 +127,8 @@ def _fit(
         f"weights of step {summary['best_step']}; kept in {folder.checkpoint()}"
     )
     if config.crops > 1:
-        scores = score(model, task, splits.test, config, image_size, config.crops)
+        with trainer.reading():
+            scores = score(model, task, splits.test, config, image_size, config.crops)
         value = summary[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]
         console.print(
             f"[bold]{name}: {metric.text(value)}[/] over {config.crops} crops of each image"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..devices import autocast, check_device, micro_batch, to_device
+from ..worker_failure import WorkerFailure, worker_failures
 from .checkpoint import (
     CheckpointError,
     discard_unfinished,
@@ -102,12 +103,13 @@ class Trainer:
         Raises:
             NonFiniteLoss: a loss or a parameter is not finite; checkpoints stay as they were.
             OSError: a checkpoint cannot be written.
+            WorkerFailure: a process that decodes images was killed; checkpoints are whole.
             ValueError: the stream ends early, or the evaluation lacks the metric.
         """
         config, state, self._stop = self.config, self.state, False
         self._log = RunLog(self.out_dir, self.reporting, config.steps, state)
         try:
-            with self._interrupt, closing(self._feed):
+            with self._interrupt, self.reading(), closing(self._feed):
                 interrupted = self._loop()
         finally:
             self._log.close()
@@ -126,6 +128,18 @@ class Trainer:
     @property
     def stopping(self) -> bool:
         return self._stop or self._interrupt.requested is not None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around what reads batches of the run: a WorkerFailure says what is left of the run."""
+        try:
+            with worker_failures():
+                yield
+        except WorkerFailure as error:
+            last = find_checkpoint(self.out_dir / "last")
+            kept = f"The checkpoint {last} is whole; go on with {self.reporting.resume_hint}"
+            kept = "No checkpoint was written yet" if last is None else kept
+            raise WorkerFailure(f"{error}. {kept}") from None
 
     def load_best(self) -> None:
         """Load the weights of the best evaluation (of the last step, if there was none)."""
