@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..model.batch_norm import batch_norm_problems
 from ..model.heads import set_lr_factor, split_parameters
 from .errors import HubError
-from .expert import Expert, Resized, RunningStatistics
+from .expert import Expert, Resized, RunningStatistics, has_nan
 from .outputs import output_refusal
 from .registry import find
 from .source import HeadTask, HubModel, PlainTask, refusal, skeleton, training_refusal, wrong_size
@@ -150,8 +151,15 @@ def _without_weights(model: HubModel) -> list[str]:
             f"{model.name} has no pre-trained weights; take another name, or random weights for "
             "all with pretrained=False (--no-pretrained)"
         ]
-    if model.weights.path is not None and model.weights.cached() is None:
-        return [f"{model.name}: there is no file of weights at {model.weights.path}"]
+    path = model.weights.path
+    if path is not None and model.weights.cached() is None:
+        absolute = Path("/", path)
+        hint = (
+            ""
+            if path.is_absolute() or not absolute.exists()
+            else (f", but at {absolute}: an absolute path has a slash more, file/{absolute}")
+        )
+        return [f"{model.name}: there is no file of weights at {path}{hint}"]
     return []
 
 
@@ -169,6 +177,12 @@ def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size
                     f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
                     f"[{outputs}] ({reason}){way}"
                 )
+        nan = [name for name, tensor in spec.name.state_dict().items() if has_nan(tensor)]
+        if nan:
+            raise HubError(
+                f"the module {spec.label} holds NaN, as after a training that diverged, in "
+                f"{len(nan)} tensors, the first {nan[0]}; load other weights into it"
+            )
         return size
     reason = refusal(model, task, size)
     if reason is None:

@@ -208,7 +208,7 @@ def load_body(
         for n in fitting
         if own[n].is_floating_point() and not _is_plain_number(given[n])
     ]
-    nan = [files_names[n] for n in fitting if _has_nan(given[n])]
+    nan = [files_names[n] for n in fitting if has_nan(given[n])]
     parts = [
         f"{len(names)} {what}: {_some(sorted(names))}"
         for what, names in (
@@ -237,7 +237,8 @@ def _is_plain_number(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.element_size() > 1 and not tensor.is_sparse
 
 
-def _has_nan(tensor: Tensor) -> bool:
+def has_nan(tensor: Tensor) -> bool:
+    """Whether a floating-point tensor holds NaN; False of one without numbers, on meta."""
     return _is_plain_number(tensor) and not tensor.is_meta and bool(tensor.isnan().any())
 
 

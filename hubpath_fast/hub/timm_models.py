@@ -7,7 +7,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import timm
@@ -59,10 +59,15 @@ def _present_name(name: str) -> str:
     if present is None:
         raise HubError(f"timm has removed {name!r}; {closest(PREFIX + name)}")
     present = f"{present.partition('.')[0]}.{tag}" if tag else present
-    warnings.warn(
-        f"timm has renamed {PREFIX}{name} to {PREFIX}{present}, which is taken", stacklevel=3
-    )
+    _warn_renamed(name, present)
     return present
+
+
+@cache  # once: a hub's names are looked up more than once on the way to a model
+def _warn_renamed(name: str, present: str) -> None:
+    warnings.warn(
+        f"timm has renamed {PREFIX}{name} to {PREFIX}{present}, which is taken", stacklevel=4
+    )
 
 
 def find_folder(path: Path) -> HubModel:
@@ -102,7 +107,14 @@ def find_repository(repository: str) -> HubModel:
         return dataclasses.replace(model, name=f"{model.name}@{revision}", weights=weights)
     full = REPOSITORY_PREFIX + repository
     revision = revision or None
-    config = fetch_config(WeightSource(full, identifier, (CONFIG,), revision))
+    try:
+        config = fetch_config(WeightSource(full, identifier, (CONFIG,), revision))
+    except HubError as error:
+        if owner != PREFIX.rstrip("/"):
+            raise
+        raise HubError(
+            f"{error}. timm itself has no model {name!r}; {closest(PREFIX + name)}"
+        ) from (error)
     return _saved(full, config, WeightSource(full, identifier, revision=revision))
 
 

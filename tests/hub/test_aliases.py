@@ -12,13 +12,18 @@ import torch
 from safetensors.torch import save_file
 from timm.models import get_deprecated_models, save_for_hf
 
-from hubpath_fast.hub import HubError, build_experts
+from hubpath_fast.hub import HubError, build_experts, timm_models
 from hubpath_fast.hub.aliases import local_path
 from hubpath_fast.hub.registry import find
 
 # Which timm's own create_model refuses, too: its table has a tag that there is not.
 WRONG_IN_TIMM = {"vit_base_patch32_224_sam": "vit_base_patch32_224.sam_in1k",
                  "vit_base_patch16_224_sam": "vit_base_patch16_224.sam_in1k"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    timm_models._warn_renamed.cache_clear()
 
 
 def test_all_old_names_of_timm_stand_for_the_present_ones():
@@ -34,6 +39,9 @@ def test_all_old_names_of_timm_stand_for_the_present_ones():
         tag = timm.get_pretrained_cfg(new).tag
         assert model.name == f"timm/{new}" if "." in new else f"timm/{new}.{tag}", old
         assert model == find(new)
+        with warnings.catch_warnings():  # once
+            warnings.simplefilter("error", UserWarning)
+            assert find(old) == model
 
 
 def test_an_old_name_keeps_its_tag_and_is_the_networks_that_timm_builds():
@@ -106,6 +114,19 @@ def test_a_name_of_other_tools(name, expected):
 def test_the_closest_name_is_the_right_one(name, message):
     with pytest.raises(HubError, match=message):
         find(name)
+
+
+def test_a_wrong_name_in_timms_own_place(no_network):
+    with pytest.raises(HubError, match=r"timm itself has no model 'resnte50'; did you mean resnet"):
+        find("hf-hub:timm/resnte50")
+
+
+def test_an_absolute_path_that_lacks_its_slash(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"")
+    path = tmp_path.as_posix().lstrip("/") + "/w.pth"
+    hint = rf"no file of weights at {path}, but at /{path}: .*slash more, file//{path}$"
+    with pytest.raises(HubError, match=hint):
+        build_experts([f"file/{path}?arch=test_resnet"], 5, input_size=32)
 
 
 def test_a_revision_of_a_repository_of_timm():

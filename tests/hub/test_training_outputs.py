@@ -117,6 +117,16 @@ def test_a_network_whose_numbers_decide_is_run_on_its_own_device():
         build_experts([ByNumbers(lambda y: (y, y))], C, input_size=8)
 
 
+def test_a_module_of_another_precision_or_with_nan_is_refused():
+    with pytest.raises(HubError, match=r"module Own does not map .*dtype"):
+        build_experts([Own().double()], C, input_size=8)
+    diverged = Own()
+    diverged.norm.running_var[1] = float("nan")
+    message = r"module Own holds NaN, .* in 1 tensors, the first norm.running_var; load other"
+    with pytest.raises(HubError, match=message):
+        build_experts([diverged], C, input_size=8)
+
+
 def test_torchvisions_auxiliary_heads():
     options = {"num_classes": C, "init_weights": False}
     for make, size in ((models.googlenet, 96), (models.inception_v3, 299)):
