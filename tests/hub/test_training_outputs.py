@@ -35,6 +35,7 @@ class Own(nn.Module):
         self.calls += 1
         random.random()
         np.random.random()
+        torch.rand(())
         y = nn.functional.dropout(self.norm(self.layer(x.mean((2, 3)))), training=self.training)
         return self.outputs[self.training](y)
 
