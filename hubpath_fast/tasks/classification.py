@@ -160,7 +160,8 @@ class ClassificationMeter:
         if self._classes is None:
             self._classes = self._loss.new_zeros(2, classes + 1)
         correct = (outputs.argmax(1) == targets).flatten().double()
-        known = targets.flatten().where(targets.flatten() >= 0, classes)  # others: to be ignored
+        known = targets.flatten().long()
+        known = known.where(known >= 0, classes)  # others: to be ignored
         self._classes.index_add_(1, known, torch.stack([correct, torch.ones_like(correct)]))
         self._samples, self._labels = self._samples + len(outputs), self._labels + targets.numel()
 

@@ -23,6 +23,15 @@ def batch(count=B):
     return images, torch.randint(C, (count,), generator=draw)
 
 
+def test_images_that_are_floats_already_are_mixed_as_they_are():
+    images, targets = batch()
+    unit = images.float() / 255
+    kept = unit.clone()
+    found = Mixing(C, 0.4, seed=3)(unit, targets, 2)
+    assert torch.equal(found[0], Mixing(C, 0.4, seed=3)(images, targets, 2)[0])
+    assert torch.equal(unit, kept)
+
+
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("kind", ALPHAS)
 def test_it_is_timms_on_the_images_as_a_model_reads_them(kind, mode):
