@@ -225,7 +225,8 @@ def full_name(cls: type[Settings], name: str) -> str:
     if len(found) > 1:
         raise ValueError(f"setting {name!r}: expected one of {', '.join(found)}")
     if not found:
-        check_names({name: None}, [*known, *(full.rpartition(".")[2] for full in known)])
+        last = (full.rpartition(".")[2] for full in known)
+        check_names({name: None}, list(dict.fromkeys([*known, *last])))
     return found[0]
 
 

@@ -113,3 +113,16 @@ def test_all_settings_have_dotted_names():
     names = [name for name, _ in leaves(Outer)]
     assert names[:2] == ["hub", "k"]
     assert names[-3:] == ["inner.steps", "inner.rate", "inner.log_every"]
+
+
+def test_a_setting_that_was_added_counts_where_it_differs_from_its_default():
+    """Runs older than it have none, and are as the default says."""
+
+    @dataclass(frozen=True)
+    class Grown(Settings):
+        steps: int = setting(5)
+        mixing: float = setting(0.0, added=True)
+
+    assert Grown().identity() == {"steps": 5}
+    assert Grown(mixing=0.2).identity() == {"steps": 5, "mixing": 0.2}
+    assert Grown().to_dict() == {"steps": 5, "mixing": 0.0}

@@ -57,6 +57,7 @@ def test_a_rate_has_a_short_spelling_and_a_setting_its_last_name():
         (["--steps", 0], "error: steps: expected an integer of at least 1, got 0\n"),
         (["--set", "dataset=3"], "error: dataset: expected text, got 3\n"),
         (["--set", "decy=1"], "error: unknown setting 'decy'; closest: decay"),
+        (["--set", "mixup_alpha=1"], "closest: mixup_prob, mixup, "),  # each name once
         (["--set", "lr=1"], "error: unknown setting 'lr'; closest: "),
         (["--set", "hub=[1]"], "error: hub: expected a list, each text, got [1]\n"),
     ],
