@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .layouts import examples, is_image
+from .kinds import is_image
+from .layouts import examples
 
 STDIN = "-"
 SKIPPED_FOLDERS = ("__MACOSX",)  # of archives made on a Mac: its files end like images and are none
