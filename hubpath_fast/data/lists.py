@@ -20,6 +20,7 @@ LIST_LINE = re.compile(
     r"""\s+(?:"(?P<quoted>[^"]+)"|(?P<label>[^\s"]+))\s*"""
 )
 QUOTES = re.compile(r"""(["']).+\1""")
+NO_COMMAS = "commas do not separate, write a space or a tab"
 HEADER = re.compile(
     r"""["']?(image|img|path|file|filename|file_?path|name|id)s?(_?(path|name|id|file))?["']?""",
     re.IGNORECASE,
@@ -93,7 +94,7 @@ def _rows(text: Text) -> tuple[list[Row], list[Problem]]:
         return rows, []
     number, line = wrong[0]
     more = f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else ""
-    comma = "; commas do not separate, write a space or a tab" if "," in line else ""
+    comma = f"; {NO_COMMAS}" if "," in line or ";" in line else ""
     return rows, [
         Problem(
             f"{text.file}, line {number}: expected a path and a class, separated by a space, "
@@ -166,7 +167,7 @@ def _why_missing(file: Path, missing: Sequence[Row]) -> str:
     written = f"{row.path} {row.label}"
     cut, _, more = row.path.rpartition(" ")
     if "," in written and (file.parent / written.partition(",")[0].strip("\"'")).is_file():
-        return "; commas do not separate, write a space or a tab"
+        return f"; {NO_COMMAS}"
     if row.number == 1 and HEADER.fullmatch(row.path):
         return "; line 1 looks like a header: remove it"
     if cut and (file.parent / cut).is_file():
@@ -176,6 +177,9 @@ def _why_missing(file: Path, missing: Sequence[Row]) -> str:
         )
     if PureWindowsPath(row.path).drive and not Path(row.path).drive:
         return f"; line {row.number} is a path of Windows: write paths relative to the list file"
+    folder, name = (file.parent / row.path).parent, Path(row.path).name
+    if folder.is_dir() and name.lower() in {path.name.lower() for path in folder.iterdir()}:
+        return f"; {name} is there, in other capitals"
     if Path(row.path).is_file():
         return f"; {row.path} exists relative to the current folder, not to that of the list file"
     return ""

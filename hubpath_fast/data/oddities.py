@@ -82,7 +82,7 @@ def copies(splits: dict[str, ImageSplit], classes: Sequence[str]) -> list[Oddity
 def _pair(first: tuple, second: tuple, what: int | None = None) -> str:
     """what: which part of the two images differs and is said."""
     if what is None:
-        return f"{first[0]} = {second[0]}"
+        return f"{first[0]} = {second[0]}" if first[0] != second[0] else f"{first[0]} (twice)"
     if first[0] == second[0]:
         return f"{first[0]} ({first[what]} and {second[what]})"
     return f"{first[0]} ({first[what]}) = {second[0]} ({second[what]})"

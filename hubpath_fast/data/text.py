@@ -18,6 +18,7 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 REMEDY = "save it as UTF-8 (Windows PowerShell: ... | Out-File -Encoding utf8 FILE)"
+ZEROS = "it holds zero bytes, as of two encodings in one file"
 WINDOWS = "cp1252"  # what Western Windows calls ANSI; Latin-1 but for 0x80..0x9f
 
 
@@ -63,20 +64,22 @@ def read_text(file: Path) -> Text:
 
 
 def _wide(file: Path, data: bytes) -> str:
-    """UTF-16's order of bytes, of a text that begins with an ASCII letter and holds no zeros of its
-    own; DataError if zero bytes come of anything else."""
+    """UTF-16's order of bytes, of a text that begins with an ASCII letter; DataError if its zero
+    bytes come of anything else."""
     first, second = not data[0], len(data) > 1 and not data[1]
-    if first != second and not data[first::2].count(0):
-        return "utf-16-be" if first else "utf-16-le"
-    number = data[: data.index(0)].count(b"\n") + 1
-    raise _refuse(file, number, "it holds zero bytes, as of two encodings in one file")
+    if first == second:
+        raise _refuse(file, data[: data.index(0)].count(b"\n") + 1, ZEROS)
+    return "utf-16-be" if first else "utf-16-le"
 
 
 def _decode(file: Path, data: bytes, encoding: str) -> str:
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise _undecodable(file, data, error) from error
+    if "\0" in text:
+        raise _refuse(file, text[: text.index("\0")].count("\n") + 1, ZEROS)
+    return text
 
 
 def _undecodable(file: Path, data: bytes, error: UnicodeDecodeError) -> DataError:

@@ -80,6 +80,7 @@ def test_absolute_paths_home_and_blanks_in_classes(photos, monkeypatch):
         (b"0.png a\n" + "1.png b\n".encode("utf-16-le"), "line 2: it holds zero bytes"),
         (TEXT.encode("utf-16")[:-1], r"is no UTF-16-LE; was it cut short\?"),
         (b"\0\0\0\0", "line 1: it holds zero bytes"),
+        ("0.png a\n1.png b\n\0\n".encode("utf-16-le"), "line 3: it holds zero bytes"),
     ],
 )
 def test_a_list_that_cannot_be_read_says_where_and_what_to_do(photos, data, message):
@@ -95,6 +96,8 @@ def test_a_list_that_cannot_be_read_says_where_and_what_to_do(photos, data, mess
     [
         (["a.png,0", "b.png,1"], r"line 1: .*'a\.png,0' \(and 1 more lines\); commas do not sep"),
         (["image,label", "a.png,0"], "'image,label'.*commas do not separate"),
+        (["a.png;0", "b.png;1"], r"line 1: .*commas do not separate"),
+        (["A.PNG 0", "b.png 1"], r"1 of 2 images that do not exist.*A\.PNG is there, in other cap"),
         (["b c.png,red"], "1 of 1 images.*commas do not separate"),
         (["a.png, 0", "b.png, 1"], "2 of 2 images that do not exist.*commas do not separate"),
         (["image label", "a.png 0", "b.png 1"], "1 of 3 images.*line 1 looks like a header"),
@@ -114,6 +117,18 @@ def test_a_list_that_is_written_otherwise_is_told_how(
     (photos / "train.txt").write_text("\n".join(lines))
     with pytest.raises(DataError, match=message):
         open_images(photos)
+
+
+def test_an_image_that_a_list_names_twice_is_noted(tmp_path, write_images):
+    photos = write_images(tmp_path, {"a.png": SIZE, "b.png": SIZE, "c.png": SIZE})
+    lines = ["a.png 0", "b.png 1", "a.png 0", "c.png 1"]
+    (photos / "train.txt").write_text("\n".join(lines))
+    (photos / "val.txt").write_text("c.png 1\nc.png 0")
+    assert open_images(photos).notes[1:] == (
+        f"1 image is in two splits: {photos / 'c.png'} (train and validation); 1 image has two "
+        f"classes: {photos / 'c.png'} (1 and 0); 1 image is there more than once: "
+        f"{photos / 'a.png'} (twice); `hubpath data check {photos}` says more",
+    )
 
 
 # --- names in two Unicode forms ---------------------------------------------------------------
