@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .decode import verify_images
-from .folder import SPLIT_NAMES, find_splits, left_out
+from .folder import find_splits, left_out
+from .kept import FOLDERS
 from .kinds import is_image
 from .layouts import DataError, LabelledFiles, examples, read_folder
 from .lists import read_list
@@ -59,8 +60,7 @@ def _find(place: Path, classes: Sequence[str]) -> dict[str, LabelledFiles]:
         return {"train": read_list(place)}
     if place.is_dir():
         # A run may know trains: then train/ with images in it is a class like the others.
-        split_names = [name for names in SPLIT_NAMES.values() for name in names]
-        named = [place / name for name in split_names if name in classes]
+        named = [place / name for name in FOLDERS if name in classes]
         if any(folder.is_dir() and _loose(folder) for folder in named):
             return {"train": read_folder(place)}
     try:
