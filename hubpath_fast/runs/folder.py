@@ -126,8 +126,10 @@ class RunFolder:
 
     def lost_best(self) -> str | None:
         """What to say if a best checkpoint was chosen but is no longer there."""
-        chosen = any(line.get("best") is not None for line in self.history())
-        if not chosen or find_checkpoint(self.path / "best"):
+        if find_checkpoint(self.path / "best"):
+            return None
+        lines = [line for line in self.history() if isinstance(line, dict)]
+        if not any(line.get("best") is not None for line in lines):
             return None
         return (
             f"{self.path / 'best'} is gone: the weights are those of the last step, not of the one "
