@@ -16,6 +16,7 @@ from .decode import broken_images
 from .folder import all_skipped, class_problems, make_splits, survey
 from .layouts import DataError, LabelledFiles, examples
 from .named import DIGITS, FOLDER, SPELLINGS, find_dataset, open_dataset, plain_name
+from .names import is_gone
 from .oddities import copies, find_oddities, skew, strange_names
 from .sources import PUBLISHED
 from .splits import ImageSplit, ImageSplits, Split
@@ -84,7 +85,7 @@ def _which(name: str | None, root: str | Path | None) -> tuple[str, str | Path |
                 "`hubpath data check NAME --root DIR` at a set of `hubpath data list`"
             )
         return FOLDER, root
-    known, exists = plain_name(name) in SPELLINGS, Path(name).exists()
+    known, exists = plain_name(name) in SPELLINGS, os.path.exists(name)
     if Path(name).name != name or (exists and not known):  # "." and "cars/" are no names
         if root is not None:
             raise ValueError(f"root: {name} is a folder itself; give it or --root {root}")
@@ -216,7 +217,7 @@ def _empty_classes(split: str, data: Split, classes: tuple[str, ...]) -> list[st
 
 def _files(split: str, data: ImageSplit, decode: bool) -> list[str]:
     problems = []
-    missing = [path for path in data.paths if not path.is_file()]
+    missing = [path for path in data.paths if is_gone(path)]
     if missing:
         problems.append(f"{split}: {len(missing)} images are missing: {examples(missing)}")
     gone = set(missing)

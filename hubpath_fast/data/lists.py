@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from .layouts import IN_MESSAGE, LabelledFiles, Problem, examples
-from .names import FileFinder, one_form
+from .names import FileFinder, is_gone, one_form
 from .text import Text, read_text
 from .walk import DataError
 
@@ -63,7 +63,7 @@ def scan_list(file: Path, check: bool = True) -> LabelledFiles:
     if check:
         finder = FileFinder()
         found = [finder.find(file.parent / os.path.expanduser(row.path)) for row in rows]
-        there = [path.is_file() for path in found]
+        there = [not is_gone(path) for path in found]
         gone = [path for path, here in zip(found, there, strict=True) if not here]
         if text.guessed:
             _check_guess(text, rows, there)
@@ -75,7 +75,7 @@ def scan_list(file: Path, check: bool = True) -> LabelledFiles:
     else:
         paths = [file.parent / row.path for row in rows]
         if text.guessed:
-            _check_guess(text, rows, [path.is_file() for path in paths])
+            _check_guess(text, rows, [not is_gone(path) for path in paths])
     labels, classes = _list_classes([one_form(row.label) for row in rows])
     return LabelledFiles(file, tuple(paths), labels, classes, problems=tuple(problems))
 
@@ -147,7 +147,7 @@ def _check_guess(text: Text, rows: Sequence[Row], there: Sequence[bool]) -> None
 
 def check_missing(source: Path, paths: Sequence[Path]) -> None:
     """Raises DataError if images that ``source`` names do not exist."""
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if is_gone(path)]
     if missing:
         raise DataError(str(missing_problem(source, missing, len(paths))))
 

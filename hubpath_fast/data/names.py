@@ -7,6 +7,7 @@ A name with an accent has two forms in Unicode: one character (NFC), or a letter
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
@@ -22,6 +23,16 @@ def is_text(name: str) -> bool:
     """Whether a file's name can be written down: bytes that are no UTF-8 stand in it as halves of
     letters."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there is no such file; one that may not be looked at is there."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        return False
+    except OSError:  # there is none, or a link that leads nowhere
+        return True
 
 
 def find_file(path: str | Path) -> Path:
@@ -43,7 +54,7 @@ class FileFinder:
         spellings = [text, text.replace("\\", "/")] if "\\" in text else [text]
         for spelling in spellings:
             plain = Path(spelling)
-            found = plain if plain.exists() else self._other_form(plain)
+            found = plain if os.path.exists(plain) else self._other_form(plain)
             if found is not None:
                 return found
         return Path(text)
@@ -55,7 +66,7 @@ class FileFinder:
         found = Path(path.anchor)
         for name in path.parts[1 if path.anchor else 0 :]:
             step = found / name
-            if not step.exists():
+            if not os.path.exists(step):
                 stored = self._stored(found).get(one_form(name))
                 if stored is None:
                     return None

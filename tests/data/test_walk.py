@@ -8,9 +8,10 @@ import os
 import pytest
 from PIL import Image, features
 
-from hubpath_fast.data import DataError, open_images
+from hubpath_fast.data import DataError, check_dataset, open_images
 from hubpath_fast.data.folder import find_splits
 from hubpath_fast.data.kinds import image_endings
+from hubpath_fast.data.names import is_gone
 
 SIZE = (12, 12)
 
@@ -246,3 +247,20 @@ def test_what_this_pillow_cannot_decode_is_no_image(monkeypatch, codec, ending):
     assert ending not in image_endings.__wrapped__()
     assert {".jpg", ".png", ".tif", ".gif", ".bmp"} <= image_endings.__wrapped__()
     assert not {".eps", ".pdf", ".psd", ".wmf", ".mpg", ".h5"} & image_endings.__wrapped__()
+
+
+def test_an_image_that_may_not_be_looked_at_is_no_missing_one(photos, monkeypatch):
+    """As in a folder that may be listed but not entered."""
+    forbidden, look = photos / "red" / "0.png", os.stat
+
+    def refuse(path, *args, **kwargs):
+        if os.fspath(path) == os.fspath(forbidden):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return look(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert not is_gone(forbidden)
+    assert is_gone(photos / "red" / "9.png")
+    assert is_gone(photos / "red" / "0.png" / "x.png")
+    assert is_gone(photos / "red")
+    assert check_dataset(root=photos).refused == ()
