@@ -18,5 +18,4 @@ class Later:
 
 
 datasets = Later("torchvision.datasets")
-image_folder = Later("torchvision.datasets.folder")
 v2 = Later("torchvision.transforms.v2")
