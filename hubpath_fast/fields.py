@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 S = TypeVar("S", bound="Settings")
 
+LARGEST = 2**63  # above all integers that torch and numpy take
 _WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
 _BOUNDS = {
     "low": ("of at least", operator.ge),
@@ -127,6 +128,8 @@ class Setting:
         rules = self.rules
         kinds = (int, float) if self.kind is float else (self.kind,)
         ok = isinstance(item, kinds) and (self.kind is bool or not isinstance(item, bool))
+        if ok and isinstance(item, int):
+            ok = abs(item) < LARGEST
         if ok and self.kind is float:
             item = float(item)
             ok = math.isfinite(item) or (not rules["finite"] and not math.isnan(item))
@@ -137,7 +140,7 @@ class Setting:
         return item
 
     def _refusal(self, value: Any) -> ValueError:
-        return ValueError(f"{self.name}: expected {self.allowed()}, got {value!r}")
+        return ValueError(f"{self.name}: expected {self.allowed()}, got {_shown(value)}")
 
 
 class Settings:
@@ -185,6 +188,8 @@ class Settings:
 
         Raises ValueError for an unknown name, with the closest ones, and for values not allowed.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"expected settings by their names, got {_shown(values)}")
         values = cls.upgrade(values)
         check_names(values, [known.name for known in cls.settings()])
         missing = [
@@ -273,6 +278,15 @@ def _read(field: dataclasses.Field, hint: Any) -> Setting:
     factory = field.default_factory
     default = field.default if factory is MISSING else factory()
     return Setting(field.name, kind, many, optional, default, field.metadata, inner)
+
+
+def _shown(value: Any) -> str:
+    """As Python writes it, cut where nobody would read on."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return "an integer of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _plain(value: Any) -> Any:

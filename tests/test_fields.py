@@ -126,3 +126,21 @@ def test_a_setting_that_was_added_counts_where_it_differs_from_its_default():
     assert Grown().identity() == {"steps": 5}
     assert Grown(mixing=0.2).identity() == {"steps": 5, "mixing": 0.2}
     assert Grown().to_dict() == {"steps": 5, "mixing": 0.0}
+
+
+@pytest.mark.parametrize("values", [5, "k", ["k"], None])
+def test_what_is_no_set_of_settings_is_refused(values):
+    with pytest.raises(ValueError, match="expected settings by their names, got"):
+        Outer.from_dict(values)
+    with pytest.raises(ValueError, match="inner: expected Inner, got 5"):
+        Outer.from_dict({"hub": HUB, "inner": 5})
+
+
+@pytest.mark.parametrize("name", ["share", "clip", "size", "workers"])
+def test_integers_that_no_library_takes_are_refused_and_not_written_out(name):
+    for value in (10**400, -(10**400), 2**63, 10**5000):
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got ") as caught:
+            Outer.from_dict({"hub": HUB, name: value})
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match=r"got 10{59}\.\.\. \(401 characters\)$"):
+        Outer(hub=HUB, size=10**400)

@@ -133,7 +133,13 @@ def _on_disk(
     pixels = _open(path, shape)
     if pixels is None:
         needed = cache_bytes(len(paths), side)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"cache_dir: {folder} cannot be made ({error.strerror}); use another --cache-dir, "
+                "or --cache none"
+            ) from error
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise DataError(

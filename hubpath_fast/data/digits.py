@@ -115,6 +115,8 @@ class DigitsTask:
                 f"num_validation: expected an integer in 0..{NUM_TARGET - 1}, got "
                 f"{num_validation}; it is taken from the {NUM_TARGET} target digits"
             )
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed: expected an integer in 0..{2**32 - 1}, got {seed}")
         self.seed = seed
         # RandomState's streams are frozen for good, unlike those of numpy's newer generators.
         random = np.random.RandomState(seed)

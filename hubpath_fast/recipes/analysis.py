@@ -50,7 +50,9 @@ def report(
         ValueError: the folder is neither, or holds no Hub-Pathway that is finished; the images that
             it reports on are not what they were.
     """
-    run = Path(run)
+    run, out = Path(run), Path(run) / "report" if out_dir is None else Path(out_dir)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; give a folder")
     compared = (run / COMPARE_FILE).is_file()
     if not compared and RunFolder(run).config() is None:
         raise ValueError(
@@ -58,8 +60,7 @@ def report(
             "folder named by --out"
         )
     make = _of_comparison if compared else _of_run
-    analysis = make(run, device, tell)
-    return write_analysis(analysis, run / "report" if out_dir is None else Path(out_dir))
+    return write_analysis(make(run, device, tell), out)
 
 
 def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:

@@ -42,6 +42,8 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
         """Reads a JSON file that ``to_json`` wrote."""
         try:
             values = dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no settings of a run ({error})") from error
         return cls.from_dict(values)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +66,9 @@ class RunFolder:
                 f"{self.path} holds no run of `hubpath fit` (no {FIT}); give the folder named by "
                 "--out" + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
             )
-        config, classes, image_size = self._read(FIT, Record._fields)
-        return Record(FitConfig.from_dict(config), tuple(map(one_form, classes)), image_size)
+        held = self._read(FIT, Record._fields)
+        with self._naming(FIT):
+            return _record(*held)
 
     def write_record(self, record: Record) -> None:
         values = {**record._asdict(), "config": record.config.to_dict()}
@@ -95,7 +97,10 @@ class RunFolder:
     def seeds(self) -> tuple[FitConfig, tuple[int, ...]]:
         """The settings of a run of several seeds, and which."""
         config, seeds = self._read(SEEDS, ("config", "seeds"))
-        return FitConfig.from_dict(config), tuple(seeds)
+        with self._naming(SEEDS):
+            if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+                raise ValueError(f"seeds: expected a list of integers, got {seeds!r}")
+            return FitConfig.from_dict(config), tuple(seeds)
 
     def write_seeds(self, config: FitConfig, seeds: Sequence[int]) -> None:
         write_json(self.path / SEEDS, {"config": config.to_dict(), "seeds": list(seeds)})
@@ -108,7 +113,12 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """None where the run has not ended."""
-        return self._read(RESULT) if (self.path / RESULT).is_file() else None
+        if not (self.path / RESULT).is_file():
+            return None
+        result = self._read(RESULT)
+        if not isinstance(result, dict):
+            raise ValueError(f"{self.path / RESULT} holds no result; delete it, and --resume")
+        return result
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / RESULT, result)
@@ -142,8 +152,28 @@ class RunFolder:
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
             return [held[key] for key in keys] if keys else held
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        except KeyError as error:
+            raise ValueError(f"{path} is damaged (it lacks {error})") from error
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error})") from error
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """What is wrong within is wrong in this file."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.path / name}: {error}") from error
+
+
+def _record(config: Any, classes: Any, image_size: Any) -> Record:
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes: expected a list of names, got {classes!r}")
+    if type(image_size) is not int or image_size < 1:
+        raise ValueError(f"image_size: expected an integer of at least 1, got {image_size!r}")
+    return Record(FitConfig.from_dict(config), tuple(map(one_form, classes)), image_size)
 
 
 def _draw(config: FitConfig) -> tuple:

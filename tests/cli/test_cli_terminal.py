@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.command import hubpath
+from support.command import hubpath, refused
 
 from hubpath_fast.cli.messages import messages, print_in_any_encoding
 
@@ -183,3 +183,18 @@ def test_errors_of_the_system_are_told_in_words(error, words, capsys):
     text = capsys.readouterr().err
     assert text.startswith(words)
     assert "[Errno" not in text
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(run, data):
+    file = data / "red" / "0.png"
+    for command in (["report", run], [*FIT, data], ["demo"]):
+        assert f"out: {file} is a file; give a folder" in refused(*command, "--out", file)
+    cache = ["--workers", 0, "--out", run.parent / "new", "--cache", "disk", "--cache-dir", file]
+    assert f"cache_dir: {file} cannot be made" in refused(*FIT, data, *cache)
+    assert not (run.parent / "new").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_the_digits_do_not_take_is_named(seed, tmp_path):
+    said = refused("demo", "--seed", seed, "--out", tmp_path / "demo")
+    assert f"seed: expected an integer in 0..4294967295, got {seed}" in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -38,3 +40,44 @@ def test_memory_is_that_of_the_runs_own_device(monkeypatch):
     memory = PeakMemory("cuda:1")
     allocated[torch.device("cuda:1")] = 3 * 2**20
     assert memory.mebibytes() == 2
+
+
+WHOLE = {"config": {"data": "x", "hub": ["test_resnet", "test_vit"]}, "classes": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("fit.json", {"config": 5, "image_size": 32}, "expected settings by their names, got 5"),
+        ("fit.json", {"config": {"data": "x", "hub": ["test_resnet"], "epoch": 3},
+                      "image_size": 32}, "unknown setting 'epoch'"),
+        ("fit.json", {"classes": 5, "image_size": 32}, "classes: expected a list of names, got 5"),
+        ("fit.json", {"classes": [1], "image_size": 32}, "classes: expected a list of names"),
+        ("fit.json", {"image_size": "32"}, "image_size: expected an integer of at least 1, got '3"),
+        ("fit.json", {"image_size": 0}, "image_size: expected an integer of at least 1, got 0"),
+        ("seeds.json", {"seeds": "12"}, "seeds: expected a list of integers, got '12'"),
+        ("seeds.json", {"seeds": [0.5]}, "seeds: expected a list of integers"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_file_is_named_with_the_file(name, content, words, tmp_path):
+    (tmp_path / name).write_text(json.dumps(WHOLE | content))
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ValueError, match=rf"{name}: {words}"):
+        folder.record() if name == "fit.json" else folder.seeds()
+
+
+def test_a_result_that_is_none_is_named(tmp_path):
+    (tmp_path / "result.json").write_text("5")
+    with pytest.raises(ValueError, match=r"result\.json holds no result; delete it"):
+        RunFolder(tmp_path).result()
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+    def refused(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "fit.json").touch()
+    monkeypatch.setattr("pathlib.Path.read_text", refused)
+    for read in (RunFolder(tmp_path).record, lambda: FitConfig.load(tmp_path / "c.json")):
+        with pytest.raises(ValueError, match=r"json cannot be read: Permission denied$"):
+            read()
