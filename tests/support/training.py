@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from hubpath_fast.reference import ReferenceHubPathway, losses
 from hubpath_fast.tasks import Classification
-from hubpath_fast.training import Losses, Reporting, SingleObjective, Trainer, TrainerConfig
+from hubpath_fast.training import (
+    Losses,
+    Reporting,
+    SingleObjective,
+    Trainer,
+    TrainerConfig,
+    load_state,
+    read_log,
+)
 
 FEATURES, CLASSES = 6, 3
 TASK = Classification(("a", "b", "c"))
@@ -73,6 +85,12 @@ def pathway_objective(model, x, y):
     return Losses(total, named, output.routing, output.expert_outputs)
 
 
+def noisy_objective(model, x, y):
+    """Draws from every generator whose state a checkpoint must hold."""
+    x = x + 0.1 * random.random() + 0.1 * np.random.rand() + 0.1 * torch.randn_like(x)
+    return pathway_objective(model, x, y)
+
+
 VALIDATION = [Stream(seed=99).batch(step) for step in range(4)]
 
 
@@ -114,3 +132,22 @@ def before_step(trainer, step, act):
 
 def crash(model):
     raise RuntimeError("power cut")
+
+
+def assert_same_run(one, two):
+    """Weights, log, and all that a checkpoint holds."""
+    found, expected = (
+        {
+            "model": trainer.model.state_dict(),
+            "log": [r | {"time": None} for r in read_log(trainer.out_dir / "log.jsonl")],
+            **load_state(trainer.out_dir / "last"),
+        }
+        for trainer in (one, two)
+    )
+    for state in (found, expected):
+        state["run"].pop("seconds")
+        state.pop("interval")
+    leaves, others = (tree_flatten_with_path(state)[0] for state in (found, expected))
+    for (path, a), (other_path, b) in zip(leaves, others, strict=True):
+        assert path == other_path
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, keystr(path)

@@ -1,58 +1,31 @@
 """A run that is cut short and resumed equals an uninterrupted one, to the bit."""
 
-import random
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from support.training import (
     VALIDATION,
     Stream,
+    assert_same_run,
     before_step,
     crash,
     make,
+    noisy_objective,
     pathway,
-    pathway_objective,
     records,
     single,
 )
 from torch import nn
-from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from hubpath_fast.measure import Measure
 from hubpath_fast.tasks import Classification
 from hubpath_fast.training import CheckpointError, Losses, load_state, read_log
 
 
-def noisy_objective(model, x, y):
-    """Draws from every generator whose state a checkpoint must hold."""
-    x = x + 0.1 * random.random() + 0.1 * np.random.rand() + 0.1 * torch.randn_like(x)
-    return pathway_objective(model, x, y)
-
-
 def stop_after(trainer, step):
     """Have ``trainer`` stop as by a signal once ``step`` updates are done."""
     return before_step(trainer, step, lambda _: trainer.stop())
-
-
-def assert_same_run(one, two):
-    """Weights, log, and all that a checkpoint holds."""
-    found, expected = (
-        {
-            "model": trainer.model.state_dict(),
-            "log": [r | {"time": None} for r in read_log(trainer.out_dir / "log.jsonl")],
-            **load_state(trainer.out_dir / "last"),
-        }
-        for trainer in (one, two)
-    )
-    for state in (found, expected):
-        state["run"].pop("seconds")
-        state.pop("interval")
-    leaves, others = (tree_flatten_with_path(state)[0] for state in (found, expected))
-    for (path, a), (other_path, b) in zip(leaves, others, strict=True):
-        assert path == other_path
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, keystr(path)
 
 
 SETTINGS = {
