@@ -94,9 +94,12 @@ def build_experts(
             size = spec.size or (
                 model.native_size if model is not None and resize_to_native else input_size
             )
-            sizes.append(_working_size(spec, model, task, size))
             network = spec.name if model is None else skeleton(model, task)
-            problems += batch_norm_problems([(f"expert {i} ({spec.label})", network)])
+            # First: such a layer may refuse the images that the network is tried with.
+            layers = [*batch_norm_problems([(f"expert {i} ({spec.label})", network)])]
+            problems += layers
+            if not layers:
+                sizes.append(_working_size(spec, model, task, size))
         except HubError as error:
             problems += error.problems
         if pretrained and model is not None:
@@ -172,7 +175,7 @@ def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size
             reason = output_refusal(spec.name, expected, size, training)
             if reason is not None:
                 outputs = ", ".join(map(str, ["n", *expected]))
-                way = "" if training else "; replace its head, or say a size"
+                way = "" if training else _remedy(spec.name)
                 raise HubError(
                     f"the module {spec.label} does not map images [n, 3, {size}, {size}] to "
                     f"[{outputs}] ({reason}){way}"
@@ -193,6 +196,15 @@ def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size
     if model.fixed_size and size != model.native_size and spec.size is None:
         return _working_size(spec, model, task, model.native_size)
     raise wrong_size(model, task, size, reason)
+
+
+def _remedy(module: nn.Module) -> str:
+    """What to do about a module that does not give what the task needs."""
+    types = {tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()}
+    if types and torch.float32 not in types:
+        found = ", ".join(str(t) for t in sorted(types, key=str))
+        return f"; its weights are {found}, and its images float32: module.float()"
+    return "; replace its head, or say a size"
 
 
 def _build(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> Expert:

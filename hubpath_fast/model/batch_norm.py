@@ -21,7 +21,8 @@ def batch_norm_problems(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[st
         if not layers:
             continue
         first, layer = layers[0]
-        where = f"layer {first!r} ({type(layer).__name__})" if first else type(layer).__name__
+        kind = getattr(layer, "original_name", type(layer).__name__)  # of torch.jit's
+        where = f"layer {first!r} ({kind})" if first else kind
         if len(layers) > 1:
             where += f" and {len(layers) - 1} more"
         yield (
@@ -43,5 +44,10 @@ def _without_statistics(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, layer)
         for name, layer in module.named_modules()
-        if is_batch_norm(layer) and (layer.running_mean is None or layer.running_var is None)
+        if is_batch_norm(layer)
+        # A layer that was traced has no such attributes at all.
+        and (
+            getattr(layer, "running_mean", None) is None
+            or getattr(layer, "running_var", None) is None
+        )
     ]

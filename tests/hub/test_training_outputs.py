@@ -119,8 +119,10 @@ def test_a_network_whose_numbers_decide_is_run_on_its_own_device():
 
 
 def test_a_module_of_another_precision_or_with_nan_is_refused():
-    with pytest.raises(HubError, match=r"module Own does not map .*dtype"):
-        build_experts([Own().double()], C, input_size=8)
+    for kind in (torch.float64, torch.float16):
+        message = rf"module Own does not map .*dtype.*its weights are {kind}.*module.float\(\)"
+        with pytest.raises(HubError, match=message):
+            build_experts([Own().to(kind)], C, input_size=8)
     diverged = Own()
     diverged.norm.running_var[1] = float("nan")
     message = r"module Own holds NaN, .* in 1 tensors, the first norm.running_var; load other"

@@ -108,6 +108,9 @@ def test_experts_of_torch_script_are_held_to_the_same(executor):
     untracked = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
     with pytest.raises(ValueError, match=r"experts\[0\] \(RecursiveScriptModule\): layer '1'"):
         hp.HubPathway([torch.jit.script(untracked)], generator, k=1, num_outputs=3)
+    traced = torch.jit.trace(untracked, torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"layer '1' \(BatchNorm1d\) has no running"):
+        hp.HubPathway([traced], generator, k=1, num_outputs=3)
 
 
 def test_generator_aggregator_and_added_experts_are_held_to_the_same():
@@ -133,3 +136,16 @@ def test_a_hub_of_modules_says_so_with_all_else_that_is_wrong():
         build_experts(["test_resnet", broken, "no_such_model"], 3, False, 8)
     assert len(caught.value.problems) == 2
     assert "expert 1 (Sequential): layer '1.0' (BatchNorm2d) has no running" in str(caught.value)
+
+
+def test_the_layer_is_named_even_where_it_refuses_the_image_that_the_network_is_tried_with():
+    pooled = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+    with pytest.raises(HubError, match="^expert 0 .*layer '2' .BatchNorm2d. has no running") as e:
+        build_experts([pooled], 3, False, 8)
+    assert len(e.value.problems) == 1
