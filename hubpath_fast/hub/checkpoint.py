@@ -218,7 +218,7 @@ def _choice(path: Path, found: Mapping[str, Any]) -> str:
     """Which of a file's state dicts is the network's."""
     if len(found) == 1:
         return next(iter(found))
-    averages = [name for name in found if AVERAGE.fullmatch(name.rpartition(".")[2])]
+    averages = [name for name in found if any(map(AVERAGE.fullmatch, name.split(".")))]
     if len(averages) == 1:
         return averages[0]
     if not averages:

@@ -7,6 +7,7 @@ index of a checkpoint in several files. Of anything else a message says what it 
 from __future__ import annotations
 
 import zipfile
+from codecs import BOM_UTF8
 from pathlib import Path
 
 from .errors import HubError
@@ -71,7 +72,7 @@ def kind_of(path: Path) -> str:
             "and are refused. Where you trust it, load it and save the tensors as safetensors."
         )
     for offset, signature, what in SIGNATURES:
-        if head[offset:].lstrip().startswith(signature):
+        if head.removeprefix(BOM_UTF8)[offset:].lstrip().startswith(signature):
             raise HubError(f"{path} {what}")
     if path.suffix.lower() in ENDINGS or ".data-0" in path.name:
         what = ENDINGS.get(path.suffix.lower(), "a part of a TensorFlow checkpoint")

@@ -140,6 +140,9 @@ def test_an_average_goes_before_the_weights_as_in_timm(plain, average, state, tm
         load(path, f"{ARCH}&key=modle")
     torch.save({plain: state, average: None}, path)
     check(path, state)
+    # As RT-DETR and YOLO write it.
+    torch.save({plain: state, average: {"module": other(state), "updates": 7}}, path)
+    check(path, other(state))
 
 
 def test_entries_that_cannot_be_told_apart_need_a_word(state, tmp_path):
@@ -284,6 +287,10 @@ OTHER_KINDS = {
     "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x05" + bytes(range(128, 200)), r"is an ONNX model"),
     "TFLite": (b"\x1c\0\0\0TFL3" + bytes(range(128, 200)), r"is a TensorFlow Lite model"),
     "page": (b"\n<!DOCTYPE html><html><title>Sign in</title>", r"is a web page or XML.*again"),
+    "XML after a byte order mark": (
+        b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied</Code>",
+        r"is a web page or XML.*again",
+    ),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
                 r"pointer of git-lfs.*`git lfs pull`"),
     "empty": (b"", r"is empty \(0 bytes\)"),
