@@ -73,13 +73,16 @@ def check_outputs(outputs: Tensor, routing: Routing) -> None:
 
 
 def check_classes(name: str, target: Tensor, num_samples: int, outputs: Tensor) -> None:
-    """Targets of the cross-entropy of outputs [..., C, ...]: classes [N, ...], of integers, or
-    their probabilities [N, C, ...], of floats."""
+    """Targets of the cross-entropy of outputs [..., C, ...]: classes int64 [N, ...], or their
+    probabilities [N, C, ...], of floats."""
     hard, soft = [num_samples, *outputs.shape[2:]], [num_samples, *outputs.shape[1:]]
-    found, floating = list(target.shape), target.is_floating_point()
-    if found == (soft if floating else hard):
-        return
     allowed = f"expected shape {hard} of int64 classes, or {soft} of float class probabilities"
+    if not isinstance(target, Tensor):
+        kind = type(target).__name__
+        raise ValueError(f"{name}: {allowed}, got a {kind}; take torch.as_tensor({name})")
+    found, floating = list(target.shape), target.is_floating_point()
+    if found == (soft if floating else hard) and (floating or target.dtype == torch.int64):
+        return
     if found == soft:
         hint = f"; of one-hot {target.dtype} take the classes, {name}.argmax(1), or {name}.float()"
     elif found == hard:
@@ -95,8 +98,6 @@ def check_target(
     """Targets of the exploit loss; their range only on the CPU, where looking costs no wait."""
     check_classes("target", target, routing.num_samples, outputs)
     soft = target.is_floating_point()
-    if not soft and target.dtype != torch.int64:
-        raise ValueError(f"target: expected int64 class indices, got {target.dtype}")
     check_device("target", target, routing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
@@ -109,6 +110,11 @@ def check_target(
                 f"index stands, got {ignore_index}; give such a sample a row of zeros instead"
             )
         return
+    check_range("target", target, outputs, ignore_index)
+
+
+def check_range(name: str, target: Tensor, outputs: Tensor, ignore_index: int = -100) -> None:
+    """Classes int64 [N, ...] of outputs [..., C, ...], where looking costs no wait."""
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = target.aminmax()  # one pass in the usual case, where all are in range
         if low >= 0 and high < outputs.shape[1]:
@@ -116,7 +122,7 @@ def check_target(
         wrong = ((target < 0) | (target >= outputs.shape[1])) & (target != ignore_index)
         if wrong.any():
             raise ValueError(
-                f"target: class {target[wrong][0].item()} is out of range for {outputs.shape[1]} "
+                f"{name}: class {target[wrong][0].item()} is out of range for {outputs.shape[1]} "
                 f"outputs; allowed are 0..{outputs.shape[1] - 1} and ignore_index={ignore_index}"
             )
 

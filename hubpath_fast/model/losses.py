@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as HF
-from .._checks import check_classes
+from .._checks import check_classes, check_range
 from .._torch_ops import accumulator, sample_of_row
 from .output import PathwayOutput
 
@@ -81,15 +81,18 @@ class HubPathwayLoss(nn.Module):
 
         Raises:
             ValueError: y or sample_weight of another length than the batch, targets of another
-                shape or dtype, or a task loss that does not return one value a sample.
+                shape or dtype, classes out of range (on the CPU), or a task loss that does not return one value a sample.
         """
         n = out.prediction.shape[0]
         if len(y) != n:
-            raise ValueError(f"y: expected {n} targets as predictions, got {list(y.shape)}")
+            found = list(getattr(y, "shape", [len(y)]))
+            raise ValueError(f"y: expected {n} targets as predictions, got {found}")
         if sample_weight is not None and list(sample_weight.shape) != [n]:
             raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
         if self.task_loss is None:
             check_classes("y", y, n, out.prediction)
+            if not y.is_floating_point():
+                check_range("y", y, out.prediction)
         task = self._per_sample(out.prediction, y)
         if sample_weight is not None:
             task = task * sample_weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -179,6 +180,14 @@ WRONG = {
     "too many classes": (
         lambda: probabilities(N, C + 1),
         rf"expected shape \[{N}\] of int64 classes, or \[{N}, {C}\] of float .*\[{N}, {C + 1}\]",
+    ),
+    "int32 classes": (lambda: torch.zeros(N).int(), r"torch.int32 .*int64, {name}\.long\(\)"),
+    "uint8 classes": (lambda: torch.zeros(N).byte(), r"torch.uint8 .*int64, {name}\.long\(\)"),
+    "numpy's": (lambda: np.zeros(N, np.int64), r"a ndarray; take torch.as_tensor\({name}\)"),
+    "a list": (lambda: [0] * N, r"a list; take torch.as_tensor\({name}\)"),
+    "a class too high": (
+        lambda: torch.full((N,), C),
+        rf"class {C} is out of range for {C} outputs; allowed are 0\.\.{C - 1}",
     ),
     "no class dimension": (lambda: torch.zeros(N, 1), "expected shape"),
 }
