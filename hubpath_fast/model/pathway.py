@@ -92,6 +92,7 @@ class HubPathway(nn.Module):
             raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
         if not isinstance(executor, Executor):
             check_executor(executor)
+        _check_modules(experts, generator, aggregator)
         check_batch_norm(
             [
                 *((_expert_name(i, expert), expert) for i, expert in enumerate(experts)),
@@ -329,6 +330,23 @@ class HubPathway(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, min_group={self.min_group}, executor={self.executor!r}"
+
+
+def _check_modules(
+    experts: Sequence[nn.Module], generator: nn.Module, aggregator: nn.Module | None
+) -> None:
+    named = [(f"experts[{i}]", expert) for i, expert in enumerate(experts)]
+    named += [("generator", generator)]
+    if aggregator is not None:
+        named += [("aggregator", aggregator)]
+    for name, part in named:
+        if not isinstance(part, nn.Module):
+            way = {
+                "generator": "hp.PathwayGenerator(len(experts)), or one of your own",
+                "aggregator": "hp.LinearAggregator, hp.SumAggregator or hp.MLPAggregator "
+                "(num_experts, num_outputs), one of your own, or None",
+            }.get(name, "hp.create_model makes a model of names")
+            raise ValueError(f"{name}: expected an nn.Module, got {part!r}; {way}")
 
 
 def _expert_name(index: int, expert: nn.Module) -> str:

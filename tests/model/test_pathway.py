@@ -251,6 +251,18 @@ BAD_MODELS = {
         ),
         "normalization: std: expected values above 0 that are finite, got .nan",
     ),
+    "names instead of experts": (
+        lambda: hp.HubPathway(["resnet50"], table(m=1), k=1),
+        r"experts\[0\]: expected an nn.Module, got 'resnet50'; hp.create_model",
+    ),
+    "a class instead of a generator": (
+        lambda: hp.HubPathway(experts_of(7), hp.PathwayGenerator, k=1),
+        r"generator: expected an nn.Module, got <class .*; hp.PathwayGenerator\(",
+    ),
+    "an aggregator's name": (
+        lambda: hp.HubPathway(experts_of(7), table(m=1), "linear", k=1),
+        "aggregator: expected an nn.Module, got 'linear'; hp.LinearAggregator",
+    ),
     "min_group of zero": (lambda: hp.HubPathway(experts_of(7), table(), k=1, min_group=0), "min_g"),
 }
 
