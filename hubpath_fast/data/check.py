@@ -167,7 +167,7 @@ def _unlisted(root: Path, found: dict[str, LabelledFiles]) -> list[str]:
 
 
 def _left_out(skipped: Sequence[Skipped]) -> str:
-    return f"left out: {examples([f'{some} ({some.example})' for some in skipped])}"
+    return f"left out: {examples([some.shown() for some in skipped])}"
 
 
 def _counts(splits: ImageSplits) -> tuple[tuple[str, int, None], ...]:

@@ -86,7 +86,7 @@ def left_out(found: dict[str, LabelledFiles], root: str | Path) -> tuple[str, ..
     told = [skipped for skipped in all_skipped(found) if not skipped.is_litter]
     if not told:
         return ()
-    parts = [f"{skipped} ({skipped.example})" for skipped in told[:IN_NOTE]]
+    parts = [skipped.shown() for skipped in told[:IN_NOTE]]
     more = sum(skipped.count for skipped in told[IN_NOTE:])
     parts += [f"{more:,} others"] if more else []
     return (f"left out: {', '.join(parts)}; `hubpath data check {root}` says more",)
@@ -158,7 +158,7 @@ def _is_folder(root: Path) -> bool:
 
 
 def _found(leftovers: Leftovers) -> str:
-    found = [f"{skipped} ({skipped.example})" for skipped in leftovers.all()]
+    found = [skipped.shown() for skipped in leftovers.all()]
     return f" (but {examples(found)})" if found else ""
 
 
@@ -221,7 +221,7 @@ def class_problems(found: dict[str, LabelledFiles]) -> list[Problem]:
 def _empty_classes(train: LabelledFiles, empty: list[str]) -> Problem:
     """With what lies in the folders of these classes instead of images."""
     inside = [
-        f"{skipped} ({skipped.example})"
+        skipped.shown()
         for skipped in train.skipped
         if not skipped.is_litter and one_form(_first_folder(train, skipped.example)) in empty
     ]

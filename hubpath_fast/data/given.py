@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import glob
 import os
-import unicodedata
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .kinds import is_image
+from .kinds import is_image, is_output, is_system_folder
 from .layouts import examples
+from .names import FileFinder
+from .text import read_paths
+from .walk import NO_IMAGES, OF_SYSTEM, OF_TOOLS, WRITTEN, Leftovers, images_below, leave_out
 
 STDIN = "-"
-SKIPPED_FOLDERS = ("__MACOSX",)  # of archives made on a Mac: its files end like images and are none
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Given(NamedTuple):
@@ -26,29 +28,43 @@ class Given(NamedTuple):
     problem: str | None = None
 
 
+class _Below(Leftovers):
+    """``unlisted``: the folders that cannot be listed, each with its problem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unlisted: list[Given] = []
+
+    def cannot_list(self, folder: Path, error: OSError, root: bool) -> None:
+        problem = f"a folder that cannot be listed ({error.strerror})"
+        self.unlisted.append(Given(str(folder), problem))
+
+
 def find_images(
     given: Iterable[str], stdin: BinaryIO | None = None
 ) -> tuple[list[Given], list[str]]:
     """All images that are meant, in the order given, and notes on what was left out.
 
     given: files, which count as images whatever their ending; folders, with all images below them
-    in order of their paths; patterns with * ? [ ] and **, where nothing has such a name; and "-",
-    the paths that standard input lists, a line each or with zero bytes between them (files and
-    folders, no patterns). stdin: in bytes.
+    in order of their paths, found as those to train on are (``walk``); patterns with * ? [ ] and
+    **, where nothing has such a name; and "-", the paths that standard input lists, a line each or
+    with zero bytes between them (files and folders, no patterns). stdin: in bytes.
 
     What is given twice is found twice. What names no image is in its place, with its problem.
     """
     found: list[Given] = []
     notes: list[str] = []
+    finder = FileFinder()
     for text in given:
         if text == STDIN and stdin is not None:
             listed = read_paths(stdin.read())
             if not listed:
                 found.append(Given(STDIN, "standard input lists no paths"))
             for line in listed:
-                found += _look(line, _existing(line) or _existing(_bare(line)), notes)
+                path = _existing(line, finder) or _existing(_bare(line), finder)
+                found += _look(line, path, notes)
             continue
-        path = _existing(text)
+        path = _existing(text, finder)
         found += (
             _match(text, notes)
             if path is None and glob.has_magic(text)
@@ -63,26 +79,20 @@ def find_images(
     return found, notes
 
 
-def read_paths(data: bytes) -> list[str]:
-    """The paths of a list: a line each, or with zero bytes between them as ``find -print0`` writes
-    it; UTF-8, or UTF-16 with its mark. Bytes that are no text stay as they are."""
-    if data.startswith(UTF16):
-        lines = data.decode("utf-16", "replace").split("\n")
-    else:
-        data = data.removeprefix(codecs.BOM_UTF8)
-        lines = [os.fsdecode(part) for part in data.split(b"\0" if b"\0" in data else b"\n")]
-    return [line.removesuffix("\r") for line in lines if line.strip()]
-
-
 def _bare(line: str) -> str:
     """Without the blanks and quotes that Windows puts around a path."""
     return line.strip().strip("\"'")
 
 
-def _existing(text: str) -> str | None:
-    """The path, in the form of Unicode in which it is there, or with the home folder for "~"."""
-    forms = (text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))
-    return next((p for p in (*forms, os.path.expanduser(text)) if os.path.lexists(p)), None)
+def _existing(text: str, finder: FileFinder) -> str | None:
+    """The path, as it is stored, or with the home folder for "~"."""
+    for path in (text, os.path.expanduser(text)):
+        if os.path.lexists(path):
+            return path
+        found = str(finder.find(path))
+        if path and os.path.lexists(found):
+            return found
+    return None
 
 
 def _look(text: str, path: str | None, notes: list[str]) -> list[Given]:
@@ -91,53 +101,36 @@ def _look(text: str, path: str | None, notes: list[str]) -> list[Given]:
         address = "://" in text
         problem = "addresses are not fetched; download it first" if address else "no such file"
         return [Given(text, problem)]
-    if os.path.isdir(path):
-        return _in_folder(path, notes)
-    return [_file(path)]
+    if not os.path.isdir(path):
+        return [_file(path)]
+    leftovers = _Below()
+    images = _in_folder(path, leftovers)
+    if not images:
+        return [Given(path, f"a folder without images, at any depth{_only(leftovers)}")]
+    _note(path, leftovers, notes)
+    return images
 
 
 def _file(path: str) -> Given:
     """Reading a pipe or a device might wait, or never end."""
-    if os.path.isfile(path):
-        return Given(path)
-    dangling = not os.path.exists(path)
-    return Given(path, "a link to what is not there" if dangling else "no regular file")
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return Given(path, "a link to what is not there")
+    except OSError as error:
+        return Given(path, f"cannot be read ({error.strerror})")
+    return Given(path, None if regular else "no regular file")
 
 
-def _in_folder(folder: str, notes: list[str]) -> list[Given]:
-    images: list[Given] = []
-    others: list[str] = []
-    for path, problem in _files_below(folder):
-        if problem is not None:
-            images.append(Given(path, problem))
-        elif is_image(Path(path)):
-            images.append(_file(path))
-        elif not os.path.basename(path).startswith("."):
-            others.append(path)
-    if not images:
-        held = f", only {examples(others)}" if others else ""
-        return [Given(folder, f"a folder without images, at any depth{held}")]
-    notes += _left_out(folder, others)
-    return sorted(images, key=lambda item: item.path.split(os.sep))
+def _in_folder(folder: str, leftovers: _Below) -> list[Given]:
+    """All images below it and all folders that cannot be listed, in order of their paths."""
+    before = len(leftovers.unlisted)
+    found = [_file(str(path)) for path in images_below(Path(folder), leftovers, root=True)]
+    return _in_order([*found, *leftovers.unlisted[before:]])
 
 
-def _files_below(folder: str) -> Iterator[tuple[str, str | None]]:
-    """Every file below a folder, through links too but nowhere twice nor back to where it lies, and
-    every folder that cannot be listed, with the reason."""
-    refused: list[OSError] = []
-    real = Path(os.path.realpath(folder))
-    seen = {str(real), *map(str, real.parents)}
-    for place, folders, names in os.walk(folder, onerror=refused.append, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(place, name))
-            if not name.startswith(".") and name not in SKIPPED_FOLDERS and real not in seen:
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        yield from ((os.path.join(place, name), None) for name in names)
-    for error in refused:
-        yield str(error.filename), f"a folder that cannot be listed ({error.strerror})"
+def _in_order(found: Iterable[Given]) -> list[Given]:
+    return sorted(found, key=lambda item: item.path.split(os.sep))
 
 
 def _match(pattern: str, notes: list[str]) -> list[Given]:
@@ -145,30 +138,57 @@ def _match(pattern: str, notes: list[str]) -> list[Given]:
     parts, literal = Path(os.path.expanduser(pattern)).parts, ""
     while parts and os.path.lexists(os.path.join(literal, parts[0])):
         literal, parts = os.path.join(literal, parts[0]), parts[1:]
-    matches = [
-        path
-        for path in glob.glob(os.path.join(glob.escape(literal), *parts), recursive=True)
-        if not set(path[len(literal) :].split(os.sep)) & set(SKIPPED_FOLDERS)
-    ]
+    matches = glob.glob(os.path.join(glob.escape(literal), *parts), recursive=True)
     if not matches:
         return [Given(pattern, "no file matches this pattern")]
-    found: dict[str, Given] = {}  # each once, though "**" matches a folder and all in it
-    others: list[str] = []
-    for path in matches:
-        if os.path.isdir(path):
-            found |= {item.path: item for item in _in_folder(path, []) if item.problem is None}
+    found: list[Given] = []
+    leftovers, closed, read = _Below(), {}, set()
+    why_closed = lru_cache(maxsize=None)(_why_closed)
+    for path in sorted(matches):
+        if not read.isdisjoint(Path(path).parents):  # "**" matches a folder and all in it
+            continue
+        way = _on_the_way(path, literal)
+        shut = next((folder for folder in way if why_closed(folder)), None)
+        if shut is not None:
+            closed[shut] = why_closed(shut)
+        elif os.path.isdir(path):
+            read.add(Path(path))
+            found += _in_folder(path, leftovers)
         elif is_image(Path(path)):
-            found[path] = _file(path)
+            found.append(_file(path))
         else:
-            others.append(path)
+            leave_out(Path(path), leftovers)
+    for folder, reason in closed.items():
+        leftovers.add(reason, Path(folder), NO_IMAGES)
     if not found:
-        return [Given(pattern, f"no image matches this pattern, only {examples(sorted(matches))}")]
-    notes += _left_out(pattern, sorted(others))
-    return sorted(found.values(), key=lambda item: item.path.split(os.sep))
+        return [Given(pattern, f"no image matches this pattern{_only(leftovers)}")]
+    _note(pattern, leftovers, notes)
+    return _in_order(found)
 
 
-def _left_out(where: str, others: list[str]) -> list[str]:
-    if not others:
-        return []
-    files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-    return [f"{where}: {files} left out, no image by its ending: {examples(others)}"]
+def _on_the_way(path: str, literal: str) -> list[str]:
+    """From the first part of a match that was not written literally to the match itself."""
+    steps = Path(path).relative_to(literal).parts
+    return [os.path.join(literal, *steps[: i + 1]) for i in range(len(steps))]
+
+
+def _why_closed(path: str) -> str | None:
+    """The reason for which a folder is left out whatever it holds, as in ``walk``."""
+    if not os.path.isdir(path):
+        return None
+    if is_system_folder(Path(path)):
+        return OF_TOOLS
+    with contextlib.suppress(OSError):
+        return WRITTEN if is_output(Path(path), os.listdir(path)) else None
+    return None
+
+
+def _note(where: str, leftovers: Leftovers, notes: list[str]) -> None:
+    told = [skipped.shown() for skipped in leftovers.all() if skipped.reason != OF_SYSTEM]
+    if told:
+        notes.append(f"{where}: left out: {examples(told)}")
+
+
+def _only(leftovers: Leftovers) -> str:
+    held = [skipped.shown() for skipped in leftovers.all()]
+    return f", only {examples(held)}" if held else ""

@@ -90,7 +90,7 @@ def _unreadable_name(folder: Path, name: str) -> Problem:
 
 def _no_images(folder: Path, files: list[Path], leftovers: Leftovers) -> Problem:
     loose = any(is_image(path) for path in files)
-    found = [f"{skipped} ({skipped.example})" for skipped in leftovers.all()]
+    found = [skipped.shown() for skipped in leftovers.all()]
     return Problem(
         f"{folder} holds no images in folders of classes"
         + (" (only images outside of them, whose class is unknown)" if loose else ""),

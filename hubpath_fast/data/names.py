@@ -35,16 +35,12 @@ def is_gone(path: Path) -> bool:
         return True
 
 
-def find_file(path: str | Path) -> Path:
-    """The file that is meant: as it is written, else in another form that exists, else as written.
-
-    Other forms: names stored in another Unicode form, and ``\\`` for ``/`` (lists made on Windows).
-    """
-    return FileFinder().find(path)
-
-
 class FileFinder:
-    """``find_file`` for many paths: reads each folder once."""
+    """Finds the files that are meant by paths, reading each folder once.
+
+    A path is taken as it is written, else in another form that exists, else as written. Other
+    forms: names stored in another Unicode form, and ``\\`` for ``/`` (lists made on Windows).
+    """
 
     def __init__(self) -> None:
         self._stored: Callable[[Path], dict[str, str]] = lru_cache(maxsize=None)(_stored_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ def read_text(file: Path) -> Text:
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})") from error
-    for mark, encoding in MARKS.items():
-        if data.startswith(mark):
-            return Text(file, _lines(_decode(file, data[len(mark) :], encoding)))
+    encoding, data = _by_mark(data)
+    if encoding is not None:
+        return Text(file, _lines(_decode(file, data, encoding)))
     if b"\0" in data:
         return Text(file, _lines(_decode(file, data, _wide(file, data))))
     try:
@@ -61,6 +62,27 @@ def read_text(file: Path) -> Text:
             return Text(file, _lines(data.decode(WINDOWS)), guessed=True)
         except UnicodeDecodeError:
             raise _undecodable(file, data, error) from error
+
+
+def read_paths(data: bytes) -> list[str]:
+    """The paths of a list: a line each, or with zero bytes between them as ``find -print0`` writes
+    it; UTF-8, or UTF-16 and UTF-32 with their marks. Bytes that are no text stay as they are."""
+    encoding, data = _by_mark(data)
+    if encoding not in (None, "utf-8"):
+        parts = _lines(data.decode(encoding, "replace"))
+    elif b"\0" in data:
+        parts = [os.fsdecode(part) for part in data.split(b"\0")]
+    else:
+        parts = [os.fsdecode(line).removesuffix("\r") for line in data.split(b"\n")]
+    return [part for part in parts if part.strip()]
+
+
+def _by_mark(data: bytes) -> tuple[str | None, bytes]:
+    """(the encoding that a text begins with the mark of, the text without it)."""
+    for mark, encoding in MARKS.items():
+        if data.startswith(mark):
+            return encoding, data[len(mark) :]
+    return None, data
 
 
 def _wide(file: Path, data: bytes) -> str:

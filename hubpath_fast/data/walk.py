@@ -25,6 +25,7 @@ from .kinds import (
 # Of what is left out, some may be images of the user's; none is, but the user should know; none is.
 MAYBE_IMAGES, NO_IMAGES, LITTER = "may be images", "no images", "litter"
 WRITTEN = "folders that hubpath wrote"
+OF_SYSTEM, OF_TOOLS = "files of the system", "folders of the system or of other tools"
 LOOPS = "links back to what is read already"
 SNIFFED = 20  # files without an ending that are opened to see if they are images
 
@@ -54,6 +55,9 @@ class Skipped:
         one = re.sub(r"(file|folder|image|link|thing)s", r"\1", self.reason, count=1)
         return f"1 {one}" if self.count == 1 else f"{self.count:,} {self.reason}"
 
+    def shown(self) -> str:
+        return f"{self} ({self.example})"
+
 
 class Leftovers:
     """Counts what is left out, by reason."""
@@ -68,6 +72,12 @@ class Leftovers:
             if known is None
             else replace(known, count=known.count + count)
         )
+
+    def cannot_list(self, folder: Path, error: OSError, root: bool) -> None:
+        """root: see ``list_folder``."""
+        if root:
+            raise DataError(f"the folder {folder} cannot be read ({error.strerror})") from error
+        self.add(f"folders that cannot be read ({error.strerror})", folder)
 
     def merge(self, others: Iterable[Skipped]) -> None:
         for skipped in others:
@@ -103,9 +113,7 @@ def list_folder(folder: Path, leftovers: Leftovers, root: bool = False) -> Entri
     try:
         found = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        if root:
-            raise DataError(f"the folder {folder} cannot be read ({error.strerror})") from error
-        leftovers.add(f"folders that cannot be read ({error.strerror})", folder)
+        leftovers.cannot_list(folder, error, root)
         return None
     if not root and is_output(folder, (entry.name for entry in found)):
         leftovers.add(WRITTEN, folder, NO_IMAGES)
@@ -136,7 +144,7 @@ def list_folder(folder: Path, leftovers: Leftovers, root: bool = False) -> Entri
 
 def _is_hidden_folder(path: Path, leftovers: Leftovers) -> bool:
     if is_system_folder(path):
-        leftovers.add("folders of the system or of other tools", path, NO_IMAGES)
+        leftovers.add(OF_TOOLS, path, NO_IMAGES)
     elif path.name.startswith("."):
         leftovers.add("hidden folders", path)
     else:
@@ -146,7 +154,7 @@ def _is_hidden_folder(path: Path, leftovers: Leftovers) -> bool:
 
 def _is_hidden_file(path: Path, leftovers: Leftovers) -> bool:
     if is_system_file(path):
-        leftovers.add("files of the system", path, LITTER)
+        leftovers.add(OF_SYSTEM, path, LITTER)
     elif path.name.startswith("."):
         leftovers.add("hidden images", path)
     else:
@@ -167,12 +175,12 @@ def images_below(folder: Path, leftovers: Leftovers, root: bool = False) -> Iter
     seen, waiting, linked, sniffed = set(), [folder], [], 0
     while waiting or linked:
         here = waiting.pop() if waiting else linked.pop(0)
-        real = _real(here)
-        if real in seen or _encloses(real, folder, here):
+        real, named = _real(here), root and here == folder  # "." encloses all, and is meant
+        if real in seen or (not named and _encloses(real, folder, here)):
             leftovers.add(LOOPS, here, NO_IMAGES)
             continue
         seen.add(real)
-        entries = list_folder(here, leftovers, root and here == folder)
+        entries = list_folder(here, leftovers, named)
         if entries is None:
             continue
         for path in entries.folders:
@@ -182,7 +190,7 @@ def images_below(folder: Path, leftovers: Leftovers, root: bool = False) -> Iter
                 yield path
             else:
                 sniffed += not path.suffix
-                _leave_out(path, leftovers, sniffed <= SNIFFED)
+                leave_out(path, leftovers, sniffed <= SNIFFED)
 
 
 def holds_images(folder: Path) -> bool:
@@ -196,11 +204,13 @@ def _real(path: Path) -> Path:
 
 def _encloses(real: Path, folder: Path, link: Path) -> bool:
     """Whether ``real`` holds the class's folder, or the place of the link that leads to it."""
-    places = (_real(folder.parent), _real(link.parent))
+    # Not path.parent: that of ".." would be ".".
+    places = [_real(Path(os.path.abspath(path)).parent) for path in (folder, link)]
     return any(real in (place, *place.parents) for place in places) or real in _real(folder).parents
 
 
-def _leave_out(path: Path, leftovers: Leftovers, sniff: bool) -> None:
+def leave_out(path: Path, leftovers: Leftovers, sniff: bool = True) -> None:
+    """Counts a file that is not called like an image. sniff: look into one without an ending."""
     ending = path.suffix.lower()
     if ending in TEXT_ENDINGS:
         leftovers.add(f"{ending} files", path, LITTER)

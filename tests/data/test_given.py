@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from hubpath_fast.data.given import Given, find_images, read_paths
+from hubpath_fast.data.given import Given, find_images
+from hubpath_fast.data.text import read_paths
 
 FILES = (
     "a.png", "b.JPG", "a[1].png", "a1.png", "notes.txt", ".hidden.png", "sub/c.png",
@@ -41,8 +42,11 @@ IN_ORDER = [
 def test_a_folder_is_all_images_below_it_in_order(photos):
     found, [note] = paths("photos")
     assert found == IN_ORDER
-    assert note.startswith("photos: 2 files are left out, no image by its ending: ")
-    assert "notes.txt" in note
+    assert note == (
+        "photos: left out: 1 hidden image (photos/.hidden.png), 1 hidden folder (photos/sub/.cache)"
+        ", 1 folder of the system or of other tools (photos/__MACOSX), 2 .txt files "
+        "(photos/notes.txt)"
+    )
     assert paths("photos/") == (found, [note.replace("photos:", "photos/:", 1)])
 
 
@@ -71,18 +75,49 @@ def test_patterns(photos, pattern, found):
     assert paths(pattern)[0] == found
 
 
+def test_what_hubpath_wrote_is_left_out_and_said(photos):
+    figure = photos / "sub/run/report/figures/routes.png"
+    figure.parent.mkdir(parents=True)
+    figure.write_bytes(b"")
+    (photos / "sub/run/log.jsonl").write_bytes(b"")
+    (photos / "sub/run/last").mkdir()
+    said = "1 folder that hubpath wrote (photos/sub/run)"
+    for given in ("photos", "photos/**"):
+        found, [note] = paths(given)
+        assert found == IN_ORDER
+        assert said in note
+    found, [note] = paths("photos/*/**/*.png")
+    assert found == [IN_ORDER[0], *IN_ORDER[-2:]]
+    assert note == (
+        "photos/*/**/*.png: left out: 1 folder of the system or of other tools "
+        f"(photos/__MACOSX), {said}"
+    )
+    routes = ["photos/sub/run/report/figures/routes.png"]  # by name, whatever it is
+    assert paths("photos/sub/run") == (routes, ["photos/sub/run: left out: 1 .jsonl file "
+                                                "(photos/sub/run/log.jsonl)"])  # fmt: skip
+    assert paths("photos/sub/run/report/*/*.png") == (routes, [])
+
+
+def test_the_current_folder_and_one_above_it(photos, monkeypatch):
+    monkeypatch.chdir(photos / "sub")
+    assert paths(".")[0] == ["c.png", "deep/d,e.png"]
+    assert paths("..")[0] == [f"..{path.removeprefix('photos')}" for path in IN_ORDER]
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
         ("nothing.png", "no such file"),
         ("", "no such file"),
+        ("é" * 300, "no such file"),  # longer than a name may be
         ("empty", "a folder without images, at any depth"),
-        ("photos/only", "a folder without images, at any depth, only photos/only/x.txt"),
+        ("photos/only", "a folder without images, at any depth, only 1 .txt file "
+         "(photos/only/x.txt)"),
         ("*.gif", "no file matches this pattern"),
-        ("photos/*.txt", "no image matches this pattern, only photos/notes.txt"),
+        ("photos/*.txt", "no image matches this pattern, only 1 .txt file (photos/notes.txt)"),
         ("https://example.com/a.png", "addresses are not fetched; download it first"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_image_is_in_its_place_with_the_reason(photos, given, problem):
     found, _ = find_images(["photos/a.png", given, "photos/b.JPG"])
     assert found == [Given("photos/a.png"), Given(given, problem), Given("photos/b.JPG")]
@@ -92,11 +127,12 @@ def test_what_is_no_image_is_in_its_place_with_the_reason(photos, given, problem
 def test_pipes_and_links_to_nothing_are_not_read(photos):
     os.mkfifo(photos / "pipe.png")
     (photos / "link.png").symlink_to("nothing.png")
-    found, _ = find_images(["photos"])
-    assert [(i.path, i.problem) for i in found if i.problem] == [
-        ("photos/link.png", "a link to what is not there"),
-        ("photos/pipe.png", "no regular file"),
-    ]
+    (photos / "loop.png").symlink_to("loop.png")
+    found, [note] = find_images(["photos"])
+    problems = {item.path: item.problem for item in found if item.problem}
+    assert problems.pop("photos/loop.png").startswith("cannot be read (")
+    assert problems == {"photos/link.png": "a link to what is not there"}
+    assert "neither file nor folder (photos/pipe.png)" in note
     assert find_images(["photos/pipe.png"])[0] == [Given("photos/pipe.png", "no regular file")]
 
 
@@ -132,6 +168,7 @@ def test_a_folder_that_cannot_be_listed_is_named(photos, monkeypatch):
         b"\xef\xbb\xbfphotos/a.png\r\nphotos/a[1].png\r\n\r\nphotos/sub",
         b"photos/a.png\0photos/a[1].png\0photos/sub\0",
         "photos/a.png\r\nphotos/a[1].png\r\nphotos/sub\r\n".encode("utf-16"),
+        "photos\\a.png\r\nphotos\\a[1].png\r\nphotos\\sub\r\n".encode("utf-32"),
         b"\"photos/a.png\" \r\n  photos/a[1].png\n'photos/sub'\n",
     ],
 )

@@ -11,7 +11,7 @@ from hubpath_fast.data import DataError, open_images
 from hubpath_fast.data.folder import find_splits
 from hubpath_fast.data.layouts import read_folder
 from hubpath_fast.data.lists import read_list
-from hubpath_fast.data.names import find_file
+from hubpath_fast.data.names import FileFinder
 
 SIZE = (12, 12)
 NFC, NFD = "caf\u00e9", "cafe\u0301"  # café, with one letter and with two
@@ -154,9 +154,13 @@ def test_splits_in_two_forms_have_the_same_classes(tmp_path, write_images):
 
 def test_a_file_is_found_in_another_form_but_no_other_file(tmp_path, write_images):
     write_images(tmp_path, {f"{NFD}/{NFC}.png": SIZE, "x\\y.png": SIZE, "x/y.png": SIZE})
-    assert find_file(tmp_path / NFC / f"{NFD}.png") == tmp_path / NFD / f"{NFC}.png"
+
+    def find(path):
+        return FileFinder().find(path)  # which has read no folder yet
+
+    assert find(tmp_path / NFC / f"{NFD}.png") == tmp_path / NFD / f"{NFC}.png"
     for gone in (tmp_path / NFC / "gone.png", tmp_path / "cafe" / "cafe.png"):
-        assert find_file(gone) == gone
-    assert find_file(f"{tmp_path}/x\\y.png").name == "x\\y.png"  # as it is written comes first
+        assert find(gone) == gone
+    assert find(f"{tmp_path}/x\\y.png").name == "x\\y.png"  # as it is written comes first
     (tmp_path / "x\\y.png").unlink()
-    assert find_file(f"{tmp_path}/x\\y.png") == tmp_path / "x" / "y.png"
+    assert find(f"{tmp_path}/x\\y.png") == tmp_path / "x" / "y.png"
