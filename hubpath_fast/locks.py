@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from .files import remove_leftovers
+from .notes import show_notes
 
 LOCK = ".lock"
 HELD = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}  # by another
@@ -53,7 +53,7 @@ def locked(folder: str | Path, what: str = "run", console: Console | None = None
             remove_leftovers(folder)
         except CannotLock as error:
             text = f"{folder} cannot be locked ({error}): see to it that nothing else works in it"
-            (console or Console()).print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
+            show_notes([text], console or Console())
         yield
     finally:
         if handle is not None:

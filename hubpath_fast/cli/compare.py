@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from ..compare.settings import CompareSettings
-from .messages import console, messages, show_notes
+from ..notes import show_notes
+from .messages import console, messages
 from .options import options
 
 OptionalInt, OptionalStr = Optional[int], Optional[str]  # noqa: UP045
@@ -90,5 +91,5 @@ def report(
 
         notes: list[str] = []
         page = recipe(run, out, device, notes.append)
-        show_notes(notes)
+        show_notes(notes, console)
         console.print(f"The report is in {page}.", soft_wrap=True)

@@ -7,8 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..notes import show_notes
 from ..runs.config import FitConfig
-from .messages import console, messages, show_notes
+from .messages import console, messages
 from .options import options
 
 OptionalStr, OptionalPath = Optional[str], Optional[Path]  # noqa: UP045
@@ -105,4 +106,4 @@ def evaluate(
         split, count, notes = (scores.pop(name) for name in ("split", "n", "notes"))
         named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())
         console.print(f"{split}: {named}, {count} images")
-        show_notes(notes)
+        show_notes(notes, console)

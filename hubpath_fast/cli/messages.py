@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import typer
 from rich.console import Console
@@ -59,12 +59,6 @@ def messages() -> Iterator[None]:
     except (FloatingPointError, OSError) as error:  # such as NonFiniteLoss and WorkerFailure
         errors.print(f"[bold red]failed:[/] {escape(_in_words(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
-
-
-def show_notes(notes: Iterable[str]) -> None:
-    """What a user should know beside the result."""
-    for note in notes:
-        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
 
 
 def _in_words(error: Exception) -> str:

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..notes import show_notes
 from .fit import Device, Folder
 from .messages import console, errors, messages
 
@@ -60,6 +61,7 @@ def predict(
         if out is not None:
             check_ending(out)
         opened = open_run(run, device)
+        show_notes(opened.notes, errors)
         found = _find(images)
         predictions = predict_each(opened, found, default_workers() if workers is None else workers)
         if out is None:
@@ -69,7 +71,7 @@ def predict(
             with AnswerFile(out, *columns) as file:
                 done, broken = _answer(predictions, len(found), file)
             said = f"{done - broken} of {done} images answered in {out}"
-            console.print(escape(printable(said)), soft_wrap=True, highlight=False)
+            console.print(escape(one_line(said)), soft_wrap=True, highlight=False)
         if broken:
             _say(f"[bold red]{broken} of {done} images could not be read[/]")
             raise typer.Exit(2 if broken == done else 1)
@@ -82,13 +84,12 @@ def _find(images: list[str]) -> list[Given]:
     if STDIN in images and sys.stdin.isatty():
         _say("reading paths, a line each; Ctrl-D ends the list (Ctrl-Z on Windows)")
     found, notes = find_images(images, sys.stdin.buffer if STDIN in images else None)
-    for note in notes:
-        _say(f"[yellow]note[/] {escape(printable(note))}")
+    show_notes(map(one_line, notes), errors)
     problems = [f"{item.path}: {item.problem}" for item in found if item.problem]
     if len(problems) == len(found):
         from ..data.layouts import examples
 
-        raise ValueError(printable(f"images: nothing to read; {examples(problems)}"))
+        raise ValueError(one_line(f"images: nothing to read; {examples(problems)}"))
     return found
 
 
@@ -115,10 +116,9 @@ def _answer(
     return done, broken
 
 
-def printable(text: str) -> str:
+def one_line(text: str) -> str:
     """Text on one line: what no console can show as its escape, such as a line break in a name."""
-    escaped = (c.encode("unicode_escape").decode() for c in text)
-    return "".join(c if c.isprintable() else e for c, e in zip(text, escaped, strict=True))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _tell(batch: Iterable[Prediction], quiet: bool) -> None:
@@ -126,11 +126,11 @@ def _tell(batch: Iterable[Prediction], quiet: bool) -> None:
     for p in batch:
         if p.error is not None:
             sys.stdout.flush()  # in the order given, where both go to one place
-            _say(f"[bold red]error:[/] {escape(printable(p.error))}")
+            _say(f"[bold red]error:[/] {escape(one_line(p.error))}")
         elif not quiet:
             experts = ", ".join(f"{name} {weight:.2f}" for name, weight in p.experts.items())
             line = f"{p.given}: {p.label} ({p.probability:.3f}); experts: {experts}"
-            print(printable(line))
+            print(one_line(line))
     sys.stdout.flush()
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from ..data.cache import free_memory
 from ..data.named import DIGITS
 from ..locks import locked
+from ..notes import show_notes
 from ..runs.folder import check_apart
 from .digits_hub import Pretraining, expert_store
 from .methods import Method, choose_methods, methods_of
@@ -106,17 +107,14 @@ def train_missing(
         Workers(body, out_dir, 1, threads).run(
             missing, lambda job: results[job.seed].problem is not None, _check_prepared(out_dir)
         )
-    for note in dict.fromkeys(
-        text for r in results.values() for text in r.problem.get("notes", ())
-    ):
-        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
+    notes = [text for r in results.values() for text in r.problem.get("notes", ())]
+    show_notes(dict.fromkeys(notes), console)
 
     jobs = [job for seed in seeds for job in _jobs(settings, methods, results[seed])]
     missing = [job for job in jobs if not _is_done(job, out_dir)]
     if missing and begun and settings.fit.dataset != DIGITS:
         # Data may have changed since; what is refused here, each run would refuse for itself.
-        for note in check_data(settings, seeds[0], out_dir):
-            console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
+        show_notes(check_data(settings, seeds[0], out_dir), console)
     parameters = max(r.problem.get("parameters", 0) for r in results.values())
     count = workers_that_fit(count, parameters, free_memory())
     text = f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished"

@@ -20,6 +20,7 @@ from ..hub import default_input_size, expert_names, expert_sources
 from ..hub.labels import legend
 from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
+from ..notes import show_notes
 from ..runs.build import build_seeded, eval_batches, make_task, score, train_stream
 from ..runs.config import FitConfig
 from ..runs.data import open_to_train
@@ -103,7 +104,7 @@ def _fit(
     metric, step, lost = task.metric, result.best_step, folder.lost_best()
     if lost is not None:
         step = None
-        console.print(f"[yellow]note[/] {escape(lost)}", soft_wrap=True, highlight=False)
+        show_notes([lost], console)
     with trainer.reading():
         test = score(model, task, splits.test, config, image_size)
     beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
@@ -231,5 +232,4 @@ def _banner(
         console.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=True, highlight=False)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     busy = busy_note(load, usable_cores(), torch.get_num_threads())
-    for note in (*splits.notes, *splits.changes, *([busy] if busy else [])):
-        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
+    show_notes([*splits.notes, *splits.changes, *([busy] if busy else [])], console)

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import stat
 import sys
 from itertools import count
@@ -82,6 +83,15 @@ def test_broken_images_do_not_lose_the_others(run, photos):
     # One alone says the same of itself as among others.
     [line] = hubpath("predict", run, answered[0]).stdout.splitlines()
     assert line == lines[0]
+
+
+def test_a_run_without_its_best_weights_says_so(run, photos, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    assert hubpath("predict", tmp_path / "copy", "photos/0/000.png").stderr == ""
+    shutil.rmtree(tmp_path / "copy/best")
+    result = hubpath("predict", tmp_path / "copy", "photos/0/000.png")
+    assert result.stderr.startswith(f"note {tmp_path / 'copy/best'} is gone: the weights are")
+    assert len(result.stdout.splitlines()) == 1
 
 
 def test_workers_change_nothing(run, photos):
