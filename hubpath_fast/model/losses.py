@@ -81,7 +81,8 @@ class HubPathwayLoss(nn.Module):
 
         Raises:
             ValueError: y or sample_weight of another length than the batch, targets of another
-                shape or dtype, classes out of range (on the CPU), or a task loss that does not return one value a sample.
+                shape or dtype, classes out of range (on the CPU), or a task loss that does not
+                return one value a sample.
         """
         n = out.prediction.shape[0]
         if len(y) != n:

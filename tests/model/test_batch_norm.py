@@ -146,6 +146,6 @@ def test_the_layer_is_named_even_where_it_refuses_the_image_that_the_network_is_
         nn.Flatten(),
         nn.Linear(4, 3),
     )
-    with pytest.raises(HubError, match="^expert 0 .*layer '2' .BatchNorm2d. has no running") as e:
+    with pytest.raises(HubError, match=r"^expert 0 .*layer '2' .BatchNorm2d. has no running") as e:
         build_experts([pooled], 3, False, 8)
     assert len(e.value.problems) == 1
