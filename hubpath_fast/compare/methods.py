@@ -7,7 +7,7 @@ all follow from ``methods_of``.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,7 +205,7 @@ def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
 
     Raises ValueError for unknown names, with the closest.
     """
-    names = [_plain(part) for part in text.split(",") if part.strip()]
+    names = _split_names(text, {_plain(name) for m in methods for name in (m.name, m.full)})
     if not names:
         raise ValueError("methods: expected names, comma-separated, or all; got none")
     if "all" in names:
@@ -222,6 +222,17 @@ def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
             raise ValueError(f"methods: {name!r} is unknown; {hint}There are {', '.join(allowed)}")
         wanted.update(of_group or exact)
     return [method for method in methods if method.name in wanted]
+
+
+def _split_names(text: str, known: Collection[str]) -> list[str]:
+    """The names of a list, plain; of an expert alone one may hold commas, as paths do."""
+    parts = [_plain(part) for part in text.split(",") if part.strip()]
+    names: list[str] = []
+    while parts:
+        runs = (",".join(parts[:count]) for count in range(len(parts), 1, -1))
+        names.append(next((name for name in runs if name in known), parts[0]))
+        parts = parts[names[-1].count(",") + 1 :]
+    return names
 
 
 def _plain(name: str) -> str:

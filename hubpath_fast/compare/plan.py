@@ -26,7 +26,7 @@ class Job:
 
     rate: of the bodies; None: that which ``follows`` was chosen at, or nothing is trained. tried:
     whether other rates are tried for the same run. needs: runs that must be finished before. cost:
-    how long it takes, in any unit.
+    how long it takes, in any unit. method: the name of the method that it is the run of, if so.
     """
 
     seed: int
@@ -36,13 +36,16 @@ class Job:
     follows: str | None = None
     needs: tuple[str, ...] = ()
     cost: float = 0.0
+    method: str = ""
 
     def folder(self, out_dir: Path) -> Path:
         return run_folder(out_dir, self.seed, self.run, self.rate if self.tried else None)
 
     @property
     def name(self) -> str:
-        return f"{self.run} at {self.rate:g}" if self.tried else self.run
+        """As progress shows it: an expert alone by the expert's name, not its number."""
+        name = self.method or self.run
+        return f"{name} at {self.rate:g}" if self.tried else name
 
     def __str__(self) -> str:
         return f"seed {self.seed}: {self.name}"
@@ -94,7 +97,9 @@ def plan_jobs(
         for rate in rates if method.tuned else rates[:1]:
             rate = rate if method.tuned else None
             cost = method.forwards * share
-            jobs.append(Job(seed, method.run, rate, tried, method.follows, needs, cost))
+            jobs.append(
+                Job(seed, method.run, rate, tried, method.follows, needs, cost, method.name)
+            )
     return sorted(jobs, key=lambda job: -_path(job, jobs))
 
 

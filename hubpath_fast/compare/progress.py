@@ -58,7 +58,7 @@ class Progress:
             if self.best is None or metric.is_better(value, than=self.best[0]):
                 self.best = value, f"{metric.text(value)} ({job.name})"
         self.console.print(
-            f"\\[{self.done}/{self.total}] {job}: {said}, {seconds:.0f} s",
+            f"\\[{self.done}/{self.total}] {escape(str(job))}: {said}, {seconds:.0f} s",
             soft_wrap=True,
             highlight=False,
         )

@@ -96,7 +96,7 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
             "group_names": list(problem.group_names),
             "group_label": problem.group_label,
             "images": {name: len(part) for name, part in problem.targets.items()},
-            "difference": difference([expert.body for expert in experts]),
+            "difference": difference([expert.body for expert in experts], problem.expert_names),
             "fingerprint": problem.fingerprint(),
             "costs": [count_flops(e.module.eval(), problem.size) / 1e9 for e in experts],
             "parameters": sum(p.numel() for e in experts for p in e.module.parameters()),

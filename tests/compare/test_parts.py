@@ -79,6 +79,7 @@ class TestParts:
         assert [job.rate for job in jobs if job.run == "single-0"] == [1e-3, 1e-2]
         assert [job.rate for job in jobs if job.run == "soup-greedy"] == [None]
         assert str(by_run["distill"]) == "seed 4: distill at 0.01"
+        assert by_run["single-1"].name == "single:b at 0.01"
         assert all(job.seed == 4 for job in jobs)
 
     def test_experts_are_pretrained_before_what_needs_them_and_long_jobs_come_first(self):

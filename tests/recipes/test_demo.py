@@ -63,9 +63,10 @@ def test_the_table_and_the_page_show_the_same_numbers(finished):
 def test_a_line_for_every_run_where_there_is_no_terminal(finished):
     lines = [line for line in finished[2].splitlines() if line.startswith("[")]
     assert [line.split("]")[0] for line in lines] == [f"[{i}/11" for i in range(1, 12)]
-    runs = sorted(re.search(r"seed 0: ([a-z]+-?\d?):", line)[1] for line in lines)
+    runs = sorted(re.search(r"seed 0: (\S+):", line)[1] for line in lines)
     assert runs == [
-        "pathway", *(f"pretrain-{i}" for i in range(5)), *(f"single-{i}" for i in range(5)),
+        "hub-pathway", *(f"pretrain-{i}" for i in range(5)),
+        *sorted(f"single:{name}" for name in RENDERINGS),
     ]  # fmt: skip
 
 

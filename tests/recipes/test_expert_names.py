@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import timm
@@ -97,6 +98,11 @@ def test_tables_of_a_comparison(tmp_path, hub):
     assert describe(settings, (0,)).startswith(legend)
     # The names that earlier versions gave are understood, and their tables shown under new ones.
     assert choose_methods(f"single:{hub[1]}", methods) == alone[:1]
+    comma = replace(alone[0], name="single:a,b", full="single:file/x,y/a,b.pth?arch=test_resnet")
+    for text in ("single:a,b", f"{comma.full},single:my-birds", "ensemble, single:A,B"):
+        assert choose_methods(text, [comma, *methods])[0] == comma
+    with pytest.raises(ValueError, match="methods: 'single:a' is unknown"):
+        choose_methods("single:a,c", [comma, *methods])
     old = {"method": f"single:{hub[2]}", "title": f"single: {hub[2]}", "mean": 0.5}
     assert retitled(old, methods) == {**old, "title": "single: my-birds"}
     other = {"method": "of-another-version", "title": "Other"}
