@@ -13,7 +13,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
@@ -255,6 +255,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in {**old, **new}
         if old.get(name, absent) != new.get(name, absent)
     ]
+
+
+def there_are(
+    known: Iterable[str], name: str, spellings: Mapping[str, str] | None = None, most: int = 3
+) -> str:
+    """What there is instead of an unknown name, for its message: the closest ones, then all.
+
+    spellings: of what is known, as a user may have typed it. most: of the closest, that many.
+    """
+    spellings = spellings or {other: other for other in known}
+    close = difflib.get_close_matches(name, spellings, n=most, cutoff=0.5)
+    close = dict.fromkeys(spellings[spelling] for spelling in close)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{hint}There are {', '.join(known)}"
 
 
 def check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ all follow from ``methods_of``.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..baselines import Noiseless, RandomGenerator, TaskGenerator, oracle
+from ..fields import there_are
 from ..hub.labels import numbered
 from ..runs.build import kind_of_task
 from ..training import Task
@@ -217,9 +217,7 @@ def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
         if not of_group and not exact:
             several = [m.name for m in methods if not m.name.startswith("single:")]
             allowed = ["all", *GROUPS, *several]
-            close = difflib.get_close_matches(name, allowed, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise ValueError(f"methods: {name!r} is unknown; {hint}There are {', '.join(allowed)}")
+            raise ValueError(f"methods: {name!r} is unknown; {there_are(allowed, name)}")
         wanted.update(of_group or exact)
     return [method for method in methods if method.name in wanted]
 

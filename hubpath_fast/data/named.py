@@ -7,11 +7,11 @@ is a DataError that shows both as trees and says where to get it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 
 import numpy as np
 
+from ..fields import there_are
 from .decode import verify_images
 from .digits import CLASSES, DigitsTask
 from .folder import open_images
@@ -47,10 +47,7 @@ def find_dataset(name: str) -> str:
     plain = plain_name(name)
     if plain in SPELLINGS:
         return SPELLINGS[plain]
-    close = difflib.get_close_matches(plain, SPELLINGS, n=3, cutoff=0.5)
-    close = dict.fromkeys(SPELLINGS[spelling] for spelling in close)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise ValueError(f"dataset {name!r} is unknown; {hint}There are {', '.join(DATASETS)}")
+    raise ValueError(f"dataset {name!r} is unknown; {there_are(DATASETS, plain, SPELLINGS)}")
 
 
 def open_dataset(

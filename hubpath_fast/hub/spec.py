@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..fields import there_are
 from .aliases import FILE_PREFIX, FOLDER_PREFIX, LOCAL, local_path
 from .errors import HubError
 
@@ -138,11 +139,7 @@ class ExpertSpec:
         for option in options.split("&"):
             key, _, value = option.partition("=")
             if key not in OPTIONS:
-                close = difflib.get_close_matches(key, OPTIONS, n=1)
-                hint = f"did you mean {close[0]}? " if close else ""
-                raise HubError(
-                    f"{text}: unknown option {key!r}; {hint}There are {', '.join(OPTIONS)}"
-                )
+                raise HubError(f"{text}: unknown option {key!r}; {there_are(OPTIONS, key)}")
             field, read = OPTIONS[key]
             try:
                 values[field] = read(value)

@@ -14,12 +14,12 @@ the handwritten digits that scikit-learn carries; no download, no GPU.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from ..data.named import DIGITS
+from ..fields import there_are
 from ..training import TrainerConfig
 
 PAPER_TRAINER = TrainerConfig(
@@ -87,8 +87,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def preset(name: str) -> dict[str, Any]:
     """A copy of a preset's settings, as ``FitConfig.from_dict`` takes them; data may be missing."""
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"preset {name!r} is unknown; {hint}There are {', '.join(PRESETS)}")
+        raise ValueError(f"preset {name!r} is unknown; {there_are(PRESETS, name, most=1)}")
     values = dict(PRESETS[name])
     return {**values, "trainer": dict(values["trainer"])}
