@@ -139,7 +139,9 @@ def _label(spec: ExpertSpec) -> _Label:
     if name.startswith(f"{FOLDER}:"):
         folders = _folders(name.partition(":")[2])
         base, *above = _telling_first(folders) or [FOLDER]
-        return _Label(base, {"source": FOLDER, **_numbered(above), **options})
+        below = folders[: len(folders) - len(above) - 1]  # as checkpoint-500, of a Trainer
+        parts = {"source": FOLDER, **_numbered(above), **options}
+        return _Label(base, {**parts, "stem": below[0] if below else ""})
     if name.startswith(f"{FILE}/"):
         return _file(name.removeprefix(f"{FILE}/"), spec.arch, options)
     source, slash, rest = name.rpartition("/")

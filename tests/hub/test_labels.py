@@ -54,6 +54,8 @@ CACHE = "local-dir:/c/models--timm--resnet50.a1_in1k/snapshots/"
         (["local-dir:/x/birds", "local-dir:/y/cars/"], ["birds", "cars"]),
         (["local-dir:/x/birds", "local-dir:/y/birds"], ["x/birds", "y/birds"]),
         (["local-dir:runs/birds/best", "local-dir:."], ["birds", "local-dir"]),
+        (["local-dir:birds/checkpoint-5", "local-dir:birds/checkpoint-10"],
+         ["birds.checkpoint-5", "birds.checkpoint-10"]),
         ([CACHE + "0123456789" * 4], ["resnet50.a1_in1k"]),
         # Long ones keep both ends; where these are equal, a number.
         ([f"file/{LONG}fold0.pt{R50}", f"file/{LONG}fold1.pt{R50}"],
