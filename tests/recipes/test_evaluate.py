@@ -134,12 +134,12 @@ def test_images_without_classes(run, other):
     fill(other, {"red": 2})
     _, count, notes = scored(run, other)
     assert count == 2
-    assert f"left out: 1 images beside the folders of classes ({other}/a.png)" in notes[-1]
+    assert f"left out: 1 image beside the folders of classes ({other}/a.png)" in notes[-1]
 
 
 def test_folders_of_classes_beside_a_split_are_named(run, other):
     notes = scored(run, fill(other, {"test/red": 2, "red": 3}))[2]
-    assert f"left out: 1 folders beside test/ ({other}/red)" in notes[-1]
+    assert f"left out: 1 folder beside test/ ({other}/red)" in notes[-1]
 
 
 def test_what_is_no_data(run, other):
