@@ -92,4 +92,4 @@ def report(
         notes: list[str] = []
         page = recipe(run, out, device, notes.append)
         show_notes(notes, console)
-        console.print(f"The report is in {page}.", soft_wrap=True)
+        console.print(f"The report is in {page}.", soft_wrap=True, markup=False)

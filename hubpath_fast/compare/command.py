@@ -74,6 +74,7 @@ def compare(
         f"The table is in {out_dir / 'table.html'} (.md, .json); `hubpath report {out_dir}` shows "
         "which experts each image was sent to.",
         soft_wrap=True,
+        markup=False,  # of a path with brackets
     )
     return rows
 

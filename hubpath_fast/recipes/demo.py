@@ -110,6 +110,7 @@ def demo(
         f"{summary['seconds']:.0f} s. The numbers are in {out_dir / SUMMARY}, the figures in "
         f"{out_dir / REPORT}.",
         soft_wrap=True,
+        markup=False,  # of a path with brackets
     )
     return summary
 

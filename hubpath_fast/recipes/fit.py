@@ -125,14 +125,16 @@ def _fit(
     name = "validation (there is no test split)" if splits.test_is_validation else "test"
     console.print(
         f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/]{more} with the "
-        f"weights of step {summary['best_step']}; kept in {folder.checkpoint()}"
+        f"weights of step {summary['best_step']}; kept in {escape(str(folder.checkpoint()))}",
+        soft_wrap=True,
     )
     if config.crops > 1:
         with trainer.reading():
             scores = score(model, task, splits.test, config, image_size, config.crops)
         value = summary[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]
         console.print(
-            f"[bold]{name}: {metric.text(value)}[/] over {config.crops} crops of each image"
+            f"[bold]{name}: {metric.text(value)}[/] over {config.crops} crops of each image",
+            soft_wrap=True,
         )
     folder.write_result(summary)
     return result, summary

@@ -198,3 +198,17 @@ def test_a_file_in_the_place_of_a_folder_is_named(run, data):
 def test_a_seed_that_the_digits_do_not_take_is_named(seed, tmp_path):
     said = refused("demo", "--seed", seed, "--out", tmp_path / "demo")
     assert f"seed: expected an integer in 0..4294967295, got {seed}" in said
+
+
+def test_folders_with_brackets_are_folders(tmp_path):
+    """Brackets are markup to what draws colours, and "[/]" ends some that was never begun."""
+    for i in range(8):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (i, 20 * i, 0)).save(path)
+    out = tmp_path / "[/]" / "run[old]"
+    said = hubpath(*FIT, tmp_path / "images", "--workers", 0, "--out", out).stdout
+    assert f"with the weights of step 1; kept in {out / 'best'}\n" in said
+    assert (out / "result.json").is_file()
+    page = out / "report" / "report.html"
+    assert hubpath("report", out).stdout.endswith(f"The report is in {page}.\n")
