@@ -14,6 +14,7 @@ from hubpath_fast.data.text import read_paths
 FILES = (
     "a.png", "b.JPG", "a[1].png", "a1.png", "notes.txt", ".hidden.png", "sub/c.png",
     "sub/deep/d,e.png", "sub/.cache/f.png", "[2020]/g.png", "__MACOSX/sub/h.png", "only/x.txt",
+    "sub/@eaDir/c.png/SYNOPHOTO_THUMB_S.png", "$RECYCLE.BIN/i.png",
 )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def test_a_folder_is_all_images_below_it_in_order(photos):
     assert found == IN_ORDER
     assert note == (
         "photos: left out: 1 hidden image (photos/.hidden.png), 1 hidden folder (photos/sub/.cache)"
-        ", 1 folder of the system or of other tools (photos/__MACOSX), 2 .txt files "
+        ", 3 folders of the system or of other tools (photos/$RECYCLE.BIN), 2 .txt files "
         "(photos/notes.txt)"
     )
     assert paths("photos/") == (found, [note.replace("photos:", "photos/:", 1)])
@@ -89,8 +90,8 @@ def test_what_hubpath_wrote_is_left_out_and_said(photos):
     found, [note] = paths("photos/*/**/*.png")
     assert found == [IN_ORDER[0], *IN_ORDER[-2:]]
     assert note == (
-        "photos/*/**/*.png: left out: 1 folder of the system or of other tools "
-        f"(photos/__MACOSX), {said}"
+        "photos/*/**/*.png: left out: 3 folders of the system or of other tools "
+        f"(photos/$RECYCLE.BIN), {said}"
     )
     routes = ["photos/sub/run/report/figures/routes.png"]  # by name, whatever it is
     assert paths("photos/sub/run") == (routes, ["photos/sub/run: left out: 1 .jsonl file "
