@@ -7,6 +7,7 @@ pixel, which would make two different images alike.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -137,6 +138,7 @@ def _transparent(image: Image.Image) -> bool:
 
 
 def _on_background(image: Image.Image) -> Image.Image:
+    image.load()  # may tell another mode than the head did: an ICNS without alpha says RGBA
     if image.mode != "RGBA":
         image = image.convert("RGBA")
     if image.getchannel("A").getextrema() == (255, 255):  # as of screenshots, and quicker
@@ -237,6 +239,10 @@ def _hush() -> None:
 
 
 def _reason(path: str | Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:  # repeats the path, too
+        if os.path.islink(path) and not os.path.exists(path):
+            return f"a link to {os.readlink(path)}, which is not there"
+        return error.strerror or str(error)
     if isinstance(error, Image.UnidentifiedImageError):  # repeats the path
         return _unidentified(path)
     if isinstance(error, MemoryError):

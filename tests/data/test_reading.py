@@ -373,6 +373,25 @@ def test_what_is_no_image_is_named(tmp_path, data, said):
     assert said in decode.broken_images([path])[0]
 
 
+def test_a_link_to_nothing_is_named_with_its_end(tmp_path):
+    link = tmp_path / "a.png"
+    link.symlink_to("gone/b.png")
+    with pytest.raises(DataError) as error:
+        load_image(link)
+    assert str(error.value) == (
+        f"cannot read the image {link} (a link to gone/b.png, which is not there)"
+    )
+    missing = tmp_path / "c.png"
+    with pytest.raises(DataError) as error:
+        load_image(missing)
+    assert str(error.value) == f"cannot read the image {missing} (No such file or directory)"
+
+
+def test_an_icon_whose_head_promises_alpha(tmp_path):
+    """Pillow says RGBA of it until it is decoded."""
+    assert row(saved(tmp_path / "a.icns", Image.new("RGB", (32, 32), RED)))[:1] == [RED]
+
+
 def test_an_image_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     path = saved(tmp_path / "huge.png", Image.new("L", (40, 40)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
