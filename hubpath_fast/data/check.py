@@ -29,17 +29,25 @@ SMALL = 16  # pixels a side, below which an image is rather a thumbnail or a mis
 class CheckReport:
     """What was found. counts: (what, found, published or None). refused: a sentence for each thing
     for which `hubpath fit` would stop. problems: for each that spoils figures, such as images that
-    are missing or left out. notes: what is good to know."""
+    are missing or left out. notes: what is good to know. skipped: how many files and folders were
+    left out, those of systems among them."""
 
     title: str
     counts: tuple[tuple[str, int, int | None], ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    skipped: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong; what was left out is none of the user's images."""
+        return not self.problems and not self.refused
 
     @property
     def complete(self) -> bool:
-        return not self.problems and not self.refused
+        """Whether nothing is wrong and nothing was left out."""
+        return self.sound and not self.skipped
 
 
 def check_dataset(
@@ -154,6 +162,7 @@ def _check_own(root: Path, decode: bool) -> CheckReport:
             *([_left_out(litter)] if (litter := [s for s in skipped if s.is_litter]) else []),
         ),
         tuple(refused),
+        sum(some.count for some in skipped),
     )
 
 

@@ -53,6 +53,8 @@ def print_report(report: CheckReport, console: Console) -> None:
 def _verdict(report: CheckReport, own: bool) -> str:
     if report.complete:
         return "[bold green]complete[/]"
+    if report.sound:
+        return "[bold green]nothing is wrong[/]; what was left out is none of your images"
     if report.refused:
         count = len(report.refused)
         reasons = "1 reason" if count == 1 else f"{count} reasons"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.command import hubpath, refused
 
-from hubpath_fast.data import DataError, open_images
+from hubpath_fast.data import DataError, check_dataset, open_images
 from hubpath_fast.data.copies import equal_files
 
 SIZE = (20, 20)
@@ -141,11 +141,16 @@ def test_a_list_with_one_of_each_problem(photos):
     ]
 
 
-def test_litter_alone_leaves_a_folder_complete(photos):
+def test_litter_alone_is_nothing_wrong_and_a_folder_without_is_complete(photos):
+    assert checked("photos", status=0)[1].splitlines()[-1] == "complete"
+    assert check_dataset("folder", "photos").complete
     (photos / "train" / "red" / "Thumbs.db").write_bytes(b"x")
     (photos / "train" / "__MACOSX").mkdir()
     lines, output = checked("photos", status=0)
-    assert "complete" in output
+    assert "complete" not in output
+    assert "nothing is wrong; what was left out is none of your images" in output
+    report = check_dataset("folder", "photos")
+    assert (report.sound, report.complete, report.skipped) == (True, False, 2)
     assert [line for line in lines if "left out" in line] == [
         "note left out: 1 folder of the system or of other tools (photos/train/__MACOSX)",
         "note left out: 1 file of the system (photos/train/red/Thumbs.db)",
