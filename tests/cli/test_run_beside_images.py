@@ -47,6 +47,18 @@ def test_a_run_among_the_folders_of_its_images_is_no_class(photos):
     assert hubpath("evaluate", "hubpath-run").output == first
 
 
+def test_a_run_of_data_here_is_looked_at_from_elsewhere(photos, monkeypatch):
+    """The folder that holds ``photos`` looks like data with one class, photos."""
+    hubpath(*FIT, "--data", ".", "--seeds", "0,1")
+    first = hubpath("evaluate", "hubpath-run/seed-1").output
+    monkeypatch.chdir(photos.parent)
+    assert hubpath("evaluate", "photos/hubpath-run/seed-1").output == first
+    folder = RunFolder(photos / "hubpath-run")
+    assert folder.seeds()[0].data == folder.seed(1).record().config.data == str(photos)
+    monkeypatch.chdir(photos)
+    assert hubpath(*FIT, "--data", ".", "--seeds", "0,1", "--resume").output.count("is done") == 2
+
+
 def test_a_run_is_not_written_into_a_class(photos):
     for out in (".", "red", "red/run", "../photos"):
         assert "lies in the data's folder" in refused(*FIT, "--data", ".", "--out", out)
