@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.markup import escape
 
+from .files import printable
+
 
 def show_notes(notes: Iterable[str], console: Console) -> None:
     for note in notes:
-        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]note[/] {escape(printable(note))}", soft_wrap=True, highlight=False)

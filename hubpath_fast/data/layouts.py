@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .kinds import is_image
-from .names import is_text, one_form
+from .names import one_form
 from .walk import LITTER, Leftovers, Skipped, list_folder, walk
 from .walk import DataError as DataError  # where others look for it
 
@@ -68,7 +68,7 @@ def read_folder(folder: Path) -> LabelledFiles:
         else:
             leftovers.add("other files beside the folders of classes", path, LITTER)
     classes = tuple(sorted(images))
-    problems = [_unreadable_name(folder, name) for name in images if not is_text(name)]
+    problems = []
     if not any(images.values()):
         problems.append(_no_images(folder, entries.files, leftovers))
     return LabelledFiles(
@@ -78,13 +78,6 @@ def read_folder(folder: Path) -> LabelledFiles:
         classes,
         leftovers.all(),
         tuple(problems),
-    )
-
-
-def _unreadable_name(folder: Path, name: str) -> Problem:
-    return Problem(
-        f"{folder} holds the class {name!a}, whose name is no UTF-8",
-        ", so that it cannot be written into reports; rename the folder",
     )
 
 

@@ -19,12 +19,6 @@ def one_form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def is_text(name: str) -> bool:
-    """Whether a file's name can be written down: bytes that are no UTF-8 stand in it as halves of
-    letters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
 def is_gone(path: Path) -> bool:
     """Whether there is no such file; one that may not be looked at is there."""
     try:
