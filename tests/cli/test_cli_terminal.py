@@ -186,7 +186,8 @@ def test_errors_of_the_system_are_told_in_words(error, words, capsys):
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(run, data):
-    file = data / "red" / "0.png"
+    file = run.parent / "file"  # not among the images, of which more would be said
+    file.touch()
     for command in (["report", run], [*FIT, data], ["demo"]):
         assert f"out: {file} is a file; give a folder" in refused(*command, "--out", file)
     cache = ["--workers", 0, "--out", run.parent / "new", "--cache", "disk", "--cache-dir", file]
