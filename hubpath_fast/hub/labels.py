@@ -52,7 +52,7 @@ class _Label:
         ends = "".join(f".{added[kind]}" for kind in ("tag", "stem") if kind in added)
         options = [f"{kind[1:]}={text}" for kind, text in added.items() if kind[0] == "?"]
         name = "/".join([*source, *folders, self.base + ends])
-        return name + ("?" + "&".join(options) if options else "")
+        return name + (f" ({' '.join(options)})" if options else "")
 
 
 def expert_names(hub: str | Sequence[str | nn.Module | ExpertSpec]) -> tuple[str, ...]:

@@ -30,9 +30,9 @@ CACHE = "local-dir:/c/models--timm--resnet50.a1_in1k/snapshots/"
         # Options tell apart where nothing else does, and only those that differ.
         (["resnet50?lr=0.1", "resnet18?freeze=body&size=64"], ["resnet50", "resnet18"]),
         (["resnet50?lr=0.1&freeze=body", "resnet50?freeze=body", "resnet50?lr=0.2&freeze=body"],
-         ["resnet50?lr=0.1", "resnet50", "resnet50?lr=0.2"]),
+         ["resnet50 (lr=0.1)", "resnet50", "resnet50 (lr=0.2)"]),
         (["resnet50.a1?lr=0.1", "resnet50.a2?lr=0.2"], ["resnet50.a1", "resnet50.a2"]),
-        (["vit?size=32", "vit?size=32", "vit"], ["vit?size=32 #1", "vit?size=32 #2", "vit"]),
+        (["vit?size=32", "vit?size=32", "vit"], ["vit (size=32) #1", "vit (size=32) #2", "vit"]),
         # Files: the stem; the architecture where it says nothing, with a folder where it must.
         ([f"file//home/me/runs/long/path/birds.pth.tar{R50}"], ["birds"]),
         ([f"file//home/me/model_best.pth.tar{R50}", "resnet18"], ["resnet50", "resnet18"]),
@@ -47,7 +47,7 @@ CACHE = "local-dir:/c/models--timm--resnet50.a1_in1k/snapshots/"
           "file/pytorch_model-00001-of-00002.bin?arch=resnet34",
           "file/model.safetensors.index.json?arch=vit_tiny"],
          ["resnet50", "resnet18", "resnet34", "vit_tiny"]),
-        ([f"file/birds.pt{R50}&lr=0.1", f"file/birds.pt{R50}"], ["birds?lr=0.1", "birds"]),
+        ([f"file/birds.pt{R50}&lr=0.1", f"file/birds.pt{R50}"], ["birds (lr=0.1)", "birds"]),
         ([f"file/C:\\Users\\me\\birds.pt{R50}", "file/.pth?arch=resnet18"], ["birds", "resnet18"]),
         ([f"file/birds v2, final.pt{R50}"], ["birds v2, final"]),
         # Folders.
@@ -83,7 +83,7 @@ def test_modules_are_called_by_class_or_as_timm_knows_them():
     hub = [nn.Conv2d(3, 3, 1), ExpertSpec(nn.Conv2d(3, 3, 1), lr_factor=0.1), nn.Conv2d(3, 3, 1),
            known, "test_vit"]  # fmt: skip
     assert expert_names(hub) == (
-        "Conv2d #1", "Conv2d?lr=0.1", "Conv2d #2", "test_resnet", "test_vit",
+        "Conv2d #1", "Conv2d (lr=0.1)", "Conv2d #2", "test_resnet", "test_vit",
     )  # fmt: skip
     assert expert_names([known, "test_resnet"]) == ("test_resnet.r160_in1k", "test_resnet")
 
