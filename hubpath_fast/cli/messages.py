@@ -63,6 +63,8 @@ def messages() -> Iterator[None]:
 
 def _in_words(error: Exception) -> str:
     """Of the system's errors without their number: "Permission denied: /data/run"."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"the name {error.object!a} cannot be written in {error.encoding}; set PYTHONUTF8=1"
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]

@@ -82,7 +82,7 @@ class CompareSettings(Settings):
         own = {k: v for k, v in super().identity().items() if not k.startswith("fit.")}
         fit = {k: v for k, v in self.fit.identity().items() if k not in FREE}
         if self.fit.dataset == FOLDER:
-            fit["data"] = self.fit.data
+            fit["data"] = self.fit.placed().data
         return fit | own
 
 
@@ -191,7 +191,8 @@ def open_folder(out_dir: Path, settings: CompareSettings, take: bool = True) -> 
                 f"out: {out_dir} holds something that is no comparison; choose another folder"
             )
         if take:
-            write_json(out_dir / COMPARE_FILE, {"settings": settings.to_dict()})
+            placed = settings.replace(fit=settings.fit.placed())
+            write_json(out_dir / COMPARE_FILE, {"settings": placed.to_dict()})
         return
     old = CompareSettings.from_dict(held["settings"]).identity()
     new = settings.identity()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
 
     def with_seed(self, seed: int) -> FitConfig:
         return self.replace(trainer=self.trainer.replace(seed=seed))
+
+    def placed(self) -> FitConfig:
+        """With the whole path of the data: who looks at a run later is in another folder."""
+        return self if self.data is None else self.replace(data=os.path.abspath(self.data))
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)

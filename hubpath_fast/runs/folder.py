@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ class RunFolder:
             return _record(*held)
 
     def write_record(self, record: Record) -> None:
-        values = {**record._asdict(), "config": _placed(record.config).to_dict()}
+        values = {**record._asdict(), "config": record.config.placed().to_dict()}
         write_json(self.path / FIT, values)
 
     @property
@@ -104,7 +103,7 @@ class RunFolder:
             return FitConfig.from_dict(config), tuple(seeds)
 
     def write_seeds(self, config: FitConfig, seeds: Sequence[int]) -> None:
-        write_json(self.path / SEEDS, {"config": _placed(config).to_dict(), "seeds": list(seeds)})
+        write_json(self.path / SEEDS, {"config": config.placed().to_dict(), "seeds": list(seeds)})
 
     def config(self) -> FitConfig | None:
         """The settings of what is here, of one seed or several; None where nothing is."""
@@ -175,11 +174,6 @@ def _record(config: Any, classes: Any, image_size: Any) -> Record:
     if type(image_size) is not int or image_size < 1:
         raise ValueError(f"image_size: expected an integer of at least 1, got {image_size!r}")
     return Record(FitConfig.from_dict(config), tuple(map(one_form, classes)), image_size)
-
-
-def _placed(config: FitConfig) -> FitConfig:
-    """With the whole path of the data: who looks at a run later is in another folder."""
-    return config if config.data is None else config.replace(data=os.path.abspath(config.data))
 
 
 def _draw(config: FitConfig) -> tuple:

@@ -99,6 +99,14 @@ def test_our_own_signs_have_plain_ones():
         b"\xff".decode("utf-8", "hubpath")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems write names as UTF-8")
+def test_a_name_that_the_locale_cannot_write_is_named_with_the_remedy(run):
+    status, _, errors = said("evaluate", run, **ENCODINGS["C"])
+    assert status == 2
+    assert errors.splitlines()[0].endswith(b"cannot be written in ascii; set PYTHONUTF8=1")
+    assert b"\\u732b" in errors
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_a_report_of_names_that_are_no_text(run, tmp_path):
     hubpath("report", run, "--out", tmp_path / "report")

@@ -59,6 +59,17 @@ def test_what_is_added_is_in_no_run(flat, tmp_path):
     assert "begun" not in said(settings, METHODS, (0, 1), out)  # nothing is trained
 
 
+def test_a_comparison_of_a_relative_folder_is_read_from_any_other(flat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    compare(settings_of("data", EQUAL), METHODS, (0,), out, 1, QUIET)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert report(out).is_file()
+    compare(settings_of(flat, EQUAL), METHODS, (0,), out, 1, QUIET)  # the same comparison
+
+
 def test_what_is_gone_is_refused_before_anything_is_trained(flat, tmp_path):
     settings, out = settings_of(flat, EQUAL), tmp_path / "out"
     compare(settings, "single", (0,), out, 1, QUIET)
