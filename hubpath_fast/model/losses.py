@@ -92,8 +92,6 @@ class HubPathwayLoss(nn.Module):
             raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
         if self.task_loss is None:
             check_classes("y", y, n, out.prediction)
-            if not y.is_floating_point():
-                check_range("y", y, out.prediction)
         task = self._per_sample(out.prediction, y)
         if sample_weight is not None:
             task = task * sample_weight
@@ -128,9 +126,13 @@ class HubPathwayLoss(nn.Module):
             return loss
         if y.is_floating_point():
             y = y.to(accumulator(prediction.dtype))
-        loss = F.cross_entropy(
-            prediction, y, reduction="none", label_smoothing=self.label_smoothing
-        )
+        try:
+            loss = F.cross_entropy(
+                prediction, y, reduction="none", label_smoothing=self.label_smoothing
+            )
+        except IndexError:  # of the CPU, which has looked at the classes already
+            check_range("y", y, prediction)
+            raise
         return loss if loss.dim() == 1 else loss.flatten(1).mean(dim=1)
 
     def extra_repr(self) -> str:
