@@ -80,7 +80,8 @@ def test_a_model_is_not_recorded(kind, recorder, tmp_path):
 
 def test_dynamo_compiles_a_model_as_before():
     model = hub().eval()
-    compiled = torch.compile(model, backend="aot_eager")
+    # Fixed shapes: with those that change, torch 2.11 fails within itself on sympy 1.14.
+    compiled = torch.compile(model, backend="aot_eager", dynamic=False)
     for x in (X, X.flip(1)):  # routed otherwise
         torch.testing.assert_close(compiled(x), model(x))
 
