@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from support.pathway import CLOSE, TableGenerator, assert_same_state, build
+from support.pathway import CLOSE, TableGenerator, assert_equal_step, build
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -93,14 +93,7 @@ def test_a_step_with_the_sum_equals_the_reference(fused):
     truth = reference.ReferenceHubPathway(
         *copy.deepcopy((list(ours.experts), ours.generator, ours.aggregator)), k=2
     )
-    out = ours(x, eps, target=y) if fused else ours(x, eps)
-    losses = hp.HubPathwayLoss(explore=0.7)(out, y)
-    total, *parts = reference.losses(truth(x, eps), y, explore=0.7)
-    found = losses.total, losses.task, losses.explore, losses.exploit
-    torch.testing.assert_close(found, (total, *parts), **CLOSE)
-    losses.total.backward()
-    total.backward()
-    assert_same_state(ours, truth)
+    assert_equal_step(ours, truth, x, y, eps, fused)
 
 
 def settings(**options):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.pathway import CLOSE, assert_same_state, build
+from support.pathway import CLOSE, assert_equal_step, build
 from torch import nn
 
 import hubpath_fast as hp
@@ -108,15 +108,7 @@ def test_a_step_on_probabilities_equals_the_reference(aggregator, fused):
     ours.aggregator = hp.model.make_aggregator(aggregator, M, C).double()
     parts = copy.deepcopy((list(ours.experts), ours.generator, ours.aggregator))
     truth, y = reference.ReferenceHubPathway(*parts, k=K), probabilities(N, C)
-    out = ours(x, eps, target=y) if fused else ours(x, eps)
-    losses = hp.HubPathwayLoss(explore=0.7)(out, y)
-    assert not fused or out.fused_exploit.loss(y, 0.0) is losses.exploit
-    total, *rest = reference.losses(truth(x, eps), y, explore=0.7)
-    found = losses.total, losses.task, losses.explore, losses.exploit
-    torch.testing.assert_close(found, (total, *rest), **CLOSE)
-    losses.total.backward()
-    total.backward()
-    assert_same_state(ours, truth)
+    assert_equal_step(ours, truth, x, y, eps, fused)
 
 
 def test_sample_weights_scale_losses_on_probabilities():

@@ -50,11 +50,13 @@ def build(n, m, k, clean=None, noise=None, expert=linear_expert, seed=0, **optio
     return ours, truth, x, torch.randint(0, 7, (n,)), torch.randn(n, m, dtype=torch.float64)
 
 
-def assert_equal_step(ours, truth, x, y, eps):
-    out, expected = ours(x, eps), truth(x, eps)
+def assert_equal_step(ours, truth, x, y, eps, fused=False):
+    """fused: the model computes the exploit loss along with the aggregation."""
+    out, expected = ours(x, eps, target=y if fused else None), truth(x, eps)
     torch.testing.assert_close(out.prediction, expected.prediction, **CLOSE)
     torch.testing.assert_close(out.expert_outputs, expected.expert_outputs, **CLOSE)
     losses = hp.HubPathwayLoss(explore=0.7)(out, y)
+    assert not fused or out.fused_exploit.loss(y, 0.0) is losses.exploit
     total, *parts = reference.losses(expected, y, explore=0.7)
     found = losses.total, losses.task, losses.explore, losses.exploit
     torch.testing.assert_close(found, (total, *parts), **CLOSE)
