@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .decode import broken_images
-from .folder import all_skipped, class_problems, make_splits, survey
+from .decode import CHECKING_THREADS, broken_images
+from .folder import all_skipped, class_problems, image_splits, make_splits, survey
 from .layouts import DataError, LabelledFiles, examples
 from .named import DIGITS, FOLDER, SPELLINGS, find_dataset, open_dataset, plain_name
 from .names import is_gone
@@ -129,7 +129,8 @@ def _check_own(root: Path, decode: bool) -> CheckReport:
     found = survey(root)
     problems = [problem for files in found.values() for problem in files.problems]
     refused = [problem.listed() for problem in (*problems, *class_problems(found))]
-    whole = _as_trained(found)
+    classes = _all_classes(found)
+    whole = image_splits(found, classes)
     for split, data in whole.items():
         refused += _files(split, data, decode)
     try:
@@ -138,7 +139,6 @@ def _check_own(root: Path, decode: bool) -> CheckReport:
         refused.append(str(error))
         splits = None
     if splits is None:
-        classes = _all_classes(found)
         odd = [*copies(whole, classes), *skew(whole["train"].targets, classes)]
         odd += strange_names(classes)
         counts = [("classes", len(found["train"].classes), None)]
@@ -180,24 +180,13 @@ def _left_out(skipped: Sequence[Skipped]) -> str:
 
 
 def _counts(splits: ImageSplits) -> tuple[tuple[str, int, None], ...]:
-    parts = {"train": splits.train, "validation": splits.validation}
-    if not splits.test_is_validation:
-        parts["test"] = splits.test
-    sizes = [(split, len(data), None) for split, data in parts.items()]
+    sizes = [(split, len(data), None) for split, data in splits.distinct.items()]
     return (("classes", splits.num_classes, None), *sizes)
 
 
 def _all_classes(found: dict[str, LabelledFiles]) -> tuple[str, ...]:
     """Train's first."""
     return tuple(dict.fromkeys(name for files in found.values() for name in files.classes))
-
-
-def _as_trained(found: dict[str, LabelledFiles]) -> dict[str, ImageSplit]:
-    number = {name: i for i, name in enumerate(_all_classes(found))}
-    return {
-        split: ImageSplit(files.paths, tuple(number[label] for label in files.labels))
-        for split, files in found.items()
-    }
 
 
 def _small(splits: dict[str, ImageSplit]) -> list[str]:
@@ -211,7 +200,7 @@ def _small(splits: dict[str, ImageSplit]) -> list[str]:
             return SMALL
 
     paths = [path for data in splits.values() for path in data.paths]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
         small = [path for path, s in zip(paths, pool.map(side, paths), strict=True) if s < SMALL]
     if not small:
         return []

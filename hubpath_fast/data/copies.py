@@ -12,10 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+from .decode import CHECKING_THREADS
+
+T = TypeVar("T")
 SAMPLE = 4096  # bytes from the middle of a file
-THREADS = 8  # reading waits for the disk, not for a core
-AT_ONCE = 64  # files that a thread reads before it reports
+AT_ONCE = 64  # files that a thread looks at before it reports
 
 
 def equal_files(paths: Sequence[Path]) -> list[list[int]]:
@@ -36,25 +39,27 @@ def equal_files(paths: Sequence[Path]) -> list[list[int]]:
 def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """The files that share their key with another one, by key; those without a key are left out."""
     by_key: dict[Hashable, list[Path]] = defaultdict(list)
-    for path, value in zip(paths, _keys(paths, key), strict=True):
+    for path, value in zip(paths, of_each_file(paths, key), strict=True):
         if value is not None:
             by_key[value].append(path)
     return [group for group in by_key.values() if len(group) > 1]
 
 
-def _keys(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[Hashable]:
-    def some(start: int) -> list[Hashable]:
-        return [_try(key, path) for path in paths[start : start + AT_ONCE]]
+def of_each_file(paths: Sequence[Path], look: Callable[[Path], T]) -> list[T | None]:
+    """What ``look`` says of each file, several at a time; None where the file cannot be read."""
+
+    def some(start: int) -> list[T | None]:
+        return [_try(look, path) for path in paths[start : start + AT_ONCE]]
 
     if len(paths) <= AT_ONCE:
         return some(0)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
         return [value for part in pool.map(some, range(0, len(paths), AT_ONCE)) for value in part]
 
 
-def _try(key: Callable[[Path], Hashable], path: Path) -> Hashable:
+def _try(look: Callable[[Path], T], path: Path) -> T | None:
     try:
-        return key(path)
+        return look(path)
     except OSError:
         return None
 

@@ -24,6 +24,7 @@ SPLIT_NAMES = {
     "validation": ("val", "valid", "validation"),
     "test": ("test",),
 }
+SPLIT_FOLDERS = {name for names in SPLIT_NAMES.values() for name in names}
 # As others call them, in lower case; no set has these as its only classes.
 LIKE_SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "eval", "test",
                "testing"}  # fmt: skip
@@ -65,12 +66,17 @@ def make_splits(
 ) -> ImageSplits:
     """The set of what was found, with what is missing made; see ``assemble``."""
     classes = found["train"].classes
+    splits = image_splits(found, classes)
+    return assemble(classes, splits, root, validation, seed, f"give {root}/val")
+
+
+def image_splits(found: dict[str, LabelledFiles], classes: Sequence[str]) -> dict[str, ImageSplit]:
+    """What was found, with each label as its position in ``classes``, which has all of them."""
     number = {name: i for i, name in enumerate(classes)}
-    splits = {
+    return {
         split: ImageSplit(files.paths, tuple(number[label] for label in files.labels))
         for split, files in found.items()
     }
-    return assemble(classes, splits, root, validation, seed, f"give {root}/val")
 
 
 def all_skipped(found: dict[str, LabelledFiles]) -> tuple[Skipped, ...]:

@@ -15,14 +15,14 @@ import io
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ..files import replacing
-from .decode import CHECKING_THREADS, verify_images
-from .folder import SPLIT_NAMES, find_splits
+from .copies import of_each_file
+from .decode import verify_images
+from .folder import SPLIT_FOLDERS, SPLIT_NAMES, find_splits
 from .layouts import DataError, LabelledFiles, examples, read_folder
 from .lists import read_list
 from .named import FOLDER
@@ -31,8 +31,6 @@ from .sources import PUBLISHED
 from .splits import ImageSplit, ImageSplits, Split, assemble
 
 COLUMNS = ("split", "path", "class", "number", "bytes")
-FOLDERS = {name for names in SPLIT_NAMES.values() for name in names}
-STAT_AT_ONCE = 1000  # files whose sizes a thread asks for in one go
 
 
 class Row(NamedTuple):
@@ -214,7 +212,7 @@ def _changes(
 def _compare(kept: FileList, name: str, base: Path) -> tuple[dict[str, list[Path]], Differences]:
     """Where the files of each split are, and what has changed."""
     tops = {row.path.partition("/")[0] for rows in kept.rows.values() for row in rows}
-    now, complete = _named_now(name, base, flat=not tops <= FOLDERS)
+    now, complete = _named_now(name, base, flat=not tops <= SPLIT_FOLDERS)
     # What is named now, by path: the file, and the (split, class) of each time it is named.
     there: dict[str, tuple[Path, list[tuple[str, str]]]] = {}
     for split, files in now.items():
@@ -295,17 +293,4 @@ def relative(paths: Sequence[Path], base: Path) -> list[str]:
 
 def sizes(paths: Sequence[Path]) -> list[int | None]:
     """Of each file its bytes; None where there is none."""
-
-    def ask(start: int) -> list[int | None]:
-        return [_size(path) for path in paths[start : start + STAT_AT_ONCE]]
-
-    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
-        parts = pool.map(ask, range(0, len(paths), STAT_AT_ONCE))
-        return [size for part in parts for size in part]
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None
+    return of_each_file(paths, lambda path: os.stat(path).st_size)

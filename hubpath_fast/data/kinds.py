@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, features
 
+from ..locks import LOCK
+
 # Kinds that Pillow knows, but that are no photographs, or that it needs other programs to read.
 NOT_READ = {
     "BUFR", "EPS", "FLI", "FTEX", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "PSD",
@@ -32,7 +34,7 @@ SYSTEM_FOLDERS = {
 # What `hubpath` writes: a run, its seeds, a comparison or a demo, by the keys of their file; and
 # one that begins has nothing but its lock.
 OUTPUT_KEYS = {
-    ".lock": {"pid", "host", "since"},
+    LOCK: {"pid", "host", "since"},
     "fit.json": {"config", "classes", "image_size"},
     "seeds.json": {"config", "seeds"},
     "compare.json": {"settings"},

@@ -30,10 +30,7 @@ class Oddity:
 
 def find_oddities(splits: ImageSplits) -> list[Oddity]:
     """Of a set of image files, with the validation images that are held out."""
-    parts = {"train": splits.train, "validation": splits.validation}
-    if not splits.test_is_validation:
-        parts["test"] = splits.test
-    files = {name: part for name, part in parts.items() if isinstance(part, ImageSplit)}
+    files = {s: part for s, part in splits.distinct.items() if isinstance(part, ImageSplit)}
     return [
         *copies(files, splits.classes),
         *skew(splits.train.targets, splits.classes),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .decode import verify_images
-from .folder import find_splits, left_out
-from .kept import FOLDERS
+from .folder import SPLIT_FOLDERS, find_splits, left_out
 from .kinds import is_image
 from .layouts import DataError, LabelledFiles, examples, read_folder
 from .lists import read_list
@@ -60,7 +59,7 @@ def _find(place: Path, classes: Sequence[str]) -> dict[str, LabelledFiles]:
         return {"train": read_list(place)}
     if place.is_dir():
         # A run may know trains: then train/ with images in it is a class like the others.
-        named = [place / name for name in FOLDERS if name in classes]
+        named = [place / name for name in SPLIT_FOLDERS if name in classes]
         if any(folder.is_dir() and _loose(folder) for folder in named):
             return {"train": read_folder(place)}
     try:

@@ -97,6 +97,14 @@ class ImageSplits:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def distinct(self) -> dict[str, Split]:
+        """The splits by name, each image once: without test where validation stands in for it."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if self.test_is_validation:
+            del splits["test"]
+        return splits
+
 
 def check_share(validation: float) -> None:
     """Raises ValueError unless ``validation`` can be the held-out share of a training set."""

@@ -24,14 +24,11 @@ class RunData:
 
     def files(self, config: FitConfig, shared: bool = False) -> FileList | None:
         """Their list. shared: before anything is held out by a seed."""
-        splits = self.splits
-        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-        if splits.test_is_validation:
-            del parts["test"]
-        parts = splits.parts if shared else {s: part for s, part in parts.items() if len(part)}
         if config.dataset == DIGITS:
             return None
-        return FileList.of(parts, splits.classes, data_base(config.dataset, config.data))
+        distinct = {s: part for s, part in self.splits.distinct.items() if len(part)}
+        parts = self.splits.parts if shared else distinct
+        return FileList.of(parts, self.splits.classes, data_base(config.dataset, config.data))
 
 
 def open_to_train(
