@@ -23,14 +23,8 @@ PILLOW = re.compile(r"PIL\.")  # its modules
 CHECKING_THREADS = 8  # opening files waits for the disk, not for a core
 BACKGROUND = (255, 255, 255)  # under transparent pixels: white, as on a page and in most viewers
 
-DEEP = (
-    "I;16",
-    "I;16L",
-    "I;16B",
-    "I;16N",
-    "I",
-    "F",
-)  # Pillow's own conversion cuts these off at 255
+# Pillow's own conversion cuts these off at 255.
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 # Of other formats Pillow does not tell whether 16 bits are signed, or how many of them are used.
 DEEP_FORMATS = ("PNG", "PPM", "TIFF", "JPEG2000")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF

@@ -70,8 +70,6 @@ class ModelSettings(Settings):
         super().check()
         if not self.hub:
             raise ValueError("hub: nothing given; use --hub resnet50.a1_in1k,... or --preset NAME")
-        if len(self.hub) < self.k:
-            check_names(
-                read_specs(self.hub)
-            )  # one name, with a default k of 2, is often a wrong one
+        if len(self.hub) < self.k:  # one name, with a default k of 2, is often a wrong one
+            check_names(read_specs(self.hub))
         check_k(self.k, len(self.hub))

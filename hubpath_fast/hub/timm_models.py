@@ -114,7 +114,7 @@ def find_repository(repository: str) -> HubModel:
             raise
         raise HubError(
             f"{error}. timm itself has no model {name!r}; {closest(PREFIX + name)}"
-        ) from (error)
+        ) from error
     return _saved(full, config, WeightSource(full, identifier, revision=revision))
 
 

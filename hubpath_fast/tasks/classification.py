@@ -168,14 +168,8 @@ class ClassificationMeter:
     def result(self) -> dict[str, float]:
         if self._classes is None:
             raise ValueError("batches: expected at least one sample to evaluate on, got none")
-        loss, totals = (
-            torch.cat([self._loss, self._classes.flatten()])
-            .cpu()
-            .split(  # one read
-                [1, self._classes.numel()]
-            )
-        )
-        correct, counts = totals.view(2, -1)
+        totals = torch.cat([self._loss, self._classes.flatten()]).cpu()  # one read
+        loss, (correct, counts) = totals[0], totals[1:].view(2, -1)
         balanced = balanced_accuracy(correct[:-1], counts[:-1])
         return {
             "accuracy": correct.sum().item() / self._labels,
