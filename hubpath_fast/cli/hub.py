@@ -29,11 +29,16 @@ def list_names(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help='a model or a hub, options too: "NAME?size=192"')],
+    name: Annotated[
+        str,
+        typer.Argument(help='a model, a hub, or several with commas; options too: "NAME?size=192"'),
+    ],
     batch_size: Annotated[int, typer.Option(help="rows per expert, for the memory", min=1)] = 48,
 ) -> None:
-    """Size, cost, normalisation, weights and memory of a model, or of each expert of a hub."""
+    """Size, cost, normalisation, weights and memory of a model, or of each expert of a hub; and the
+    hub's router."""
     with messages():
+        from ..recipes.hub_commands import router
         from ..recipes.hub_commands import show as recipe
 
         entries = recipe(name)
@@ -47,6 +52,7 @@ def show(
                 f"{_size(state)} of weights, gradients and AdamW's moments, and the activations of "
                 "each image's K active experts"
             )
+            print(f"router: {router(name)}")
 
 
 def _text(entry, batch_size: int) -> str:

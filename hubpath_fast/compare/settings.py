@@ -40,6 +40,7 @@ DIGITS_FIT: Mapping[str, Any] = {
     "dataset": DIGITS,
     "image_size": 32,
     "flip": False,
+    "generator_width": 16,
     "generator_stride": 2,
     "explore": 1.0,
     "workers": 0,

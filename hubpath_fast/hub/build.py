@@ -99,7 +99,7 @@ def build_experts(
             layers = [*batch_norm_problems([(f"expert {i} ({spec.label})", network)])]
             problems += layers
             if not layers:
-                sizes.append(_working_size(spec, model, task, size))
+                sizes.append(working_size(spec, model, task, size))
         except HubError as error:
             problems += error.problems
         if pretrained and model is not None:
@@ -166,7 +166,7 @@ def _without_weights(model: HubModel) -> list[str]:
     return []
 
 
-def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> int:
+def working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> int:
     """The side that a network works at; HubError if it can take neither ``size`` nor its own, or
     gives something else in training."""
     if model is None:
@@ -194,7 +194,7 @@ def _working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size
             raise HubError(f"{model.name} cannot be trained at {size} x {size}: {reason}")
         return size
     if model.fixed_size and size != model.native_size and spec.size is None:
-        return _working_size(spec, model, task, model.native_size)
+        return working_size(spec, model, task, model.native_size)
     raise wrong_size(model, task, size, reason)
 
 
@@ -210,7 +210,7 @@ def _remedy(module: nn.Module) -> str:
 def _build(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> Expert:
     if model is not None:
         module = model.make(num_outputs)
-        return Expert(model.name, module, model.mean, model.std, size, model.interpolation)
+        return Expert(model.name, module, model.mean, model.std, size, model.interpolation, model)
     mean, std = _own_normalization(spec.name)
     return Expert(spec.label, spec.name, spec.mean or mean, spec.std or std, size)
 

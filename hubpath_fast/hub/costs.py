@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..model import HubPathway, PathwayGenerator
+from .expert import Expert
+from .outputs import run_once
 from .source import HubModel, PlainTask, refusal, skeleton, wrong_size
 
 TASK = PlainTask(100)  # of the head with which costs are counted; a head is a small part
@@ -59,6 +63,58 @@ def count_flops(network: nn.Module, size: int) -> int:
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, size, size, device=device))
     return counter.get_total_flops()
+
+
+def module_flops(module: nn.Module, size: int) -> int | None:
+    """FLOPs of one image's forward pass in evaluation mode, of any module, as far as torch counts
+    its operations; None where it cannot be run on one grey image."""
+    try:
+        _, counter = run_once(module, 1, size, watch=partial(FlopCounterMode, display=False))
+    except Exception:  # each module has its own way to refuse
+        return None
+    return counter.get_total_flops()
+
+
+def mean_flops(experts: list[Expert], num_outputs: int, size: int) -> float | None:
+    """Of the experts' forward passes for one image of ``size`` pixels a side, the mean; None where
+    one cannot be counted, or where none has operations that torch counts. A named network is
+    counted once in a process, whatever its weights."""
+    found = []
+    for expert in experts:
+        if expert.model is None:
+            found.append(module_flops(expert.module, size))
+        else:
+            found.append(_flops_of(expert.model, num_outputs, expert.size))
+    return None if None in found or not any(found) else sum(found) / len(found)
+
+
+@lru_cache(maxsize=256)
+def _flops_of(model: HubModel, num_outputs: int, size: int) -> int | None:
+    return module_flops(skeleton(model, PlainTask(num_outputs)), size)
+
+
+def router_share(model: HubPathway, size: int) -> float | None:
+    """FLOPs of the router for one image of ``size`` pixels a side over those of K mean experts;
+    None where they cannot be counted."""
+    router, *experts = (module_flops(part, size) for part in (model.generator, *model.experts))
+    if router is None or None in experts or not any(experts):
+        return None
+    return router / (model.k * sum(experts) / len(experts))
+
+
+def router_text(model: HubPathway, size: int) -> str:
+    """What the router of a model is, and its share, for people."""
+    share, generator = router_share(model, size), model.generator
+    kind = type(generator).__name__
+    if isinstance(generator, PathwayGenerator):
+        kind = generator_text(generator.width, generator.stride, size)
+    return kind + ("" if share is None else f", {100 * share:.1f} % of K mean experts' FLOPs")
+
+
+def generator_text(width: int, stride: int, size: int) -> str:
+    """A ``PathwayGenerator`` on images of ``size`` pixels a side, for people."""
+    pooled = f" (stride {stride})" if stride > 1 else ""
+    return f"nine layers, width {width}, on {size // stride} px{pooled}"
 
 
 def saved_bytes(network: nn.Module, size: int) -> int:

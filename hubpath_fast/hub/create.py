@@ -9,12 +9,11 @@ from torch import nn
 from .._checks import check_k
 from ..model import HubPathway, PathwayGenerator
 from .build import build_experts, default_input_size, normalization
+from .costs import mean_flops
 from .expert import Expert
+from .router import generator_size
 from .source import HeadTask
 from .spec import ExpertSpec, read_specs
-
-# The generator only tells inputs apart: about this many pixels a side are enough for that.
-GENERATOR_PIXELS = 56
 
 
 def create_model(
@@ -24,7 +23,7 @@ def create_model(
     pretrained: bool = True,
     input_size: int | None = None,
     resize_to_native: bool = False,
-    generator_width: int = 16,
+    generator_width: int | None = None,
     generator_stride: int | None = None,
     task: HeadTask | None = None,
     **options,
@@ -40,8 +39,10 @@ def create_model(
             input_size must be those given there, and ``pretrained`` and ``task`` say nothing).
         k: K, active experts per sample.
         pretrained, input_size, resize_to_native, task: see ``build_experts``.
-        generator_width, generator_stride: of the ``PathwayGenerator``; None: the stride that leaves
-            the generator about 56 pixels a side (our choice).
+        generator_width, generator_stride: of the ``PathwayGenerator``. None: what leaves it at most
+            5 % of the FLOPs of K mean experts, see ``router.generator_size`` (our choice). A width
+            alone, or an expert that cannot be run on one image to count: width 16 unless given, and
+            the stride that leaves about 56 pixels a side.
         options: further arguments of ``HubPathway``, such as ``aggregator`` or ``executor``.
 
     Raises:
@@ -57,8 +58,13 @@ def create_model(
     else:
         size = input_size or default_input_size(chosen)
         built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native, task)
-    stride = generator_stride or max(1, size // GENERATOR_PIXELS)
-    generator = PathwayGenerator(len(built), width=generator_width, stride=stride)
+    if generator_width is None:
+        mean = mean_flops(built, num_outputs, size)
+        active = None if mean is None else k * mean
+    else:
+        active = None
+    width, stride = generator_size(len(built), size, active, generator_width, generator_stride)
+    generator = PathwayGenerator(len(built), width=width, stride=stride)
     return HubPathway(
         [expert.module for expert in built],
         generator,

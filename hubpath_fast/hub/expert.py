@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..model.heads import head_layers, head_names
 from .errors import HubError
+
+if TYPE_CHECKING:
+    from .source import HubModel
 
 NAMES_IN_MESSAGE = 8
 COUNTER = "num_batches_tracked"  # of BatchNorm: it has learned nothing, and old files lack it
@@ -97,7 +101,8 @@ class Expert:
     name: "timm/resnet50.a1_in1k". module: normalised images [n, 3, S, S] -> [n, C], S the hub's
     input size. mean, std: what the network's images were normalised with, a value a channel, in
     units of images in [0, 1]. size: the side it works at; where that is not the hub's input size,
-    ``module`` holds a ``Resized``, which resizes by ``interpolation``.
+    ``module`` holds a ``Resized``, which resizes by ``interpolation``. model: what its source knows
+    of it; None of a module of one's own.
     """
 
     name: str
@@ -106,6 +111,7 @@ class Expert:
     std: tuple[float, ...]
     size: int
     interpolation: str = "bilinear"
+    model: HubModel | None = None
 
     @property
     def body(self) -> nn.Module:

@@ -10,8 +10,8 @@ import contextlib
 import copy
 import dataclasses
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def output_refusal(
     """
     n = IN_TRAINING if training else 1
     try:
-        output = _outputs(module, n, size, training)
+        output, _ = run_once(module, n, size, training)
     except Exception as error:  # each architecture has its own way to refuse
         reason = str(error) or type(error).__name__
         return f"in training mode: {reason}" if training else reason
@@ -85,21 +85,36 @@ def describe(output: Any) -> str:
 
 
 @torch.no_grad()
-def _outputs(module: nn.Module, n: int, size: int, training: bool) -> Any:
+def run_once(
+    module: nn.Module,
+    n: int,
+    size: int,
+    training: bool = False,
+    watch: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+) -> tuple[Any, Any]:
+    """What a module gives for grey images [n, 3, size, size], and what ``watch()`` gave as the
+    context in which it was run. The module stays as it is.
+
+    Raises whatever the module does.
+    """
     tensors = [*module.parameters(), *module.buffers()]
     devices = {tensor.device for tensor in tensors}
     with _generators_kept(devices):
         if torch.device("meta") in devices:
             images = torch.empty(n, 3, size, size, device="meta")
-            return _run(module, {}, images, training)
+            with watch() as watched:
+                return _run(module, {}, images, training), watched
         # The meta device lets some operations mix precisions that no other mixes.
         plain = all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
         if plain:
-            with contextlib.suppress(Exception):  # the module's own, or for want of numbers
-                return _run_copy(module, torch.empty(n, 3, size, size, device="meta"), training)
+            # The module's own exceptions, or for want of numbers.
+            with contextlib.suppress(Exception), watch() as watched:
+                images = torch.empty(n, 3, size, size, device="meta")
+                return _run_copy(module, images, training), watched
         device = next(iter(devices), torch.device("cpu"))
         images = torch.full((n, 3, size, size), 0.5, device=device)
-        return _run_copy(module, images, training)
+        with watch() as watched:
+            return _run_copy(module, images, training), watched
 
 
 def _run_copy(module: nn.Module, images: Tensor, training: bool) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._checks import check_k
 from ..executors import EXECUTORS
-from ..fields import Settings, setting
+from ..fields import S, Settings, setting
 from ..model import AGGREGATORS
 from .build import check_names
 from .spec import expand_names, read_specs, split_names
@@ -48,9 +48,17 @@ class ModelSettings(Settings):
         "sum where linear would have more than 50 M weights (5 experts, 3,163 classes)",
         choices=AGGREGATORS,
     )
-    generator_width: int = setting(16, "channels of the generator's first layer", low=1)
+    generator_width: int | None = setting(
+        None,
+        "channels of the generator's first layer; None: what leaves it at most 5 % of the FLOPs of "
+        "K mean experts",
+        low=1,
+    )
     generator_stride: int | None = setting(
-        None, "of the pooling before the generator; None: by image size", low=1
+        None,
+        "of the pooling before the generator; None: by the experts' FLOPs as well, or, where the "
+        "width is given, what leaves about 56 pixels a side",
+        low=1,
     )
     renormalize: bool = setting(False, "divide the K weights by their sum (not in the paper)")
     executor: str = setting("auto", "what runs the experts", choices=EXECUTORS, free=True)
@@ -59,6 +67,15 @@ class ModelSettings(Settings):
         "keep images and convolutions with the channels last in memory: faster on most devices",
         free=True,
     )
+
+    def settled(self: S, held: ModelSettings) -> S:
+        """With the generator's size that ``held`` has, where it is left to the experts' costs here:
+        of a run that goes on, and whose model is there."""
+        if self.generator_width is not None:
+            return self
+        return self.replace(
+            generator_width=held.generator_width, generator_stride=held.generator_stride
+        )
 
     def identity(self) -> dict[str, Any]:
         """As runs older than "auto" have it: up to 50 M weights that is "linear", and beyond it

@@ -62,7 +62,8 @@ class PathwayGenerator(nn.Module):
                             ("width", width), ("stride", stride)):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
-        self.num_experts, self.in_channels, self.stride = num_experts, in_channels, stride
+        self.num_experts, self.in_channels = num_experts, in_channels
+        self.width, self.stride = width, stride
         self.stem = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.blocks = nn.Sequential(
@@ -96,7 +97,19 @@ class PathwayGenerator(nn.Module):
         return self.clean(features), self.noise(features)
 
     def extra_repr(self) -> str:
-        return f"num_experts={self.num_experts}, stride={self.stride}"
+        return f"num_experts={self.num_experts}, width={self.width}, stride={self.stride}"
+
+    @staticmethod
+    def flops(num_experts: int, width: int, stride: int, size: int, in_channels: int = 3) -> int:
+        """FLOPs of one image of ``size`` pixels a side (a multiplication and an addition are two),
+        in closed form: a choice among many widths and strides need not build any."""
+        side, features = size // stride, width
+        total = 9 * in_channels * width * side**2 + 2 * 9 * width**2 * side**2
+        for _ in range(3):  # the blocks of stride 2: two convolutions and the shortcut
+            side = (side + 1) // 2
+            total += (9 * 2 + 9 * 4 + 2) * features**2 * side**2
+            features *= 2
+        return 2 * (total + 2 * features * num_experts)
 
 
 @torch.no_grad()

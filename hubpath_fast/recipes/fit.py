@@ -17,11 +17,12 @@ from ..data.transforms import resized_side
 from ..devices import check_device
 from ..executors import choose
 from ..hub import default_input_size, expert_names, expert_sources
+from ..hub.costs import router_text
 from ..hub.labels import legend
 from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
 from ..notes import show_notes
-from ..runs.build import build_seeded, eval_batches, make_task, score, train_stream
+from ..runs.build import as_built, build_seeded, eval_batches, make_task, score, train_stream
 from ..runs.config import FitConfig
 from ..runs.data import open_to_train
 from ..runs.folder import Record, RunFolder, check_apart
@@ -68,7 +69,10 @@ def _fit(
     image_size = config.image_size or default_input_size(config.hub)
     data = open_to_train(config, folder, resume, shared)
     splits = data.splits
+    if resume and folder.has_run:
+        config = config.settled(folder.record().config)
     model = build_seeded(config, splits.num_classes, image_size)
+    config = as_built(config, model)
     _banner(console, config, splits, image_size, model)
     splits = _cached(splits, config, image_size, console)
 
@@ -222,7 +226,8 @@ def _banner(
     told = [line for line in legend(expert_sources(config.hub), names) if line not in names]
     lines = {
         "hub": f"{', '.join(names)} ({weights} weights), K = {config.k} of "
-        f"{len(names)}, {millions:.1f} M parameters{_aggregator(config, model)}"
+        f"{len(names)}, {millions:.1f} M parameters{_aggregator(config, model)}\n"
+        f"      router: {router_text(model, image_size)}"
         + "".join(f"\n      {line}" for line in told),
         "data": f"{place}: {splits.num_classes} classes, {len(splits.train)} train, "
         f"{len(splits.validation)} validation, {len(splits.test)} test images at {image_size} px",

@@ -5,13 +5,20 @@ Nothing here uses the network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..hub.costs import Costs, costs
+from ..hub.build import default_input_size, working_size
+from ..hub.costs import TASK, Costs, costs, count_flops, generator_text
 from ..hub.errors import HubError
 from ..hub.names import all_names, closest, list_models
 from ..hub.registry import SOURCES, find
-from ..hub.spec import HUBS, ExpertSpec, read_specs
+from ..hub.router import generator_size
+from ..hub.source import skeleton
+from ..hub.spec import HUBS, ExpertSpec, read_specs, split_names
+from ..model import PathwayGenerator
+
+K = 2  # of the router that ``show`` tells of
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,10 @@ def list_hub(pattern: str | None = None) -> list[str]:
     return names
 
 
-def show(name: str) -> list[Entry]:
-    """One entry for each expert of a name or of a named hub; HubError with all that is unknown."""
-    specs = read_specs([name])
+def show(names: str | Sequence[str]) -> list[Entry]:
+    """One entry for each expert of some names (in one text with commas between), named hubs among
+    them; HubError with all that is unknown."""
+    specs = _specs(names)
     entries, problems = [], []
     for spec in specs:
         try:
@@ -64,6 +72,28 @@ def show(name: str) -> list[Entry]:
     if problems:
         raise HubError(*problems)
     return entries
+
+
+def router(names: str | Sequence[str]) -> str:
+    """What routes to such a hub by default, at the size that suits it and with K = 2; and its
+    share, for people. HubError as of ``show``, or where an expert refuses images of that size."""
+    specs = _specs(names)
+    size, k = default_input_size(specs), min(K, len(specs))
+    flops = []
+    for spec in specs:
+        model = find(spec)
+        flops.append(count_flops(skeleton(model, TASK), working_size(spec, model, TASK, size)))
+    active = k * sum(flops) / len(flops)
+    width, stride = generator_size(len(specs), size, active, None, None)
+    share = PathwayGenerator.flops(len(specs), width, stride, size) / active
+    return (
+        f"{generator_text(width, stride, size)}, {100 * share:.1f} % of the FLOPs of K = {k} mean "
+        f"experts at {size} x {size}"
+    )
+
+
+def _specs(names: str | Sequence[str]) -> list[ExpertSpec]:
+    return read_specs(split_names(names) if isinstance(names, str) else names)
 
 
 def _entry(spec: ExpertSpec) -> Entry:

@@ -102,7 +102,7 @@ def _check_folder(config: FitConfig, seeds: Sequence[int], folder: RunFolder, re
         )
     for seed, run in held.items():
         saved, asked = run.record().config, config.with_seed(seed)
-        changed = differences(saved.identity(), asked.identity())
+        changed = differences(saved.identity(), asked.settled(saved).identity())
         if changed:
             raise ValueError(
                 f"{run.path} is a run of other settings ({'; '.join(changed)}); use the same to "

@@ -12,7 +12,7 @@ from ..data import EvalBatches, ImageDataset, Mixing, RandomCrops, SummedCrops, 
 from ..data.splits import Split
 from ..data.transforms import eval_transform, square_transform, train_transform
 from ..hub import Expert, build_experts, create_model, head_parameters
-from ..model import HubPathway, make_aggregator
+from ..model import HubPathway, PathwayGenerator, make_aggregator
 from ..tasks import Classification
 from ..training import Task, evaluate
 from ..training.random_state import seed_all
@@ -29,6 +29,15 @@ def build_seeded(config: FitConfig, num_outputs: int, image_size: int) -> HubPat
     """The model with its new parts drawn by the run's seed, whatever was drawn before."""
     seed_all(config.trainer.seed)
     return build_model(config, num_outputs, image_size, config.pretrained)
+
+
+def as_built(config: FitConfig, model: HubPathway) -> FitConfig:
+    """The settings with the generator's size that was chosen for ``model``: what a run's folder
+    keeps, so that a version or a library that counts FLOPs otherwise builds the same model."""
+    generator = model.generator
+    if config.generator_width is not None or not isinstance(generator, PathwayGenerator):
+        return config
+    return config.replace(generator_width=generator.width, generator_stride=generator.stride)
 
 
 def make_experts(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..devices import autocast
+from ..hub.costs import router_share
 from ..model import HubPathway
 from ..training import Task
 
@@ -47,11 +48,12 @@ def predict(
 
 
 @torch.no_grad()
-def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float]:
+def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float | None]:
     """What an image costs at inference, in batches of up to 64: expert forwards and GFLOPs (a
-    multiplication and an addition are two), counted, and milliseconds, the median of five.
+    multiplication and an addition are two), counted, and milliseconds, the median of five; of a
+    Hub-Pathway also ``router_share``, the FLOPs of its router over those of K mean experts.
 
-    A network that is no Hub-Pathway counts as one expert.
+    A network that is no Hub-Pathway counts as one expert, and has no share of a router (None).
     """
     model.eval()
     images = images[:BATCH].to(next(model.parameters()).device)
@@ -71,6 +73,9 @@ def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float]:
         "forwards_per_sample": rows / len(images),
         "gflops_per_sample": counter.get_total_flops() / len(images) / 1e9,
         "milliseconds_per_sample": 1e3 * _seconds(model, images) / len(images),
+        "router_share": router_share(model, images.shape[-1])
+        if isinstance(model, HubPathway)
+        else None,
     }
 
 

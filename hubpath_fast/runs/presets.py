@@ -51,6 +51,7 @@ _PAPER: dict[str, Any] = {
     "head_init": 0.01,
     "explore": 0.5,
     "aggregator": "linear",
+    "generator_width": 16,
     "trainer": PAPER_TRAINER.to_dict(),
 }
 _SMALL = {
