@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -111,6 +113,21 @@ def check_target(
             )
         return
     check_range("target", target, outputs, ignore_index)
+
+
+def check_router(routing: Routing, temperature: float, name: str = "temperature") -> None:
+    """What the supervision of the router takes: at least two rows of a sample to compare."""
+    check_temperature(name, temperature)
+    if routing.k == 1:
+        raise ValueError(
+            "k: expected at least 2 for the supervision of the router, got 1; with one active "
+            "expert a sample has nothing to compare: leave the supervision out or take a larger k"
+        )
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {temperature}")
 
 
 def check_range(name: str, target: Tensor, outputs: Tensor, ignore_index: int = -100) -> None:

@@ -262,25 +262,106 @@ def exploit_loss(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
-    compute = accumulator(outputs.dtype)
-    if target.is_floating_point():
-        target = target.to(compute)  # or smoothing would be rounded to the target's precision
-    total = F.cross_entropy(
-        outputs.to(compute),
-        target.index_select(0, sample_of_row(plan.rows, plan.k)),
-        reduction="sum",
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-    )
+    total = _cross_entropy(outputs, plan, target, label_smoothing, ignore_index, "sum")
     positions = outputs.numel() // outputs.shape[1]  # R, times those of a map
     return total / (positions / plan.k)
 
 
+def _cross_entropy(
+    outputs: Tensor,
+    plan: Routing,
+    target: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """Of every row against its sample's target."""
+    compute = accumulator(outputs.dtype)
+    if target.is_floating_point():
+        target = target.to(compute)  # or smoothing would be rounded to the target's precision
+    return F.cross_entropy(
+        outputs.to(compute),
+        target.index_select(0, sample_of_row(plan.rows, plan.k)),
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+    )
+
+
+def router_loss(
+    outputs: Tensor,
+    weights: Tensor,
+    plan: Routing,
+    target: Tensor,
+    temperature: float,
+    label_smoothing: float,
+) -> Tensor:
+    with torch.no_grad():
+        losses = row_losses(outputs, plan, target, label_smoothing)
+    return router_loss_of_rows(losses, weights, plan, temperature)
+
+
+def router_loss_of_rows(
+    losses: Tensor,
+    weights: Tensor,
+    plan: Routing,
+    temperature: float,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """losses: [R], taken as numbers. sample_weight: [N] or None, of each sample's term."""
+    losses = losses.detach().to(torch.promote_types(losses.dtype, weights.dtype))
+    by_slot = losses.index_select(0, plan.positions.flatten()).view_as(plan.positions)
+    q = torch.softmax(-by_slot / temperature, dim=1)
+    # A weight below the smallest normal number has underflowed: clamped, its logarithm stays
+    # finite, and its own gradient, which its softmax would multiply by that weight, is 0.
+    tiny = torch.finfo(weights.dtype).tiny
+    log_r = weights.clamp_min(tiny).log() - weights.sum(dim=1, keepdim=True).log()
+    divergence = (torch.xlogy(q, q) - q * log_r).sum(dim=1)
+    if sample_weight is not None:
+        divergence = divergence * sample_weight
+    return divergence.mean()
+
+
+def row_losses(
+    outputs: Tensor,
+    plan: Routing,
+    target: Tensor,
+    label_smoothing: float,
+    ignore_index: int = -100,
+) -> Tensor:
+    """[R]: the cross-entropy of each row, of a map the mean over its positions."""
+    losses = _cross_entropy(outputs, plan, target, label_smoothing, ignore_index, "none")
+    return losses if losses.dim() == 1 else losses.flatten(1).mean(dim=1)
+
+
+def losses_of_rows(
+    outputs: Tensor,
+    weights: Tensor,
+    plan: Routing,
+    target: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    temperature: float | None = None,
+) -> tuple[Tensor, ...]:
+    """``(exploit_loss,)``; with a temperature ``(exploit_loss, router_loss)`` of the same rows."""
+    if temperature is None:
+        return (exploit_loss(outputs, plan, target, label_smoothing, ignore_index),)
+    losses = row_losses(outputs, plan, target, label_smoothing, ignore_index)
+    router = router_loss_of_rows(losses, weights, plan, temperature)
+    return losses.sum() / plan.num_samples, router
+
+
 def combine_with_exploit_loss(
-    outputs: Tensor, weights: Tensor, plan: Routing, *loss: Tensor | float | int
-) -> tuple[Tensor, Tensor]:
-    """loss: the arguments of ``exploit_loss`` behind the plan."""
-    return combine(outputs, weights, plan), exploit_loss(outputs, plan, *loss)
+    outputs: Tensor,
+    weights: Tensor,
+    plan: Routing,
+    *loss: Tensor | float | int,
+    temperature: float | None = None,
+) -> tuple[Tensor, ...]:
+    """loss: the arguments of ``exploit_loss`` behind the plan; temperature: as of
+    ``losses_of_rows``."""
+    losses = losses_of_rows(outputs, weights, plan, *loss, temperature)
+    return combine(outputs, weights, plan), *losses
 
 
 def aggregate_with_exploit_loss(
@@ -290,11 +371,12 @@ def aggregate_with_exploit_loss(
     matrix: Tensor,
     bias: Tensor | None,
     *loss: Tensor | float | int,
-) -> tuple[Tensor, Tensor]:
+    temperature: float | None = None,
+) -> tuple[Tensor, ...]:
     """The product is of the matrix's dtype, autocast's where it is on; the loss takes outputs as
     they are."""
     y = aggregate(outputs.to(matrix.dtype), weights, plan, matrix, bias)
-    return y, exploit_loss(outputs, plan, *loss)
+    return y, *losses_of_rows(outputs, weights, plan, *loss, temperature)
 
 
 def linear_over_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@
     concat  = combine(outputs, routing)             [R, C, ...] -> [N, M*C, ...], weighted
     y       = aggregate(outputs, routing, W, b)     F.linear(combine(outputs), W, b), in one go
     loss    = exploit_loss(outputs, routing, y)     equation 5
+    loss    = router_loss(outputs, routing, y)      supervision of the router, ours
     loss    = exploration_loss(routing.mean)        equation 4
 
 ``backend`` picks the implementation: "triton" (the fused kernels, on CUDA tensors or under Triton's
@@ -36,6 +37,7 @@ from ._checks import (
     check_matrix,
     check_no_gradient,
     check_outputs,
+    check_router,
     check_target,
 )
 from .routing import Routing
@@ -274,6 +276,43 @@ def exploit_loss(
     return ops.exploit_loss(outputs, routing, target, label_smoothing, ignore_index)
 
 
+def router_loss(
+    outputs: Tensor,
+    routing: Routing,
+    target: Tensor,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """How far the router's weights are from what its experts got right: ``1/N * sum KL(q || r)``.
+
+    Of a sample's K rows, ``q = softmax(-l / temperature)`` of their cross-entropies l, which are
+    taken as numbers, and ``r_j = w_j / sum_j w_j``, the weights of these K alone. Our addition, not
+    in the paper.
+
+    Args:
+        outputs: [R, C, ...] logits of the experts, in row order.
+        routing: the plan and the weights; K >= 2.
+        target: as of ``exploit_loss``. A sample that is ignored (class -100) has equal losses.
+        temperature: tau > 0: the lower, the more the best row takes all.
+        label_smoothing: of the cross-entropies.
+        backend: as of ``exploit_loss``.
+
+    Returns:
+        A float32 (float64 for float64) scalar >= 0. Differentiable in ``routing.weights`` alone. A
+        weight below the smallest normal number counts as that number, so that value and gradient
+        stay finite.
+
+    Raises:
+        ValueError: arguments that do not fit; K = 1, where there is nothing to compare.
+    """
+    check_outputs(outputs, routing)
+    check_target(target, outputs, routing, label_smoothing, -100)
+    check_router(routing, temperature)
+    ops = _backend(_loss_backend(backend, target), outputs)
+    return ops.router_loss(outputs, routing.weights, routing, target, temperature, label_smoothing)
+
+
 def combine_with_exploit_loss(
     outputs: Tensor,
     routing: Routing,
@@ -281,21 +320,25 @@ def combine_with_exploit_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+    router_temperature: float | None = None,
+) -> tuple[Tensor, ...]:
     """``(combine(...), exploit_loss(...))`` with one backward for both.
 
     Arguments, results and errors are those of the two. The Triton kernels then read each row's
     output once and write its gradient once, where autograd would add up two; with class
     probabilities as target only ``combine`` is theirs.
+
+    With a ``router_temperature`` the third result is ``router_loss`` at that temperature, of the
+    row losses that are at hand.
     """
-    check_outputs(outputs, routing)
-    check_target(target, outputs, routing, label_smoothing, ignore_index)
+    _check_losses(outputs, routing, target, label_smoothing, ignore_index, router_temperature)
+    loss, temperature = (target, label_smoothing, ignore_index), router_temperature
     if target.is_floating_point():
-        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, backend)
-        return combine(outputs, routing, backend), loss
+        losses = _losses_of_probabilities(backend, outputs, routing, loss, temperature)
+        return combine(outputs, routing, backend), *losses
     ops = _backend(backend, outputs)
     return ops.combine_with_exploit_loss(
-        outputs, routing.weights, routing, target, label_smoothing, ignore_index
+        outputs, routing.weights, routing, *loss, temperature=temperature
     )
 
 
@@ -308,22 +351,24 @@ def aggregate_with_exploit_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+    router_temperature: float | None = None,
+) -> tuple[Tensor, ...]:
     """``(aggregate(...), exploit_loss(...))`` with one backward for both.
 
-    Arguments, results and errors are those of the two; see ``combine_with_exploit_loss``.
+    Arguments, results and errors are those of the two; see ``combine_with_exploit_loss``, also for
+    ``router_temperature``.
     """
-    check_outputs(outputs, routing)
-    check_target(target, outputs, routing, label_smoothing, ignore_index)
+    _check_losses(outputs, routing, target, label_smoothing, ignore_index, router_temperature)
+    loss, temperature = (target, label_smoothing, ignore_index), router_temperature
     if target.is_floating_point():
-        loss = exploit_loss(outputs, routing, target, label_smoothing, ignore_index, backend)
-        return aggregate(outputs, routing, weight, bias, backend), loss
+        losses = _losses_of_probabilities(backend, outputs, routing, loss, temperature)
+        return aggregate(outputs, routing, weight, bias, backend), *losses
     cast, weight, bias = _autocast(outputs, weight, bias)
     check_matrix(weight, bias, cast, routing)
     ops = _backend(backend, outputs)
     # The outputs as they came: autocast is the aggregation's, not the loss's.
     return ops.aggregate_with_exploit_loss(
-        outputs, routing.weights, routing, weight, bias, target, label_smoothing, ignore_index
+        outputs, routing.weights, routing, weight, bias, *loss, temperature=temperature
     )
 
 
@@ -382,6 +427,24 @@ def _loss_backend(name: str | None, target: Tensor) -> str | None:
             '"torch", or give classes [N, ...] as target'
         )
     return "torch" if name is None else name
+
+
+def _check_losses(
+    outputs: Tensor, routing: Routing, target: Tensor, label_smoothing: float, ignore_index: int,
+    router_temperature: float | None,
+) -> None:  # fmt: skip
+    check_outputs(outputs, routing)
+    check_target(target, outputs, routing, label_smoothing, ignore_index)
+    if router_temperature is not None:
+        check_router(routing, router_temperature, "router_temperature")
+
+
+def _losses_of_probabilities(
+    backend: str | None, outputs: Tensor, routing: Routing, loss: tuple, temperature: float | None
+) -> tuple[Tensor, ...]:
+    """Against class probabilities, the first of ``loss``: torch's on every device."""
+    ops = _backend(_loss_backend(backend, loss[0]), outputs)
+    return ops.losses_of_rows(outputs, routing.weights, routing, *loss, temperature)
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

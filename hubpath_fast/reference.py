@@ -140,3 +140,20 @@ def losses(output: ReferenceOutput, y: Tensor, explore=1.0, task_loss=None, samp
     sample = routing.rows.long() // routing.experts.shape[1]  # the sample that each row came from
     exploit = (loss(output.expert_outputs, y[sample]) * w[sample]).sum() / n
     return task - explore * entropy + exploit, task, -entropy, exploit
+
+
+def router_loss(
+    output: ReferenceOutput, y: Tensor, temperature=1.0, task_loss=None, sample_weight=None
+):
+    """Ours, not the paper's: the mean of KL(q || r) over the samples, to be added to the total.
+
+    q = softmax(-l / temperature) of the losses l of a sample's K rows, taken as numbers; r its
+    weights, which sum to 1 over these K. It reaches the generator only."""
+    loss = task_loss or (lambda prediction, y: F.cross_entropy(prediction, y, reduction="none"))
+    routing, k = output.routing, output.routing.k
+    by_row = loss(output.expert_outputs, y[routing.rows.long() // k]).detach()
+    q = torch.softmax(-by_row[routing.positions.long()] / temperature, dim=1)
+    tiny = torch.finfo(routing.weights.dtype).tiny  # keeps log and gradient finite at a weight of 0
+    log_r = (routing.weights.clamp_min(tiny) / routing.weights.sum(dim=1, keepdim=True)).log()
+    divergence = (torch.xlogy(q, q) - q * log_r).sum(dim=1)
+    return (divergence if sample_weight is None else divergence * sample_weight).mean()

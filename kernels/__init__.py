@@ -16,6 +16,7 @@ from .exploit_loss import exploit_loss
 from .fused_loss import aggregate_with_exploit_loss, combine_with_exploit_loss
 from .gather import gather, gather_into
 from .noisy_topk import noisy_topk
+from .router_loss import router_loss
 
 __all__ = [
     "aggregate",
@@ -26,4 +27,5 @@ __all__ = [
     "gather",
     "gather_into",
     "noisy_topk",
+    "router_loss",
 ]

@@ -40,6 +40,7 @@ from ._layout import (
 )
 from .combine import combine
 from .exploit_loss import PARTIALS, exploit_loss_forward
+from .router_loss import add_router_gradient, supervise
 
 # Operations that cost as much as moving one byte, (float32, half precision): H100 and H200
 # without tf32 67 Tflop/s, with bfloat16 tensor cores at a realistic half of 990, over 3.35 TB/s.
@@ -237,41 +238,50 @@ def product_dtype(outputs: Tensor) -> torch.dtype:
 
 
 class _Aggregate(torch.autograd.Function):
-    """With a target, the exploit loss comes along: one backward for both (fused_loss.py)."""
+    """With a target, the exploit loss comes along: one backward for both (fused_loss.py). With a
+    temperature, the router's loss, too."""
 
     @staticmethod
     def forward(
-        ctx, outputs, weights, matrix, bias, rows, positions, offsets, dtype, target, *smoothing
-    ):
+        ctx, outputs, weights, matrix, bias, rows, positions, offsets, dtype, target, temperature,
+        *smoothing,
+    ):  # fmt: skip
         outputs, weights, matrix = settle(outputs), weights.contiguous(), matrix.contiguous()
-        partials = logsumexp = None
+        partials = logsumexp = gradient = None
+        router = ()
         if target is not None:
-            partials, logsumexp = exploit_loss_forward(
-                outputs, rows, target, weights.shape[1], *smoothing
+            partials, logsumexp, losses = exploit_loss_forward(
+                outputs, rows, target, weights.shape[1], *smoothing, temperature is not None
             )
+        if temperature is not None:
+            *router, gradient = supervise(losses, weights, positions, temperature)
         y, loss = aggregate_forward(
             outputs, weights, positions, offsets, matrix, bias, dtype, partials
         )
-        ctx.save_for_backward(outputs, weights, rows, offsets, matrix, bias, logsumexp, target)
+        ctx.save_for_backward(
+            outputs, weights, rows, offsets, matrix, bias, logsumexp, target, gradient
+        )
         ctx.dtype, ctx.smoothing = dtype, smoothing
-        return y if partials is None else (y, loss)
+        return y if partials is None else (y, loss, *router)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_y, d_loss=None):
-        *saved, bias, logsumexp, target = ctx.saved_tensors
+    def backward(ctx, d_y, d_loss=None, d_router=None):
+        *saved, bias, logsumexp, target, gradient = ctx.saved_tensors
         for_outputs, for_weights, for_matrix, for_bias, *_ = ctx.needs_input_grad
         d_outputs, d_weights, d_matrix, d_bias = aggregate_backward(
             d_y, *saved, ctx.dtype, bias.dtype if for_bias else None,
             for_outputs or for_weights, for_matrix or for_bias,
             d_loss, logsumexp, target, *ctx.smoothing,
         )  # fmt: skip
+        if for_weights:
+            d_weights = add_router_gradient(d_weights, gradient, d_router)
         return (
             d_outputs if for_outputs else None,
             d_weights if for_weights else None,
             d_matrix if for_matrix else None,
             d_bias if for_bias else None,
-            None, None, None, None, None, None, None,
+            None, None, None, None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -329,8 +339,9 @@ def apply_grouped(
     target: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The grouped form; with a target the exploit loss, too."""
+    temperature: float | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """The grouped form; with a target the exploit loss, with a temperature the router's, too."""
     return apply(
         _Aggregate,
         outputs,
@@ -342,6 +353,7 @@ def apply_grouped(
         plan.offsets.contiguous(),
         product_dtype(outputs),
         None if target is None else target.contiguous(),
+        None if temperature is None else float(temperature),
         float(label_smoothing),
         ignore_index,
     )

@@ -21,6 +21,7 @@ from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
 from ._launch import Launch, Plan, apply, register
 from ._layout import blocks, channels_minor, empty, settle, settle_gradient, trailing_size, units
 from .exploit_loss import exploit_loss_forward, loss_gradient
+from .router_loss import add_router_gradient, supervise
 
 _MAX_LOOKUP = 2048  # (pair, slot) comparisons of one program: keeps K = M = 1024 in registers
 _MAX_SLOTS = 32  # of one backward program: 64 spilled a register on sm_80 at C = 10
@@ -254,29 +255,38 @@ combine_backward = register(
 
 
 class _Combine(torch.autograd.Function):
-    """With a target, the exploit loss comes along: one backward for both (fused_loss.py)."""
+    """With a target, the exploit loss comes along: one backward for both (fused_loss.py). With a
+    temperature, the router's loss, too."""
 
     @staticmethod
-    def forward(ctx, outputs, weights, experts, rows, positions, num_experts, target, *smoothing):
+    def forward(
+        ctx, outputs, weights, experts, rows, positions, num_experts, target, temperature,
+        *smoothing,
+    ):  # fmt: skip
         outputs, weights = settle(outputs), weights.contiguous()
         concat = combine_forward(outputs, weights, experts, positions, num_experts)
-        partials = logsumexp = None
+        results, logsumexp, gradient = [concat], None, None
         if target is not None:
-            partials, logsumexp = exploit_loss_forward(
-                outputs, rows, target, experts.shape[1], *smoothing
+            partials, logsumexp, losses = exploit_loss_forward(
+                outputs, rows, target, experts.shape[1], *smoothing, temperature is not None
             )
-        ctx.save_for_backward(outputs, weights, experts, positions, logsumexp, target)
+            results.append(partials.sum())
+        if temperature is not None:
+            router, gradient = supervise(losses, weights, positions, temperature)
+            results.append(router)
+        ctx.save_for_backward(outputs, weights, experts, positions, logsumexp, target, gradient)
         ctx.num_experts, ctx.smoothing = num_experts, smoothing
-        return concat if partials is None else (concat, partials.sum())
+        return tuple(results) if target is not None else concat
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_concat, d_loss=None):
-        *combined, logsumexp, target = ctx.saved_tensors
+    def backward(ctx, d_concat, d_loss=None, d_router=None):
+        *combined, logsumexp, target, gradient = ctx.saved_tensors
         d_outputs, d_weights = combine_backward(
             d_concat, *combined, ctx.num_experts, d_loss, logsumexp, target, *ctx.smoothing
         )
-        return d_outputs, d_weights, None, None, None, None, None, None, None
+        d_weights = add_router_gradient(d_weights, gradient, d_router)
+        return d_outputs, d_weights, None, None, None, None, None, None, None, None
 
 
 def apply_combine(
@@ -286,8 +296,9 @@ def apply_combine(
     target: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The concatenation; with a target the exploit loss, too."""
+    temperature: float | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """The concatenation; with a target the exploit loss, with a temperature the router's, too."""
     return apply(
         _Combine,
         outputs,
@@ -297,6 +308,7 @@ def apply_combine(
         plan.positions.contiguous(),
         plan.offsets.numel() - 1,
         None if target is None else target.contiguous(),
+        None if temperature is None else float(temperature),
         float(label_smoothing),
         ignore_index,
     )

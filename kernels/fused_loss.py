@@ -7,6 +7,9 @@ more. Here a row is read once and its gradient written once:
     d_outputs[r] = w * d_concat[n, i*C:(i+1)*C] + d_loss/N * (softmax(outputs[r]) - smoothed onehot)
 
 Forward, aggregate's last launch also adds up the loss, which saves another.
+
+The router's loss (router_loss.py) takes the rows' losses that are there: one launch more forward,
+which leaves its gradient as well, and one backward, which adds that to d_weights.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ def combine_with_exploit_loss(
     target: Tensor,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
-) -> tuple[Tensor, Tensor]:
+    temperature: float | None = None,
+) -> tuple[Tensor, ...]:
     """``(combine(...), exploit_loss(...))`` as one node: three launches forward, one backward.
 
-    Arguments, results and errors are those of ``combine`` and ``exploit_loss``.
+    Arguments, results and errors are those of ``combine`` and ``exploit_loss``; a ``temperature``
+    adds ``router_loss(...)`` at it.
     """
-    return apply_combine(outputs, weights, plan, target, label_smoothing, ignore_index)
+    return apply_combine(outputs, weights, plan, target, label_smoothing, ignore_index, temperature)
 
 
 def aggregate_with_exploit_loss(
@@ -43,14 +48,16 @@ def aggregate_with_exploit_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     grouped: bool | None = None,
-) -> tuple[Tensor, Tensor]:
+    temperature: float | None = None,
+) -> tuple[Tensor, ...]:
     """``(aggregate(...), exploit_loss(...))``: three launches forward, two backward if grouped.
 
-    Arguments, results and errors are those of ``aggregate`` and ``exploit_loss``; ``grouped``
-    forces the grouped form or the dense one, None takes whichever ``prefer_grouped`` says.
+    Arguments, results and errors are those of ``aggregate`` and ``exploit_loss``; a
+    ``temperature`` adds ``router_loss(...)`` at it; ``grouped`` forces the grouped form or the
+    dense one, None takes whichever ``prefer_grouped`` says.
     """
-    asked = (target, label_smoothing, ignore_index)
+    asked = (target, label_smoothing, ignore_index, temperature)
     if not (choose_grouped(outputs, weights, plan, matrix) if grouped is None else grouped):
-        concat, loss = apply_combine(outputs, weights, plan, *asked)
-        return linear(concat, matrix, bias), loss
+        concat, *losses = apply_combine(outputs, weights, plan, *asked)
+        return linear(concat, matrix, bias), *losses
     return apply_grouped(outputs, weights, plan, matrix, bias, *asked)

@@ -164,5 +164,9 @@ def pathway(
     model = context.hub_pathway(k)
     if generator is not None:
         model.generator = generator(model)
-    weight = context.problem.fit.explore if explore else 0.0
-    return context.train(model, PathwayObjective(context.task.criterion(weight, exploit)))
+    fit = context.problem.fit
+    weight = fit.explore if explore else 0.0
+    # Nothing to compare with one active expert, nothing to learn without a parameter.
+    teachable = model.k > 1 and any(True for _ in model.generator.parameters())
+    more = fit.supervision if teachable else {}
+    return context.train(model, PathwayObjective(context.task.criterion(weight, exploit, **more)))

@@ -1,7 +1,11 @@
-"""The three losses of Hub-Pathway and their sum (equations 2, 4, 5 and 6 of the paper)."""
+"""The three losses of Hub-Pathway and their sum (equations 2, 4, 5 and 6 of the paper).
+
+A fourth, which supervises the router, is ours and off by default.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,23 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as HF
-from .._checks import check_classes, check_range
-from .._torch_ops import accumulator, sample_of_row
+from .._checks import check_classes, check_range, check_router, check_temperature
+from .._torch_ops import accumulator, router_loss_of_rows, sample_of_row
 from .output import PathwayOutput
 
 
 @dataclass(frozen=True)
 class PathwayLosses:
-    """Scalars: ``total = task + explore_weight * explore + exploit``; the parts are unweighted."""
+    """Scalars: ``total = task + explore_weight * explore + exploit``; the parts are unweighted.
+
+    router: of the supervision of the router, which adds ``router_supervision * router`` to the
+    total; 0 where it is off.
+    """
 
     total: Tensor
     task: Tensor
     explore: Tensor
     exploit: Tensor
+    router: Tensor
 
 
 class HubPathwayLoss(nn.Module):
-    """``total = task + explore * sum_i pbar_i log pbar_i + exploit``.
+    """``total = task + explore * sum_i pbar_i log pbar_i + exploit``, and our addition if it is on.
 
     One backward pass of the total is equation 6: the exploration loss reaches the generator only,
     the exploitation loss the experts only.
@@ -40,6 +49,13 @@ class HubPathwayLoss(nn.Module):
         label_smoothing: of the default cross-entropy, in [0, 1].
         exploit: False leaves the exploitation loss out, as the ablation of table 4 does; it is then
             reported as 0.
+        router_supervision: weight of our addition to the paper's losses; 0 for none. The total gets
+            ``router_supervision * router``, which pulls the router's weights w of a sample's K
+            active experts towards what those got right. With l the losses of the sample's rows,
+            taken as numbers, q = softmax(-l / router_temperature) and r = w / sum w,
+            ``router = 1/N * sum over samples of KL(q || r)``. It reaches the generator only. K = 1
+            leaves nothing to compare and is refused.
+        router_temperature: tau > 0; the lower, the more the best of the K takes all.
 
     When ``torch.distributed`` is initialised, pbar is the mean over all ranks' batches; the
     gradient is right under DistributedDataParallel, which averages over the ranks.
@@ -51,16 +67,24 @@ class HubPathwayLoss(nn.Module):
         explore: float = 0.5,
         label_smoothing: float = 0.0,
         exploit: bool = True,
+        router_supervision: float = 0.0,
+        router_temperature: float = 1.0,
     ):
         super().__init__()
         if explore < 0:
             raise ValueError(f"explore: expected a weight >= 0, got {explore}")
+        if not 0 <= router_supervision < math.inf:
+            raise ValueError(
+                f"router_supervision: expected a finite weight >= 0, got {router_supervision}"
+            )
+        check_temperature("router_temperature", router_temperature)
         if task_loss is not None and label_smoothing:
             raise ValueError(
                 "label_smoothing: only for the default cross-entropy; use task_loss's own"
             )
         self.task_loss, self.explore, self.label_smoothing = task_loss, explore, label_smoothing
         self.exploit = exploit
+        self.router_supervision, self.router_temperature = router_supervision, router_temperature
 
     @property
     def can_fuse(self) -> bool:
@@ -81,8 +105,8 @@ class HubPathwayLoss(nn.Module):
 
         Raises:
             ValueError: y or sample_weight of another length than the batch, targets of another
-                shape or dtype, classes out of range (on the CPU), or a task loss that does not
-                return one value a sample.
+                shape or dtype, classes out of range (on the CPU), a task loss that does not
+                return one value a sample, or a routing of K = 1 to supervise.
         """
         n = out.prediction.shape[0]
         if len(y) != n:
@@ -92,35 +116,68 @@ class HubPathwayLoss(nn.Module):
             raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
         if self.task_loss is None:
             check_classes("y", y, n, out.prediction)
+        if self.router_supervision:
+            check_router(out.routing, self.router_temperature)
         task = self._per_sample(out.prediction, y)
         if sample_weight is not None:
             task = task * sample_weight
         task = task.mean()
         explore = HF.exploration_loss(_mean_over_ranks(out.routing.mean))
-        exploit = self._exploit(out, y, sample_weight) if self.exploit else task.new_zeros(())
-        return PathwayLosses(task + self.explore * explore + exploit, task, explore, exploit)
+        by_row = self._by_row(out, y, sample_weight)
+        exploit = self._exploit(out, y, by_row, sample_weight) if self.exploit else _zero(task)
+        total = task + self.explore * explore + exploit
+        if not self.router_supervision:
+            return PathwayLosses(total, task, explore, exploit, _zero(task))
+        router = self._router(out, y, by_row, sample_weight)
+        total = total + self.router_supervision * router
+        return PathwayLosses(total, task, explore, exploit, router)
 
-    def _exploit(self, out: PathwayOutput, y: Tensor, sample_weight: Tensor | None) -> Tensor:
-        routing = out.routing
+    def _by_row(self, out: PathwayOutput, y: Tensor, sample_weight: Tensor | None) -> Tensor | None:
+        """[R]: the loss of each row; None where an operation of ``functional`` computes it and all
+        that is made of it."""
         if self.task_loss is None and sample_weight is None:
+            return None
+        if not (self.exploit or self.router_supervision):
+            return None
+        sample = sample_of_row(out.routing.rows, out.routing.k)
+        return self._per_sample(out.expert_outputs, y.index_select(0, sample))
+
+    def _exploit(
+        self, out: PathwayOutput, y: Tensor, by_row: Tensor | None, sample_weight: Tensor | None
+    ) -> Tensor:
+        routing = out.routing
+        if by_row is None:
             fused = out.fused_exploit
             loss = None if fused is None else fused.loss(y, self.label_smoothing)
             if loss is None:
                 loss = HF.exploit_loss(out.expert_outputs, routing, y, self.label_smoothing)
             return loss
-        sample = sample_of_row(routing.rows, routing.k)
-        loss = self._per_sample(out.expert_outputs, y.index_select(0, sample))
         if sample_weight is not None:
-            loss = loss * sample_weight.index_select(0, sample)
-        return loss.sum() / len(y)
+            by_row = by_row * sample_weight.index_select(0, sample_of_row(routing.rows, routing.k))
+        return by_row.sum() / len(y)
+
+    def _router(
+        self, out: PathwayOutput, y: Tensor, by_row: Tensor | None, sample_weight: Tensor | None
+    ) -> Tensor:
+        routing, temperature = out.routing, self.router_temperature
+        if by_row is None:
+            fused, asked = out.fused_exploit, (y, self.label_smoothing, temperature)
+            loss = None if fused is None else fused.router(*asked)
+            if loss is None:
+                loss = HF.router_loss(
+                    out.expert_outputs, routing, y, temperature, self.label_smoothing
+                )
+            return loss
+        return router_loss_of_rows(by_row, routing.weights, routing, temperature, sample_weight)
 
     def _per_sample(self, prediction: Tensor, y: Tensor) -> Tensor:
         n = prediction.shape[0]
         if self.task_loss is not None:
             loss = self.task_loss(prediction, y)
-            if list(loss.shape) != [n]:
+            found = list(loss.shape) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            if found != [n]:
                 raise ValueError(
-                    f"task_loss: expected one loss a sample, [{n}], got {list(loss.shape)}; "
+                    f"task_loss: expected one loss a sample, [{n}], got {found}; "
                     'use reduction="none" and average over everything but dimension 0'
                 )
             return loss
@@ -136,8 +193,16 @@ class HubPathwayLoss(nn.Module):
         return loss if loss.dim() == 1 else loss.flatten(1).mean(dim=1)
 
     def extra_repr(self) -> str:
-        exploit = "" if self.exploit else ", exploit=False"
-        return f"explore={self.explore}, label_smoothing={self.label_smoothing}{exploit}"
+        more = "" if self.exploit else ", exploit=False"
+        if self.router_supervision:
+            more += f", router_supervision={self.router_supervision}"
+            more += f", router_temperature={self.router_temperature}"
+        return f"explore={self.explore}, label_smoothing={self.label_smoothing}{more}"
+
+
+def _zero(like: Tensor) -> Tensor:
+    """What a loss that is left out is reported as."""
+    return like.new_zeros(())
 
 
 def _mean_over_ranks(mean: Tensor) -> Tensor:

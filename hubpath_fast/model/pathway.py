@@ -122,6 +122,7 @@ class HubPathway(nn.Module):
         routing: Routing | None = None,
         target: Tensor | None = None,
         label_smoothing: float = 0.0,
+        router_temperature: float | None = None,
     ) -> PathwayOutput | Tensor:
         """Predict for x [N, ...].
 
@@ -136,6 +137,8 @@ class HubPathway(nn.Module):
                 ``HubPathwayLoss`` that is called with this very tensor, and has the same label
                 smoothing, takes it; any other computes its own.
             label_smoothing: of that loss.
+            router_temperature: with a target, the router's loss at this temperature is computed
+                along with it, too (see ``functional.router_loss``); None: it is not.
         """
         refuse_recording(x)
         routing = self.route(x, eps) if routing is None else routing
@@ -145,18 +148,20 @@ class HubPathway(nn.Module):
             return self._aggregate(outputs, routing)
         if target is None:
             return PathwayOutput(self._aggregate(outputs, routing), outputs, routing)
+        asked = {"label_smoothing": label_smoothing, "router_temperature": router_temperature}
         if isinstance(self.aggregator, LinearAggregator):
             weight, bias = self.aggregator.weight, self.aggregator.bias
-            prediction, exploit = HF.aggregate_with_exploit_loss(
-                outputs, routing, weight, bias, target, label_smoothing
+            prediction, exploit, *router = HF.aggregate_with_exploit_loss(
+                outputs, routing, weight, bias, target, **asked
             )
         else:
-            concat, exploit = HF.combine_with_exploit_loss(
-                outputs, routing, target, label_smoothing
+            concat, exploit, *router = HF.combine_with_exploit_loss(
+                outputs, routing, target, **asked
             )
             prediction = self.aggregator(concat)
         output = PathwayOutput(prediction, outputs, routing)
-        output.fused_exploit = FusedExploit(exploit, target, label_smoothing)
+        with_router = (router[0], router_temperature) if router else ()
+        output.fused_exploit = FusedExploit(exploit, target, label_smoothing, *with_router)
         return output
 
     def _aggregate(self, outputs: Tensor, routing: Routing) -> Tensor:

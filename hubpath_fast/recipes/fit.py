@@ -79,7 +79,7 @@ def _fit(
     settings, task = config.trainer, make_task(config, splits)
     trainer = Trainer(
         model,
-        PathwayObjective(task.criterion(config.explore)),
+        PathwayObjective(task.criterion(config.explore, **config.supervision)),
         train_stream(splits.train, config, image_size, task.num_outputs),
         settings,
         out_dir,

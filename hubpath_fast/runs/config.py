@@ -27,6 +27,11 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
         super().check()
         if self.mixes:
             check_even(self.trainer.batch_size)
+        if self.router_supervision and self.k == 1:
+            raise ValueError(
+                f"router_supervision: expected 0 with k=1, got {self.router_supervision}; with one "
+                "active expert a sample has nothing to compare: set it to 0 or take a larger k"
+            )
 
     @classmethod
     def upgrade(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

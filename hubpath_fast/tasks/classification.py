@@ -83,8 +83,16 @@ class Classification:
         loss = F.cross_entropy(_full(outputs), targets, reduction="none", label_smoothing=smoothing)
         return _by_sample(loss)
 
-    def criterion(self, explore: float, exploit: bool = True) -> HubPathwayLoss:
-        return HubPathwayLoss(None, explore, self.label_smoothing, exploit)
+    def criterion(
+        self,
+        explore: float,
+        exploit: bool = True,
+        router_supervision: float = 0.0,
+        router_temperature: float = 1.0,
+    ) -> HubPathwayLoss:
+        return HubPathwayLoss(
+            None, explore, self.label_smoothing, exploit, router_supervision, router_temperature
+        )
 
     def ensemble(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """[S, N, C, ...] -> [N, C, ...]: T log of the mean over models of softmax(z / T), logits

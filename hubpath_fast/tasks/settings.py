@@ -14,6 +14,19 @@ class LossSettings(Settings):
     ``data.Mixing``."""
 
     explore: float = setting(0.5, "lambda, weight of the exploration loss", low=0)
+    router_supervision: float = setting(
+        0.0,
+        "weight of the router's supervision by what the active experts got right (ours, not the "
+        "paper's; needs k of at least 2); 0: none",
+        low=0,
+        added=True,
+    )
+    router_temperature: float = setting(
+        1.0,
+        "of that supervision: the lower, the more the best of the active experts takes all",
+        above=0,
+        added=True,
+    )
     label_smoothing: float = setting(
         0.0, "of the cross-entropy that is trained with", low=0, high=1
     )
@@ -32,6 +45,15 @@ class LossSettings(Settings):
     mixup_mode: str = setting(
         "batch", "what shares a draw: the batch, a pair, or nothing", choices=MODES, added=True
     )
+
+    @property
+    def supervision(self) -> dict[str, float]:
+        """What ``Task.criterion`` is given of it: nothing where it is off, which tasks that know
+        of none take, too."""
+        if not self.router_supervision:
+            return {}
+        names = "router_supervision", "router_temperature"
+        return {name: getattr(self, name) for name in names}
 
     @property
     def mixes(self) -> bool:

@@ -30,19 +30,24 @@ Objective = Callable[[nn.Module, Any, Any], Losses]
 
 
 class PathwayObjective:
-    """A Hub-Pathway's task, explore and exploit losses (equation 6), from ``HubPathwayLoss``."""
+    """A Hub-Pathway's task, explore and exploit losses (equation 6), from ``HubPathwayLoss``; and
+    the router's, where the criterion supervises it."""
 
     def __init__(self, criterion: Callable) -> None:
         self.criterion = criterion
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Losses:
-        if getattr(self.criterion, "can_fuse", False):
-            smoothing = self.criterion.label_smoothing
-            output = model(images, target=targets, label_smoothing=smoothing)
+        criterion = self.criterion
+        supervised = bool(getattr(criterion, "router_supervision", 0))
+        if getattr(criterion, "can_fuse", False):
+            asked = {"router_temperature": criterion.router_temperature} if supervised else {}
+            smoothing = criterion.label_smoothing
+            output = model(images, target=targets, label_smoothing=smoothing, **asked)
         else:
             output = model(images)
-        losses = self.criterion(output, targets)
-        parts = {name: getattr(losses, name, None) for name in ("task", "explore", "exploit")}
+        losses = criterion(output, targets)
+        names = ("task", "explore", "exploit", *(["router"] if supervised else []))
+        parts = {name: getattr(losses, name, None) for name in names}
         parts = {name: value for name, value in parts.items() if value is not None}
         return Losses(losses.total, parts, output.routing, output.expert_outputs)
 

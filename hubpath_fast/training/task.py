@@ -47,8 +47,15 @@ class Task(Protocol):
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
         """[N]: the loss of each sample, of a model's outputs [N, C, ...]."""
 
-    def criterion(self, explore: float, exploit: bool = True) -> HubPathwayLoss:
-        """The losses of a Hub-Pathway on this task."""
+    def criterion(
+        self,
+        explore: float,
+        exploit: bool = True,
+        router_supervision: float = 0.0,
+        router_temperature: float = 1.0,
+    ) -> HubPathwayLoss:
+        """The losses of a Hub-Pathway on this task. The last two are passed only where the router
+        is supervised."""
 
     def ensemble(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """[S, N, C, ...] -> [N, C, ...]: outputs that say what the S models say together."""
