@@ -16,7 +16,7 @@ OptionalInt, OptionalStr = Optional[int], Optional[str]  # noqa: UP045
 
 SHOWN = (
     "data", "hub", "k", "steps", "batch_size", "explore", "image_size", "validation", "pretrained",
-    "device", "temperature", "distill_weight",
+    "device", "budget", "temperature", "distill_weight",
 )  # fmt: skip
 
 
@@ -50,6 +50,10 @@ def compare(
     ] = None,
 ) -> None:
     """Every method of the paper on the same data and hub, under one budget: one table.
+
+    --budget steps gives every method the same updates; --budget passes as many expert forwards in
+    training as it takes to train each expert alone for --steps, so that a Hub-Pathway takes M / K
+    times as many updates.
 
     --data is a folder of images, or a data set of `hubpath data list`.
     """

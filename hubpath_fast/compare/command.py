@@ -63,11 +63,11 @@ def compare(
         open_folder(out_dir, settings)
         train_missing(settings, chosen, seeds, out_dir, count, threads, console)
         # Draws figures: what takes a second to import can wait until here.
-        from .tables import make_rows, reasons, terminal_table, write_tables
+        from .tables import describe_budget, make_rows, reasons, terminal_table, write_tables
 
         rows = make_rows(settings, chosen, seeds, out_dir)
         table = write_tables(out_dir, settings, rows, seeds)
-    console.print(terminal_table(table))
+    console.print(terminal_table(table, describe_budget(settings)))
     for note in reasons(rows):
         console.print(escape(note), soft_wrap=True, highlight=False)
     console.print(
@@ -156,7 +156,7 @@ def _check_prepared(out_dir: Path):
 def _jobs(settings: CompareSettings, methods: Sequence[Method], results: SeedResults) -> list[Job]:
     """Of one seed, the pre-training of experts whose weights are not there among them."""
     noted, names = results.problem, names_of_experts(settings)
-    able = [method for method in methods if not (method.equal and noted["difference"])]
+    able = [m for m in methods if not (m.barred or (m.equal and noted["difference"]))]
     needed = needed_runs(able, methods_of(settings))
     trainer = settings.fit.trainer
     pretraining = _pretraining(settings)

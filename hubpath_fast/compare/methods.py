@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -21,9 +22,19 @@ from ..training import Task
 from . import runs
 from .results import SeedResults
 from .runs import Context
-from .settings import CompareSettings, names_of_experts
+from .settings import PASSES, CompareSettings, names_of_experts
 
 PATHWAY = "pathway"
+
+# Why methods cannot be held to a number of expert forwards.
+SPENT = (
+    "what learns from the experts trained alone begins when these have spent all that --budget "
+    "passes allows"
+)
+NO_EXPERT = (
+    "a network of kernels mixed from the experts' is none of them, and --budget passes counts "
+    "passes of experts"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Method:
     tuned: trained at every rate. follows: else, the run whose chosen rate it is trained at; None:
         it trains nothing.
     forwards: expert forwards for each sample of a training step.
+    length: of its training, as a multiple of the settings' steps.
+    barred: why it cannot be held to the comparison's budget; "": it can.
     members: of a vote, which experts are asked, by number. decide: what their predictions [S, N, P]
         on N targets are worth, a score [N] of the task's metric.
     k: K of a Hub-Pathway as the paper has it; None for all others.
@@ -53,7 +66,9 @@ class Method:
     needs: tuple[str, ...] = ()
     tuned: bool = False
     follows: str | None = None
-    forwards: int = 0
+    forwards: float = 0
+    length: Fraction = Fraction(1)
+    barred: str = ""
     members: Callable[[SeedResults], Sequence[int]] | None = None
     decide: Callable[[Task, Tensor, Any], Tensor] | None = None
     k: int | None = None
@@ -101,10 +116,17 @@ def of_best(count: int) -> Callable[[SeedResults], list[int]]:
     return lambda results: results.best_singles()[:count]
 
 
+def pathway_forwards(settings: CompareSettings, k: int, routed: bool = True) -> float:
+    """Expert forwards for each sample of a Hub-Pathway's training step. routed: its generator is
+    the one that the settings describe."""
+    return k
+
+
 def methods_of(settings: CompareSettings) -> list[Method]:
     """All methods for a comparison's hub and task, in the order of the table."""
     experts, k = names_of_experts(settings), settings.fit.k
     count, in_full = len(experts), numbered(settings.fit.hub)
+    spent, no_expert = (SPENT, NO_EXPERT) if settings.budget == PASSES else ("", "")
     singles = tuple(f"single-{i}" for i in range(count))
     alone = [
         Method(
@@ -121,18 +143,24 @@ def methods_of(settings: CompareSettings) -> list[Method]:
             paper=paper, bound=bound,
         )  # fmt: skip
 
-    def variant(name, title, train, paper="") -> Method:
-        return Method(name, title, train, follows=PATHWAY, forwards=k, paper=paper)
+    def pathway(name, title, train, active=k, routed=True, **more) -> Method:
+        forwards = pathway_forwards(settings, active, routed)
+        length = settings.length(forwards)
+        return Method(name, title, train, forwards=forwards, length=length, **more)
+
+    def variant(name, title, train, paper="", routed=True) -> Method:
+        return pathway(name, title, train, routed=routed, follows=PATHWAY, paper=paper)
 
     def soup(name, title, greedy, paper="") -> Method:
         return Method(
-            name, title, lambda c: runs.soup(c, greedy), needs=singles, equal=True, paper=paper
-        )
+            name, title, lambda c: runs.soup(c, greedy), needs=singles, barred=spent, equal=True,
+            paper=paper,
+        )  # fmt: skip
 
     def zoo(name, title, lite, paper) -> Method:
         return Method(
-            name, title, lambda c: runs.zoo_tuning(c, lite), tuned=True, forwards=1, equal=True,
-            paper=paper,
+            name, title, lambda c: runs.zoo_tuning(c, lite), tuned=True, forwards=1,
+            barred=no_expert, equal=True, paper=paper,
         )  # fmt: skip
 
     return [
@@ -148,25 +176,25 @@ def methods_of(settings: CompareSettings) -> list[Method]:
         ),
         Method(
             "distill", "distill", runs.distill, needs=singles, tuned=True, forwards=count + 1,
-            paper="Distill",
+            barred=spent, paper="Distill",
         ),
         soup("soup-uniform", "model soup, uniform", greedy=False),
         soup("soup-greedy", "model soup, greedy", greedy=True, paper="ModelSoups"),
         # The student with its teachers, and as it was an update before.
         Method(
             "knowledge-flow", "Knowledge Flow", runs.knowledge_flow, needs=singles, tuned=True,
-            forwards=count + 2, equal=True, paper="KFlow",
+            forwards=count + 2, barred=spent, equal=True, paper="KFlow",
         ),
         zoo("zoo-tuning-lite", "Zoo-Tuning-Lite", True, "ZooTuningL"),
         zoo("zoo-tuning", "Zoo-Tuning", False, "ZooTuning"),
-        Method(
-            "hub-pathway", "Hub-Pathway", runs.pathway, PATHWAY, tuned=True, forwards=k, k=k,
+        pathway(
+            "hub-pathway", "Hub-Pathway", runs.pathway, run=PATHWAY, tuned=True, k=k,
             paper="HubPathway",
         ),
         variant(
             "random-pathway", "Hub-Pathway, random pathway",
             lambda c: runs.pathway(c, generator=lambda m: RandomGenerator(len(m.experts), m.k)),
-            "RandomPath",
+            "RandomPath", routed=False,
         ),
         variant(
             "without-explore", "Hub-Pathway, without explore",
@@ -179,15 +207,16 @@ def methods_of(settings: CompareSettings) -> list[Method]:
         variant(
             "task-pathway", "Hub-Pathway, one route for all",
             lambda c: runs.pathway(c, generator=lambda m: TaskGenerator(len(m.experts))),
+            routed=False,
         ),
         variant(
             "noise-off", "Hub-Pathway, noise off",
             lambda c: runs.pathway(c, generator=lambda m: Noiseless(m.generator)),
         ),
         *(
-            Method(
+            pathway(
                 f"hub-pathway-k{n}", f"Hub-Pathway, K = {n}", lambda c, n=n: runs.pathway(c, n),
-                f"pathway-k{n}", follows=PATHWAY, forwards=n, k=n,
+                n, run=f"pathway-k{n}", follows=PATHWAY, k=n,
             )
             for n in range(1, count + 1)
             if n != k
@@ -203,13 +232,13 @@ def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
     """The methods that a list of names means, in the table's order: "all", or names apart by
     commas; "single" is every expert alone, "k-sweep" Hub-Pathway with every other K.
 
-    Raises ValueError for unknown names, with the closest.
+    Raises ValueError for unknown names, with the closest, and for methods that are barred.
     """
     names = _split_names(text, {_plain(name) for m in methods for name in (m.name, m.full)})
     if not names:
         raise ValueError("methods: expected names, comma-separated, or all; got none")
     if "all" in names:
-        return list(methods)
+        return list(methods)  # rows of the barred say why they have no figure
     wanted: set[str] = set()
     for name in names:
         of_group = [m.name for m in methods if name in GROUPS and m.name.startswith(GROUPS[name])]
@@ -219,7 +248,20 @@ def choose_methods(text: str, methods: Sequence[Method]) -> list[Method]:
             allowed = ["all", *GROUPS, *several]
             raise ValueError(f"methods: {name!r} is unknown; {there_are(allowed, name)}")
         wanted.update(of_group or exact)
-    return [method for method in methods if method.name in wanted]
+    chosen = [method for method in methods if method.name in wanted]
+    _refuse_barred(chosen)
+    return chosen
+
+
+def _refuse_barred(methods: Sequence[Method]) -> None:
+    """Raises ValueError if there are some that cannot be held to the budget."""
+    names: dict[str, list[str]] = {}
+    for method in methods:
+        if method.barred:
+            names.setdefault(method.barred, []).append(method.name)
+    if names:
+        said = "; ".join(f"{', '.join(n)} cannot take part: {why}" for why, n in names.items())
+        raise ValueError(f"methods: {said}; leave out what cannot, or use --budget steps")
 
 
 def _split_names(text: str, known: Collection[str]) -> list[str]:

@@ -26,7 +26,8 @@ class Job:
 
     rate: of the bodies; None: that which ``follows`` was chosen at, or nothing is trained. tried:
     whether other rates are tried for the same run. needs: runs that must be finished before. cost:
-    how long it takes, in any unit. method: the name of the method that it is the run of, if so.
+    how long it takes, in any unit. length: see ``Method``. method: the name of the method that it
+    is the run of, if so.
     """
 
     seed: int
@@ -36,6 +37,7 @@ class Job:
     follows: str | None = None
     needs: tuple[str, ...] = ()
     cost: float = 0.0
+    length: float = 1.0
     method: str = ""
 
     def folder(self, out_dir: Path) -> Path:
@@ -96,9 +98,10 @@ def plan_jobs(
         tried = method.tuned and len(rates) > 1
         for rate in rates if method.tuned else rates[:1]:
             rate = rate if method.tuned else None
-            cost = method.forwards * share
+            length = float(method.length)
+            cost = length * method.forwards * share
             jobs.append(
-                Job(seed, method.run, rate, tried, method.follows, needs, cost, method.name)
+                Job(seed, method.run, rate, tried, method.follows, needs, cost, length, method.name)
             )
     return sorted(jobs, key=lambda job: -_path(job, jobs))
 

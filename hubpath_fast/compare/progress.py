@@ -18,7 +18,7 @@ from .results import FAILED, RESULT, SeedResults, read
 class Progress:
     """A line for every run that ends; on a terminal, below them, one that tells of those at work.
 
-    steps: of (a run, a pre-training).
+    steps: of (a run of length 1, a pre-training).
     """
 
     def __init__(
@@ -75,5 +75,5 @@ class Progress:
     def _share(self, job: Job) -> float:
         """Of a job's steps, as its log has it."""
         log = read_log(job.folder(self.out_dir) / "log.jsonl")
-        steps = self.steps[job.run.startswith(PRETRAIN)]
+        steps = self.steps[job.run.startswith(PRETRAIN)] * job.length
         return log[-1]["step"] / steps if log else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from rich.console import Console
@@ -45,25 +46,28 @@ SOUP_BATCHES = 20  # training batches that a soup's BatchNorm statistics are est
 
 @dataclass
 class Context:
-    """What a run may use. folder: its own. rate: the peak rate of bodies. results: of its seed."""
+    """What a run may use. folder: its own. rate: the peak rate of bodies. results: of its seed.
+    length: of its training, see ``Method``."""
 
     problem: Problem
     folder: Path
     rate: float
     results: SeedResults
+    length: Fraction = Fraction(1)
     seconds: float = 0.0  # of training steps
+    steps: int = 0  # updates that were taken
 
     @property
     def task(self) -> Task:
         return self.problem.task
 
     def train(self, model: nn.Module, objective, groups: Callable | None = None) -> nn.Module:
-        """Trains for the common budget, from where an earlier call was stopped if it was. The
+        """Trains within the common budget, from where an earlier call was stopped if it was. The
         weights of the last step are kept: nothing is chosen among steps.
 
         Raises InterruptedError if a signal stops it.
         """
-        config = self.problem.settings.trainer(self.problem.seed, self.rate)
+        config = self.problem.settings.trainer(self.problem.seed, self.rate, self.length)
         routed = isinstance(model, HubPathway)  # its curves are what reports show
         names = self.problem.expert_names if routed else None
         trainer = Trainer(
@@ -82,7 +86,7 @@ class Context:
         result = trainer.fit()
         if result.interrupted:
             raise InterruptedError(f"stopped while training in {self.folder}")
-        self.seconds = result.seconds
+        self.seconds, self.steps = result.seconds, result.steps
         return model
 
     def singles(self) -> list[SingleModel]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from ..hub.labels import numbered
 from ..hub.spec import split_names
 from ..runs.config import FitConfig
 from ..runs.resolve import settings as fit_settings
+from ..runs.resolve import with_steps
 from ..training import TrainerConfig
 
+STEPS, PASSES = "steps", "passes"  # budgets
 COMPARE_FILE, PROBLEM = "compare.json", "problem.json"
 
 # Of the settings of a run, what changes no result of a comparison: each seed is a run of its own,
@@ -57,6 +60,10 @@ class CompareSettings(Settings):
     every tuned method is trained with each, and the one that is best on validation data is kept,
     seed by seed (ties: the lower validation loss). Heads and router keep their rates from ``fit``,
     but never learn slower than the bodies.
+
+    budget: what every method may spend in training. "steps": the updates of ``fit``, whatever an
+    update costs. "passes": as many expert forwards as the experts take when each is trained alone
+    for those updates, M * steps * batch_size in all.
     """
 
     fit: FitConfig = setting()
@@ -66,13 +73,32 @@ class CompareSettings(Settings):
     digits_pretrain_epochs: int = setting(40, "passes over an expert's digits", low=1)
     digits_validation: int = setting(100, "digits held out of 300, to choose on", low=1, high=299)
 
+    budget: str = setting(
+        STEPS,
+        "the same for all methods: updates, or expert forwards in training",
+        choices=(STEPS, PASSES),
+        added=True,
+    )
+
     def check(self) -> None:
         if not self.rates or len(set(self.rates)) < len(self.rates):
             raise ValueError(f"rates: expected different numbers above 0, got {list(self.rates)}")
 
-    def trainer(self, seed: int, rate: float) -> TrainerConfig:
-        """The trainer's settings of one run; see ``rates``."""
+    def length(self, forwards: float) -> Fraction:
+        """Of a training whose every sample runs ``forwards`` experts, and which has the whole
+        budget to itself: its updates as a multiple of ``steps``."""
+        same = self.budget == STEPS
+        return Fraction(1) if same else len(self.fit.hub) / Fraction(forwards)
+
+    def steps(self, length: Fraction = Fraction(1)) -> int:
+        """Updates of a training of that length; see ``length``."""
+        return max(1, round(self.fit.trainer.steps * length))
+
+    def trainer(self, seed: int, rate: float, length: Fraction = Fraction(1)) -> TrainerConfig:
+        """The trainer's settings of one run; see ``rates`` and ``length``."""
         base = self.fit.trainer
+        if length != 1:
+            base = with_steps(base, self.steps(length))
         head = base.lr_expert if base.lr_head is None else base.lr_head
         return base.replace(
             seed=seed, lr_expert=rate, lr_head=max(rate, head), lr_router=max(rate, base.lr_router)
@@ -100,8 +126,9 @@ def make_settings(
 ) -> CompareSettings:
     """Settings from what a user gives: ``data`` is a folder of images or the name of a data set,
     whose folder is ``data_root``; ``hub`` names apart by commas. preset: of ``hubpath fit``, which
-    brings a hub and a budget. ``top`` and ``trainer``: further settings of ``hubpath fit``, and
-    ``distill`` of CompareSettings; None: not given. quick: a few steps, whose figures say little.
+    brings a hub and its steps. ``top`` and ``trainer``: further settings of ``hubpath fit``, and
+    ``distill`` of CompareSettings, ``budget`` among them; None: not given. quick: a few steps,
+    whose figures say little.
 
     Raises ValueError for whatever is unknown or impossible.
     """

@@ -19,12 +19,16 @@ from ..runs.build import kind_of_task
 from .methods import Method
 from .paper import paper_numbers
 from .results import RunFailed, SeedResults
-from .settings import CompareSettings, names_of_experts
+from .settings import STEPS, CompareSettings, names_of_experts
 
 TABLE = "table"
 COSTS = ("forwards_per_sample", "gflops_per_sample", "milliseconds_per_sample")
-MEANS = ("train_seconds", *COSTS, "peak_memory_mb", "train_forwards_per_sample")
+MEANS = (
+    "train_seconds", *COSTS, "peak_memory_mb", "train_forwards_per_sample", "train_steps",
+    "train_forwards", "router_share",
+)  # fmt: skip
 DONE, FAILED, CANNOT = "done", "failed", "cannot run on this hub"
+BARRED = "cannot run under this budget"
 
 
 def make_rows(
@@ -32,12 +36,15 @@ def make_rows(
 ) -> list[dict[str, Any]]:
     """The rows of ``table.json``.
 
-    method, title, dataset, status ("done", "failed" or "cannot run on this hub") and reason; mean
+    method, title, dataset, status (DONE, FAILED, CANNOT or BARRED, in words) and reason; mean
     and std (of a sample: n - 1; 0 for one seed) of the task's metric on the test samples, of the
     seeds that are done; those seeds, and the values as "accuracies"; and, as means over them,
     train_seconds (of the runs at the chosen rates, with those that a method learns from or votes
-    with), train_forwards_per_sample (of a training step, likewise), forwards_per_sample,
-    gflops_per_sample, milliseconds_per_sample (at inference), peak_memory_mb (of training). rates:
+    with), train_forwards_per_sample (of a training step, likewise), train_steps (updates of each
+    network that was trained for it), train_forwards (expert forwards of all these trainings; null
+    where it is not known), forwards_per_sample, gflops_per_sample, milliseconds_per_sample (at
+    inference), router_share (of a Hub-Pathway: its router's FLOPs over those of K mean experts;
+    null of others), peak_memory_mb (of training). rates:
     the chosen rates, seed by seed. k: of a Hub-Pathway as the paper has it, else null. paper: the
     paper's own mean and std, or null. bound: does not compete. best: whether it is the best.
     """
@@ -69,12 +76,14 @@ def _row(
     }
     difference = results[0].problem["difference"]
     found: dict[int, dict[str, Any]] = {}
-    if method.equal and difference is not None:
+    if method.barred:
+        row |= {"status": BARRED, "reason": method.barred}
+    elif method.equal and difference is not None:
         row |= {"status": CANNOT, "reason": difference}
     else:
         for seed_results in results:
             try:
-                found[seed_results.seed] = _of_seed(method, seed_results)
+                found[seed_results.seed] = _of_seed(method, seed_results, settings)
             except RunFailed as error:
                 row |= {"status": FAILED, "reason": f"seed {seed_results.seed}: {error}"}
     entries = list(found.values())
@@ -90,7 +99,7 @@ def _row(
     return row | {name: _mean([entry[name] for entry in entries]) for name in means}
 
 
-def _of_seed(method: Method, results: SeedResults) -> dict[str, Any]:
+def _of_seed(method: Method, results: SeedResults, settings: CompareSettings) -> dict[str, Any]:
     """A method on one seed. The members of a vote are asked one after another, and all that it
     needs was trained for it."""
     asked = [results.result(run) for run in method.asked(results)]
@@ -106,16 +115,29 @@ def _of_seed(method: Method, results: SeedResults) -> dict[str, Any]:
                     f"delete {results.folder(method.run)} and compare again"
                 )
         value, trained = own["test"][results.task.metric.name], [*trained, own]
+    samples = settings.steps() * settings.fit.trainer.batch_size
     return {
         "value": value,
         "rates": [result["rate"] for result in asked],
         "train_seconds": sum(result["train_seconds"] for result in trained),
         "train_forwards_per_sample": method.forwards,
+        "train_steps": max(result.get("train_steps", settings.steps()) for result in trained),
+        "train_forwards": _sum([_train_forwards(result, samples) for result in trained]),
+        "router_share": asked[0].get("router_share") if method.train else None,
         **{name: _sum([result[name] for result in asked]) for name in COSTS},
         "peak_memory_mb": _largest(
             [result["peak_memory_mb"] for result in (asked if method.train else trained)]
         ),
     }
+
+
+def _train_forwards(result: dict[str, Any], samples: int) -> float | None:
+    """Of a run. samples: of its training, by which runs of earlier versions are counted: they all
+    took the settings' steps."""
+    if "train_forwards" in result:
+        return result["train_forwards"]
+    forwards = result.get("train_forwards_per_sample")
+    return None if forwards is None else forwards * samples
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
@@ -131,6 +153,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
+def short(count: float) -> str:
+    """12000 -> "12 k", 3.61e6 -> "3.61 M": a count in three digits."""
+    number, unit = float(f"{count:.3g}"), ""
+    for larger in ("k", "M", "G"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, f" {larger}"
+    return f"{number:.4g}{unit}"
+
+
 COSTS_SHOWN = (
     ("forwards_per_sample", "forwards / image", ".3g"),
     ("gflops_per_sample", "GFLOPs / image", ".3g"),
@@ -138,8 +170,12 @@ COSTS_SHOWN = (
     ("train_seconds", "training, s", ".0f"),
     ("train_forwards_per_sample", "forwards / step", ".3g"),
     ("peak_memory_mb", "memory, MB", ".0f"),
+    ("train_steps", "updates", ",.0f"),
+    ("train_forwards", "forwards in training", short),
+    ("router_share", "router / K experts", ".1%"),
 )
-IN_TERMINAL = (0, 1, 2, 3, 6)  # columns: what a method reaches, its forwards, its training
+# Besides what a method reaches: what it asks of a user, and what of the budget.
+IN_TERMINAL = ("forwards / image", "updates", "forwards in training", "training, s")
 
 
 def as_table(rows: Sequence[dict[str, Any]], measure: Measure) -> report.Table:
@@ -163,14 +199,15 @@ def as_table(rows: Sequence[dict[str, Any]], measure: Measure) -> report.Table:
     return table
 
 
-def terminal_table(table: report.Table) -> Table:
-    """What of it fits a terminal."""
-    shown = Table()
-    for j in IN_TERMINAL:
+def terminal_table(table: report.Table, note: str) -> Table:
+    """What of it fits a terminal. note: stands below."""
+    shown = Table(caption=escape(note), caption_justify="left")
+    columns = [0, 1, 2, *map(list(table.columns).index, IN_TERMINAL)]
+    for j in columns:
         shown.add_column(table.columns[j], justify="right" if j else "left")
     for i in range(len(table.rows)):
         style = "bold" if table.is_highlighted(i, 0) else None
-        shown.add_row(*(escape(table.text(i, j)) for j in IN_TERMINAL), style=style)
+        shown.add_row(*(escape(table.text(i, j)) for j in columns), style=style)
     return shown
 
 
@@ -257,7 +294,7 @@ def bar_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
     """A paragraph on what all methods share."""
-    fit, trainer = settings.fit, settings.fit.trainer
+    fit = settings.fit
     hub = legend(expert_sources(fit.hub), names_of_experts(settings))
     rates = ", ".join(f"{rate:g}" for rate in settings.rates)
     chosen = (
@@ -267,10 +304,28 @@ def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
     )
     count = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     return (
-        f"Hub: {', '.join(hub)}. K = {fit.k}. Every method trains for {trainer.steps} steps of "
-        f"{trainer.batch_size} images, {chosen}; {count}. Figures are of the test images, on "
+        f"Hub: {', '.join(hub)}. K = {fit.k}. {describe_budget(settings)} Every method trains "
+        f"{chosen}; {count}. Figures are of the test images, on "
         "which nothing is chosen; bold is best, bounds (in hindsight, oracle) aside; spread is the "
-        "standard deviation over seeds. Forwards are of experts: for an image at inference, and "
-        "for an image of a training step. Training time holds that of the models which a method "
-        "votes with or learns from, at the rates that were kept; memory is training's peak."
+        "standard deviation over seeds. Forwards are of experts: for an image at inference, for "
+        "an image of a training step, and in training altogether; updates are those of each "
+        "network. Forwards in training and training time hold those of the models which a method "
+        "votes with or learns from, at the rates that were kept; memory is training's peak; router "
+        "is its FLOPs for an image over those of K mean experts."
+    )
+
+
+def describe_budget(settings: CompareSettings) -> str:
+    """A sentence on what is the same for all methods."""
+    steps, batch, count = settings.steps(), settings.fit.trainer.batch_size, len(settings.fit.hub)
+    if settings.budget == STEPS:
+        return (
+            f"Budget: steps, so every method takes the same {steps:,} updates of {batch} images, "
+            "whatever an update runs."
+        )
+    return (
+        "Budget: passes, so every method may run as many expert forwards in training as the "
+        f"{count} experts trained alone for {steps:,} updates of {batch} images take together, "
+        f"{short(count * steps * batch)}; a Hub-Pathway, which runs fewer in an update, takes more "
+        "updates."
     )

@@ -125,7 +125,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
     method = next(method for method in methods_of(settings) if method.run == job.run)
     problem.experts(loaded=())  # what only loading needs is no part of the run's memory
     memory = PeakMemory(fit.trainer.device)
-    context = Context(problem, folder, rate, results)
+    context = Context(problem, folder, rate, results, method.length)
     seed_all(job.seed)
     model = method.train(context)
     peak = memory.mebibytes()
@@ -149,6 +149,8 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             "after": {run: results.result(run)["rate"] for run in method.waits_for},
             **measured,
             "train_seconds": context.seconds,
+            "train_steps": context.steps,
+            "train_forwards": context.steps * fit.trainer.batch_size * method.forwards,
             "train_forwards_per_sample": method.forwards,
             **inference_costs(model, images),
             "peak_memory_mb": peak,

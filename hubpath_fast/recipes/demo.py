@@ -94,7 +94,7 @@ def demo(
         open_folder(out_dir, settings)
         train_missing(settings, methods, [seed], out_dir, count, threads, console, cache)
         # They draw figures: what takes a second to import can wait until here.
-        from ..compare.tables import as_table, make_rows, terminal_table
+        from ..compare.tables import as_table, describe_budget, make_rows, terminal_table
         from .demo_report import Demo, write_report
 
         results = SeedResults(out_dir, seed, settings.rates)
@@ -105,7 +105,8 @@ def demo(
         summary = _summary(settings, results, rows, len(task.test), time.perf_counter() - began)
         write_report(out_dir / REPORT, Demo(settings, results, methods, rows, task.test, summary))
         write_json(out_dir / SUMMARY, summary)
-    console.print(terminal_table(as_table(rows, results.task.metric)))
+    table = as_table(rows, results.task.metric)
+    console.print(terminal_table(table, describe_budget(settings)))
     console.print(
         f"{summary['seconds']:.0f} s. The numbers are in {out_dir / SUMMARY}, the figures in "
         f"{out_dir / REPORT}.",

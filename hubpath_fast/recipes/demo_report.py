@@ -13,7 +13,7 @@ from .. import report
 from ..compare.methods import Method
 from ..compare.results import SeedResults
 from ..compare.settings import CompareSettings
-from ..compare.tables import as_table, bar_of
+from ..compare.tables import as_table, bar_of, describe_budget
 from ..data import TensorSet
 from ..measure import Measure
 from ..training import read_log
@@ -70,8 +70,8 @@ def _accuracy(result: Demo) -> report.Section:
         "How good is it?",
         f"Hub-Pathway asks {k} of {total} experts about each image and is right on {hub:.1%} of "
         f"{len(result.test)} test digits; the ensemble asks all {total} and reaches "
-        f"{ensemble:.1%}. Every method started from the same pre-trained weights and took the same "
-        "number of steps; a vote takes as long as all the single experts that it needs.\n\n"
+        f"{ensemble:.1%}. Every method started from the same pre-trained weights; a vote takes as "
+        f"long as all the single experts that it needs. {describe_budget(result.settings)}\n\n"
         "Two rows are bounds that nobody can reach by choosing on other data: the single expert "
         "that turns out best on the test digits, and the oracle, which counts a digit as right "
         "where any single expert is.",

@@ -68,6 +68,16 @@ def settings(
     return made
 
 
+def with_steps(trainer: TrainerConfig, steps: int) -> TrainerConfig:
+    """The same training, longer or shorter: milestones and warm-up keep their share of it, and
+    evaluations are as far apart as they were."""
+    asked = {"steps": steps, "eval_every": trainer.eval_every}
+    moved = _moved_along(trainer.to_dict(), asked, complete=True)
+    if trainer.warmup_steps is not None:
+        moved["warmup_steps"] = round(trainer.warmup_steps * steps / trainer.steps)
+    return trainer.replace(**moved, **asked)
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """ "0,1,2" -> (0, 1, 2); ValueError unless it is a list of different whole numbers."""
     try:
