@@ -153,16 +153,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def short(count: float) -> str:
-    """12000 -> "12 k", 3.61e6 -> "3.61 M": a count in three digits."""
-    number, unit = float(f"{count:.3g}"), ""
-    for larger in ("k", "M", "G"):
-        if number < 1000:
-            break
-        number, unit = number / 1000, f" {larger}"
-    return f"{number:.4g}{unit}"
-
-
 COSTS_SHOWN = (
     ("forwards_per_sample", "forwards / image", ".3g"),
     ("gflops_per_sample", "GFLOPs / image", ".3g"),
@@ -171,7 +161,7 @@ COSTS_SHOWN = (
     ("train_forwards_per_sample", "forwards / step", ".3g"),
     ("peak_memory_mb", "memory, MB", ".0f"),
     ("train_steps", "updates", ",.0f"),
-    ("train_forwards", "forwards in training", short),
+    ("train_forwards", "forwards in training", report.short_count),
     ("router_share", "router / K experts", ".1%"),
 )
 # Besides what a method reaches: what it asks of a user, and what of the budget.
@@ -200,14 +190,18 @@ def as_table(rows: Sequence[dict[str, Any]], measure: Measure) -> report.Table:
 
 
 def terminal_table(table: report.Table, note: str) -> Table:
-    """What of it fits a terminal. note: stands below."""
+    """What of it fits a terminal of 80 columns. note: stands below."""
     shown = Table(caption=escape(note), caption_justify="left")
-    columns = [0, 1, 2, *map(list(table.columns).index, IN_TERMINAL)]
-    for j in columns:
-        shown.add_column(table.columns[j], justify="right" if j else "left")
+    costs = [list(table.columns).index(column) for column in IN_TERMINAL]
+    for j in (0, 1, *costs):
+        head = table.columns[j].replace(" / ", "\n/\u00a0").replace(" ", "\n")
+        shown.add_column(head, justify="right" if j else "left")
     for i in range(len(table.rows)):
+        value, spread = table.text(i, 1), table.rows[i][2]
+        value += "" if spread is None else f" ± {table.text(i, 2)}"
+        cells = [table.text(i, 0), value, *(table.text(i, j) for j in costs)]
         style = "bold" if table.is_highlighted(i, 0) else None
-        shown.add_row(*(escape(table.text(i, j)) for j in columns), style=style)
+        shown.add_row(*map(escape, cells), style=style)
     return shown
 
 
@@ -287,6 +281,9 @@ def bar_of(row: dict[str, Any]) -> dict[str, Any]:
         "forwards": row.get("forwards_per_sample"),
         "gflops": row.get("gflops_per_sample"),
         "milliseconds": row.get("milliseconds_per_sample"),
+        "updates": row.get("train_steps"),
+        "train_forwards": row.get("train_forwards"),
+        "router_share": row.get("router_share"),
         "bound": row["bound"],
         "note": row["status"],
     }
@@ -321,11 +318,12 @@ def describe_budget(settings: CompareSettings) -> str:
     if settings.budget == STEPS:
         return (
             f"Budget: steps, so every method takes the same {steps:,} updates of {batch} images, "
-            "whatever an update runs."
+            "however many experts an update runs."
         )
+    forwards = report.short_count(count * steps * batch)
     return (
         "Budget: passes, so every method may run as many expert forwards in training as the "
         f"{count} experts trained alone for {steps:,} updates of {batch} images take together, "
-        f"{short(count * steps * batch)}; a Hub-Pathway, which runs fewer in an update, takes more "
-        "updates."
+        f"{forwards}; a Hub-Pathway, which runs fewer in an update, takes more updates, and one "
+        "expert alone only its share."
     )

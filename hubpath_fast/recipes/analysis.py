@@ -20,7 +20,7 @@ from ..compare.settings import (
     names_of_experts,
     read_compare,
 )
-from ..compare.tables import TABLE, bar_of, retitled
+from ..compare.tables import TABLE, bar_of, describe_budget, retitled
 from ..data.transforms import eval_transform
 from ..hub import expert_names, expert_sources
 from ..model import HubPathway
@@ -136,7 +136,7 @@ def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> A
     return Analysis(
         title=f"Hub-Pathway on {name}",
         subtitle=f"{k} of {len(singles)} experts for each image, seed {results.seed}; figures are "
-        f"of its {len(targets)} test images.{several}",
+        f"of its {len(targets)} test images.{several} {describe_budget(settings)}",
         data_name=name,
         measure=task.metric,
         expert_names=names_of_experts(settings),

@@ -18,7 +18,7 @@ from .figures.weights import weight_bars
 from .folder import FigureFolder
 from .page import Picture, Section, render_page, write_page
 from .quality import Quality, quality_table, weight_quality
-from .tables import Table, best_cells, matrix_table
+from .tables import Table, best_cells, matrix_table, short_count
 
 __all__ = [
     "Analysis",
@@ -44,6 +44,7 @@ __all__ = [
     "quality_table",
     "render_page",
     "samples_with_weights",
+    "short_count",
     "training_curves",
     "weight_bars",
     "weight_quality",

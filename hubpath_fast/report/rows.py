@@ -13,7 +13,9 @@ from .arrays import to_limits
 class Row(NamedTuple):
     """A method. value: of the measure, None where it has none (note says why). spread: its
     standard deviation. forwards, gflops, milliseconds: for a sample at inference, of experts'
-    forwards. bound: an upper bound such as the oracle, which does not compete."""
+    forwards. updates, train_forwards: in training, of experts' forwards. router_share: of a hub,
+    its router's FLOPs over those of the experts that a sample is sent to. bound: an upper bound
+    such as the oracle, which does not compete."""
 
     name: str
     value: float | None = None
@@ -21,11 +23,17 @@ class Row(NamedTuple):
     forwards: float | None = None
     gflops: float | None = None
     milliseconds: float | None = None
+    updates: float | None = None
+    train_forwards: float | None = None
+    router_share: float | None = None
     bound: bool = False
     note: str = ""
 
 
-NUMBERS = ("value", "spread", "forwards", "gflops", "milliseconds")
+NUMBERS = (
+    "value", "spread", "forwards", "gflops", "milliseconds", "updates", "train_forwards",
+    "router_share",
+)  # fmt: skip
 
 
 def checked_rows(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[Row]:

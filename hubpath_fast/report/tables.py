@@ -72,6 +72,16 @@ def _plain(cell: Any) -> Any:
     return "" if cell is None or cell != cell else cell
 
 
+def short_count(count: float) -> str:
+    """12000 -> "12 k", 3.61e6 -> "3.61 M": a count in three digits."""
+    number, unit = float(f"{count:.3g}"), ""
+    for larger in ("k", "M", "G"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, f" {larger}"
+    return f"{number:.4g}{unit}"
+
+
 def best_cells(
     table: Table, column: str, largest: bool = True, skip: Iterable[int] = ()
 ) -> list[tuple[int, int]]:

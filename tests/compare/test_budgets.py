@@ -8,12 +8,14 @@ from fractions import Fraction
 import pytest
 from support.command import hubpath, refused
 from support.compare import EQUAL, QUIET, settings_of
+from support.pages import read_csv
 
 from hubpath_fast.compare import compare
 from hubpath_fast.compare.methods import choose_methods, methods_of
 from hubpath_fast.compare.plan import plan_jobs
 from hubpath_fast.compare.settings import CompareSettings, make_settings
-from hubpath_fast.compare.tables import as_table, describe, make_rows, short
+from hubpath_fast.compare.tables import as_table, describe, make_rows
+from hubpath_fast.report import short_count
 from hubpath_fast.runs.resolve import with_steps
 from hubpath_fast.tasks.classification import ACCURACY
 from hubpath_fast.training import TrainerConfig
@@ -202,15 +204,23 @@ class TestEqualPasses:
         with pytest.raises(ValueError, match="budget: 'passes' there, 'absent' now"):
             compare(settings_of(data), "single", (0,), out, console=QUIET)
 
-    def test_the_report_is_made(self, done):
-        hubpath("report", done[0])
+    def test_the_report_has_them_too(self, done):
+        out, _, table = done
+        hubpath("report", out)
+        assert "Budget: passes, so every method" in (out / "report/report.html").read_text()
+        head, *lines = read_csv(out / "report/figures/accuracy_against_cost.csv")
+        found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+        assert len(found) == len([row for row in table["rows"] if row["status"] == "done"])
+        for title, steps, forwards in (("Hub-Pathway", 6, 48), ("single: test_resnet #1", 3, 24)):
+            assert float(found[title]["updates in training"]) == steps
+            assert float(found[title]["expert forwards in training"]) == forwards
 
 
 class TestTables:
     def test_counts_in_three_digits(self):
         shown = {24: "24", 999: "999", 999.6: "1 k", 12_000: "12 k", 60_000: "60 k"}
         shown |= {999_600: "1 M", 3_600_000: "3.6 M", 3_613_000: "3.61 M", 2.5e9: "2.5 G"}
-        assert {count: short(count) for count in shown} == shown
+        assert {count: short_count(count) for count in shown} == shown
 
     def test_costs_of_methods_and_of_older_results(self, data, tmp_path):
         settings = settings_of(data, steps=1000)  # batches of 8

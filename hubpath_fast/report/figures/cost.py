@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from ...measure import Measure
 from .. import style
 from ..rows import Row, best_rows, checked_rows
-from ..tables import Table
+from ..tables import Table, short_count
 from .axis import set_value_ticks, value_limits
 
 COSTS = {
@@ -81,6 +81,9 @@ def cost_table(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Table:
         "expert forwards per sample": [row.forwards for row in methods],
         "GFLOPs per sample": [row.gflops for row in methods],
         "ms per sample": [row.milliseconds for row in methods],
+        "router / active experts": [row.router_share for row in methods],
+        "updates in training": [row.updates for row in methods],
+        "expert forwards in training": [row.train_forwards for row in methods],
         "on the Pareto front": [
             "bound" if row.bound else "yes" if on else "no"
             for row, on in zip(methods, front, strict=True)
@@ -94,6 +97,9 @@ def cost_table(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Table:
         "expert forwards per sample": "g",
         "GFLOPs per sample": ".3g",
         "ms per sample": ".3g",
+        "router / active experts": ".1%",
+        "updates in training": ",.0f",
+        "expert forwards in training": short_count,
     }
     best = best_rows(methods, measure)
     return Table(
