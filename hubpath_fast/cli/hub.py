@@ -63,7 +63,9 @@ def _text(entry, batch_size: int) -> str:
         "images": f"{entry.native_size} px, mean {_numbers(entry.mean)}, std {_numbers(entry.std)}",
         "weights": entry.origin or "none: random weights only",
     }
-    if entry.place is not None:
+    if entry.problem is not None:
+        lines["problem"] = entry.problem
+    elif entry.place is not None:
         lines["kept as"] = entry.place + ("" if entry.cached else " (not there yet)")
     lines["memory"] = (
         f"about {_size(costs.training_bytes(batch_size))} to train on {batch_size} rows in "

@@ -3,6 +3,7 @@
     hf-hub:timm/NAME, hf_hub:..., https://huggingface.co/timm/NAME  ->  hf-hub:timm/NAME
     torchvision.models.resnet50, ResNet50_Weights.IMAGENET1K_V2     ->  torchvision/...
     file:///PATH                                                    ->  file//PATH
+    package/Some_Name                                               ->  package/some-name
 
 This module imports neither timm nor torchvision.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 FILE_PREFIX, FOLDER_PREFIX, REPOSITORY_PREFIX = "file/", "local-dir:", "hf-hub:"
+PACKAGE_PREFIX = "package/"
 LOCAL = (FILE_PREFIX, FOLDER_PREFIX)
 ADDRESS = re.compile(
     r"(?:hf[-_]hub:|(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/)", re.IGNORECASE
@@ -32,6 +34,8 @@ def canonical(name: str) -> str:
         return FILE_PREFIX + re.sub(r"^/(?=[A-Za-z]:)", "", path)  # /C:/x of Windows
     if name.startswith(LOCAL):
         return name
+    if name.startswith(PACKAGE_PREFIX):
+        return PACKAGE_PREFIX + distribution(name.removeprefix(PACKAGE_PREFIX))
     address = ADDRESS.match(name)
     if address:
         return REPOSITORY_PREFIX + BEHIND_REPOSITORY.sub("", name[address.end() :])
@@ -42,6 +46,11 @@ def canonical(name: str) -> str:
     if "/" not in name and "_Weights" in name:
         return "torchvision/" + name
     return name
+
+
+def distribution(name: str) -> str:
+    """A Python distribution's name in the one form of its many that installers compare."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def local_path(text: str) -> Path:

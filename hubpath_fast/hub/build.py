@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -154,16 +153,8 @@ def _without_weights(model: HubModel) -> list[str]:
             f"{model.name} has no pre-trained weights; take another name, or random weights for "
             "all with pretrained=False (--no-pretrained)"
         ]
-    path = model.weights.path
-    if path is not None and model.weights.cached() is None:
-        absolute = Path("/", path)
-        hint = (
-            ""
-            if path.is_absolute() or not absolute.exists()
-            else (f", but at {absolute}: an absolute path has a slash more, file/{absolute}")
-        )
-        return [f"{model.name}: there is no file of weights at {path}{hint}"]
-    return []
+    problem = model.weights.problem()
+    return [] if problem is None else [problem]
 
 
 def working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> int:

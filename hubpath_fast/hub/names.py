@@ -19,6 +19,7 @@ from ..files import user_cache_folder, write_json
 from .spec import HUBS
 
 MOCO_NAMES = ("moco/resnet50.v1_200ep", "moco/resnet50.v2_200ep", "moco/resnet50.v2_800ep")
+OWN_NAMES = (*MOCO_NAMES, *HUBS["lite"])  # of sources that no library lists
 BACKBONES = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "deeplabv3_resnet50")
 WILDCARDS = "*?["
 SHORTEST_BEGINNING = 5  # letters; "vit" begins too many names to be a hint
@@ -30,8 +31,8 @@ def all_names() -> tuple[str, ...]:
     try:
         folder = user_cache_folder()
     except ImportError:  # a bare checkout on a machine without platformdirs: nothing is kept
-        return (*MOCO_NAMES, *_ask_libraries())
-    return (*MOCO_NAMES, *library_names(folder))
+        return (*OWN_NAMES, *_ask_libraries())
+    return (*OWN_NAMES, *library_names(folder))
 
 
 def library_names(folder: Path) -> list[str]:
@@ -98,7 +99,7 @@ def closest(name: str) -> str:
     for full in all_names():
         own, _, rest = full.partition("/")
         architecture = rest.partition(".")[0]
-        if own == source or not slash:
+        if own == source or (not slash and own != "package"):  # which cannot be left out
             pool |= {architecture: None, rest: None}
         elif own != "moco":
             elsewhere[f"{own}/{architecture}"] = None

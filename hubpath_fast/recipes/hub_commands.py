@@ -24,7 +24,8 @@ K = 2  # of the router that ``show`` tells of
 @dataclass(frozen=True)
 class Entry:
     """What ``show`` says of one expert: the text it was asked by, its source's facts, its costs.
-    cached: the weights' local path where they are there, else None; place: where they belong."""
+    place: the weights' local path, where they are or belong; cached: whether they are there;
+    problem: why they cannot be read, where that is for the user to mend."""
 
     spec: str
     name: str
@@ -34,6 +35,7 @@ class Entry:
     origin: str | None
     place: str | None
     cached: bool
+    problem: str | None
     costs: Costs
 
 
@@ -109,5 +111,6 @@ def _entry(spec: ExpertSpec) -> Entry:
         origin=None if weights is None else weights.origin(),
         place=None if weights is None else str(path or weights.place()),
         cached=path is not None,
+        problem=None if weights is None else weights.problem(),
         costs=costs(model, spec.size or model.native_size),
     )
