@@ -48,6 +48,10 @@ def compare(
     workers: Annotated[
         OptionalInt, typer.Option(help="concurrent runs; default one a core, at most 4")
     ] = None,
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="KEY=VALUE: any setting of `hubpath fit` or of a comparison"),
+    ] = None,
 ) -> None:
     """Every method of the paper on the same data and hub, under one budget: one table.
 
@@ -60,9 +64,12 @@ def compare(
     with messages():
         from ..compare import compare as run
         from ..compare.settings import make_settings, parse_rates
-        from ..runs.resolve import parse_seeds
+        from ..runs.resolve import parse_seeds, parse_set
 
-        fit = asked.pop("fit", {})
+        more = parse_set(set_ or (), CompareSettings)
+        fit, more_fit = asked.pop("fit", {}), more.pop("fit", {})
+        trainer = fit.pop("trainer", {}) | more_fit.pop("trainer", {})
+        fit, asked = fit | more_fit, asked | more
         settings = make_settings(
             fit.pop("data", None),
             fit.pop("hub", None),
@@ -70,7 +77,7 @@ def compare(
             None if rates is None else parse_rates(rates),
             quick,
             preset,
-            trainer=fit.pop("trainer", {}),
+            trainer=trainer,
             top=fit,
             distill=asked,
         )

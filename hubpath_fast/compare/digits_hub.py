@@ -24,13 +24,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..baselines import SingleModel
-from ..data import RENDERINGS, DigitsTask, TensorStream
+from ..data import DigitsTask, TensorStream
 from ..data.digits import NUM_PRETRAIN, SIZE
 from ..files import user_cache_folder, write_bytes, write_json
 from ..hub import Expert, ExpertSpec, build_experts, load_body
 from ..tasks import Classification
 from ..training import Reporting, SingleObjective, Trainer, TrainerConfig
 from ..training.random_state import seed_all
+from .settings import pretrained_on
 
 # One network a rendering, in the order of RENDERINGS.
 NETWORKS = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
@@ -85,8 +86,9 @@ class DigitsHub:
     Args:
         task: the digits.
         settings: of the pre-training.
-        networks: names of the experts; the i-th knows the i-th rendering (a sixth the first again).
+        networks: names of the experts; the i-th knows the i-th rendering (see ``pretrained_on``).
         cache: folder of the weights; None: the user's cache folder.
+        rendering: that all know, in place of one each.
 
     members: its experts. notes: what a user should know of the cache, such as a damaged file.
     """
@@ -97,6 +99,7 @@ class DigitsHub:
         settings: Pretraining,
         networks: Sequence[str] = NETWORKS,
         cache: Path | None = None,
+        rendering: str | None = None,
     ):
         self.task, self.settings, self.notes = task, settings, []
         cache = (user_cache_folder() if cache is None else Path(cache)) / "digits"
@@ -105,8 +108,8 @@ class DigitsHub:
         networks = [str(spec).removeprefix("timm/") for spec in specs]
         descend = len(networks) > 1 and len(set(networks)) == 1
         self.members: list[Member] = []
-        for i, network in enumerate(networks):
-            rendering = list(RENDERINGS)[i % len(RENDERINGS)]
+        known = pretrained_on(len(networks), rendering)
+        for i, (network, rendering) in enumerate(zip(networks, known, strict=True)):
             seed, before = 1000 * task.seed + i, (0,) if descend and i else ()
             origin = self.members[0].key if before else ""
             data = task.pretrain(rendering)

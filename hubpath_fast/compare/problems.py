@@ -160,8 +160,11 @@ class DigitsProblem(Problem):
         self.groups = self.digits.test.renderings
         self.group_names = self.digits.test.rendering_names
         self.group_label = "rendering of the digit"
-        pretraining = Pretraining(epochs=settings.digits_pretrain_epochs)
-        self.hub = DigitsHub(self.digits, pretraining, fit.hub, cache) if fit.pretrained else None
+        self.hub = None
+        if fit.pretrained:
+            pretraining = Pretraining(epochs=settings.digits_pretrain_epochs)
+            known = settings.digits_rendering
+            self.hub = DigitsHub(self.digits, pretraining, fit.hub, cache, known)
 
     @property
     def targets(self) -> dict[str, Tensor]:

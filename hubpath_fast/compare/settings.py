@@ -71,6 +71,12 @@ class CompareSettings(Settings):
     temperature: float = setting(2.0, "of the ensemble's soft targets in distill", above=0)
     distill_weight: float = setting(0.5, "share of the soft targets in distill", low=0, high=1)
     digits_pretrain_epochs: int = setting(40, "passes over an expert's digits", low=1)
+    digits_rendering: str | None = setting(
+        None,
+        "pre-train every expert of the digits on this one rendering; None: each on one of its own",
+        choices=tuple(RENDERINGS),
+        added=True,
+    )
     digits_validation: int = setting(100, "digits held out of 300, to choose on", low=1, high=299)
 
     budget: str = setting(
@@ -167,12 +173,18 @@ def make_settings(
     return CompareSettings(fit, tuple(rates or (fit.trainer.lr_expert,)), **extra)
 
 
+def pretrained_on(count: int, rendering: str | None) -> list[str]:
+    """Which rendering each of ``count`` experts of the digits knows: all the one that is given, or
+    each one of its own (a sixth the first again)."""
+    own = list(RENDERINGS)
+    return [rendering or own[i % len(own)] for i in range(count)]
+
+
 def names_of_experts(settings: CompareSettings) -> tuple[str, ...]:
     """Of the digits' experts the renderings they know; of all others their short names."""
     hub = settings.fit.hub
     if settings.fit.dataset == DIGITS and settings.fit.pretrained:
-        renderings = list(RENDERINGS)
-        return numbered([renderings[i % len(renderings)] for i in range(len(hub))])
+        return numbered(pretrained_on(len(hub), settings.digits_rendering))
     return expert_names(hub)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.named import DIGITS, FOLDER
-from ..fields import full_name, nested
+from ..fields import Settings, full_name, nested
 from ..training import TrainerConfig
 from .config import FitConfig
 from .folder import RunFolder
@@ -89,8 +89,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def parse_set(extra: Sequence[str]) -> dict[str, Any]:
-    """Settings as ``FitConfig.from_dict`` takes them; values as JSON, else as plain text."""
+def parse_set(extra: Sequence[str], kind: type[Settings] = FitConfig) -> dict[str, Any]:
+    """Settings as ``kind.from_dict`` takes them; values as JSON, else as plain text."""
     found: dict[str, Any] = {}
     for text in extra:
         key, mark, value = text.partition("=")
@@ -100,7 +100,7 @@ def parse_set(extra: Sequence[str]) -> dict[str, Any]:
             read = json.loads(value)
         except ValueError:
             read = value
-        found[full_name(FitConfig, key.strip())] = read
+        found[full_name(kind, key.strip())] = read
     return nested(found)
 
 

@@ -79,3 +79,23 @@ def test_a_busy_machine_is_noted_with_what_to_do():
     assert busy_note(2.0, 2, 2) is busy_note(3.1, 2, 1) is None
     assert "the load of this machine is 3.1 on 2 cores" in busy_note(3.1, 2, 2)
     assert "OMP_NUM_THREADS=1" in busy_note(3.1, 2, 2)
+
+
+def test_compare_takes_any_setting_of_the_run_its_trainer_and_its_own(monkeypatch, tmp_path):
+    taken = []
+    monkeypatch.setattr("hubpath_fast.compare.compare", lambda s, *rest: taken.append(s) or [])
+    texts = (
+        "explore=0.25",
+        "weight_decay=0.5",
+        "fit.trainer.momentum=0.8",
+        "digits_rendering=edges",
+    )
+    sets = [part for text in texts for part in ("--set", text)]
+    hubpath("compare", "--data", "digits", "--hub", "tiny", "--steps", 7, *sets, "--out", tmp_path)
+    [settings] = taken
+    trainer = settings.fit.trainer
+    assert (settings.fit.explore, trainer.weight_decay, trainer.momentum) == (0.25, 0.5, 0.8)
+    assert (trainer.steps, settings.digits_rendering) == (7, "edges")
+    message = refused("compare", "--data", "digits", "--hub", "tiny", "--set", "exploer=1")
+    assert "exploer" in message
+    assert "explore" in message

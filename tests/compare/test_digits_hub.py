@@ -10,7 +10,7 @@ import torch
 from hubpath_fast.compare import digits_hub
 from hubpath_fast.compare.digits_hub import DigitsHub, Pretraining, expert_store
 from hubpath_fast.compare.problems import open_problem
-from hubpath_fast.compare.settings import make_settings
+from hubpath_fast.compare.settings import make_settings, names_of_experts
 from hubpath_fast.data import DigitsTask
 from hubpath_fast.hub import build_experts
 
@@ -105,3 +105,17 @@ def test_experts_are_kept_where_they_can_be(tmp_path, monkeypatch, writable):
     monkeypatch.setattr(digits_hub, "user_cache_folder", lambda: cache)
     out = Path("out")
     assert expert_store(out) == (cache if writable else out / "experts")
+
+
+def test_all_experts_may_know_one_rendering():
+    """Alike on purpose: other draws of one training, each with a key of its own."""
+    settings = make_settings("digits", "tiny").replace(digits_rendering="turned")
+    hub = open_problem(settings, 0).hub
+    assert {member.rendering for member in hub.members} == {"turned"}
+    assert len({member.key for member in hub.members}) == 5
+    [first, *_] = open_problem(make_settings("digits", "tiny"), 0).hub.members
+    assert first.rendering == "upright"
+    assert first.key not in {m.key for m in hub.members}
+    assert names_of_experts(settings) == tuple(f"turned #{i}" for i in range(1, 6))
+    assert "digits_rendering" not in make_settings("digits", "tiny").identity()
+    assert settings.identity()["digits_rendering"] == "turned"
