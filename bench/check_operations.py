@@ -2,18 +2,20 @@
 
 Beside the operations that are timed (``operations``) these are the others that a step may take:
 images that are normalised while they are gathered, rows in static input buffers, and the exploit
-loss with the combination or the aggregation in one node.
+loss with the combination or the aggregation in one node, the router's loss with it or not.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hubpath_fast import functional as HF
+from hubpath_fast import reference
 
 from . import operations
 from .operations import Inputs, Operation, Size, concat_loop, rows_loss
@@ -37,6 +39,9 @@ CASES = {
     "combine+loss": ("combine_loss", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(*TALL)]),
     "aggregate+loss": ("aggregate_loss", [
         Size(*PAPER), Size(*PAPER, dtype="bfloat16"), Size(*ODD), Size(*WIDE, dtype="bfloat16"),
+    ]),
+    "aggregate+router": ("aggregate_router", [
+        Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(65536, 16, 4, 10),
     ]),
 }  # fmt: skip
 
@@ -130,7 +135,8 @@ def _combine_loss(size: Size, inputs: Inputs) -> Operation:
     )
 
 
-def _aggregate_loss(size: Size, inputs: Inputs) -> Operation:
+def _aggregate_loss(size: Size, inputs: Inputs, temperature: float | None = None) -> Operation:
+    """temperature: of the router's loss, the third result; None for none."""
     n, m, k, c = size[:4]
     routing, target = inputs.routing(), inputs.target()
     weights = routing.weights.detach().requires_grad_()
@@ -138,16 +144,24 @@ def _aggregate_loss(size: Size, inputs: Inputs) -> Operation:
 
     def loop(outputs, weights, matrix, bias):
         concat = concat_loop(outputs, weights, routing)
-        return F.linear(concat, matrix, bias), rows_loss(outputs, routing, target)
+        results = [F.linear(concat, matrix, bias), rows_loss(outputs, routing, target)]
+        if temperature is not None:
+            out = reference.ReferenceOutput(None, outputs, replace(routing, weights=weights))
+            results.append(reference.router_loss(out, target, temperature))
+        return tuple(results)
 
     def ours(backend, outputs, weights, matrix, bias):
         own = replace(routing, weights=weights)
-        return HF.aggregate_with_exploit_loss(outputs, own, matrix, bias, target, backend=backend)
+        return HF.aggregate_with_exploit_loss(
+            outputs, own, matrix, bias, target, backend=backend, router_temperature=temperature
+        )
 
+    losses = ["loss"] if temperature is None else ["loss", "router"]
     return Operation(
-        "aggregate_loss", size, ("outputs", "weights", "matrix", "bias"),
-        [inputs.leaf(n * k, c), weights, *linear], ("y", "loss"),
-        [inputs.upstream(n, c), torch.ones((), device=inputs.device)], loop, ours,
+        "aggregate_loss" if temperature is None else "aggregate_router", size,
+        ("outputs", "weights", "matrix", "bias"), [inputs.leaf(n * k, c), weights, *linear],
+        ("y", *losses), [inputs.upstream(n, c), *torch.ones(len(losses), device=inputs.device)],
+        loop, ours,
     )  # fmt: skip
 
 
@@ -156,4 +170,5 @@ _MAKERS = {
     "into": _into,
     "combine_loss": _combine_loss,
     "aggregate_loss": _aggregate_loss,
+    "aggregate_router": partial(_aggregate_loss, temperature=0.5),
 }

@@ -24,6 +24,7 @@ from hubpath_fast.kernels.gather import plan_forward as plan_gather
 from hubpath_fast.kernels.gather import plan_into
 from hubpath_fast.kernels.noisy_topk import plan_backward as plan_route_backward
 from hubpath_fast.kernels.noisy_topk import plan_forward as plan_route
+from hubpath_fast.kernels.router_loss import plan_forward as plan_router_loss
 from torch import Tensor
 
 BF16, FP16, FP32, UINT8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
@@ -73,7 +74,8 @@ class CompileCase:
 
 def every_case() -> list[CompileCase]:
     routes = [case for size in ROUTES for case in router_cases(*size)]
-    return [*routes, *_gather_cases(), *_combine_cases(), *_aggregate_cases(), *_loss_cases()]
+    glue = [*_gather_cases(), *_combine_cases(), *_aggregate_cases(), *_loss_cases()]
+    return [*routes, *glue, *_router_loss_cases()]
 
 
 def _meta(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
@@ -208,9 +210,18 @@ def _loss_cases() -> Iterator[CompileCase]:
         wide = bool(trailing) or channels % 4 == 0
         forward = plan_loss(outputs, *given)
         yield CompileCase(f"exploit loss forward {size}", forward.launches[0], wide)
+        kept = plan_loss(outputs, *given, with_losses=True)
+        yield CompileCase(f"exploit loss forward, rows kept {size}", kept.launches[0], wide)
         logsumexp = forward.results[1]
         plan = plan_loss_backward(logsumexp.sum(), outputs, logsumexp, *given)
         yield CompileCase(f"exploit loss backward {size}", plan.launches[0], wide)
+
+
+def _router_loss_cases() -> Iterator[CompileCase]:
+    """A few numbers a sample: nothing is wide."""
+    for n, k in [(48, 2), (4096, 8), (65536, 2), (300, 1024)]:
+        plan = plan_router_loss(_meta(n * k), _meta(n, k), _integers(n, k), 0.5)
+        yield CompileCase(f"router loss N={n} K={k}", plan.launches[0])
 
 
 def _words(trailing: tuple[int, ...], dtype: torch.dtype) -> str:

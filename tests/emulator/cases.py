@@ -17,6 +17,7 @@ COVERING = (
     "combine 13,5,2,37 float32",
     "aggregate 13,5,2,37 float32",
     "loss 13,5,2,37 float32",
+    "combine with both 13,5,2,37 float32",
 )
 
 

@@ -18,6 +18,8 @@ from support.output_cases import (
     loss_reference,
     make,
     poisoned,
+    router_bounds,
+    router_reference,
 )
 
 from hubpath_fast import kernels
@@ -25,17 +27,20 @@ from hubpath_fast import kernels
 from .router_cases import U
 
 SMOOTHING = 0.1
-D_LOSS = 3.0  # gradient of the loss
+TEMPERATURE = 0.5
+D_LOSS = 3.0  # gradient of the losses
 
 
 @dataclass(frozen=True)
 class Operation:
-    """``run(inputs, *leaves)`` gives what ``linear`` does, then the loss, each if it is there."""
+    """``run(inputs, *leaves)`` gives what ``linear`` does, then the loss, and the router's, each if
+    it is there."""
 
     run: Callable
     leaves: int  # of (outputs, weights, matrix, bias)
     linear: Callable | None  # its reference, a sum of products of the leaves
     loss: bool
+    router: bool = False
 
 
 OPERATIONS = {
@@ -56,6 +61,18 @@ OPERATIONS = {
         ),
         4, aggregate_reference, True,
     ),
+    "combine with both": Operation(
+        lambda i, x, w: kernels.combine_with_exploit_loss(
+            x, w, i, i.target, SMOOTHING, temperature=TEMPERATURE
+        ),
+        2, concat_reference, True, True,
+    ),
+    "aggregate with both": Operation(
+        lambda i, x, w, *dense: kernels.aggregate_with_exploit_loss(
+            x, w, i, *dense, i.target, SMOOTHING, grouped=True, temperature=TEMPERATURE
+        ),
+        4, aggregate_reference, True, True,
+    ),
     "loss": Operation(
         lambda i, x: [kernels.exploit_loss(x, i, i.target, SMOOTHING)],
         1, None, True,
@@ -69,16 +86,19 @@ def joined(name: str, case: Case, dtype: torch.dtype) -> None:
     sources = (inputs.outputs, inputs.weights, inputs.matrix, inputs.bias)[: operation.leaves]
     tensors, exact = leaves(*sources), double(*sources)
     upstream = [inputs.d_y if operation.leaves == 4 else inputs.d_concat][: bool(operation.linear)]
-    upstream += [torch.tensor(D_LOSS)] * operation.loss
+    upstream += [torch.tensor(D_LOSS)] * (operation.loss + operation.router)
     with poisoned():
         results = operation.run(inputs, *tensors)
         gradients = torch.autograd.grad(results, tensors, upstream)
 
     expected = [operation.linear(*exact, inputs)] if operation.linear else []
     expected += [loss_reference(exact[0], inputs, SMOOTHING)] * operation.loss
+    expected += [router_reference(*exact[:2], inputs, TEMPERATURE, SMOOTHING)] * operation.router
     wanted = torch.autograd.grad(expected, exact, [g.double() for g in upstream])
     bounds, gradient_bounds = error_bounds(operation, inputs, sources, upstream)
-    for what, got, right, bound in zip(("result", "loss"), results, expected, bounds, strict=False):
+    for what, got, right, bound in zip(
+        ("result", "loss", "router"), results, expected, bounds, strict=False
+    ):
         assert_within(got, right, bound + ROUNDING[got.dtype] * right.abs().detach(), what)
     names = ("d_outputs", "d_weights", "d_matrix", "d_bias")
     for what, got, right, bound in zip(names, gradients, wanted, gradient_bounds, strict=False):
@@ -108,6 +128,10 @@ def error_bounds(operation: Operation, inputs, sources, upstream) -> tuple[list,
         unit = 160 * U * (1 + inputs.outputs.double().abs().max().item())
         bounds.append(torch.tensor(k * unit))
         gradient_bounds[0] = gradient_bounds[0] + D_LOSS * unit / inputs.target.numel()
+    if operation.router:
+        value, gradient = router_bounds(sources[0], sources[1], TEMPERATURE, U)
+        bounds.append(torch.tensor(value))
+        gradient_bounds[1] = gradient_bounds[1] + D_LOSS * gradient
     return bounds, gradient_bounds
 
 
@@ -121,13 +145,14 @@ GAPS = Case("20,6,2,130 experts without rows", n=20, m=6, c=130, c_out=5, scores
 CROWD = Case("150,3,2,136 whole tiles", n=150, m=3, c=136, c_out=72)
 LONG = Case("3,2,1,2500 tiles of a row", n=3, m=2, k=1, c=2500)
 FUSED = ("combine with loss", "aggregate with loss")
+BOTH = ("combine with both", "aggregate with both")
 RUNS = [
     (PAPER, FP32, tuple(OPERATIONS)),
     (PAPER, BF16, tuple(OPERATIONS)),
     (RAGGED, FP32, tuple(OPERATIONS)),
     (RAGGED, BF16, tuple(OPERATIONS)),
     (RAGGED, FP16, ("aggregate with loss",)),
-    (MAPS, FP32, (*FUSED, "loss")),
+    (MAPS, FP32, (*FUSED, *BOTH, "loss")),
     (LAST_MAPS, BF16, FUSED),
     (EVEN_MAPS, BF16, FUSED),
     (GAPS, BF16, ("aggregate with loss",)),

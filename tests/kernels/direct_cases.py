@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 from hubpath_fast.kernels import _launch  # noqa: E402
-from support.operations import JOINING, aggregated, combined_with_loss  # noqa: E402
+from support.operations import JOINING, SUPERVISED, aggregated, combined_with_loss  # noqa: E402
 from support.output_cases import SMALL, SMALL_LAST, SMALL_MAPS, Case, leaves, make  # noqa: E402
 
 from bench.stubbed import Stub, launches_end_here, planned_each_time  # noqa: E402
@@ -174,7 +174,7 @@ def join(case: Case, dtype: torch.dtype, off_by_one=False) -> None:
     outputs, weights, matrix, bias = leaves(given, i.weights, i.matrix, i.bias)
     frozen = outputs.detach(), weights.detach()
     for results in (
-        *(operation(outputs, weights, matrix, bias, i) for operation in JOINING),
+        *(operation(outputs, weights, matrix, bias, i) for operation in (*JOINING, *SUPERVISED)),
         aggregated(outputs, weights, matrix, None, i),
         aggregated(outputs, weights, matrix.detach(), None, i),
         aggregated(*frozen, matrix, bias, i),

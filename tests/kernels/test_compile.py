@@ -26,6 +26,9 @@ CASES = [
     "aggregate backward rows with loss N=4096 M=64 K=2 C=1000  bfloat16",  # the largest tile
     "aggregate backward matrix N=48 M=5 K=2 C=32 64x64 bfloat16",
     "exploit loss forward R=8192 C=1000",
+    "exploit loss forward, rows kept R=8192 C=1000",
+    "router loss N=48 K=2",
+    "router loss N=4096 K=8",
 ]
 
 

@@ -6,13 +6,13 @@ from operator import attrgetter
 
 import pytest
 import torch
-from support.operations import OPERATIONS, aggregated
+from support.operations import OPERATIONS, SUPERVISED, aggregated
 from support.output_cases import SMALL, SMALL_LAST, Case, leaves, make, tiny_cases
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 name = attrgetter("__name__")
-every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=name)
+every_operation = pytest.mark.parametrize("operation", [*OPERATIONS, *SUPERVISED], ids=name)
 two_layouts = pytest.mark.parametrize("case", [SMALL, SMALL_LAST], ids=lambda case: case.why)
 
 
@@ -42,7 +42,7 @@ def test_a_second_derivative_is_refused(operation, device):
         squares.backward()
 
 
-@every_operation
+@pytest.mark.parametrize("operation", OPERATIONS, ids=name)
 @tiny_cases
 def test_gradcheck(operation, case, device):
     inputs = make(case, torch.float64, device)
@@ -68,7 +68,7 @@ def under_autocast(*arguments):
 
 
 @two_layouts
-@pytest.mark.parametrize("operation", [*OPERATIONS, under_autocast], ids=name)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *SUPERVISED, under_autocast], ids=name)
 def test_compiles_without_a_break(operation, case, device):
     inputs = make(case, torch.float32, device)
     torch._dynamo.reset()  # or the code below counts as compiled again for each operation
@@ -106,7 +106,9 @@ def with_frozen_outputs(outputs, weights, matrix, bias, i):
 
 @two_layouts
 @pytest.mark.parametrize(
-    "operation", [*OPERATIONS, with_a_frozen_matrix, with_frozen_outputs], ids=name
+    "operation",
+    [*OPERATIONS, *SUPERVISED, with_a_frozen_matrix, with_frozen_outputs],
+    ids=name,
 )
 def test_opcheck(operation, case, device):
     with Calls() as calls:

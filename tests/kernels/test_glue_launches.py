@@ -11,7 +11,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.operations import aggregated, combined, combined_with_loss, exploited
+from support.operations import (
+    aggregated,
+    aggregated_with_both,
+    combined,
+    combined_with_both,
+    combined_with_loss,
+    exploited,
+    supervised,
+)
 from support.output_cases import SMALL, leaves, make
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,6 +66,14 @@ def count(
         (exploited, ["_loss_forward", "torch sum"], ["_loss_backward"]),
         (combined_with_loss, ["_combine_forward", "_loss_forward", "torch sum"],
          ["_combine_backward"]),
+        (supervised, ["_loss_forward", "_router_loss"], ["torch mul"]),
+        # The router's loss: one launch more in either direction.
+        (combined_with_both,
+         ["_combine_forward", "_loss_forward", "_router_loss", "torch sum"],
+         ["_combine_backward", "torch addcmul"]),
+        (aggregated_with_both,
+         ["_loss_forward", "_router_loss", "_products", "_sum_rows"],
+         ["_backward_rows", "_backward_matrix", "torch addcmul"]),
     ],
 )  # fmt: skip
 def test_an_operation_launches_its_kernels_alone(operation, forward, backward, launches, device):
@@ -67,7 +83,7 @@ def test_an_operation_launches_its_kernels_alone(operation, forward, backward, l
 
 
 def step(
-    c: int, device, x_needs_gradient: bool
+    c: int, device, x_needs_gradient: bool, router_temperature: float | None = None
 ) -> tuple[Callable[[], tuple[Tensor, ...]], list[Tensor]]:
     """The glue of one step up to what the losses take, and its leaves."""
     x = torch.randn(N, 3, 4, 4, device=device, requires_grad=x_needs_gradient)
@@ -80,10 +96,11 @@ def step(
     def forward():
         routing = HF.noisy_topk(clean, noise, K, eps, backend="triton")
         rows = HF.gather(x, routing, backend="triton")
-        prediction, loss = HF.aggregate_with_exploit_loss(
-            outputs, routing, matrix, bias, target, backend="triton"
-        )
-        return prediction, loss, routing.mean, *([rows] if x_needs_gradient else [])
+        joined = HF.aggregate_with_exploit_loss(
+            outputs, routing, matrix, bias, target, backend="triton",
+            router_temperature=router_temperature,
+        )  # fmt: skip
+        return *joined, routing.mean, *([rows] if x_needs_gradient else [])
 
     return forward, [*inner, *([x] if x_needs_gradient else [])]
 
@@ -110,6 +127,12 @@ def test_a_gradient_for_the_inputs_is_the_fourth_backward_launch(launches, devic
     forward, backward = count(*step(10, device, x_needs_gradient=True), launches)
     assert forward == FORWARD
     assert sorted(backward) == sorted([*BACKWARD, "_gather_backward_kernel"])
+
+
+def test_supervision_of_the_router_adds_a_launch_in_either_direction(launches, device):
+    forward, backward = count(*step(10, device, False, router_temperature=0.5), launches)
+    assert sorted(forward) == sorted([*FORWARD, "_router_loss"])
+    assert sorted(backward) == sorted([*BACKWARD, "torch addcmul"])
 
 
 def test_noise_drawn_inside_adds_only_its_seed(launches, device):

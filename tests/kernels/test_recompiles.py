@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 from hubpath_fast.kernels import gather, gather_into
-from support.operations import JOINING
+from support.operations import JOINING, SUPERVISED
 from support.output_cases import Case, leaves, make
 from support.specialisation import Key, recorded, specialisation
 
@@ -44,7 +44,7 @@ def join(case: Case, dtype: torch.dtype, device) -> None:
     """Everything that takes the experts' outputs, forward and backward."""
     i = make(case, dtype, device)
     tensors = leaves(*i.sources)
-    for operation in JOINING:
+    for operation in (*JOINING, *SUPERVISED):
         results = operation(*tensors, i)
         sum(result.float().sum() for result in results).backward()
 

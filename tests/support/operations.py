@@ -17,6 +17,7 @@ from hubpath_fast.kernels import (
     gather,
     gather_into,
     noisy_topk,
+    router_loss,
 )
 
 from hubpath_fast import _torch_ops, kernels
@@ -74,6 +75,22 @@ def aggregated_with_loss(outputs, weights, matrix, bias, i):
     )
 
 
+def supervised(outputs, weights, matrix, bias, i, temperature=0.5):
+    return (router_loss(i.outputs, weights, i, i.target, temperature, 0.1),)
+
+
+def combined_with_both(outputs, weights, matrix, bias, i):
+    return combine_with_exploit_loss(outputs, weights, i, i.target, 0.1, temperature=0.5)
+
+
+def aggregated_with_both(outputs, weights, matrix, bias, i):
+    return aggregate_with_exploit_loss(
+        outputs, weights, i, matrix, bias, i.target, 0.1, grouped=True, temperature=0.5
+    )
+
+
+# With the router's loss, which takes the outputs as numbers: no derivative of it in them.
+SUPERVISED = (aggregated_with_both, combined_with_both)
 # What takes the experts' outputs.
-JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited)
+JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited, supervised)
 OPERATIONS = (routed, routed_with_noise, routed_with_a_draw, gathered, *JOINING)

@@ -179,6 +179,31 @@ def loss_reference(outputs: Tensor, inputs: Inputs, smoothing=0.0, ignore_index=
     return losses.flatten(1).mean(1).sum() / n if losses.dim() > 1 else losses.sum() / n
 
 
+def router_reference(outputs, weights, inputs: Inputs, temperature, smoothing=0.0) -> Tensor:
+    """KL(q || r), the mean over the samples; the outputs are taken as numbers."""
+    target = inputs.target[inputs.rows.long() // inputs.k]
+    losses = F.cross_entropy(outputs.detach(), target, reduction="none", label_smoothing=smoothing)
+    losses = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+    log_q = (-losses[inputs.positions.long()] / temperature).log_softmax(1)
+    log_r = (weights / weights.sum(1, keepdim=True)).log()
+    return (log_q.exp() * (log_q - log_r)).sum(1).mean()
+
+
+def router_bounds(outputs, weights, temperature, unit) -> tuple[float, Tensor]:
+    """(of the loss, of its gradient in the weights): roundings of size ``unit``, relative.
+
+    A row's loss is off by at most 160 units of about 1 + max|x| (see the exploit loss), so z = -l /
+    tau by that over tau, and q by as much, relatively, twice over with its sum; a logarithm of q or
+    r is one of those more, of a value of about |z| + |log w|. The gradient is q / w and 1 / sum w,
+    over N.
+    """
+    size = 1 + outputs.detach().double().abs().max().item()
+    off = unit * (320 * size / temperature + 8)
+    logs = 2 * size / temperature + weights.detach().double().log().abs().max().item()
+    k, n = weights.shape[1], len(weights)
+    return k * off * (1 + logs), 2 * off / weights.detach().double() / n
+
+
 def double(*tensors: Tensor, absolute: bool = False) -> list[Tensor]:
     """Leaves in float64 to differentiate a reference in."""
     values = (t.detach().double() for t in tensors)
