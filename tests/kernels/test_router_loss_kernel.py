@@ -123,6 +123,15 @@ def test_a_row_that_is_no_number_shows(device):
     assert router_loss(inputs.outputs, inputs.weights, inputs, inputs.target, 1.0).isnan()
 
 
+def test_the_gradient_is_that_of_finite_differences(device):
+    inputs = make(SMALL, torch.float64, device)
+
+    def loss(weights):
+        return router_loss(inputs.outputs, weights, inputs, inputs.target, TAU, 0.1)
+
+    assert torch.autograd.gradcheck(loss, leaves(inputs.weights.clone()), fast_mode=True)
+
+
 def test_ignored_targets_have_equal_losses(device):
     inputs = make(SMALL, torch.float64, device)
     inputs.target.fill_(-100)

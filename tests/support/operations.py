@@ -76,7 +76,7 @@ def aggregated_with_loss(outputs, weights, matrix, bias, i):
 
 
 def supervised(outputs, weights, matrix, bias, i, temperature=0.5):
-    return (router_loss(i.outputs, weights, i, i.target, temperature, 0.1),)
+    return (router_loss(outputs, weights, i, i.target, temperature, 0.1),)
 
 
 def combined_with_both(outputs, weights, matrix, bias, i):
@@ -90,7 +90,7 @@ def aggregated_with_both(outputs, weights, matrix, bias, i):
 
 
 # With the router's loss, which takes the outputs as numbers: no derivative of it in them.
-SUPERVISED = (aggregated_with_both, combined_with_both)
+SUPERVISED = (supervised, aggregated_with_both, combined_with_both)
 # What takes the experts' outputs.
-JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited, supervised)
+JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited)
 OPERATIONS = (routed, routed_with_noise, routed_with_a_draw, gathered, *JOINING)
