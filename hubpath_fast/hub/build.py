@@ -12,6 +12,7 @@ from ..model.batch_norm import batch_norm_problems
 from ..model.heads import set_lr_factor, split_parameters
 from .errors import HubError
 from .expert import Expert, Resized, RunningStatistics, has_nan
+from .labels import expert_names
 from .outputs import output_refusal
 from .registry import find
 from .source import HeadTask, HubModel, PlainTask, refusal, skeleton, training_refusal, wrong_size
@@ -116,8 +117,9 @@ def build_experts(
     for expert, model in zip(experts, models, strict=True):
         if model is not None:
             task.attach_head(expert.module)
-    for expert, spec in zip(experts, specs, strict=True):
+    for expert, spec, label in zip(experts, specs, expert_names(specs), strict=True):
         _prepare(expert, spec, input_size)
+        expert.label = label
     return experts
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model import HubPathway, PathwayGenerator
+from ..model import FeatureGenerator, HubPathway, PathwayGenerator
 from .expert import Expert
 from .outputs import run_once
 from .source import HubModel, PlainTask, refusal, skeleton, wrong_size
@@ -75,17 +75,11 @@ def module_flops(module: nn.Module, size: int) -> int | None:
     return counter.get_total_flops()
 
 
-def mean_flops(experts: list[Expert], num_outputs: int, size: int) -> float | None:
-    """Of the experts' forward passes for one image of ``size`` pixels a side, the mean; None where
-    one cannot be counted, or where none has operations that torch counts. A named network is
-    counted once in a process, whatever its weights."""
-    found = []
-    for expert in experts:
-        if expert.model is None:
-            found.append(module_flops(expert.module, size))
-        else:
-            found.append(_flops_of(expert.model, num_outputs, expert.size))
-    return None if None in found or not any(found) else sum(found) / len(found)
+def expert_flops(expert: Expert, num_outputs: int, size: int) -> int | None:
+    """``module_flops`` of an expert for images of that size; those of a named one are kept."""
+    if expert.model is None:
+        return module_flops(expert.module, size)
+    return _flops_of(expert.model, num_outputs, expert.size)
 
 
 @lru_cache(maxsize=256)
@@ -108,6 +102,9 @@ def router_text(model: HubPathway, size: int) -> str:
     kind = type(generator).__name__
     if isinstance(generator, PathwayGenerator):
         kind = generator_text(generator.width, generator.stride, size)
+    elif isinstance(generator, FeatureGenerator):
+        of = "a network of its own" if generator.own else "an expert, which runs on every image"
+        kind = f"linear heads on the features of {generator.source.name}, {of}"
     return kind + ("" if share is None else f", {100 * share:.1f} % of K mean experts' FLOPs")
 
 

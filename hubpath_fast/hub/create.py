@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from .._checks import check_k
-from ..model import HubPathway, PathwayGenerator
+from ..model import HubPathway
 from .build import build_experts, default_input_size, normalization
-from .costs import mean_flops
 from .expert import Expert
-from .router import generator_size
+from .router import IMAGE, make_generator
 from .source import HeadTask
 from .spec import ExpertSpec, read_specs
 
@@ -26,6 +25,8 @@ def create_model(
     generator_width: int | None = None,
     generator_stride: int | None = None,
     task: HeadTask | None = None,
+    router: str = IMAGE,
+    generator: nn.Module | None = None,
     **options,
 ) -> HubPathway:
     """A Hub-Pathway of pre-trained models, each with a new head for ``num_outputs``.
@@ -43,11 +44,17 @@ def create_model(
             5 % of the FLOPs of K mean experts, see ``router.generator_size`` (our choice). A width
             alone, or an expert that cannot be run on one image to count: width 16 unless given, and
             the stride that leaves about 56 pixels a side.
+        router: what the generator looks at. "image": a network of nine layers on the image, from
+            scratch. "expert:NAME" (or its number, from 0; "expert": the cheapest): linear heads on
+            the features of that expert, which then runs on every image, whether it is one of its K
+            or not. "network:NAME": linear heads on the features of a frozen network of the router's
+            own, of any name that an expert can have. See ``FeatureGenerator``.
+        generator: a module of your own in its place, x -> (clean [N, M], noise [N, M]).
         options: further arguments of ``HubPathway``, such as ``aggregator`` or ``executor``.
 
     Raises:
         HubError: all problems of the hub at once.
-        ValueError: k is not in 1..M.
+        ValueError: k is not in 1..M; a router that is none.
     """
     ready = isinstance(experts, Sequence) and all(isinstance(expert, Expert) for expert in experts)
     chosen = experts if ready and experts else read_specs(experts)
@@ -58,13 +65,9 @@ def create_model(
     else:
         size = input_size or default_input_size(chosen)
         built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native, task)
-    if generator_width is None:
-        mean = mean_flops(built, num_outputs, size)
-        active = None if mean is None else k * mean
-    else:
-        active = None
-    width, stride = generator_size(len(built), size, active, generator_width, generator_stride)
-    generator = PathwayGenerator(len(built), width=width, stride=stride)
+    if generator is None:
+        sizes = generator_width, generator_stride
+        generator = make_generator(router, built, num_outputs, size, k, pretrained, *sizes)
     return HubPathway(
         [expert.module for expert in built],
         generator,

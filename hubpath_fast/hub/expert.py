@@ -5,6 +5,7 @@ Shapes: n images of a batch, C outputs of the target task, S pixels a side.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -102,7 +103,7 @@ class Expert:
     input size. mean, std: what the network's images were normalised with, a value a channel, in
     units of images in [0, 1]. size: the side it works at; where that is not the hub's input size,
     ``module`` holds a ``Resized``, which resizes by ``interpolation``. model: what its source knows
-    of it; None of a module of one's own.
+    of it; None of a module of one's own. label: what tables call it; the name where that is empty.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Expert:
     size: int
     interpolation: str = "bilinear"
     model: HubModel | None = None
+    label: str = ""
 
     @property
     def body(self) -> nn.Module:
@@ -148,6 +150,20 @@ class Expert:
         if len(seen) != 1 or len(seen[0][0]) != 1 or seen[0][1] is not output:
             raise self._unsplit()
         return seen[0][0][0]
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """``features`` as a vector for each image: [n, 3, S, S] -> [n, F].
+
+        Of timm's networks as they pool before their classifier; of other maps and tokens the mean
+        over all places. HubError as of ``features``.
+        """
+        features = self.features(x)
+        pool = getattr(self.body, "forward_head", None)
+        if _splits_itself(self.body) and "pre_logits" in inspect.signature(pool).parameters:
+            features = pool(features, pre_logits=True)
+        if features.dim() == 3:  # tokens [n, places, F]
+            return features.mean(dim=1)
+        return features.flatten(2).mean(dim=2) if features.dim() > 2 else features
 
     def head(self, features: Tensor) -> Tensor:
         """``features(x)`` -> outputs [n, C, ...]."""

@@ -11,6 +11,7 @@ from ..executors import EXECUTORS
 from ..fields import S, Settings, setting
 from ..model import AGGREGATORS
 from .build import check_names
+from .router import check_router
 from .spec import expand_names, read_specs, split_names
 
 
@@ -60,6 +61,13 @@ class ModelSettings(Settings):
         "width is given, what leaves about 56 pixels a side",
         low=1,
     )
+    router: str = setting(
+        "image",
+        "what routes by: the image; the features of an expert, which then runs on every image "
+        "(expert:NAME or its number from 0; expert: the cheapest); or those of a frozen network of "
+        "its own (network:NAME)",
+        added=True,
+    )
     renormalize: bool = setting(False, "divide the K weights by their sum (not in the paper)")
     executor: str = setting("auto", "what runs the experts", choices=EXECUTORS, free=True)
     channels_last: bool = setting(
@@ -69,13 +77,16 @@ class ModelSettings(Settings):
     )
 
     def settled(self: S, held: ModelSettings) -> S:
-        """With the generator's size that ``held`` has, where it is left to the experts' costs here:
-        of a run that goes on, and whose model is there."""
-        if self.generator_width is not None:
-            return self
-        return self.replace(
-            generator_width=held.generator_width, generator_stride=held.generator_stride
-        )
+        """With what ``held`` has where it is left to the experts' costs here, the generator's size
+        or which expert is the cheapest: of a run that goes on, and whose model is there."""
+        changes: dict[str, Any] = {}
+        if self.generator_width is None:
+            changes = {
+                name: getattr(held, name) for name in ("generator_width", "generator_stride")
+            }
+        if self.router == "expert" and held.router.startswith("expert:"):
+            changes["router"] = held.router
+        return self.replace(**changes)
 
     def identity(self) -> dict[str, Any]:
         """As runs older than "auto" have it: up to 50 M weights that is "linear", and beyond it
@@ -90,3 +101,4 @@ class ModelSettings(Settings):
         if len(self.hub) < self.k:  # one name, with a default k of 2, is often a wrong one
             check_names(read_specs(self.hub))
         check_k(self.k, len(self.hub))
+        check_router(self.router)

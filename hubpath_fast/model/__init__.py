@@ -8,6 +8,7 @@ from .aggregator import (
     SumAggregator,
     make_aggregator,
 )
+from .feature_generator import FeatureGenerator, always_on
 from .generator import PathwayGenerator
 from .losses import HubPathwayLoss, PathwayLosses
 from .output import PathwayOutput
@@ -16,6 +17,7 @@ from .pathway import HubPathway
 __all__ = [
     "AGGREGATORS",
     "LARGEST_DEFAULT",
+    "FeatureGenerator",
     "HubPathway",
     "HubPathwayLoss",
     "LinearAggregator",
@@ -24,5 +26,6 @@ __all__ = [
     "PathwayLosses",
     "PathwayOutput",
     "SumAggregator",
+    "always_on",
     "make_aggregator",
 ]

@@ -25,6 +25,7 @@ from ..routing import Routing
 from . import surgery
 from .aggregator import LinearAggregator, make_aggregator
 from .batch_norm import check_batch_norm
+from .feature_generator import always_on
 from .generator import check_scores
 from .normalization import normalization_rows, read_normalization
 from .output import FusedExploit, PathwayOutput
@@ -279,8 +280,8 @@ class HubPathway(nn.Module):
 
         Raises:
             ValueError: a wrong argument, a BatchNorm without running statistics, a generator other
-                than a ``PathwayGenerator``, an aggregator of another kind than this package's;
-                nothing is changed then.
+                than a ``PathwayGenerator`` or a ``FeatureGenerator``, an aggregator of another kind
+                than this package's; nothing is changed then.
         """
         if not isinstance(module, nn.Module):
             raise ValueError(f"module: expected an nn.Module, got {type(module).__name__}")
@@ -305,7 +306,8 @@ class HubPathway(nn.Module):
 
         Raises:
             ValueError: no such expert; fewer experts than K would remain (lower ``model.k`` first);
-                a generator or an aggregator that ``add_expert`` does not take.
+                a generator or an aggregator that ``add_expert`` does not take; the expert whose
+                features the generator looks at.
         """
         count = len(self.experts)
         if not isinstance(index, int) or not -count <= index < count:
@@ -318,6 +320,12 @@ class HubPathway(nn.Module):
                 "active ones; lower model.k first"
             )
         surgery.check_resizable(self.generator, self.aggregator)
+        watched = always_on(self.generator)
+        if watched is not None and watched.source.module is self.experts[index]:
+            raise ValueError(
+                f"index: the router looks at the features of expert {index} ({watched.source.name})"
+                " for every sample; remove another, or build a new HubPathway"
+            )
         kept = [i for i in range(count) if i != index % count]
         surgery.resize_generator(self.generator, kept)
         surgery.resize_aggregator(self.aggregator, kept, one_more=False)

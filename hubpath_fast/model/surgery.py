@@ -12,26 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from .aggregator import LinearAggregator, MLPAggregator, SumAggregator
+from .feature_generator import FeatureGenerator
 from .generator import PathwayGenerator
 
 
 def check_resizable(generator: nn.Module, aggregator: nn.Module) -> None:
     """Raises ValueError for kinds of modules that cannot be given another number of experts."""
     for name, module, kinds in (
-        ("generator", generator, (PathwayGenerator,)),
+        ("generator", generator, (PathwayGenerator, FeatureGenerator)),
         ("aggregator", aggregator, (LinearAggregator, MLPAggregator, SumAggregator)),
     ):
         if not isinstance(module, kinds):
             raise ValueError(
                 f"{name}: experts can be added and removed with a "
-                f"{' or an '.join(kind.__name__ for kind in kinds)}, not with a "
+                f"{' or '.join(kind.__name__ for kind in kinds)}, not with a "
                 f"{type(module).__name__}; build a new HubPathway"
             )
 
 
 @torch.no_grad()
 def resize_generator(
-    generator: PathwayGenerator, kept: Sequence[int], score: float | None = None
+    generator: PathwayGenerator | FeatureGenerator, kept: Sequence[int], score: float | None = None
 ) -> None:
     """Keeps the heads of the experts ``kept``. With a score there is one more expert: its scores
     are the mean of all others', its clean score that much higher."""

@@ -12,7 +12,7 @@ from ..data import EvalBatches, ImageDataset, Mixing, RandomCrops, SummedCrops, 
 from ..data.splits import Split
 from ..data.transforms import eval_transform, square_transform, train_transform
 from ..hub import Expert, build_experts, create_model, head_parameters
-from ..model import HubPathway, PathwayGenerator, make_aggregator
+from ..model import HubPathway, PathwayGenerator, always_on, make_aggregator
 from ..tasks import Classification
 from ..training import Task, evaluate
 from ..training.random_state import seed_all
@@ -22,7 +22,7 @@ from .config import FitConfig
 def build_model(config: FitConfig, num_outputs: int, image_size: int, pretrained: bool):
     """The Hub-Pathway that ``config`` describes, for images of ``image_size`` pixels a side."""
     experts = make_experts(config, num_outputs, image_size, pretrained)
-    return make_pathway(config, experts, num_outputs, image_size)
+    return make_pathway(config, experts, num_outputs, image_size, pretrained=pretrained)
 
 
 def build_seeded(config: FitConfig, num_outputs: int, image_size: int) -> HubPathway:
@@ -32,9 +32,12 @@ def build_seeded(config: FitConfig, num_outputs: int, image_size: int) -> HubPat
 
 
 def as_built(config: FitConfig, model: HubPathway) -> FitConfig:
-    """The settings with the generator's size that was chosen for ``model``: what a run's folder
-    keeps, so that a version or a library that counts FLOPs otherwise builds the same model."""
-    generator = model.generator
+    """The settings with what was chosen by costs for ``model``, the generator's size or an expert's
+    number: what a run's folder keeps, so that a version or a library that counts FLOPs otherwise
+    builds the same model."""
+    generator, watched = model.generator, always_on(model.generator)
+    if config.router == "expert" and watched is not None:
+        return config.replace(router=f"expert:{list(model.experts).index(watched.source.module)}")
     if config.generator_width is not None or not isinstance(generator, PathwayGenerator):
         return config
     return config.replace(generator_width=generator.width, generator_stride=generator.stride)
@@ -59,14 +62,18 @@ def make_pathway(
     num_outputs: int,
     image_size: int,
     k: int | None = None,
+    pretrained: bool | None = None,
 ) -> HubPathway:
-    """A Hub-Pathway of these experts. k: in place of ``config.k``."""
+    """A Hub-Pathway of these experts. k: in place of ``config.k``. pretrained: whether a router's
+    own network gets its weights; None: as ``config.pretrained`` says."""
     aggregator = make_aggregator(config.aggregator, len(experts), num_outputs)
     model = create_model(
         experts,
         num_outputs,
         config.k if k is None else k,
+        pretrained=config.pretrained if pretrained is None else pretrained,
         input_size=image_size,
+        router=config.router,
         generator_width=config.generator_width,
         generator_stride=config.generator_stride,
         aggregator=aggregator,

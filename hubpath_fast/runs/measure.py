@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..devices import autocast
 from ..hub.costs import router_share
-from ..model import HubPathway
+from ..model import HubPathway, always_on
 from ..training import Task
 
 BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are timed
@@ -63,7 +63,9 @@ def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float | None]
         nonlocal rows
         rows += len(inputs[0])
 
-    experts = model.experts if isinstance(model, HubPathway) else [model]
+    experts = [*model.experts] if isinstance(model, HubPathway) else [model]
+    if isinstance(model, HubPathway) and (router := always_on(model.generator)) is not None:
+        experts.append(router)  # it runs an expert on every image
     hooks = [expert.register_forward_hook(count) for expert in experts]
     with FlopCounterMode(display=False) as counter:
         model(images)

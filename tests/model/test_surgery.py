@@ -195,7 +195,7 @@ class OtherGenerator(nn.Module):
         (None, lambda m: m.add_expert(Tiny(), [0.5], [0.5] * 3), r"mean: expected \[3\] values"),
         (None, lambda m: m.add_expert(Tiny(), [0.5] * 3, [0.5, 0, 1]), "std: expected values"),
         (lambda m: setattr(m, "generator", OtherGenerator()), lambda m: m.remove_expert(0),
-         "with a PathwayGenerator, not with a OtherGenerator"),
+         "with a PathwayGenerator or FeatureGenerator, not with a OtherGenerator"),
         (lambda m: setattr(m, "aggregator", nn.Linear(M * C, C)), lambda m: m.remove_expert(0),
          "aggregator: .* not with a Linear"),
     ],

@@ -46,7 +46,12 @@ def bucket(count: int) -> int:
 
 
 def refusal(expert: nn.Module) -> str | None:
-    """Why an expert must not be captured; None: nothing known speaks against it."""
+    """Why an expert, or generator, must not be captured; None: nothing known speaks against it.
+
+    Its attribute ``not_captured`` says why where it reads what is no part of it.
+    """
+    if getattr(expert, "not_captured", None):
+        return expert.not_captured
     hooked = [name for name, module in expert.named_modules() if any(hooks_of(module))]
     if hooked:
         where = ", ".join(name or "itself" for name in hooked[:3])
