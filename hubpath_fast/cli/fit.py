@@ -104,6 +104,7 @@ def evaluate(
 
         scores = recipe(run, data, device, crops, data_root, workers)
         split, count, notes = (scores.pop(name) for name in ("split", "n", "notes"))
+        scores.pop("routes", None)  # `hubpath report` shows them
         named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())
         console.print(f"{split}: {named}, {count} images", soft_wrap=True)
         show_notes(notes, console)

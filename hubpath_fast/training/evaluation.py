@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..devices import autocast, eval_mode, to_device
+from ..model import HubPathway
+from .routes import RouteMeter
 from .task import Task
 
 
@@ -17,7 +20,7 @@ def evaluate(
     task: Task,
     device: str | torch.device | None = None,
     amp: str = "none",
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What a task says of a model's outputs on all batches, in evaluation mode.
 
     Args:
@@ -28,17 +31,24 @@ def evaluate(
         amp: "none" or "bf16".
 
     Returns:
-        Means over all samples by name, the task's metric among them, and "n", the samples.
+        Means over all samples by name, the task's metric among them, and "n", the samples; of a
+        Hub-Pathway also "routes", where samples were sent without noise: see ``RouteMeter``.
 
     Raises:
         ValueError: there is not a single sample.
     """
     device = next(model.parameters()).device if device is None else torch.device(device)
-    meter = task.meter(device)
+    meter, routes = task.meter(device), RouteMeter()
+    routed = isinstance(model, HubPathway)
     with eval_mode(model), torch.no_grad():
         for images, targets in batches:
             images, targets = to_device((images, targets), device)
             with autocast(device, amp):
-                outputs = model(images)
+                if routed:  # what its forward does, with the routing in between
+                    routing = model.route(images)
+                    outputs = model(images, routing=routing)
+                    routes.add(routing, targets)
+                else:
+                    outputs = model(images)
             meter.add(outputs, targets)
-    return meter.result()
+    return {**meter.result(), **({"routes": routes.result()} if routed else {})}

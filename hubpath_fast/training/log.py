@@ -90,7 +90,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoardLog:
-    """The same records as scalars; a nested or per-expert value becomes ``key/name``."""
+    """The same records as scalars; a nested or per-expert value becomes ``key/name``, such as
+    ``routes/share/EXPERT``."""
 
     def __init__(self, folder: Path, last_step: int, names: Sequence[str] | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where wanted

@@ -27,7 +27,8 @@ class ProgressLine:
     ) -> None:
         self.steps, self.start, self.label = steps, start, label
         self.console = Console() if console is None else console
-        self._text, self._best, self._shown, self._began = "", "", 0.0, time.monotonic()
+        self._text, self._best, self._routes = "", "", ""
+        self._shown, self._began = 0.0, time.monotonic()
         self._plain = self._part(start)
         self._bar = self._task = None
         if self.console.is_terminal and not self.console.quiet:
@@ -67,6 +68,9 @@ class ProgressLine:
         parts += [" ".join(shown)] * bool(shown)
         if "entropy_fraction" in record:
             parts.append(f"entropy {record['entropy_fraction']:.2f}")
+        if "routes" in record:
+            self._routes = f"routes {record['routes']['sets']}"
+        parts += [self._routes] * bool(self._routes)
         if parts:
             self._text = " | ".join(parts)
         if self._bar is not None:

@@ -57,7 +57,8 @@ class Selection:
     def evaluate(
         self, model: nn.Module, state: RunState, save: Callable[[str], None]
     ) -> dict[str, Any] | None:
-        """Evaluates the model; for the log the task's "validation" and the "best" metric so far.
+        """Evaluates the model; for the log the task's "validation", the "best" metric so far, and
+        of a Hub-Pathway the "routes".
 
         ``state`` takes note of a best step, which is saved as "best", and of whether to stop. None,
         and the random generators as before, if the run is being stopped meanwhile.
@@ -72,6 +73,7 @@ class Selection:
         except Stopped:
             set_random_state(before, device)
             return None
+        routes = {"routes": scores.pop("routes")} if "routes" in scores else {}
         if self.metric.name not in scores:
             raise ValueError(
                 f"metric: expected one of {', '.join(scores)}, got {self.metric.name!r}; name a "
@@ -86,7 +88,7 @@ class Selection:
             state.stale += 1
             patience = self.config.patience
             state.stopped_early = patience is not None and state.stale >= patience
-        return {"validation": scores, "best": state.best}
+        return {"validation": scores, "best": state.best, **routes}
 
 
 def _metric(task: Task, config: TrainerConfig) -> Measure:

@@ -218,6 +218,9 @@ class Trainer:
         """A line of the log, and warnings if the routing has collapsed."""
         summary = self.window.summary()
         warned = self.watch.update(summary)
+        if "routes" in found:
+            ends = self.state.step >= self.config.steps or self.state.stopped_early
+            warned += self.watch.update_routes(found["routes"], ends)
         summary.pop("rows", None)
         record = {
             "step": self.state.step,
