@@ -14,6 +14,7 @@ from pathlib import Path
 from . import functional, reference
 from .hub import create_model
 from .model import (
+    FixedRoutes,
     HubPathway,
     HubPathwayLoss,
     LinearAggregator,
@@ -33,6 +34,7 @@ if not (_HERE / "kernels").is_dir() and (_HERE.parent / "kernels" / "noisy_topk.
 
 __version__ = "0.1.0"
 __all__ = [
+    "FixedRoutes",
     "HubPathway",
     "HubPathwayLoss",
     "LinearAggregator",

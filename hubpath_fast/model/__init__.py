@@ -9,6 +9,7 @@ from .aggregator import (
     make_aggregator,
 )
 from .feature_generator import FeatureGenerator, always_on
+from .fixed_routes import FixedRoutes
 from .generator import PathwayGenerator
 from .losses import HubPathwayLoss, PathwayLosses
 from .output import PathwayOutput
@@ -18,6 +19,7 @@ __all__ = [
     "AGGREGATORS",
     "LARGEST_DEFAULT",
     "FeatureGenerator",
+    "FixedRoutes",
     "HubPathway",
     "HubPathwayLoss",
     "LinearAggregator",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import functional as HF
 from .._checks import check_k
 from .._onednn import enlarge_primitive_cache
+from ..devices import eval_mode
 from ..executors import (
     Executor,
     ExecutorReport,
@@ -26,6 +27,7 @@ from . import surgery
 from .aggregator import LinearAggregator, make_aggregator
 from .batch_norm import check_batch_norm
 from .feature_generator import always_on
+from .fixed_routes import FixedRoutes
 from .generator import check_scores
 from .normalization import normalization_rows, read_normalization
 from .output import FusedExploit, PathwayOutput
@@ -176,11 +178,26 @@ class HubPathway(nn.Module):
             raise ValueError(
                 f"x: empty batch, shape {list(x.shape)}; the model needs N >= 1 samples"
             )
+        if isinstance(self.generator, FixedRoutes):
+            return self.generator.routing(x)
         clean, noise = self._executor(x.device).scores(self.generator, self._unit_images(x))
         check_scores(clean, noise, len(x), len(self.experts))
         if eps is None and self.training:
             eps = "draw"
         return HF.noisy_topk(clean, noise, self.k, eps, self.renormalize)
+
+    @torch.no_grad()
+    def ask_all(self, x: Tensor) -> Tensor:
+        """[N, M, C, ...]: what every expert says of every sample of x [N, ...], without routing.
+
+        In evaluation mode whatever the model's, one expert after another, and without gradients.
+        """
+        count = len(self.experts)
+        everyone = FixedRoutes(range(count), [1.0] * count, count).routing(x)
+        source = self._row_source(x, everyone)
+        with eval_mode(self):
+            rows = make_executor("sequential")(self.experts, source, self.min_group)
+        return rows.unflatten(0, (count, len(x))).transpose(0, 1)
 
     def _unit_images(self, x: Tensor) -> Tensor:
         if x.dtype != torch.uint8:
