@@ -71,10 +71,11 @@ class CollapseWatch:
         if not self.settled or (self.settled < SETTLED_EVALUATIONS and not ends):
             return []
         names = " and ".join(self.name(i) for i in top)
+        part = f"at least {1 - others:.1%} of" if others else "all"
         return self._new(
             {
                 "routes": f"the routing hardly depends on the sample: evaluated without noise, "
-                f"{names} {'is' if k == 1 else 'are'} asked about at least {1 - others:.1%} of the "
+                f"{names} {'is' if k == 1 else 'are'} asked about {part} the "
                 f"samples, though any {k} of {count} can be; load and entropy in the log do not "
                 "show it, as they are of training, whose noise spreads the samples. Raise "
                 "lr_router or the steps, or leave the other experts out"
