@@ -30,6 +30,7 @@ from ..runs.data import open_to_score
 from ..runs.folder import RunFolder, open_run
 from ..runs.measure import predict
 from ..training import Task, load_weights, read_log
+from ..training.routes import routes_of
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
 OWN_EXPERTS = "the hub's own experts, each on all images"
@@ -93,6 +94,8 @@ def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
         alone_title=OWN_EXPERTS,
         weights=weights,
         k=config.k,
+        routes=routes_of(weights, targets),
+        routing=(RunFolder(run).result() or {}).get("routing"),
         history=RunFolder(run).history(),
         images=images,
         **task.report(predictions, targets),
@@ -146,6 +149,8 @@ def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> A
         alone_title=title,
         weights=outputs["weights"],
         k=k,
+        routes=routes_of(outputs["weights"], targets),
+        routing=results.result("pathway").get("routing"),
         history=read_log(results.folder("pathway") / "log.jsonl"),
         values_by_k=_by_k(table["rows"], settings),
         rows=[bar_of(retitled(row, methods)) for row in table["rows"]],

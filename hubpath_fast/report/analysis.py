@@ -22,6 +22,7 @@ FIRST = (
     sections.summary,
     sections.mean_weight,
     sections.quality,
+    sections.routing,
     sections.over_k,
     sections.samples,
     sections.training,
@@ -31,6 +32,7 @@ FIGURES = (
     "mean_weight",
     "mean_weight_by_group",
     "weight_quality",
+    "routing",
     "{measure}_over_k",
     "samples",
     "training",
@@ -58,6 +60,8 @@ class Analysis:
     weights: Any  # float [T, M] in 0..1, 0 where an expert is not asked
     k: int  # experts that the run asks about each sample
     expert_sources: Sequence[str] = ()  # [M] each in full: a model's name, a file, a folder
+    routes: Mapping[str, Any] | None = None  # of these samples, as evaluations have them
+    routing: Mapping[str, Any] | None = None  # whether routing pays, as a run's result has it
     history: Sequence[Mapping[str, Any]] | None = None  # the training's log records
     groups: Any = None  # int [T]; None: all are one group
     group_names: Sequence[str] | None = None

@@ -6,7 +6,7 @@ A section is None where the analysis lacks what it is about.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from .figures.curves import history_table, training_curves
 from .figures.heat import mean_weights
 from .figures.over_k import k_table, measure_over_k
 from .figures.quality import quality_bars
+from .figures.routing_bars import routing_bars, routing_table
 from .figures.samples import samples_with_weights
 from .figures.weights import weight_bars
 from .folder import FigureFolder
@@ -87,6 +88,8 @@ def mean_weight(a: Analysis, figures: FigureFolder) -> Section:
         "nearly nothing costs memory only; one that is asked about nearly everything means "
         "that the route hardly depends on the sample."
     )
+    if a.routes is not None:
+        text += f"\n\n{_routes(a, a.routes)}"
     return Section("Which experts are asked", text, items)
 
 
@@ -143,6 +146,42 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
     return Section("How good the weights are", text, [picture])
 
 
+def routing(a: Analysis, figures: FigureFolder) -> Section | None:
+    if not a.routing:
+        return None
+    found, title = a.routing, "Does routing pay?"
+    text = f"{found['sentence'][0].upper()}{found['sentence'][1:]}."
+    if "learned" not in found:  # nothing was held out to look at
+        return Section(title, text)
+    text += (
+        " Nothing was trained for it: all are the experts as the run left them, asked about its "
+        f"{count(found['images'], found['split'] + ' image')} through its aggregator."
+    )
+    if "fixed" in found:
+        fixed = found["fixed"]
+        sets = count(fixed["sets"], "set")
+        text += (
+            f" The fixed experts are the best of the {sets} that were tried, chosen on the same "
+            "images, which favours them; their weights are the mean ones. Random routes ask as "
+            "many experts, drawn for each image, with equal weights."
+        )
+    if found.get("kept") == "fixed":
+        text += (
+            "\n\nThis run keeps them in place of its router (--fallback fixed): all other figures "
+            "of this page are of the fixed experts."
+        )
+    picture = figures.picture(
+        "routing",
+        routing_bars(found, a.measure),
+        routing_table(found),
+        f"{a.measure.name.capitalize()} on {found['split']} images; whiskers and intervals: 95 % "
+        "of a bootstrap over the images. By how much learned routes are better: paired, ± one "
+        "standard error.",
+        "Bars: learned routes, the best fixed experts, random routes and each expert alone",
+    )
+    return Section(title, text, [picture])
+
+
 def over_k(a: Analysis, figures: FigureFolder) -> Section | None:
     if not a.values_by_k:
         return None
@@ -195,8 +234,13 @@ def training(a: Analysis, figures: FigureFolder) -> Section | None:
     text = (
         "Load is the share of rows (pairs of a sample and an expert asked about it) that an "
         "expert got. Entropy is that of the mean routing, as a share of its largest value: "
-        "near 0 the hub would have collapsed to one expert."
+        "near 0 the hub would have collapsed to one expert. Both are of training, whose noise "
+        "spreads the samples."
     )
+    evaluated = [record for record in a.history if record.get("routes")]
+    if evaluated:
+        routes = _routes(a, evaluated[-1]["routes"], "validation image")
+        text += f"\n\nThe last evaluation, at step {evaluated[-1]['step']}, had no noise: {routes}"
     return Section("How the training went", text, [picture])
 
 
@@ -306,6 +350,19 @@ def _sample_table(a: Analysis, indices: np.ndarray) -> Table:
     columns |= {f"{name} alone": a.scores_alone[m] for m, name in enumerate(a.expert_names)}
     rows = [[i, *(cells[i] for cells in columns.values())] for i in indices.tolist()]
     return Table(["sample", *columns], rows)
+
+
+def _routes(a: Analysis, routes: Mapping[str, Any], what: str = "test sample") -> str:
+    """How many routes there are, and what they have to do with the groups."""
+    sets, k = routes["sets"], round(sum(routes["share"]))
+    shares = ", ".join(
+        f"{name} {share(part)}" for name, part in zip(a.expert_names, routes["share"], strict=True)
+    )
+    text = f"{count(sets, 'different set')} of {count(k, 'expert')} ({shares} of the {what}s)"
+    information = routes.get("mutual_information")
+    if information is not None:
+        text += f"; the mutual information of route and class is {information:.2f} nats"
+    return text + "."
 
 
 def count(number: int, noun: str) -> str:

@@ -18,6 +18,16 @@ def value_limits(lowest: float, highest: float, measure: Measure) -> tuple[float
     return lowest - room, highest + room
 
 
+def bar_limits(lowest: float, highest: float, measure: Measure) -> tuple[float, float]:
+    """From 0 to what the measure can be; where all values are close together, around them."""
+    limits = value_limits(lowest, highest, measure)
+    if lowest > highest / 2:
+        return limits
+    top = measure.limits[1]
+    low = min(limits[0], 0.0) if lowest < 0 else 0.0
+    return low, limits[1] if top is None else top
+
+
 def value_formatter(measure: Measure) -> FuncFormatter:
     """Ticks in the measure's unit; without a text where the measure cannot be."""
     low, high = measure.limits

@@ -18,12 +18,13 @@ NAME_WIDTH = 2.9
 
 
 class Bar(NamedTuple):
-    """value: None draws nothing. spread: a whisker to both sides. hollow: only its outline."""
+    """value: None draws nothing. spread: a whisker to both sides, or (below, above), their lengths.
+    hollow: only its outline."""
 
     value: float | None
     color: str
     hatch: str = ""
-    spread: float | None = None
+    spread: float | tuple[float, float] | None = None
     hollow: bool = False
 
 
@@ -89,7 +90,8 @@ def _draw(axes: Axes, y: float, thickness: float, bar: Bar, limits: tuple[float,
             markeredgecolor=bar.color, markeredgewidth=1.5, clip_on=False, zorder=3,
         )  # fmt: skip
     if bar.spread:
-        axes.errorbar(bar.value, y, xerr=bar.spread, color=style.INK, linewidth=1.2, capsize=3)
+        lengths = [[part] for part in bar.spread] if isinstance(bar.spread, tuple) else bar.spread
+        axes.errorbar(bar.value, y, xerr=lengths, color=style.INK, linewidth=1.2, capsize=3)
 
 
 def _write_columns(axes: Axes, columns: Mapping[str, Sequence[str]], bold: Sequence[bool]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ...measure import Measure
 from .. import style
 from ..rows import best_rows, checked_rows, text_of
-from .axis import value_formatter, value_limits
+from .axis import bar_limits, value_formatter
 from .bars import Bar, draw_bars
 
 
@@ -28,10 +28,7 @@ def measure_bars(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figure:
     known = [r for r in items if r.value is not None]
     lows = [r.value - (r.spread or 0) for r in known] or [0.0]
     highs = [r.value + (r.spread or 0) for r in known] or [1.0]
-    limits = value_limits(min(lows), max(highs), measure)
-    if min(lows) <= max(highs) / 2:
-        top = measure.limits[1]
-        limits = min(limits[0], 0.0) if min(lows) < 0 else 0.0, limits[1] if top is None else top
+    limits = bar_limits(min(lows), max(highs), measure)
     columns = {measure.label: [text_of(row, measure) for row in items]}
     if any(r.forwards is not None for r in items):
         forwards = ["" if r.forwards is None else f"{r.forwards:g}" for r in items]
