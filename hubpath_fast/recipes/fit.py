@@ -22,11 +22,12 @@ from ..hub.labels import legend
 from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
 from ..notes import show_notes
-from ..runs.build import as_built, build_seeded, eval_batches, make_task, score, train_stream
+from ..runs.build import as_built, build_seeded, eval_batches, make_task, train_stream
 from ..runs.config import FitConfig
 from ..runs.data import open_to_train
 from ..runs.folder import Record, RunFolder, check_apart
 from ..training import PathwayObjective, Reporting, Trainer, TrainResult
+from .finish import check_fallback, finish
 
 
 def fit(
@@ -71,6 +72,7 @@ def _fit(
     splits = data.splits
     if resume and folder.has_run:
         config = config.settled(folder.record().config)
+    check_fallback(config, splits)
     model = build_seeded(config, splits.num_classes, image_size)
     config = as_built(config, model)
     _banner(console, config, splits, image_size, model)
@@ -100,48 +102,15 @@ def _fit(
         files.write(shared)
     if not data.kept:
         folder.write_files(data.files(config))
+    if not folder.has_result:
+        folder.write_routes(None)  # of a run that was deleted
     folder.write_record(Record(config, splits.classes, image_size))
     result = trainer.fit()
     if result.interrupted:
         return result, {}
     trainer.load_best()
-    metric, step, lost = task.metric, result.best_step, folder.lost_best()
-    if lost is not None:
-        step = None
-        show_notes([lost], console)
     with trainer.reading():
-        test = score(model, task, splits.test, config, image_size)
-    beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
-    summary = {
-        f"test_{metric.name}": test[metric.name],
-        **{f"test_{name}": value for name, value in beside.items()},
-        "test_loss": test["loss"],
-        "test_images": test["n"],
-        "test_is_validation": splits.test_is_validation,
-        "best_validation": result.best_metric,
-        "best_step": result.steps if step is None else step,
-        "steps": result.steps,
-        "seconds": result.seconds,
-        "images_per_second": result.images_per_second,
-        "seed": settings.seed,
-    }
-    more = "".join(f", {n.replace('_', ' ')} {metric.text(v)}," for n, v in beside.items())
-    name = "validation (there is no test split)" if splits.test_is_validation else "test"
-    console.print(
-        f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/]{more} with the "
-        f"weights of step {summary['best_step']}; kept in {escape(str(folder.checkpoint()))}",
-        soft_wrap=True,
-    )
-    if config.crops > 1:
-        with trainer.reading():
-            scores = score(model, task, splits.test, config, image_size, config.crops)
-        value = summary[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]
-        console.print(
-            f"[bold]{name}: {metric.text(value)}[/] over {config.crops} crops of each image",
-            soft_wrap=True,
-        )
-    folder.write_result(summary)
-    return result, summary
+        return result, finish(model, task, result, splits, config, image_size, folder, console)
 
 
 def _identity(config: FitConfig) -> dict[str, Any]:

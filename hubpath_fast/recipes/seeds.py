@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from ..fields import differences
 from ..locks import locked
+from ..runs.build import kind_of_task
 from ..runs.config import FitConfig
 from ..runs.folder import RunFolder, check_apart
+from ..runs.pays_words import routing_of_seeds
 from .fit import fit
 
 NOT_SPREAD = ("test_images", "test_is_validation", "best_step")  # of what a run's result has
@@ -28,9 +31,10 @@ def fit_seeds(
     """Runs ``fit`` once a seed, in ``out_dir/seed-S``, and writes ``out_dir/result.json``.
 
     It holds the seeds' own results and, of each accuracy and loss, mean and standard deviation (of
-    a sample: n - 1). Where ``resume`` is true, a seed that is done is not run again, and one that
-    was cut short goes on. All draw what they hold out from the same images, those that the first
-    seed found.
+    a sample: n - 1). Each seed decides for itself what ``fallback`` keeps. Where ``resume`` is
+    true, a seed that is done is not run again, but for that decision where ``fallback`` is another
+    now, and one that was cut short goes on. All draw what they hold out from the same images, those
+    that the first seed found.
 
     Returns the contents of ``result.json``; empty if a signal stopped a run.
 
@@ -54,6 +58,8 @@ def _fit_seeds(
     for i, seed in enumerate(seeds, start=1):
         run = folder.seed(seed)
         summary = run.result()
+        if summary is not None and run.record().config.fallback != config.fallback:
+            summary = None  # trained, but it is to be decided anew what it keeps
         done = "" if summary is None else f" is done: {run.path}"
         console.print(f"[bold]seed {seed}[/] ({i} of {len(seeds)}){done}", soft_wrap=True)
         if summary is None:
@@ -65,6 +71,9 @@ def _fit_seeds(
         results.append(summary)
     summary = summarise(seeds, results)
     folder.write_result(summary)
+    measure = kind_of_task(config).metric
+    for line in routing_of_seeds(seeds, results, measure):
+        console.print(escape(line), soft_wrap=True, highlight=False)
     for name, spread in summary.items():
         if name.startswith("test_"):
             console.print(

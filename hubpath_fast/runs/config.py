@@ -16,11 +16,22 @@ from ..hub.settings import ModelSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
 
+FALLBACKS = ("none", "fixed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(LossSettings, ModelSettings, DataSettings):
     """What ``hubpath fit`` trains, on what, and how; every field says what it means."""
 
+    # Free: it decides after the training, and a finished run can still be asked to decide.
+    fallback: str = setting(
+        "none",
+        "fixed: after the training, where always asking the best K experts is at least as good on "
+        "validation images, the run keeps that in place of its router",
+        choices=FALLBACKS,
+        free=True,
+        added=True,
+    )
     trainer: TrainerConfig = setting(TrainerConfig, "of the training")
 
     def check(self) -> None:

@@ -17,12 +17,13 @@ from ..data.names import one_form
 from ..data.walk import holds_images
 from ..devices import check_device
 from ..files import write_json
-from ..model import HubPathway
+from ..model import FixedRoutes, HubPathway
 from ..training import find_checkpoint, load_weights, read_log
 from .build import build_model
 from .config import FitConfig
 
 FIT, SEEDS, RESULT, LOG = "fit.json", "seeds.json", "result.json", "log.jsonl"
+ROUTES = "routes.json"
 FILES = "files.csv.gz"  # the images; see data.kept
 
 
@@ -40,8 +41,10 @@ class RunFolder:
 
     ``fit.json`` has the settings and the classes, ``files.csv.gz`` which image is in which split,
     ``last/`` and ``best/`` are checkpoints, ``log.jsonl`` and ``tensorboard/`` what happened,
-    ``result.json`` what came of it. A run of several seeds has ``seeds.json``, the images that all
-    draw from in ``files.csv.gz``, a run in ``seed-S/`` for each, and a ``result.json`` of all.
+    ``result.json`` what came of it. ``routes.json`` is there where the run keeps the same experts
+    for every image in place of its router: which, and their weights. A run of several seeds has
+    ``seeds.json``, the images that all draw from in ``files.csv.gz``, a run in ``seed-S/`` for
+    each, and a ``result.json`` of all.
 
     Raises ValueError, wherever it reads, for a file that is missing or damaged.
     """
@@ -55,6 +58,11 @@ class RunFolder:
     @property
     def has_seeds(self) -> bool:
         return (self.path / SEEDS).is_file()
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the run has ended."""
+        return (self.path / RESULT).is_file()
 
     def seed(self, seed: int) -> RunFolder:
         """The run of one seed of several."""
@@ -113,7 +121,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """None where the run has not ended."""
-        if not (self.path / RESULT).is_file():
+        if not self.has_result:
             return None
         result = self._read(RESULT)
         if not isinstance(result, dict):
@@ -122,6 +130,25 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / RESULT, result)
+
+    def fixed_routes(self, num_experts: int) -> FixedRoutes | None:
+        """What the run keeps in place of its router; None: it keeps that."""
+        if not (self.path / ROUTES).is_file():
+            return None
+        experts, weights = self._read(ROUTES, ("experts", "weights"))
+        with self._naming(ROUTES):
+            for name, held in (("experts", experts), ("weights", weights)):
+                if not isinstance(held, list):
+                    raise ValueError(f"{name}: expected a list, got {held!r}")
+            return FixedRoutes(experts, weights, num_experts)
+
+    def write_routes(self, routes: FixedRoutes | None) -> None:
+        """None: the run keeps its router."""
+        if routes is None:
+            (self.path / ROUTES).unlink(missing_ok=True)
+        else:
+            kept = {"experts": list(routes.experts), "weights": list(routes.weights)}
+            write_json(self.path / ROUTES, kept)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of the log."""
@@ -213,7 +240,8 @@ class Run:
 
 
 def open_run(run: str | Path, device: str = "cpu") -> Run:
-    """Opens a run's best checkpoint (the last one, where none was evaluated yet).
+    """Opens a run's best checkpoint (the last one, where none was evaluated yet), with the routes
+    that the run keeps.
 
     Raises:
         ValueError: the folder holds no run, or its checkpoint is damaged or of another model.
@@ -225,5 +253,8 @@ def open_run(run: str | Path, device: str = "cpu") -> Run:
     here = config if same else config.replace(executor="auto")
     model = build_model(here, len(classes), image_size, pretrained=False)
     load_weights(model, checkpoint)
+    routes = folder.fixed_routes(len(model.experts))
+    if routes is not None:
+        model.generator = routes
     lost = folder.lost_best()
     return Run(config, classes, image_size, model.to(on).eval(), (lost,) if lost else ())

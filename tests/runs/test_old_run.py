@@ -53,7 +53,7 @@ def test_it_resumes_ends_as_it_did_and_reports(old):
     hubpath("fit", "--resume", "--out", old)
     expected = json.loads((old / "expected.json").read_text())
     result = RunFolder(old).result()
-    assert set(result) == set(expected)
+    assert set(result) == set(expected) | {"routes", "routing"}  # which it did not write
     for name in ("steps", "best_step", "seed", "test_images", "test_is_validation"):
         assert result[name] == expected[name]
     assert result["test_loss"] == pytest.approx(expected["test_loss"], abs=LOSS_TOLERANCE)
