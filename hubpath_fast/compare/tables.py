@@ -19,6 +19,7 @@ from ..runs.build import kind_of_task
 from .methods import Method
 from .paper import paper_numbers
 from .results import RunFailed, SeedResults
+from .routing import routing_notes
 from .settings import STEPS, CompareSettings, names_of_experts
 
 TABLE = "table"
@@ -253,7 +254,7 @@ def write_tables(
     )
     heading = f"{settings.fit.data_name}, a hub of {len(fit.hub)}"
     budget = describe(settings, seeds)
-    notes = reasons(rows)
+    notes = [*reasons(rows), *routing_notes(settings, rows, seeds, out_dir)]
     parts = [f"# {heading}", budget, markdown(table).rstrip(), *notes]
     write_text(out_dir / f"{TABLE}.md", "\n\n".join(parts) + "\n")
     picture = report.Picture(

@@ -21,10 +21,11 @@ from ..hub.costs import count_flops
 from ..runs.measure import PeakMemory, inference_costs, predict
 from ..training import NonFiniteLoss, RoutingCollapseWarning
 from ..training.random_state import seed_all
-from .methods import methods_of
+from .methods import PATHWAY, methods_of
 from .plan import PREPARE, PRETRAIN, Job
 from .problems import open_problem
 from .results import FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, files_of, seed_folder
+from .routing import judge_routing
 from .runs import Context
 from .settings import PROBLEM, CompareSettings
 
@@ -138,6 +139,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
         outputs[split], measured[split] = found, task.results(found, problem.targets[split])
         if weights is not None and split == "test":
             outputs["weights"] = weights
+    judged = judge_routing(model, problem) if method.run == PATHWAY else {}
     images, _ = next(iter(problem.batches("test")))
     write_bytes(folder / OUTPUTS, save(outputs))
     write_json(
@@ -148,6 +150,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             "rate": rate,
             "after": {run: results.result(run)["rate"] for run in method.waits_for},
             **measured,
+            **judged,
             "train_seconds": context.seconds,
             "train_steps": context.steps,
             "train_forwards": context.steps * fit.trainer.batch_size * method.forwards,
