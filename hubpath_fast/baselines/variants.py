@@ -1,6 +1,7 @@
 """Hub-Pathway with a part taken away: generators that choose without looking, and without noise.
 
 Each stands where a ``HubPathway`` has its generator: x [N, ...] -> (clean [N, M], noise [N, M]).
+``seen`` and ``from_seen`` are its two parts, as those of ``PathwayGenerator``.
 The ablations of the losses are arguments of ``HubPathwayLoss`` (explore=0, exploit=False).
 """
 
@@ -17,7 +18,17 @@ NEVER = -1e4
 EVAL_SEED = 1
 
 
-class RandomGenerator(nn.Module):
+class Blind(nn.Module):
+    """A generator that looks at nothing: of x only its length matters."""
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x.new_empty(len(x), 0)
+
+    def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x)
+
+
+class RandomGenerator(Blind):
     """K different experts for each sample, drawn uniformly, with weights of 1/K (table 4's "random
     path"). The paper does not say how the paths are weighted; equal weights are our choice.
 
@@ -40,7 +51,7 @@ class RandomGenerator(nn.Module):
         return f"num_experts={self.num_experts}, k={self.k}"
 
 
-class TaskGenerator(nn.Module):
+class TaskGenerator(Blind):
     """One route for the whole data set: scores and noise scales that no input can change.
 
     Both are learned as those of ``PathwayGenerator`` are, and start as its do: all experts equally
@@ -64,5 +75,15 @@ class Noiseless(nn.Module):
         self.generator = generator
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        clean, noise = self.generator(x)
+        return self._silent(self.generator(x))
+
+    def seen(self, x: Tensor) -> Tensor:
+        return self.generator.seen(x)
+
+    def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._silent(self.generator.from_seen(x))
+
+    @staticmethod
+    def _silent(scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        clean, noise = scores
         return clean, torch.full_like(noise, NEVER)

@@ -86,12 +86,18 @@ class PathwayGenerator(nn.Module):
         nn.init.constant_(self.noise.bias, noise_init)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.from_seen(self.seen(x))
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What it looks at of images x: all that comes before its first weight."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"x: the generator takes [N, {self.in_channels}, H, W], got {list(x.shape)}"
             )
-        if self.stride > 1:
-            x = F.avg_pool2d(x, self.stride)
+        return F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+
+    def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of images of which it has ``seen`` x."""
         x = F.relu(self.norm(self.stem(x)))
         features = self.blocks(x).mean(dim=(2, 3))
         return self.clean(features), self.noise(features)
