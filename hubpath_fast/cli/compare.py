@@ -16,7 +16,7 @@ OptionalInt, OptionalStr = Optional[int], Optional[str]  # noqa: UP045
 
 SHOWN = (
     "data", "hub", "k", "steps", "batch_size", "explore", "image_size", "validation", "pretrained",
-    "device", "budget", "temperature", "distill_weight",
+    "device", "budget", "temperature", "distill_weight", "warm_up",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ HIDDEN = (
     "lr_head", "lr_router", "batch_size", "optimizer", "schedule", "weight_decay", "clip_norm",
     "accumulate", "explore", "aggregator", "head_init", "image_size", "pretrained", "eval_every",
     "patience", "save_every", "seed", "workers", "cache", "cache_dir", "validation", "crops",
-    "flip", "augment", "fallback",
+    "flip", "augment", "fallback", "warm_up",
 )  # fmt: skip
 
 

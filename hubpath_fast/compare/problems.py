@@ -74,7 +74,7 @@ class Problem(ABC):
 
     @abstractmethod
     def batches(self, split: str) -> Iterable[tuple[Tensor, Tensor]]:
-        """ "validation" or "test" in its own order."""
+        """ "train", "validation" or "test" in its own order, nothing augmented."""
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class DigitsProblem(Problem):
         return self.digits.test.images[indices]
 
     def _set(self, split: str) -> TensorSet:
-        return getattr(self.digits, split)
+        return self.digits.target if split == "train" else getattr(self.digits, split)
 
 
 def open_problem(

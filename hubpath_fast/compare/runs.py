@@ -29,6 +29,7 @@ from ..baselines import (
 from ..hub import Expert
 from ..model import HubPathway
 from ..runs.build import make_pathway
+from ..runs.warm_up import warm_up_heads
 from ..training import (
     PathwayObjective,
     Reporting,
@@ -47,15 +48,18 @@ SOUP_BATCHES = 20  # training batches that a soup's BatchNorm statistics are est
 @dataclass
 class Context:
     """What a run may use. folder: its own. rate: the peak rate of bodies. results: of its seed.
-    length: of its training, see ``Method``."""
+    length: of its training, see ``Method``. seconds: of training, heads first included.
+    warm_up_forwards: of experts, for heads first.
+    """
 
     problem: Problem
     folder: Path
     rate: float
     results: SeedResults
     length: Fraction = Fraction(1)
-    seconds: float = 0.0  # of training steps
+    seconds: float = 0.0
     steps: int = 0  # updates that were taken
+    warm_up_forwards: int = 0
 
     @property
     def task(self) -> Task:
@@ -64,6 +68,9 @@ class Context:
     def train(self, model: nn.Module, objective, groups: Callable | None = None) -> nn.Module:
         """Trains within the common budget, from where an earlier call was stopped if it was. The
         weights of the last step are kept: nothing is chosen among steps.
+
+        Where the settings say heads first, those of an expert alone (a student among them) and of a
+        Hub-Pathway are trained first; other methods' networks have no such heads.
 
         Raises InterruptedError if a signal stops it.
         """
@@ -83,10 +90,20 @@ class Context:
             keep_best=False,
             reporting=Reporting(Console(quiet=True), expert_names=names, tensorboard=False),
         )
+        warm_up = self.problem.fit.warm_up
+        if warm_up and type(model) in (HubPathway, SingleModel):
+            # A student's head first learns from the targets, as any expert's alone.
+            alone = objective if routed else SingleObjective(self.task.loss)
+            images = self.problem.batches("train")
+            warmed = warm_up_heads(trainer, alone, images, warm_up, resume=True, names=names)
+            if warmed.interrupted:
+                raise InterruptedError(f"stopped while training heads in {self.folder}")
+            self.seconds, self.warm_up_forwards = warmed.seconds, warmed.forwards
         result = trainer.fit()
         if result.interrupted:
             raise InterruptedError(f"stopped while training in {self.folder}")
-        self.seconds, self.steps = result.seconds, result.steps
+        self.seconds += result.seconds
+        self.steps = result.steps
         return model
 
     def singles(self) -> list[SingleModel]:

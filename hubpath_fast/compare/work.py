@@ -19,6 +19,7 @@ from ..files import write_bytes, write_json
 from ..hub import expert_names
 from ..hub.costs import count_flops
 from ..runs.measure import PeakMemory, inference_costs, predict
+from ..runs.warm_up import warm_up_steps
 from ..training import NonFiniteLoss, RoutingCollapseWarning
 from ..training.random_state import seed_all
 from .methods import PATHWAY, methods_of
@@ -82,6 +83,9 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
     problem = open_problem(settings, seed, verify=True, cache=cache, files=files)
     if not files.is_file() and (listed := problem.files()) is not None:
         listed.write(files)  # its seeds are prepared one after the other
+    if settings.fit.warm_up:
+        images = problem.batches("train").num_samples
+        warm_up_steps(settings.fit.warm_up, images, settings.fit.trainer)
     experts, hub = problem.experts(loaded=()), problem.hub
     missing = [] if hub is None else hub.missing()
     targets = dict(problem.targets)
@@ -155,6 +159,7 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             "train_steps": context.steps,
             "train_forwards": context.steps * fit.trainer.batch_size * method.forwards,
             "train_forwards_per_sample": method.forwards,
+            "warm_up_forwards": context.warm_up_forwards,
             **inference_costs(model, images),
             "peak_memory_mb": peak,
             "threads": torch.get_num_threads(),

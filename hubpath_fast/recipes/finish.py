@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -37,6 +38,7 @@ def finish(
     image_size: int,
     folder: RunFolder,
     console: Console,
+    costs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Judges the trained model with its best weights, puts the fixed routes into it where the run
     keeps those, scores the test split, and writes ``routes.json`` and ``result.json``. Returns what
@@ -64,6 +66,7 @@ def finish(
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "seed": config.trainer.seed,
+        **costs,
     }
     more = "".join(f", {n.replace('_', ' ')} {metric.text(v)}," for n, v in beside.items())
     name = "validation (there is no test split)" if splits.test_is_validation else "test"

@@ -26,6 +26,7 @@ from ..runs.build import as_built, build_seeded, eval_batches, make_task, train_
 from ..runs.config import FitConfig
 from ..runs.data import open_to_train
 from ..runs.folder import Record, RunFolder, check_apart
+from ..runs.warm_up import WarmUp, warm_up_heads, warm_up_steps
 from ..training import PathwayObjective, Reporting, Trainer, TrainResult
 from .finish import check_fallback, finish
 
@@ -73,15 +74,19 @@ def _fit(
     if resume and folder.has_run:
         config = config.settled(folder.record().config)
     check_fallback(config, splits)
+    if config.warm_up:
+        warm_up_steps(config.warm_up, len(splits.train), config.trainer)
     model = build_seeded(config, splits.num_classes, image_size)
     config = as_built(config, model)
     _banner(console, config, splits, image_size, model)
     splits = _cached(splits, config, image_size, console)
 
     settings, task = config.trainer, make_task(config, splits)
+    objective = PathwayObjective(task.criterion(config.explore, **config.supervision))
+    run = {"fit": _identity(config), **task.record()}
     trainer = Trainer(
         model,
-        PathwayObjective(task.criterion(config.explore, **config.supervision)),
+        objective,
         train_stream(splits.train, config, image_size, task.num_outputs),
         settings,
         out_dir,
@@ -89,7 +94,7 @@ def _fit(
         validation=eval_batches(splits.validation, config, image_size)
         if len(splits.validation)
         else None,
-        run={"fit": _identity(config), **task.record()},
+        run=run,
         resume=resume,
         reporting=Reporting(
             console,
@@ -105,12 +110,23 @@ def _fit(
     if not folder.has_result:
         folder.write_routes(None)  # of a run that was deleted
     folder.write_record(Record(config, splits.classes, image_size))
+    warmed = WarmUp()
+    if config.warm_up:
+        images, names = eval_batches(splits.train, config, image_size), expert_names(config.hub)
+        warmed = warm_up_heads(
+            trainer, objective, images, config.warm_up, resume, run, names,
+            lambda text: _line(console, "heads", text),
+        )  # fmt: skip
+        if warmed.interrupted:
+            return trainer.state.result(True, []), {}
     result = trainer.fit()
     if result.interrupted:
         return result, {}
     trainer.load_best()
     with trainer.reading():
-        return result, finish(model, task, result, splits, config, image_size, folder, console)
+        return result, finish(
+            model, task, result, splits, config, image_size, folder, console, warmed.costs()
+        )
 
 
 def _identity(config: FitConfig) -> dict[str, Any]:
@@ -185,6 +201,10 @@ def busy_note(load: float, cores: int, threads: int) -> str | None:
     )
 
 
+def _line(console: Console, name: str, text: str) -> None:
+    console.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=True, highlight=False)
+
+
 def _banner(
     console: Console, config: FitConfig, splits: ImageSplits, image_size: int, model: HubPathway
 ) -> None:
@@ -205,7 +225,7 @@ def _banner(
         "speed": _speed(config),
     }
     for name, text in lines.items():
-        console.print(f"[bold]{name:<6}[/]{escape(text)}", soft_wrap=True, highlight=False)
+        _line(console, name, text)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     busy = busy_note(load, usable_cores(), torch.get_num_threads())
     show_notes([*splits.notes, *splits.changes, *([busy] if busy else [])], console)

@@ -15,6 +15,7 @@ from ..fields import setting
 from ..hub.settings import ModelSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
+from .warm_up import read_warm_up
 
 FALLBACKS = ("none", "fixed")
 
@@ -33,6 +34,12 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
         added=True,
     )
     trainer: TrainerConfig = setting(TrainerConfig, "of the training")
+    warm_up: str | None = setting(
+        None,
+        "heads:E: heads and router first, the bodies frozen, by E passes over the training images",
+        added=True,
+        convert=read_warm_up,
+    )
 
     def check(self) -> None:
         super().check()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from ..data.settings import DataSettings
-from ..fields import Setting, Settings
+from ..fields import Setting
 from ..hub.settings import ModelSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
 from .config import FitConfig
 
-PARTS: dict[str, type[Settings]] = {
-    "Data": DataSettings,
-    "Model": ModelSettings,
-    "Losses": LossSettings,
-    "Training": TrainerConfig,
+PARTS: dict[str, Sequence[Setting]] = {
+    "Data": DataSettings.settings(),
+    "Model": ModelSettings.settings(),
+    "Losses": LossSettings.settings(),
+    "Training": TrainerConfig.settings(),
+    "Run": [
+        known
+        for known in FitConfig.settings()
+        if known.name in FitConfig.__annotations__ and known.inner is None
+    ],
 }
 HEAD = """# Settings of a run
 
@@ -30,20 +36,17 @@ What hangs on another setting moves along unless it is given, too: with `steps` 
 `eval_every` (a tenth of them), with `lr_expert` the rates of heads and router: 3 and 10 times it,
 or in the proportion that a preset or a `--config` file has them.
 
-A run may be resumed with other values of the settings marked *free*: they change nothing of the
-training but by rounding.
+A run may be resumed with other values of the settings marked *free*: they change no result but by
+rounding.
 """
 
 
 def page() -> str:
     """docs/settings.md."""
-    parts = {title: part.settings() for title, part in PARTS.items()}
-    of_parts = {known.name for settings in parts.values() for known in settings}
-    own = [s for s in FitConfig.settings() if s.inner is None and s.name not in of_parts]
     return HEAD + "".join(
         f"\n## {title}\n\n| setting | default | may be | |\n|---|---|---|---|\n"
-        + "".join(map(_row, settings))
-        for title, settings in {**parts, "The run as a whole": own}.items()
+        + "".join(map(_row, part))
+        for title, part in PARTS.items()
     )
 
 

@@ -81,6 +81,7 @@ class Trainer:
         self.device = check_device(config.device)
         self.model, self.objective, self.config = model.to(self.device), objective, config
         self.out_dir, self.reporting = Path(out_dir), reporting or Reporting()
+        self.task = task
         self.optimizer = build_optimizer(model, groups or default_groups(model, config), config)
         self.state, self.window = RunState(), StepWindow()
         self.watch = CollapseWatch(config.collapse_entropy, self.reporting.names_of(model))
@@ -126,6 +127,17 @@ class Trainer:
         self._stop = True
 
     @property
+    def begun(self) -> bool:
+        """Whether ``last/`` holds a checkpoint of this run."""
+        return self._saved is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        state = self.state
+        return state.stopped_early or state.reported == state.step >= self.config.steps
+
+    @property
     def stopping(self) -> bool:
         return self._stop or self._interrupt.requested is not None
 
@@ -161,7 +173,7 @@ class Trainer:
         while True:
             if not self.stopping:
                 self._report()
-            done = state.stopped_early or state.reported == state.step >= config.steps
+            done = self.finished
             due = config.save_every and state.step and state.step % config.save_every == 0
             if self._saved != (state.step, state.reported) and (done or self.stopping or due):
                 self._save("last")
