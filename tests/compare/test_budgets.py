@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from fractions import Fraction
 
 import pytest
+from rich.console import Console
 from support.command import hubpath, refused
 from support.compare import EQUAL, QUIET, settings_of
 from support.pages import read_csv
@@ -14,7 +16,7 @@ from hubpath_fast.compare import compare
 from hubpath_fast.compare.methods import choose_methods, methods_of
 from hubpath_fast.compare.plan import plan_jobs
 from hubpath_fast.compare.settings import CompareSettings, make_settings
-from hubpath_fast.compare.tables import as_table, describe, make_rows
+from hubpath_fast.compare.tables import as_table, describe, make_rows, terminal_table
 from hubpath_fast.report import short_count
 from hubpath_fast.runs.resolve import with_steps
 from hubpath_fast.tasks.classification import ACCURACY
@@ -257,6 +259,24 @@ class TestTables:
         assert [table.text(4, j) for j in columns] == ["1,000", "8 k", "4.6%"]
         older = [{k: v for k, v in row.items() if not k.startswith("train_")} for row in rows]
         assert [as_table(older, ACCURACY).text(4, j) for j in columns] == ["–", "–", "4.6%"]
+
+    def test_a_terminal_of_80_columns_has_room_for_it(self):
+        row = {
+            "title": "Hub-Pathway, random pathway", "status": "done", "reason": None, "mean": 0.934,
+            "std": 0.036, "seeds": [0, 1], "paper": None, "bound": False, "train_seconds": 57.2,
+            "forwards_per_sample": 2.0, "train_steps": 15_000.0, "train_forwards": 3.6e6,
+        }  # fmt: skip
+        rows = [row, row | {"title": "single: test_efficientnet", "seeds": [0]}]
+        console = Console(file=io.StringIO(), width=80)
+        console.print(terminal_table(as_table(rows, ACCURACY), "Budget: [so]."))
+        text = console.file.getvalue()
+        lines = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+        cells = ["2", "15,000", "3.6 M", "57"]
+        assert ["", "Hub-Pathway, random", "93.4 ± 3.6", *cells, ""] in lines
+        assert any("test_efficientnet" in line for line in lines)
+        assert any(line[2:-1] == ["93.4", *cells] for line in lines)
+        assert "…" not in text
+        assert "Budget: [so]." in text
 
     def test_a_sentence_on_the_budget(self, data):
         steps = settings_of(data, steps=1500)
