@@ -119,6 +119,24 @@ def test_of_a_comparison(comparison):
     assert "each expert fine-tuned alone" in (folder / "report.html").read_text()
 
 
+def test_a_comparison_says_whether_routing_pays(comparison):
+    result = json.loads((comparison / "runs/seed-1/pathway/result.json").read_text())
+    routing = result["routing"]
+    assert routing["learned"]["value"] == pytest.approx(
+        result["validation"]["accuracy"], abs=1 / routing["images"]
+    )
+    assert routing["test"]["learned"] == pytest.approx(result["test"]["accuracy"])
+    said = f"eed 1: {routing['sentence']}."
+    assert said in (comparison / "table.md").read_text()
+    assert said in (comparison / "table.html").read_text()
+    assert "routing" not in json.loads(
+        (comparison / "runs/seed-1/pathway-k2/result.json").read_text()
+    )
+    page = report(comparison).read_text()
+    assert "Does routing pay?" in page
+    assert routing["sentence"][1:] in page
+
+
 def test_into_another_folder(comparison, tmp_path):
     assert report(comparison, tmp_path / "here") == tmp_path / "here" / "report.html"
 
