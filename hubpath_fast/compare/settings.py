@@ -43,9 +43,8 @@ DIGITS_FIT: Mapping[str, Any] = {
     "dataset": DIGITS,
     "image_size": 32,
     "flip": False,
-    "generator_width": 16,
-    "generator_stride": 2,
     "explore": 1.0,
+    "head_init": None,  # heads of networks this small are best as they are drawn
     "workers": 0,
 }
 DIGITS_RATES = (5e-4, 2e-3)

@@ -75,6 +75,17 @@ _TINY: dict[str, Any] = {
     "trainer": PAPER_TRAINER.replace(**_SMALL).to_dict(),
 }
 
+# What `hubpath fit` and `hubpath compare` begin with where neither a preset nor a file of settings
+# is given. Chosen on validation images of four hubs: docs/results.md, "Routing that pays". The
+# fields' own defaults are the paper's and stay: older files of settings mean them.
+DEFAULTS: Mapping[str, Any] = MappingProxyType({"head_init": 0.01, "router_supervision": 0.1})
+
+
+def defaults(k: int) -> dict[str, Any]:
+    """A copy of DEFAULTS, as they fit K active experts: one alone has nothing to be compared to."""
+    return {**DEFAULTS} | ({"router_supervision": 0.0} if k == 1 else {})
+
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "paper-homogeneous": {"hub": ["paper-homogeneous"], **_PAPER},

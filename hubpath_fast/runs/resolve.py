@@ -12,7 +12,7 @@ from ..fields import Settings, full_name, nested
 from ..training import TrainerConfig
 from .config import FitConfig
 from .folder import RunFolder
-from .presets import preset
+from .presets import defaults, preset
 
 # Of the experts' rate, where nothing else says: the heads and the router are new and learn faster.
 HEAD_FACTOR, ROUTER_FACTOR = 3, 10
@@ -27,8 +27,8 @@ def settings(
     preset_name: str | None = None,
     extra: Sequence[str] = (),
 ) -> FitConfig:
-    """A run's settings: the defaults; over them a preset, or ``file``, or those of the run that is
-    resumed; over them what was asked for (``top`` for the run, ``trainer`` for its trainer; None:
+    """A run's settings: a preset, or ``file``, or those of the run that is resumed, or else the
+    defaults of a run (see ``presets.defaults``); over them what was asked for (``top`` for the run, ``trainer`` for its trainer; None:
     not asked) and last ``extra``, as "KEY=VALUE", such as "decay=0.2".
 
     What hangs on another setting moves along unless it is asked for as well: with steps the
@@ -59,7 +59,8 @@ def settings(
     elif "data" in top and "dataset" not in top and base.get("data") != top["data"]:
         top["dataset"] = FOLDER
     values = {**own, **_moved_along(own, asked, bool(base)), **asked}
-    made = FitConfig.from_dict({**base, **top, "trainer": values})
+    begin = base or defaults(top.get("k", FitConfig.k))
+    made = FitConfig.from_dict({**begin, **top, "trainer": values})
     if made.dataset == DIGITS and made.data is not None and not resume:
         raise ValueError(
             f"data: the digits come with scikit-learn and lie in no folder, got {made.data}; leave "
