@@ -20,7 +20,7 @@ from .plan import PREPARE, Job, needed_runs, plan_jobs
 from .problems import open_problem
 from .progress import Progress
 from .results import FAILED, RESULT, SeedResults, files_of, read, seed_folder
-from .settings import PROBLEM, CompareSettings, names_of_experts, open_folder
+from .settings import PROBLEM, CompareSettings, as_begun, names_of_experts, open_folder
 from .work import Body
 from .workers import Workers, choose_workers, workers_that_fit
 
@@ -57,6 +57,8 @@ def compare(
         raise ValueError(f"seeds: expected different integers, got {list(seeds)}")
     chosen = choose_methods(methods, methods_of(settings))
     count, threads = choose_workers(workers, settings.fit.trainer.device)
+    settings, note = as_begun(settings, out_dir)
+    show_notes([note] if note else [], console)
     check_apart(out_dir, settings.fit)
     open_folder(out_dir, settings, take=False)  # before there is a lock in it
     with locked(out_dir, "comparison", console):

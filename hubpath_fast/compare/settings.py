@@ -17,6 +17,7 @@ from ..hub import expert_names
 from ..hub.labels import numbered
 from ..hub.spec import split_names
 from ..runs.config import FitConfig
+from ..runs.presets import defaults
 from ..runs.resolve import settings as fit_settings
 from ..runs.resolve import with_steps
 from ..training import TrainerConfig
@@ -47,6 +48,8 @@ DIGITS_FIT: Mapping[str, Any] = {
     "head_init": None,  # heads of networks this small are best as they are drawn
     "workers": 0,
 }
+# Defaults that are others in folders of earlier versions.
+CHANGED_DEFAULTS = ("generator_width", "generator_stride", "head_init", "router_supervision")
 DIGITS_RATES = (5e-4, 2e-3)
 QUICK_STEPS, QUICK_PRETRAIN_EPOCHS = 60, 7
 
@@ -160,15 +163,15 @@ def make_settings(
             f"{min(fixed)}: the digits have images and splits of their own; leave it out, or write "
             "them to a folder (hubpath_fast.data.write_image_folder)"
         )
-    if dataset == DIGITS and preset is None:
-        given = {**DIGITS_FIT, **given}
+    begin = DIGITS_FIT if dataset == DIGITS and preset is None else {}
+    if begin:
         budget = DIGITS_TRAINER.to_dict()
         if "steps" in inner:
             budget["eval_every"] = max(1, inner["steps"] // 10)
         inner = budget | inner
         rates = rates or (DIGITS_RATES[-1:] if quick else DIGITS_RATES)
         extra |= {"digits_pretrain_epochs": QUICK_PRETRAIN_EPOCHS} if quick else {}
-    fit = fit_settings("", False, None, given, inner, preset)
+    fit = fit_settings("", False, None, given, inner, preset, begin=begin)
     return CompareSettings(fit, tuple(rates or (fit.trainer.lr_expert,)), **extra)
 
 
@@ -214,6 +217,27 @@ def read_compare(out_dir: Path) -> dict[str, Any] | None:
         return {"settings": dict(json.loads(path.read_text(encoding="utf-8"))["settings"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start again") from error
+
+
+def as_begun(settings: CompareSettings, out_dir: Path) -> tuple[CompareSettings, str | None]:
+    """The settings with what a comparison in the folder began with, where they have a default that
+    was another then; and what to say of that."""
+    held = read_compare(out_dir)
+    if held is None or not any(out_dir.glob(f"runs/*/{PROBLEM}")):
+        return settings, None
+    old, fit = CompareSettings.from_dict(held["settings"]).fit, settings.fit
+    own = DIGITS_FIT if fit.dataset == DIGITS else {}
+    today = {**dict.fromkeys(CHANGED_DEFAULTS), "router_supervision": 0.0, **defaults(fit.k), **own}
+    changes = {
+        name: getattr(old, name)
+        for name in CHANGED_DEFAULTS
+        if getattr(fit, name) == today[name] != getattr(old, name)
+    }
+    if not changes:
+        return settings, None
+    words = ", ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
+    note = f"{out_dir} was begun by an earlier version, and goes on with its defaults: {words}"
+    return settings.replace(fit=fit.replace(**changes)), note
 
 
 def open_folder(out_dir: Path, settings: CompareSettings, take: bool = True) -> None:

@@ -26,10 +26,12 @@ def settings(
     trainer: Mapping[str, Any],
     preset_name: str | None = None,
     extra: Sequence[str] = (),
+    begin: Mapping[str, Any] | None = None,
 ) -> FitConfig:
     """A run's settings: a preset, or ``file``, or those of the run that is resumed, or else the
-    defaults of a run (see ``presets.defaults``); over them what was asked for (``top`` for the run, ``trainer`` for its trainer; None:
-    not asked) and last ``extra``, as "KEY=VALUE", such as "decay=0.2".
+    defaults of a run (see ``presets.defaults``) and over them ``begin``; over these what was asked
+    for (``top`` for the run, ``trainer`` for its trainer; None: not asked) and last ``extra``, as
+    "KEY=VALUE", such as "decay=0.2".
 
     What hangs on another setting moves along unless it is asked for as well: with steps the
     milestones and eval_every, with the experts' rate those of heads and router, with data that it
@@ -59,8 +61,8 @@ def settings(
     elif "data" in top and "dataset" not in top and base.get("data") != top["data"]:
         top["dataset"] = FOLDER
     values = {**own, **_moved_along(own, asked, bool(base)), **asked}
-    begin = base or defaults(top.get("k", FitConfig.k))
-    made = FitConfig.from_dict({**begin, **top, "trainer": values})
+    first = base or {**defaults(top.get("k", FitConfig.k)), **(begin or {})}
+    made = FitConfig.from_dict({**first, **top, "trainer": values})
     if made.dataset == DIGITS and made.data is not None and not resume:
         raise ValueError(
             f"data: the digits come with scikit-learn and lie in no folder, got {made.data}; leave "
