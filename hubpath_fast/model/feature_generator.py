@@ -8,13 +8,14 @@ LayerNorm, since networks' features differ in scale. Shapes: N samples, F featur
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional as HF
+from ..devices import eval_mode
 
 
 class Source(Protocol):
@@ -90,14 +91,18 @@ class FeatureGenerator(nn.Module):
             self.network.eval()
         return self
 
-    def features(self, x: Tensor) -> Tensor:
-        """[N, F], without gradients."""
-        with torch.no_grad(), _evaluating(self.source.module), _no_autocast_cache(x.device.type):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.from_seen(self.seen(x))
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What it looks at of images x: the network's features [N, F], without gradients."""
+        with torch.no_grad(), eval_mode(self.source.module), _no_autocast_cache(x.device.type):
             return self.source.pooled(x * (1 / self.std) - self.mean / self.std)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.norm(self.features(x))
-        return self.clean(features), self.noise(features)
+    def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of images of which it has ``seen`` x."""
+        x = self.norm(x)
+        return self.clean(x), self.noise(x)
 
     def extra_repr(self) -> str:
         kind = "network" if self.own else "expert"
@@ -108,19 +113,6 @@ def always_on(generator: nn.Module) -> FeatureGenerator | None:
     """The part of a generator that runs an expert on every sample; None where there is none."""
     parts = (part for part in generator.modules() if isinstance(part, FeatureGenerator))
     return next((part for part in parts if not part.own), None)
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Within, all layers are in evaluation mode; after it each is in its own."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _no_autocast_cache(device: str) -> contextlib.AbstractContextManager:

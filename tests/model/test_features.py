@@ -132,6 +132,26 @@ def test_a_generator_without_noise_is_that_generator_without_noise():
     assert (noise == -1e4).all()
 
 
+@pytest.mark.parametrize("router", ["expert:1", "network:test_vit"])
+@pytest.mark.parametrize("wrap", [lambda generator: generator, Noiseless])
+def test_of_a_router_on_features_these_are_kept(router, wrap):
+    hub = ["test_resnet", "test_efficientnet"]
+    torch.manual_seed(0)
+    model = hp.create_model(hub, C, k=1, pretrained=False, input_size=32, router=router).double()
+    for head in (model.generator.clean, model.generator.noise):
+        nn.init.normal_(head.weight)
+    x = torch.randint(256, (N, 3, 32, 32), dtype=torch.uint8)
+    wanted = wrap(model.generator).eval()(x.double() / 255)
+    features = model.generator.num_features
+    model.generator = wrap(model.generator)
+    phase = OnFeatures(model)
+    phase.keep(batches(x, torch.zeros(N).long(), 5), N, CPU)
+    assert phase.generator.kept.shape == (N, features)  # no image, so no body runs in a step
+    # Of other batches: a few roundings of float64.
+    for found, expected in zip(phase.generator(torch.arange(N).double()), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+
+
 NETWORKS = [
     # pooled, then a linear head; a token; a norm between pooling and head; an activation there
     "test_resnet", "test_vit", "test_convnext", "test_efficientnet", "mobilenetv3_small_050",
