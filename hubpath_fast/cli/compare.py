@@ -57,7 +57,7 @@ def compare(
 
     --budget steps gives every method the same updates; --budget passes as many expert forwards in
     training as it takes to train each expert alone for --steps, so that a Hub-Pathway takes M / K
-    times as many updates.
+    times as many updates (M / (K + 1) where its router looks at an expert).
 
     --data is a folder of images, or a data set of `hubpath data list`.
     """

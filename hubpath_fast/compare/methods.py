@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..baselines import Noiseless, RandomGenerator, TaskGenerator, oracle
 from ..fields import there_are
 from ..hub.labels import numbered
+from ..hub.router import looks_at_expert
 from ..runs.build import kind_of_task
 from ..training import Task
 from . import runs
@@ -66,7 +67,7 @@ class Method:
     needs: tuple[str, ...] = ()
     tuned: bool = False
     follows: str | None = None
-    forwards: float = 0
+    forwards: int = 0
     length: Fraction = Fraction(1)
     barred: str = ""
     members: Callable[[SeedResults], Sequence[int]] | None = None
@@ -116,10 +117,14 @@ def of_best(count: int) -> Callable[[SeedResults], list[int]]:
     return lambda results: results.best_singles()[:count]
 
 
-def pathway_forwards(settings: CompareSettings, k: int, routed: bool = True) -> float:
+def pathway_forwards(settings: CompareSettings, k: int, routed: bool = True) -> int:
     """Expert forwards for each sample of a Hub-Pathway's training step. routed: its generator is
-    the one that the settings describe."""
-    return k
+    the one that the settings describe.
+
+    A router that looks at an expert runs it on every sample: one more, though without a backward
+    pass. A frozen network of the router's own is no expert: FLOPs and time have its cost.
+    """
+    return k + (routed and looks_at_expert(settings.fit.router))
 
 
 def methods_of(settings: CompareSettings) -> list[Method]:

@@ -92,11 +92,11 @@ class CompareSettings(Settings):
         if not self.rates or len(set(self.rates)) < len(self.rates):
             raise ValueError(f"rates: expected different numbers above 0, got {list(self.rates)}")
 
-    def length(self, forwards: float) -> Fraction:
+    def length(self, forwards: int) -> Fraction:
         """Of a training whose every sample runs ``forwards`` experts, and which has the whole
         budget to itself: its updates as a multiple of ``steps``."""
         same = self.budget == STEPS
-        return Fraction(1) if same else len(self.fit.hub) / Fraction(forwards)
+        return Fraction(1) if same else Fraction(len(self.fit.hub), forwards)
 
     def steps(self, length: Fraction = Fraction(1)) -> int:
         """Updates of a training of that length; see ``length``."""

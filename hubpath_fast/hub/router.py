@@ -73,6 +73,11 @@ def check_router(router: str) -> None:
         )
 
 
+def looks_at_expert(router: str) -> bool:
+    """Whether such a router runs an expert on every image."""
+    return router.partition(":")[0] == EXPERT
+
+
 def make_generator(
     router: str,
     experts: Sequence[Expert],

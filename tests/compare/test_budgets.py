@@ -60,6 +60,24 @@ class TestSteps:
             if other != k:
                 assert found[f"hub-pathway-k{other}"] == round(experts * steps / other)
 
+    @pytest.mark.parametrize(
+        ("router", "updates"),
+        [("image", 625), ("expert:1", 417), ("expert", 417), ("network:x", 625)],
+    )
+    def test_an_expert_that_the_router_looks_at_is_counted(self, router, updates):
+        settings = digits(5, 2, 250)
+        settings = settings.replace(fit=settings.fit.replace(router=router))
+        methods = {method.name: method for method in methods_of(settings)}
+        one_more = router.startswith("expert")
+        assert methods["hub-pathway"].forwards == 2 + one_more
+        assert methods["hub-pathway-k5"].forwards == 5 + one_more
+        assert methods["hub-pathway-k5"].length == Fraction(5, 5 + one_more)
+        for name in ("hub-pathway", "without-explore", "without-exploit", "noise-off"):
+            assert settings.steps(methods[name].length) == updates
+        for name in ("random-pathway", "task-pathway"):  # which have no such router
+            assert methods[name].forwards == 2
+            assert settings.steps(methods[name].length) == 625
+
     def test_by_default_all_take_the_same_updates(self):
         assert CompareSettings(digits(5, 2, 250).fit, (1e-3,)).budget == "steps"
         assert set(lengths(digits(5, 2, 250, "steps")).values()) == {250}
