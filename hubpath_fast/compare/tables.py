@@ -316,15 +316,16 @@ def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
 def describe_budget(settings: CompareSettings) -> str:
     """A sentence on what is the same for all methods."""
     steps, batch, count = settings.steps(), settings.fit.trainer.batch_size, len(settings.fit.hub)
+    first = " Heads first comes on top." if settings.fit.warm_up else ""
     if settings.budget == STEPS:
         return (
             f"Budget: steps, so every method takes the same {steps:,} updates of {batch} images, "
-            "however many experts an update runs."
+            f"however many experts an update runs.{first}"
         )
     forwards = report.short_count(count * steps * batch)
     return (
         "Budget: passes, so every method may run as many expert forwards in training as the "
         f"{count} experts trained alone for {steps:,} updates of {batch} images take together, "
         f"{forwards}; a Hub-Pathway, which runs fewer in an update, takes more updates, and one "
-        "expert alone only its share."
+        f"expert alone only its share.{first}"
     )

@@ -157,7 +157,8 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             **judged,
             "train_seconds": context.seconds,
             "train_steps": context.steps,
-            "train_forwards": context.steps * fit.trainer.batch_size * method.forwards,
+            "train_forwards": context.steps * fit.trainer.batch_size * method.forwards
+            + context.warm_up_forwards,
             "train_forwards_per_sample": method.forwards,
             "warm_up_forwards": context.warm_up_forwards,
             **inference_costs(model, images),

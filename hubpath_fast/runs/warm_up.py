@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.cache import free_memory
 from ..data.order import SampleOrder
+from ..model import HubPathway, always_on
 from ..model.features import OnFeatures
 from ..training import Interrupt, Trainer, TrainerConfig, find_checkpoint, load_state
 from ..training.feed import Stopped, until_stopped
@@ -83,8 +84,9 @@ def warm_up_trainer(trainer: TrainerConfig, steps: int) -> TrainerConfig:
 class WarmUp:
     """What came of the first phase.
 
-    interrupted: a signal stopped it. forwards: of experts, one for each image and expert, without
-    backward; 0: there was none. seconds: of these and of its steps, over all sessions.
+    interrupted: a signal stopped it. forwards: of experts, without backward, see
+    ``forwards_per_image``; 0: there was none. seconds: of these and of its steps, over all
+    sessions.
     """
 
     interrupted: bool = False
@@ -96,6 +98,14 @@ class WarmUp:
         if not self.forwards:
             return {}
         return {"warm_up_forwards": self.forwards, "warm_up_seconds": self.seconds}
+
+
+def forwards_per_image(model: nn.Module) -> int:
+    """Expert forwards by which features are computed: of each expert one, and one more where the
+    router looks at an expert."""
+    if not isinstance(model, HubPathway):
+        return 1
+    return len(model.experts) + (always_on(model.generator) is not None)
 
 
 def warm_up_heads(
@@ -128,8 +138,7 @@ def warm_up_heads(
     """
     folder, images = trainer.out_dir / FOLDER, batches.num_samples
     steps = warm_up_steps(warm_up, images, trainer.config)
-    experts = len(getattr(trainer.model, "experts", [None]))
-    forwards = images * experts
+    forwards = images * forwards_per_image(trainer.model)
     if trainer.begun:
         return WarmUp(False, forwards, _seconds(folder))
     phase = OnFeatures(trainer.model, names)

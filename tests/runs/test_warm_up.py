@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -307,6 +308,16 @@ def test_the_result_counts_a_forward_for_each_image_and_expert(whole):
     assert result["steps"] == STEPS
 
 
+@pytest.mark.parametrize(("router", "forwards"), [("expert:0", 3), ("network:test_vit", 2)])
+def test_a_router_on_features_is_warmed_up_without_images(data, tmp_path, router, forwards):
+    told = Console(file=io.StringIO(), width=200)
+    fit(config(data, router=router), tmp_path, console=told)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["warm_up_forwards"] == IMAGES * forwards
+    text = told.file.getvalue()
+    assert f"features take {IMAGES * forwards} expert forwards and 0.0 MB of memory" in text
+
+
 def test_the_console_says_it_in_a_line_and_the_run_is_read_as_ever(data, tmp_path):
     run = tmp_path / "run"
     out = hubpath(
@@ -441,6 +452,11 @@ def test_a_comparison_warms_up_every_head_and_counts_it(data, tmp_path):
     assert forwards == {
         "single-0": 20, "distill": 20, "zoo-tuning": 0, "pathway": 40, "random-pathway": 40,
     }  # fmt: skip
+    # Updates of 8 images by experts for an image, and those of heads first.
+    spent = {row["method"]: row["train_forwards"] for row in rows}
+    assert spent["hub-pathway"] == 5 * 8 * 1 + 40
+    assert spent["single:test_resnet #1"] == 5 * 8 + 20
+    assert spent["distill"] == 5 * 8 * 3 + 20 + 2 * (5 * 8 + 20)
     folder = out / "runs/seed-0/single-0"
     result = json.loads((folder / "result.json").read_text())
     phases = [read_log(path / "log.jsonl")[-1] for path in (folder / "warm-up", folder)]
