@@ -37,25 +37,22 @@ def sentence(found: Mapping[str, Any], measure: Measure, names: Sequence[str]) -
     if "fixed" not in found:
         return nothing_to_choose(len(names), len(names))
     fixed, added = found["fixed"], found["added"]["fixed"]
-    asked, size = listed(fixed["names"]), points(measure, added["value"])
-    adds = "adds" if measure.better == "max" else f"lowers {measure.name} by"
-    size = f"{size} ± {points(measure, added['error'])}{unit(measure)}"
+    asked, gain = listed(fixed["names"]), points(measure, added["value"])
+    size = f"{gain} ± {points(measure, added['error'])}{unit(measure)}"
     values = (
         f"{measure.name} {measure.text(found['learned']['value'])} against "
         f"{measure.text(fixed['value'])}, {found['images']} {found['split']} images"
     )
     if added["low"] > 0:
+        adds = "adds" if measure.better == "max" else f"lowers {measure.name} by"
         return f"routing {adds} {size} over always asking {asked} ({values})"
-    if added["high"] < 0:
-        better = f"always asking them is {size} better"
-        return f"routing does not pay here: ask {asked} ({better}: {values})"
-    if not added["value"] and not added["error"]:
-        return f"routing does not pay here: ask {asked} (always asking them is as good: {values})"
-    sign = "" if measure.number(added["value"]).strip("-0.") == "" else "-+"[added["value"] > 0]
-    return (
-        f"routing does not pay here: ask {asked} (over always asking them it {adds} {sign}{size}, "
-        f"which is not told from 0: {values})"
-    )
+    if added["value"] > 0:
+        sign = "+" if measure.better == "max" else "-"
+        return (
+            f"routing is not shown to pay here: {sign}{size} over always asking {asked} ({values})"
+        )
+    better = "as good" if not gain.strip("0.") else f"{size} better"
+    return f"routing does not pay here: ask {asked} (always asking them is {better}: {values})"
 
 
 def nothing_to_choose(count: int, k: int) -> str:

@@ -208,11 +208,15 @@ def example(gain, n=400, better="max", scale=0.1):
         (0.019, "max", "routing adds 1.9 ± 0.5 points over always asking A and C (accuracy "),
         (-0.03, "max", "routing does not pay here: ask A and C (always asking them is 3.0 ± 0.5 "
          "points better: accuracy "),
-        (0.001, "max", "routing does not pay here: ask A and C (over always asking them it adds "
-         "+0.1 ± 0.5 points, which is not told from 0: accuracy "),
-        (-0.001, "max", "routing does not pay here: ask A and C (over always asking them it adds "
-         "-0.1 ± 0.5 points, which is not told from 0: accuracy "),
+        (0.001, "max", "routing is not shown to pay here: +0.1 ± 0.5 points over always asking A "
+         "and C (accuracy "),
+        (-0.001, "max", "routing does not pay here: ask A and C (always asking them is 0.1 ± 0.5 "
+         "points better: accuracy "),
+        (0.0, "max", "routing does not pay here: ask A and C (always asking them is as good: "
+         "accuracy "),
         (0.019, "min", "routing lowers error by 0.019 ± 0.005 over always asking A and C (error "),
+        (0.001, "min", "routing is not shown to pay here: -0.001 ± 0.005 over always asking A and "
+         "C (error "),
     ],
 )  # fmt: skip
 def test_the_sentence(gain, better, text):
