@@ -11,6 +11,7 @@ from ..hub.settings import ModelSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
 from .config import FitConfig
+from .presets import DEFAULTS
 
 PARTS: dict[str, Sequence[Setting]] = {
     "Data": DataSettings.settings(),
@@ -37,13 +38,19 @@ What hangs on another setting moves along unless it is given, too: with `steps` 
 or in the proportion that a preset or a `--config` file has them.
 
 A run may be resumed with other values of the settings marked *free*: they change no result but by
-rounding.
+rounding; `fallback` decides after the training what the run keeps.
+
+Without a preset, `--config` or a run to resume, `hubpath fit` and `hubpath compare` begin with
+{begin}, chosen on validation images, in place of the defaults
+below. Presets and files of settings mean those. With `k=1` the router is not supervised, and
+`compare` on the digits has settings of its own: `head_init=null`, `explore=1.0`.
 """
 
 
 def page() -> str:
     """docs/settings.md."""
-    return HEAD + "".join(
+    begin = " and ".join(f"`{name}={json.dumps(value)}`" for name, value in DEFAULTS.items())
+    return HEAD.format(begin=begin) + "".join(
         f"\n## {title}\n\n| setting | default | may be | |\n|---|---|---|---|\n"
         + "".join(map(_row, part))
         for title, part in PARTS.items()

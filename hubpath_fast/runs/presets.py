@@ -77,7 +77,7 @@ _TINY: dict[str, Any] = {
 
 # What `hubpath fit` and `hubpath compare` begin with where neither a preset nor a file of settings
 # is given. Chosen on validation images of four hubs: docs/results.md, "Routing that pays". The
-# fields' own defaults are the paper's and stay: older files of settings mean them.
+# fields' own defaults stay (but for the size of the router): older files of settings mean them.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"head_init": 0.01, "router_supervision": 0.1})
 
 
