@@ -220,10 +220,12 @@ def read_compare(out_dir: Path) -> dict[str, Any] | None:
 
 
 def as_begun(settings: CompareSettings, out_dir: Path) -> tuple[CompareSettings, str | None]:
-    """The settings with what a comparison in the folder began with, where they have a default that
-    was another then; and what to say of that."""
+    """The settings with what a comparison of an earlier version in the folder began with, where
+    they have a default that was another then; and what to say of that."""
     held = read_compare(out_dir)
     if held is None or not any(out_dir.glob(f"runs/*/{PROBLEM}")):
+        return settings, None
+    if "router_supervision" in held["settings"].get("fit", {}):  # as all have since the change
         return settings, None
     old, fit = CompareSettings.from_dict(held["settings"]).fit, settings.fit
     own = DIGITS_FIT if fit.dataset == DIGITS else {}

@@ -10,7 +10,8 @@ import pytest
 from support.compare import MIXED, QUIET, row_of
 
 from hubpath_fast.compare import compare
-from hubpath_fast.compare.settings import make_settings
+from hubpath_fast.compare.settings import PROBLEM, as_begun, make_settings, open_folder
+from hubpath_fast.files import write_json
 from hubpath_fast.recipes.analysis import report
 
 
@@ -42,6 +43,27 @@ class TestOlder:
         for old in before["rows"]:
             now = row_of(rows, old["method"])
             assert {key: now[key] for key in old} == old
+
+    def test_its_defaults_are_said_and_kept(self, older):
+        settings = make_settings(
+            "digits", MIXED, quick=True, top={"pretrained": False, "k": 1}, trainer={"steps": 3}
+        )
+        begun, note = as_begun(settings, older)
+        fit = begun.fit
+        assert (fit.generator_width, fit.generator_stride, fit.head_init) == (16, 2, None)
+        assert note == (
+            f"{older} was begun by an earlier version, and goes on with its defaults: "
+            "generator_width=16, generator_stride=2"
+        )
+
+    def test_a_folder_of_today_is_none(self, tmp_path):
+        given = make_settings("digits", MIXED, top={"router_supervision": 0.5})
+        open_folder(tmp_path, given)
+        write_json(tmp_path / "runs" / "seed-0" / PROBLEM, {})
+        default = make_settings("digits", MIXED)
+        assert as_begun(default, tmp_path) == (default, None)
+        with pytest.raises(ValueError, match=r"router_supervision: 0.5 there, 0.1 now"):
+            open_folder(tmp_path, default)
 
     def test_it_is_reported(self, older):
         page = report(older)

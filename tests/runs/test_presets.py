@@ -10,6 +10,7 @@ import torch
 from support.command import hubpath, refused, shown
 from torch import nn
 
+from hubpath_fast.compare.settings import make_settings
 from hubpath_fast.data import DigitsTask, write_image_folder
 from hubpath_fast.hub import HUBS, build_experts, head_parameters
 from hubpath_fast.recipes.seeds import summarise
@@ -205,7 +206,7 @@ def test_without_validation_all_images_train_and_the_last_step_is_kept(tmp_path)
 def test_defaults_without_a_preset_are_as_they_were(tmp_path):
     config = settings(tmp_path, False, None, {"data": "x", "hub": ["a"], "k": 1}, {"lr_expert": 1})
     found = (config.dataset, config.crops, config.head_init, config.workers)
-    assert found == ("folder", 1, None, 2)
+    assert found == ("folder", 1, 0.01, 2)
     assert (config.trainer.lr_head, config.trainer.lr_router) == (3, 10)
     assert config.trainer.optimizer == "adamw"
 
@@ -222,3 +223,39 @@ def test_a_files_rates_keep_their_proportions(tmp_path, head, router):
     path.write_text(path.read_text().replace('"lr_expert": 0.01', '"lr_expert": 0'))
     trainer = settings("", False, path, {}, {"lr_expert": 0.1}).trainer  # of bodies held still
     assert (trainer.lr_head, trainer.lr_router) == (head, router)
+
+
+def begun(tmp_path, *extra, **given):
+    top = {"data": "x", "hub": ["a", "b"], **given}
+    return settings(tmp_path, False, None, top, {}, extra=extra)
+
+
+def test_what_a_run_begins_with_is_not_what_presets_and_files_mean(tmp_path):
+    made = begun(tmp_path)
+    assert (made.head_init, made.router_supervision) == (0.01, 0.1)
+    assert (FitConfig.head_init, FitConfig.router_supervision) == (None, 0.0)
+    made = begun(tmp_path, "router_supervision=0.5", head_init=0.2)
+    assert (made.head_init, made.router_supervision) == (0.2, 0.5)
+    assert settings(tmp_path, False, None, {"data": "x"}, {}, "paper-homogeneous") == (
+        FitConfig.from_dict({**preset("paper-homogeneous"), "data": "x", "dataset": "folder"})
+    )
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"data": "x", "hub": ["a", "b"]}))
+    made = settings(tmp_path, False, file, {}, {})
+    assert (made.head_init, made.router_supervision) == (None, 0.0)
+
+
+def test_one_active_expert_is_not_supervised_unless_asked_for(tmp_path):
+    assert begun(tmp_path, k=1).router_supervision == 0.0
+    assert begun(tmp_path, "k=1").router_supervision == 0.0
+    assert begun(tmp_path, k=1).head_init == 0.01
+    with pytest.raises(ValueError, match="router_supervision: expected 0 with k=1, got 0.5"):
+        begun(tmp_path, "router_supervision=0.5", k=1)
+
+
+def test_a_comparison_begins_as_a_run_does(tmp_path):
+    made = make_settings(str(tmp_path), "a,b", top={"router_temperature": 0.5}).fit
+    assert (made.head_init, made.router_supervision, made.router_temperature) == (0.01, 0.1, 0.5)
+    assert make_settings(str(tmp_path), "a,b", top={"k": 1}).fit.router_supervision == 0.0
+    digits = make_settings("digits", "a,b").fit
+    assert (digits.head_init, digits.router_supervision, digits.explore) == (None, 0.1, 1.0)
