@@ -221,12 +221,12 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, Setting
 
 
 def full_name(cls: type[Settings], name: str) -> str:
-    """The dotted name of a setting, of which the last part will do where it is the only one.
+    """The dotted name of a setting, of which the last parts will do where it is the only one.
 
     Raises ValueError, with the closest names, where none or several are meant.
     """
     known = [full for full, _ in leaves(cls)]
-    found = [full for full in known if full == name or full.rpartition(".")[2] == name]
+    found = [full for full in known if full == name or full.endswith(f".{name}")]
     if len(found) > 1:
         raise ValueError(f"setting {name!r}: expected one of {', '.join(found)}")
     if not found:

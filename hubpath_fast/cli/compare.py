@@ -68,7 +68,10 @@ def compare(
 
         more = parse_set(set_ or (), CompareSettings)
         fit, more_fit = asked.pop("fit", {}), more.pop("fit", {})
-        trainer = fit.pop("trainer", {}) | more_fit.pop("trainer", {})
+        more_trainer = more_fit.pop("trainer", {})
+        nulls = [name for name, value in more_fit.items() if value is None]
+        nulls += [f"trainer.{name}" for name, value in more_trainer.items() if value is None]
+        trainer = fit.pop("trainer", {}) | more_trainer
         fit, asked = fit | more_fit, asked | more
         settings = make_settings(
             fit.pop("data", None),
@@ -80,6 +83,7 @@ def compare(
             trainer=trainer,
             top=fit,
             distill=asked,
+            nulls=nulls,
         )
         rows = run(settings, methods, parse_seeds(seeds), out, workers, console)
         if any(row["status"] == "failed" for row in rows):

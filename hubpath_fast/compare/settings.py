@@ -131,12 +131,13 @@ def make_settings(
     top: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | None = None,
+    nulls: Sequence[str] = (),
 ) -> CompareSettings:
     """Settings from what a user gives: ``data`` is a folder of images or the name of a data set,
     whose folder is ``data_root``; ``hub`` names apart by commas. preset: of ``hubpath fit``, which
     brings a hub and its steps. ``top`` and ``trainer``: further settings of ``hubpath fit``, and
-    ``distill`` of CompareSettings, ``budget`` among them; None: not given. quick: a few steps,
-    whose figures say little.
+    ``distill`` of CompareSettings, ``budget`` among them; None: not given. nulls: names of settings
+    of ``hubpath fit`` that are to be None. quick: a few steps, whose figures say little.
 
     Raises ValueError for whatever is unknown or impossible.
     """
@@ -171,7 +172,8 @@ def make_settings(
         inner = budget | inner
         rates = rates or (DIGITS_RATES[-1:] if quick else DIGITS_RATES)
         extra |= {"digits_pretrain_epochs": QUICK_PRETRAIN_EPOCHS} if quick else {}
-    fit = fit_settings("", False, None, given, inner, preset, begin=begin)
+    last = [f"{name}=null" for name in nulls]
+    fit = fit_settings("", False, None, given, inner, preset, last, begin)
     return CompareSettings(fit, tuple(rates or (fit.trainer.lr_expert,)), **extra)
 
 

@@ -249,7 +249,7 @@ def test_one_active_expert_is_not_supervised_unless_asked_for(tmp_path):
     assert begun(tmp_path, k=1).router_supervision == 0.0
     assert begun(tmp_path, "k=1").router_supervision == 0.0
     assert begun(tmp_path, k=1).head_init == 0.01
-    with pytest.raises(ValueError, match="router_supervision: expected 0 with k=1, got 0.5"):
+    with pytest.raises(ValueError, match=r"router_supervision: expected 0 with k=1, got 0.5"):
         begun(tmp_path, "router_supervision=0.5", k=1)
 
 
