@@ -43,49 +43,71 @@ def finish(
     """Judges the trained model with its best weights, puts the fixed routes into it where the run
     keeps those, scores the test split, and writes ``routes.json`` and ``result.json``. Returns what
     that holds."""
-    metric, step, lost = task.metric, result.best_step, folder.lost_best()
+    lost, step = folder.lost_best(), result.best_step
     if lost is not None:
-        step = None
         show_notes([lost], console)
+    if lost is not None or step is None:
+        step = result.steps
     routing = _judge(model, task, splits, config, image_size)
     kept = fixed_routes(routing) if routing["kept"] == "fixed" else None
     if kept is not None:
         model.generator = kept
     folder.write_routes(kept)
-    test = score(model, task, splits.test, config, image_size)
-    beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
+    ends = f"with the weights of step {step}; kept in {folder.checkpoint()}"
+    test, routes = _test(model, task, splits, config, image_size, console, ends)
     summary = {
-        f"test_{metric.name}": test[metric.name],
-        **{f"test_{name}": value for name, value in beside.items()},
-        "test_loss": test["loss"],
-        "test_images": test["n"],
-        "test_is_validation": splits.test_is_validation,
+        **test,
         "best_validation": result.best_metric,
-        "best_step": result.steps if step is None else step,
+        "best_step": step,
         "steps": result.steps,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "seed": config.trainer.seed,
         **costs,
+        "routes": routes,
+        "routing": routing,
+    }
+    _tell(console, routing, routes_sentence(routes, expert_names(config.hub)), task, config)
+    folder.write_result(summary)
+    return summary
+
+
+def _test(
+    model: HubPathway,
+    task: Task,
+    splits: ImageSplits,
+    config: FitConfig,
+    image_size: int,
+    console: Console,
+    ends: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures of the test split for ``result.json``, and its routes; ``ends`` ends the line
+    that says them."""
+    metric = task.metric
+    test = score(model, task, splits.test, config, image_size)
+    beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
+    figures = {
+        f"test_{metric.name}": test[metric.name],
+        **{f"test_{name}": value for name, value in beside.items()},
+        "test_loss": test["loss"],
+        "test_images": test["n"],
+        "test_is_validation": splits.test_is_validation,
     }
     more = "".join(f", {n.replace('_', ' ')} {metric.text(v)}," for n, v in beside.items())
     name = "validation (there is no test split)" if splits.test_is_validation else "test"
     console.print(
-        f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/]{more} with the "
-        f"weights of step {summary['best_step']}; kept in {escape(str(folder.checkpoint()))}",
+        f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/]{more} "
+        f"{escape(ends)}",
         soft_wrap=True,
     )
     if config.crops > 1:
         scores = score(model, task, splits.test, config, image_size, config.crops)
-        value = summary[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]
+        value = figures[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]
         console.print(
             f"[bold]{name}: {metric.text(value)}[/] over {config.crops} crops of each image",
             soft_wrap=True,
         )
-    _tell(console, routing, routes_sentence(test["routes"], expert_names(config.hub)), task, config)
-    summary |= {"routes": test["routes"], "routing": routing}
-    folder.write_result(summary)
-    return summary
+    return figures, test["routes"]
 
 
 def _judge(
