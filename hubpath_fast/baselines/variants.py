@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_k
+from ..model.fixed_routes import NEVER
 
-# softmax of it, and softplus of it, are exactly 0 in float32; minus infinity would make NaN of
-# 0 * infinity in a gradient.
-NEVER = -1e4
 EVAL_SEED = 1
 
 

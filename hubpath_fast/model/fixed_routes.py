@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..routing import Routing
 
-# The score of an expert that is not asked: its softmax, and its softplus as a noise scale, are 0.
+# The score of an expert that is not asked, and the noise scale of none: softmax and softplus of it
+# are exactly 0 in float32; minus infinity would make NaN of 0 * infinity in a gradient.
 NEVER = -1e4
 
 
