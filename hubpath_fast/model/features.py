@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import autocast, eval_mode, to_device
+from .fixed_routes import FixedRoutes
 from .heads import head_layers
 from .pathway import HubPathway
 
@@ -109,7 +110,7 @@ class OnFeatures:
         names: of the experts, for messages.
 
     Raises:
-        ValueError: an expert without a head, or with several.
+        ValueError: an expert without a head, or with several; a model with ``FixedRoutes``.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str] | None = None):
@@ -120,6 +121,10 @@ class OnFeatures:
         if not self.routed:
             [self.trained] = self.heads
             return
+        if isinstance(model.generator, FixedRoutes):  # HubPathway asks it itself, for its weights
+            raise ValueError(
+                "warm_up: expected a router to train, got fixed routes; train without the warm-up"
+            )
         self.generator = KeptGenerator(model.generator)
         if model.input_mean is not None:
             self.generator.dtype = model.input_mean.dtype

@@ -152,6 +152,13 @@ def test_of_a_router_on_features_these_are_kept(router, wrap):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
 
 
+def test_fixed_routes_are_refused():
+    model = routed()
+    model.generator = hp.FixedRoutes([0, 1], [0.5, 0.25], M)
+    with pytest.raises(ValueError, match="warm_up: expected a router to train, got fixed routes"):
+        OnFeatures(model)
+
+
 NETWORKS = [
     # pooled, then a linear head; a token; a norm between pooling and head; an activation there
     "test_resnet", "test_vit", "test_convnext", "test_efficientnet", "mobilenetv3_small_050",
