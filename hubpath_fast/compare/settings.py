@@ -91,6 +91,11 @@ class CompareSettings(Settings):
     def check(self) -> None:
         if not self.rates or len(set(self.rates)) < len(self.rates):
             raise ValueError(f"rates: expected different numbers above 0, got {list(self.rates)}")
+        if self.fit.fallback != "none":
+            raise ValueError(
+                f"fallback: expected none in a comparison, got {self.fit.fallback}; its table has "
+                "Hub-Pathway with its router, and a sentence on the fixed experts"
+            )
 
     def length(self, forwards: int) -> Fraction:
         """Of a training whose every sample runs ``forwards`` experts, and which has the whole

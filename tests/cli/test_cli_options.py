@@ -100,6 +100,8 @@ def test_compare_takes_any_setting_of_the_run_its_trainer_and_its_own(monkeypatc
     sets = ["--set", "head_init=null", "--set", "trainer.lr_head=null"]  # 0.01 and 0.003 else
     hubpath("compare", "--data", tmp_path, "--hub", "a,b", *sets, "--out", tmp_path)
     assert (taken[1].fit.head_init, taken[1].fit.trainer.lr_head) == (None, None)
+    message = refused("compare", "--data", "digits", "--hub", "tiny", "--set", "fallback=fixed")
+    assert "fallback: expected none in a comparison, got fixed" in message
     message = refused("compare", "--data", "digits", "--hub", "tiny", "--set", "exploer=1")
     assert "exploer" in message
     assert "explore" in message
