@@ -335,11 +335,11 @@ def test_caches_hold_what_the_list_says(flat):
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"no gzip", gzip.compress(b""), gzip.compress(b"a,b\n"),
-        gzip.compress(b"split,path,class,number,bytes\n"),
-        gzip.compress(b"split,path,class,number,bytes\ntrain,a.png,red,x,1\n"),
-        gzip.compress(b"split,path,class,number,bytes\ntrain,a.png\n"),
-        gzip.compress(b"split,path,class,number,bytes\nother,a.png,red,0,1\n"),
+        b"", b"no gzip", gzip.compress(b"", mtime=0), gzip.compress(b"a,b\n", mtime=0),
+        gzip.compress(b"split,path,class,number,bytes\n", mtime=0),
+        gzip.compress(b"split,path,class,number,bytes\ntrain,a.png,red,x,1\n", mtime=0),
+        gzip.compress(b"split,path,class,number,bytes\ntrain,a.png\n", mtime=0),
+        gzip.compress(b"split,path,class,number,bytes\nother,a.png,red,0,1\n", mtime=0),
     ],
 )  # fmt: skip
 def test_a_damaged_list_is_named(tmp_path, content):
