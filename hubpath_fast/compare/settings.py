@@ -242,11 +242,17 @@ def as_begun(settings: CompareSettings, out_dir: Path) -> tuple[CompareSettings,
         for name in CHANGED_DEFAULTS
         if getattr(fit, name) == today[name] != getattr(old, name)
     }
-    if not changes:
+    if fit.dataset == DIGITS and fit.trainer.lr_router == DIGITS_TRAINER.lr_router:
+        changes["trainer"] = fit.trainer.replace(lr_router=old.trainer.lr_router)
+    begun = fit.replace(**changes)
+    words = differences(begun.identity(), fit.identity())
+    if not words:
         return settings, None
-    words = ", ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
-    note = f"{out_dir} was begun by an earlier version, and goes on with its defaults: {words}"
-    return settings.replace(fit=fit.replace(**changes)), note
+    note = (
+        f"{out_dir} was begun by an earlier version, and goes on with its defaults "
+        f"({'; '.join(words)})"
+    )
+    return settings.replace(fit=begun), note
 
 
 def open_folder(out_dir: Path, settings: CompareSettings, take: bool = True) -> None:

@@ -61,6 +61,8 @@ def settings(
     elif "data" in top and "dataset" not in top and base.get("data") != top["data"]:
         top["dataset"] = FOLDER
     values = {**own, **_moved_along(own, asked, bool(base)), **asked}
+    if top.get("k") == 1:  # nothing to compare: what the base says of it goes along
+        top.setdefault("router_supervision", 0.0)
     first = base or {**defaults(top.get("k", FitConfig.k)), **(begin or {})}
     made = FitConfig.from_dict({**first, **top, "trainer": values})
     if made.dataset == DIGITS and made.data is not None and not resume:

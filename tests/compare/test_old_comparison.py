@@ -52,8 +52,9 @@ class TestOlder:
         fit = begun.fit
         assert (fit.generator_width, fit.generator_stride, fit.head_init) == (16, 2, None)
         assert note == (
-            f"{older} was begun by an earlier version, and goes on with its defaults: "
-            "generator_width=16, generator_stride=2"
+            f"{older} was begun by an earlier version, and goes on with its defaults "
+            "(generator_width: 16 there, None now; generator_stride: 2 there, None now; "
+            "trainer.lr_router: 0.003 there, 0.01 now)"
         )
 
     def test_a_folder_of_today_is_none(self, tmp_path):

@@ -93,7 +93,8 @@ def joined(name: str, case: Case, dtype: torch.dtype) -> None:
 
     expected = [operation.linear(*exact, inputs)] if operation.linear else []
     expected += [loss_reference(exact[0], inputs, SMOOTHING)] * operation.loss
-    expected += [router_reference(*exact[:2], inputs, TEMPERATURE, SMOOTHING)] * operation.router
+    if operation.router:
+        expected.append(router_reference(*exact[:2], inputs, TEMPERATURE, SMOOTHING))
     wanted = torch.autograd.grad(expected, exact, [g.double() for g in upstream])
     bounds, gradient_bounds = error_bounds(operation, inputs, sources, upstream)
     for what, got, right, bound in zip(

@@ -45,7 +45,7 @@ def test_the_summary_has_the_promised_keys_and_is_on_disk(finished):
     assert summary["oracle"] >= max(summary["singles"].values()) >= summary["best_single"]
     assert summary["best_single_in_hindsight"] == max(summary["singles"].values())
     assert list(summary["singles"]) == list(RENDERINGS)
-    assert summary["rates"] == {"body": 5e-4, "head": 3e-3, "router": 3e-3}
+    assert summary["rates"] == {"body": 5e-4, "head": 3e-3, "router": 1e-2}
     assert (summary["seed"], summary["k"], summary["test_images"]) == (0, 2, 797)
     assert summary["pretrain_seconds"] > 0
     assert json.loads((out / "summary.json").read_text()) == summary

@@ -98,7 +98,8 @@ def less(tmp_path_factory) -> Written:
     return Written(tmp_path_factory.mktemp("less"), errors())
 
 
-ALL = {form.format(measure="accuracy") for form in FIGURES}
+# "routing" is of analyses that say whether routing pays: see test_fallback.
+ALL = {form.format(measure="accuracy") for form in FIGURES} - {"routing"}
 TITLES = [
     "This run",
     "Which experts are asked",
