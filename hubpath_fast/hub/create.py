@@ -26,7 +26,7 @@ def create_model(
     generator_stride: int | None = None,
     task: HeadTask | None = None,
     router: str = IMAGE,
-    generator: nn.Module | None = None,
+    generator: str | nn.Module | None = None,
     **options,
 ) -> HubPathway:
     """A Hub-Pathway of pre-trained models, each with a new head for ``num_outputs``.
@@ -49,7 +49,8 @@ def create_model(
             the features of that expert, which then runs on every image, whether it is one of its K
             or not. "network:NAME": linear heads on the features of a frozen network of the router's
             own, of any name that an expert can have. See ``FeatureGenerator``.
-        generator: a module of your own in its place, x -> (clean [N, M], noise [N, M]).
+        generator: a module of your own in its place, x -> (clean [N, M], noise [N, M]); a text is
+            taken as ``router``.
         options: further arguments of ``HubPathway``, such as ``aggregator`` or ``executor``.
 
     Raises:
@@ -65,6 +66,8 @@ def create_model(
     else:
         size = input_size or default_input_size(chosen)
         built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native, task)
+    if isinstance(generator, str):
+        router, generator = generator, None
     if generator is None:
         sizes = generator_width, generator_stride
         generator = make_generator(router, built, num_outputs, size, k, pretrained, *sizes)

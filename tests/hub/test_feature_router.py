@@ -339,3 +339,11 @@ def test_a_wrong_router_is_refused_before_training(tmp_path):
     )  # fmt: skip
     assert "no expert of the hub is called 'test_resnat'; did you mean test_resnet or" in said
     assert not (tmp_path / "run" / "fit.json").exists()
+
+
+def test_a_text_in_the_generators_place_is_a_router():
+    model = hp.create_model(HUB, 10, pretrained=False, input_size=SIZE, generator="expert:0")
+    same = hp.create_model(HUB, 10, pretrained=False, input_size=SIZE, router="expert:0")
+    assert type(model.generator) is type(same.generator) is hp.model.FeatureGenerator
+    with pytest.raises(ValueError, match="router"):
+        hp.create_model(HUB, 10, pretrained=False, input_size=SIZE, generator="expret:0")
