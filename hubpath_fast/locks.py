@@ -22,6 +22,7 @@ from .files import remove_leftovers
 from .notes import show_notes
 
 LOCK = ".lock"
+MADE = ".lock-made"  # how many folders were made for this one
 HELD = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}  # by another
 
 
@@ -46,16 +47,29 @@ def locked(folder: str | Path, what: str = "run", console: Console | None = None
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out: {folder} is a file; give a folder")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    handle = None
+    handle, mark, ours = None, folder / MADE, False
     try:
         try:
+            if made:
+                # Of several that start at once another may get the lock, and it is the one to
+                # remove what this one makes.
+                with contextlib.suppress(FileNotFoundError):  # removed by another meanwhile
+                    folder.mkdir(parents=True, exist_ok=True)
+                    mark.write_text(str(len(made)), encoding="utf-8")
             handle = _acquire(folder / LOCK, what)
+            ours = True
             remove_leftovers(folder)
         except CannotLock as error:
+            ours = True
             text = f"{folder} cannot be locked ({error}): see to it that nothing else works in it"
             show_notes([text], console or Console())
         yield
     finally:
+        if ours:
+            with contextlib.suppress(OSError, ValueError):  # there is none: it was not made here
+                count = max(len(made), int(mark.read_text(encoding="utf-8")))
+                made = [folder, *folder.parents][:count]
+                mark.unlink()
         if handle is not None:
             handle.release()
         with contextlib.suppress(OSError):  # not empty
