@@ -55,24 +55,19 @@ def costs(model: HubModel, size: int) -> Costs:
     )
 
 
-@torch.no_grad()
 def count_flops(network: nn.Module, size: int) -> int:
-    """FLOPs of one image's forward pass through a network, where it is; on the meta device they
-    cost nothing."""
-    device = next(network.parameters()).device
-    with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, size, size, device=device))
+    """FLOPs of one image's forward pass in evaluation mode, as far as torch counts operations; on
+    the meta device, wherever the network can be run there, they cost nothing."""
+    _, counter = run_once(network, 1, size, watch=partial(FlopCounterMode, display=False))
     return counter.get_total_flops()
 
 
 def module_flops(module: nn.Module, size: int) -> int | None:
-    """FLOPs of one image's forward pass in evaluation mode, of any module, as far as torch counts
-    its operations; None where it cannot be run on one grey image."""
+    """``count_flops`` of any module; None where it cannot be run on one grey image."""
     try:
-        _, counter = run_once(module, 1, size, watch=partial(FlopCounterMode, display=False))
+        return count_flops(module, size)
     except Exception:  # each module has its own way to refuse
         return None
-    return counter.get_total_flops()
 
 
 def expert_flops(expert: Expert, num_outputs: int, size: int) -> int | None:
