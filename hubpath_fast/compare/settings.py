@@ -17,10 +17,10 @@ from ..hub import expert_names
 from ..hub.labels import numbered
 from ..hub.spec import split_names
 from ..runs.config import FitConfig
-from ..runs.presets import defaults
+from ..runs.presets import DEFAULTS
 from ..runs.resolve import settings as fit_settings
-from ..runs.resolve import with_steps
 from ..training import TrainerConfig
+from ..training.config import with_steps
 
 STEPS, PASSES = "steps", "passes"  # budgets
 COMPARE_FILE, PROBLEM = "compare.json", "problem.json"
@@ -236,7 +236,7 @@ def as_begun(settings: CompareSettings, out_dir: Path) -> tuple[CompareSettings,
         return settings, None
     old, fit = CompareSettings.from_dict(held["settings"]).fit, settings.fit
     own = DIGITS_FIT if fit.dataset == DIGITS else {}
-    today = {**dict.fromkeys(CHANGED_DEFAULTS), "router_supervision": 0.0, **defaults(fit.k), **own}
+    today = {**dict.fromkeys(CHANGED_DEFAULTS), **DEFAULTS, **own}
     changes = {
         name: getattr(old, name)
         for name in CHANGED_DEFAULTS

@@ -41,9 +41,10 @@ A run may be resumed with other values of the settings marked *free*: they chang
 rounding; `fallback` decides after the training what the run keeps.
 
 Without a preset, `--config` or a run to resume, `hubpath fit` and `hubpath compare` begin with
-{begin}, chosen on validation images, in place of the defaults
-below. Presets and files of settings mean those. With `k=1` the router is not supervised, and
-`compare` on the digits has settings of its own: `head_init=null`, `explore=1.0`.
+{begin} in place of the defaults below
+(why: [results.md](results.md#routing-that-pays)). Presets and files of settings mean those. With
+`k=1` the router is not supervised, and `compare` on the digits has settings of its own:
+`head_init=null`, `explore=1.0`.
 """
 
 

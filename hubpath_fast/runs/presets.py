@@ -76,15 +76,9 @@ _TINY: dict[str, Any] = {
 }
 
 # What `hubpath fit` and `hubpath compare` begin with where neither a preset nor a file of settings
-# is given. Chosen on validation images of four hubs: docs/results.md, "Routing that pays". The
-# fields' own defaults stay (but for the size of the router): older files of settings mean them.
+# is given. How they were chosen: docs/results.md, "Routing that pays". The fields' own defaults
+# stay (but for the size of the router): older files of settings mean them.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"head_init": 0.01, "router_supervision": 0.1})
-
-
-def defaults(k: int) -> dict[str, Any]:
-    """A copy of DEFAULTS, as they fit K active experts: one alone has nothing to be compared to."""
-    return {**DEFAULTS} | ({"router_supervision": 0.0} if k == 1 else {})
-
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {

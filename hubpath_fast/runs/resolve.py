@@ -10,9 +10,10 @@ from typing import Any
 from ..data.named import DIGITS, FOLDER
 from ..fields import Settings, full_name, nested
 from ..training import TrainerConfig
+from ..training.config import moved_milestones
 from .config import FitConfig
 from .folder import RunFolder
-from .presets import defaults, preset
+from .presets import DEFAULTS, preset
 
 # Of the experts' rate, where nothing else says: the heads and the router are new and learn faster.
 HEAD_FACTOR, ROUTER_FACTOR = 3, 10
@@ -29,7 +30,7 @@ def settings(
     begin: Mapping[str, Any] | None = None,
 ) -> FitConfig:
     """A run's settings: a preset, or ``file``, or those of the run that is resumed, or else the
-    defaults of a run (see ``presets.defaults``) and over them ``begin``; over these what was asked
+    defaults of a run (``presets.DEFAULTS``) and over them ``begin``; over these what was asked
     for (``top`` for the run, ``trainer`` for its trainer; None: not asked) and last ``extra``, as
     "KEY=VALUE", such as "decay=0.2".
 
@@ -61,9 +62,9 @@ def settings(
     elif "data" in top and "dataset" not in top and base.get("data") != top["data"]:
         top["dataset"] = FOLDER
     values = {**own, **_moved_along(own, asked, bool(base)), **asked}
-    if top.get("k") == 1:  # nothing to compare: what the base says of it goes along
+    if top.get("k") == 1:  # one expert alone has nothing to be compared to
         top.setdefault("router_supervision", 0.0)
-    first = base or {**defaults(top.get("k", FitConfig.k)), **(begin or {})}
+    first = base or {**DEFAULTS, **(begin or {})}
     made = FitConfig.from_dict({**first, **top, "trainer": values})
     if made.dataset == DIGITS and made.data is not None and not resume:
         raise ValueError(
@@ -71,16 +72,6 @@ def settings(
             "it out, or leave out the data set's name to train on the images of that folder"
         )
     return made
-
-
-def with_steps(trainer: TrainerConfig, steps: int) -> TrainerConfig:
-    """The same training, longer or shorter: milestones and warm-up keep their share of it, and
-    evaluations are as far apart as they were."""
-    asked = {"steps": steps, "eval_every": trainer.eval_every}
-    moved = _moved_along(trainer.to_dict(), asked, complete=True)
-    if trainer.warmup_steps is not None:
-        moved["warmup_steps"] = round(trainer.warmup_steps * steps / trainer.steps)
-    return trainer.replace(**moved, **asked)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -118,8 +109,7 @@ def _moved_along(
     if isinstance(steps, int) and steps > 0:
         if "eval_every" not in asked:
             moved["eval_every"] = max(1, steps // 10)
-        points = [round(m * steps / base["steps"]) for m in base.get("milestones", ())]
-        moved["milestones"] = sorted({m for m in points if 0 < m < steps})
+        moved["milestones"] = moved_milestones(base.get("milestones", ()), base["steps"], steps)
         if base.get("milestones") and not moved["milestones"]:
             moved["schedule"] = "constant"  # too short a run for its rate to fall
     if asked.get("schedule", base.get("schedule")) != "steps":

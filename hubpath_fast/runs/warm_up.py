@@ -26,6 +26,7 @@ from ..data.order import SampleOrder
 from ..model import HubPathway, always_on
 from ..model.features import OnFeatures
 from ..training import Interrupt, Trainer, TrainerConfig, find_checkpoint, load_state
+from ..training.config import with_steps
 from ..training.feed import Stopped, until_stopped
 from ..training.objective import Objective
 from ..training.progress import ProgressLine
@@ -63,16 +64,7 @@ def warm_up_steps(warm_up: str, images: int, trainer: TrainerConfig) -> int:
 
 def warm_up_trainer(trainer: TrainerConfig, steps: int) -> TrainerConfig:
     """The run's settings over ``steps`` updates, nothing being evaluated meanwhile."""
-    share = steps / trainer.steps
-    milestones = sorted(
-        {m for m in (round(m * share) for m in trainer.milestones) if 0 < m < steps}
-    )
-    linear = trainer.warmup_steps
-    return trainer.replace(
-        steps=steps,
-        milestones=milestones,
-        schedule="constant" if trainer.milestones and not milestones else trainer.schedule,
-        warmup_steps=None if linear is None else round(linear * share),
+    return with_steps(trainer, steps).replace(
         eval_every=0,
         patience=None,
         metric=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -108,6 +108,27 @@ class TrainerConfig(Settings):
         if self.metric == "":
             _refuse("metric", "the name of a result, or None", "''")
         read_device(self.device)
+
+
+def moved_milestones(milestones: Sequence[int], before: int, steps: int) -> list[int]:
+    """Milestones of a training of ``before`` steps at the same shares of one of ``steps``."""
+    moved = {round(milestone * steps / before) for milestone in milestones}
+    return sorted(milestone for milestone in moved if 0 < milestone < steps)
+
+
+def with_steps(trainer: TrainerConfig, steps: int) -> TrainerConfig:
+    """The same training, longer or shorter: milestones and warm-up keep their share of it, and
+    evaluations are as far apart as they were. One too short for its rate to fall is constant."""
+    milestones, linear = moved_milestones(trainer.milestones, trainer.steps, steps), None
+    if trainer.warmup_steps is not None:
+        linear = round(trainer.warmup_steps * steps / trainer.steps)
+    lost = trainer.milestones and not milestones
+    return trainer.replace(
+        steps=steps,
+        milestones=milestones,
+        schedule="constant" if lost else trainer.schedule,
+        warmup_steps=linear,
+    )
 
 
 def _refuse(name: str, expected: str, got: object) -> NoReturn:

@@ -18,9 +18,9 @@ from hubpath_fast.compare.plan import plan_jobs
 from hubpath_fast.compare.settings import CompareSettings, make_settings
 from hubpath_fast.compare.tables import as_table, describe, make_rows, terminal_table
 from hubpath_fast.report import short_count
-from hubpath_fast.runs.resolve import with_steps
 from hubpath_fast.tasks.classification import ACCURACY
 from hubpath_fast.training import TrainerConfig
+from hubpath_fast.training.config import with_steps
 
 BARRED = (
     "distill", "soup-uniform", "soup-greedy", "knowledge-flow", "zoo-tuning-lite", "zoo-tuning",
