@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.training import FEATURES as F
+from support.training import Generator
 from torch import nn
 
 from hubpath_fast.compare import routing
@@ -15,16 +17,7 @@ from hubpath_fast.model import FixedRoutes, HubPathway
 from hubpath_fast.tasks import Classification
 from hubpath_fast.training import TrainerConfig
 
-M, C, F = 3, 3, 6
-
-
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.heads = nn.Linear(F, 2 * M)
-
-    def forward(self, x):
-        return self.heads(x).chunk(2, dim=1)
+M, C = 3, 3
 
 
 def split(seed, n=40):
@@ -34,7 +27,7 @@ def split(seed, n=40):
 
 def test_the_fixed_set_of_validation_is_scored_on_test_images_for_information():
     torch.manual_seed(0)
-    model = HubPathway([nn.Linear(F, C) for _ in range(M)], Linear(), k=2)
+    model = HubPathway([nn.Linear(F, C) for _ in range(M)], Generator(M), k=2)
     parts = {"validation": split(1), "test": split(2)}
     problem = SimpleNamespace(
         task=Classification(("x", "y", "z")),

@@ -13,8 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.graphs import assert_same
-from support.pathway import CLOSE, assert_same_state, build
-from torch import nn
+from support.pathway import CLOSE, MapExpert, assert_same_state, build
 
 import hubpath_fast as hp
 from hubpath_fast import functional as HF
@@ -38,18 +37,7 @@ def squares(prediction, y):
     return (prediction.flatten(1) - y.double().view(len(y), -1).mean(1, True)).square().mean(1)
 
 
-class Map(nn.Module):
-    """[n, 3, 4, 4] -> [n, C, 3, 2]."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(48, C * 6)
-
-    def forward(self, x):
-        return self.linear(x.flatten(1)).view(len(x), C, 3, 2)
-
-
-VECTORS, MAPS = {}, {"expert": Map, "num_outputs": C}
+VECTORS, MAPS = {}, {"expert": MapExpert, "num_outputs": C}
 classes = torch.randint(0, C, (N, 3, 2), generator=torch.Generator().manual_seed(1))
 weights = torch.linspace(0, 2, N, dtype=torch.float64)
 # model, targets, options of the criterion, weights of the samples

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.pathway import CLOSE, assert_equal_step, build
-from torch import nn
+from support.pathway import CLOSE, MapExpert, assert_equal_step, build
 
 import hubpath_fast as hp
 from hubpath_fast import _torch_ops, reference
@@ -120,15 +119,7 @@ def test_sample_weights_scale_losses_on_probabilities():
 
 
 def test_maps_of_probabilities_are_averaged_over_their_positions():
-    class Map(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(48, C * 6)
-
-        def forward(self, x):
-            return self.linear(x.flatten(1)).view(len(x), C, 3, 2)
-
-    ours, _, x, _, eps = build(N, 3, K, expert=Map, num_outputs=C)
+    ours, _, x, _, eps = build(N, 3, K, expert=MapExpert, num_outputs=C)
     out, y = ours(x, eps), probabilities(N, C, 3, 2)
     task = F.cross_entropy(out.prediction, y, reduction="none").mean()
     losses = hp.HubPathwayLoss()(out, y)

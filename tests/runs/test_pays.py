@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.training import FEATURES as F
+from support.training import Generator
 from torch import nn
 
 from hubpath_fast.measure import Measure
@@ -26,19 +28,10 @@ from hubpath_fast.runs.pays_words import quality_sentence, routes_sentence, rout
 from hubpath_fast.tasks import Classification
 from hubpath_fast.tasks.classification import ACCURACY
 
-M, C, F = 4, 3, 6
+M, C = 4, 3
 NAMES = ["A", "B", "C", "D"]
 TASK = Classification(("x", "y", "z"))
 ERROR = Measure("error", "min", (0.0, None))
-
-
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.heads = nn.Linear(F, 2 * M)
-
-    def forward(self, x):
-        return self.heads(x).chunk(2, dim=1)
 
 
 def model(k=2, seed=0, mlp=False):
@@ -47,7 +40,9 @@ def model(k=2, seed=0, mlp=False):
                              nn.Linear(8, C)) for _ in range(M)]  # fmt: skip
     for expert in experts:
         nn.init.normal_(expert[-1].weight)  # predictions that hang on the image
-    made = HubPathway(experts, Linear(), MLPAggregator(M, C) if mlp else None, k=k, num_outputs=C)
+    made = HubPathway(
+        experts, Generator(M), MLPAggregator(M, C) if mlp else None, k=k, num_outputs=C
+    )
     if not mlp:
         nn.init.normal_(made.aggregator.bias, std=0.1)
     return made

@@ -36,6 +36,17 @@ def linear_expert(num_outputs=7):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, num_outputs))
 
 
+class MapExpert(nn.Module):
+    """[n, 3, 4, 4] -> [n, 7, 3, 2]: an expert whose outputs are maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * 4 * 4, 7 * 3 * 2)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)).view(len(x), 7, 3, 2)
+
+
 def build(n, m, k, clean=None, noise=None, expert=linear_expert, seed=0, **options):
     """Our model and the reference on copies of the same modules, in float64 training mode."""
     torch.manual_seed(seed)
