@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hubpath_fast import locks
 from hubpath_fast.files import write_bytes
-from hubpath_fast.locks import LOCK, locked
+from hubpath_fast.locks import LOCK, MADE, locked
 
 HOLD = """
 import os, sys, time
@@ -141,3 +141,16 @@ def test_unfinished_files_of_a_killed_process_are_cleared_away(tmp_path):
     with locked(tmp_path):
         assert sorted(os.listdir(tmp_path)) == [LOCK, "fit.json"]
     assert path.read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("made", [0, 1, 2])
+def test_who_has_the_lock_removes_what_another_made_for_it(tmp_path, made):
+    """One that was refused had made the folder, and says so; a folder of the user's stays."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    if made:
+        (folder / MADE).write_text(str(made))
+    with locked(folder):
+        pass
+    assert not (folder / MADE).exists()
+    assert [p.exists() for p in (folder, folder.parent)] == [made < 1, made < 2]
