@@ -1,1 +1,28 @@
 """Landmarks: points of a face, or of anything, found as the maxima of maps (section 4.2)."""
+
+from .geometry import box_of_points, crop_matrix, flip_points, invert, transform_points, warp
+from .layouts import FACES, LAYOUTS, LandmarkLayout, find_layout, flip_of_pairs
+from .loss import map_loss
+from .maps import decode, gaussian_targets
+from .metrics import auc, failure_rate, nme, normalizer
+
+__all__ = [
+    "FACES",
+    "LAYOUTS",
+    "LandmarkLayout",
+    "auc",
+    "box_of_points",
+    "crop_matrix",
+    "decode",
+    "failure_rate",
+    "find_layout",
+    "flip_of_pairs",
+    "flip_points",
+    "gaussian_targets",
+    "invert",
+    "map_loss",
+    "nme",
+    "normalizer",
+    "transform_points",
+    "warp",
+]
