@@ -193,6 +193,15 @@ def test_a_fine_pattern_becomes_grey_where_a_crop_shrinks():
     assert (crop - 0.5).abs().max() < 1e-6
 
 
+def test_bytes_are_summed_without_loss():
+    """White stays white however many pixels a mean is over."""
+    for side in (300, 1500):  # means over 37 and over 187 pixels a side
+        white = torch.full((1, 1, side, side), 255, dtype=torch.uint8)
+        matrix = crop_matrix([(side / 2 - 0.5, side / 2 - 0.5)], [side / 200], [0.0], 8, margin=1.0)
+        crop = warp(white, matrix, 8)[0, 0]
+        assert (crop[1:-1, 1:-1] == 255).all()
+
+
 def test_each_sample_has_its_own_shrinking():
     generator = torch.Generator().manual_seed(2)
     images = torch.rand(3, 1, 80, 90, generator=generator)
