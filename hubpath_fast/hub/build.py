@@ -15,7 +15,16 @@ from .expert import Expert, Resized, RunningStatistics, has_nan
 from .labels import expert_names
 from .outputs import output_refusal
 from .registry import find
-from .source import HeadTask, HubModel, PlainTask, refusal, skeleton, training_refusal, wrong_size
+from .source import (
+    HeadTask,
+    HubModel,
+    PlainTask,
+    refusal,
+    skeleton,
+    training_refusal,
+    with_head,
+    wrong_size,
+)
 from .spec import ExpertSpec, read_specs
 from .weights import fetch_all
 
@@ -116,7 +125,7 @@ def build_experts(
         _load_all(experts, models)
     for expert, model in zip(experts, models, strict=True):
         if model is not None:
-            task.attach_head(expert.module)
+            expert.module = with_head(expert.module, task)
     for expert, spec, label in zip(experts, specs, expert_names(specs), strict=True):
         _prepare(expert, spec, input_size)
         expert.label = label

@@ -119,17 +119,29 @@ def run_once(
 
 def _run_copy(module: nn.Module, images: Tensor, training: bool) -> Any:
     """Runs a copy, on the images' device; where there can be none, the module on other tensors."""
-    named = dict([*module.named_parameters(), *module.named_buffers()])
-    twins = {}
-    for name, tensor in named.items():
-        twin = tensor.detach().to(images.device, copy=True)
-        parameter = isinstance(tensor, nn.Parameter)
-        twins[name] = nn.Parameter(twin, tensor.requires_grad) if parameter else twin
+    named, twins = _twins(module, images.device)
     try:
         module = copy.deepcopy(module, {id(t): twins[name] for name, t in named.items()})
     except Exception:  # a tensor that is computed from others, a lock, an open file
         return _run(module, twins, images, training)
     return _run(module, {}, images, training)
+
+
+def copy_to(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on another device; on meta it costs no memory. Raises what copying it raises."""
+    named, twins = _twins(module, device)
+    return copy.deepcopy(module, {id(t): twins[name] for name, t in named.items()})
+
+
+def _twins(module: nn.Module, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A module's parameters and buffers, and copies of them on a device, by name."""
+    named = dict([*module.named_parameters(), *module.named_buffers()])
+    twins = {}
+    for name, tensor in named.items():
+        twin = tensor.detach().to(device, copy=True)
+        parameter = isinstance(tensor, nn.Parameter)
+        twins[name] = nn.Parameter(twin, tensor.requires_grad) if parameter else twin
+    return named, twins
 
 
 def _run(module: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, training: bool) -> Any:

@@ -31,9 +31,12 @@ class HeadTask(Protocol):
     def expected_shape(self, size: int) -> tuple[int, ...]:
         """Of the outputs for one image of ``size`` pixels a side, without the batch."""
 
-    def attach_head(self, network: nn.Module) -> None:
-        """Replaces a network's head, in place, once its weights are loaded; ``mark_head`` of
-        model/heads.py notes which layers are the head."""
+    def attach_head(self, network: nn.Module) -> nn.Module | None:
+        """Replaces a network's head once its weights are loaded; ``mark_head`` of model/heads.py
+        notes which layers are the head.
+
+        Returns the network to use, such as a ``DenseNetwork`` around the one given; None: the one
+        given, changed in place or as it was. Raises HubError for one that cannot have the head."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,20 @@ def skeleton(model: HubModel, task: HeadTask) -> nn.Module:
     """The shapes of the network with the task's head, without weights: on torch's meta device."""
 
     def make() -> nn.Module:
-        network = model.make(task.num_outputs)
-        task.attach_head(network)
-        return network
+        return with_head(model.make(task.num_outputs), task)
 
     try:
         return on_meta(make).eval()
+    except HubError as error:  # of attach_head
+        raise HubError(*(f"{model.name}: {problem}" for problem in error.problems)) from error
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise HubError(f"{model.name} cannot be built: {error}") from error
+
+
+def with_head(network: nn.Module, task: HeadTask) -> nn.Module:
+    """The network to use once the task has attached its head."""
+    attached = task.attach_head(network)
+    return network if attached is None else attached
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:

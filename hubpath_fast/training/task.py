@@ -88,6 +88,9 @@ class Task(Protocol):
     def expected_shape(self, size: int) -> tuple[int, ...]:
         """Of the outputs for one image of ``size`` pixels a side, without the batch."""
 
-    def attach_head(self, network: nn.Module) -> None:
+    def attach_head(self, network: nn.Module) -> nn.Module | None:
         """Replaces a network's head once its weights are loaded, where this task's head is not the
-        one that the network's own library makes for ``num_outputs``."""
+        one that the network's own library makes for ``num_outputs``.
+
+        Returns the network to use, such as a module around the one given (see
+        ``hub.dense.DenseNetwork``); None: the one given, changed in place or as it was."""

@@ -1,6 +1,7 @@
 """Landmarks: points of a face, or of anything, found as the maxima of maps (section 4.2)."""
 
 from .geometry import box_of_points, crop_matrix, flip_points, invert, transform_points, warp
+from .head import HeatmapHead, attach_heatmap_head
 from .layouts import FACES, LAYOUTS, LandmarkLayout, find_layout, flip_of_pairs
 from .loss import map_loss
 from .maps import decode, gaussian_targets
@@ -8,8 +9,10 @@ from .metrics import auc, failure_rate, nme, normalizer
 
 __all__ = [
     "FACES",
+    "HeatmapHead",
     "LAYOUTS",
     "LandmarkLayout",
+    "attach_heatmap_head",
     "auc",
     "box_of_points",
     "crop_matrix",
