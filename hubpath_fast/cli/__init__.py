@@ -15,6 +15,7 @@ from .data import app as data_app
 from .demo import demo
 from .fit import evaluate, fit
 from .hub import app as hub_app
+from .landmarks import app as landmarks_app
 from .messages import print_in_any_encoding
 from .predict import predict
 
@@ -29,6 +30,7 @@ for command in (demo, fit, evaluate, predict, compare, report):
     app.command()(command)
 app.add_typer(hub_app, name="hub")
 app.add_typer(data_app, name="data")
+app.add_typer(landmarks_app, name="landmarks")
 
 
 def main() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from ..notes import show_notes
-from ..runs.config import FitConfig
+from ..runs.config import CLASSIFICATION, FitConfig
 from .messages import console, messages
 from .options import options
 
@@ -52,31 +52,48 @@ def fit(
     autocast; --data-root DIR is the folder of --dataset.
     """
     with messages():
-        from ..recipes.fit import fit as run
-        from ..recipes.seeds import fit_seeds
-        from ..runs.folder import RunFolder
-        from ..runs.resolve import parse_seeds, parse_set, settings
+        fit_command(asked, preset, out, resume, set_, data_root, seeds, config, amp, print_config)
 
-        given = (asked, parse_set(set_ or ()))
-        one_seed = any("seed" in part.get("trainer", {}) for part in given)
-        chosen_seeds = None if seeds is None else parse_seeds(seeds)
-        if resume and chosen_seeds is None and RunFolder(out).has_seeds:
-            chosen_seeds = RunFolder(out).seeds()[1]
-        if chosen_seeds is not None and one_seed:
-            raise ValueError("seed and seeds: give one of them; a run of several goes on with all")
-        if data_root is not None:
-            asked["data_root"] = data_root
-        trainer = {"amp": "bf16"} if amp else {}
-        chosen = settings(out, resume, config, asked, trainer, preset, set_ or ())
-        if print_config:
-            print(chosen.to_json())
-            return
-        if chosen_seeds is not None:
-            stopped = not fit_seeds(chosen, chosen_seeds, out, resume, console)
-        else:
-            stopped = run(chosen, out, resume, console)[0].interrupted
-        if stopped:
-            raise typer.Exit(130)
+
+def fit_command(
+    asked: dict[str, Any],
+    preset: str | None,
+    out: Path,
+    resume: bool,
+    set_: list[str] | None,
+    data_root: str | None,
+    seeds: str | None,
+    config: Path | None,
+    amp: bool,
+    print_config: bool,
+    task: str = CLASSIFICATION,
+) -> None:
+    """What `hubpath fit` does, and `hubpath landmarks fit`, with what was asked for."""
+    from ..recipes.fit import fit as run
+    from ..recipes.seeds import fit_seeds
+    from ..runs.folder import RunFolder
+    from ..runs.resolve import parse_seeds, parse_set, settings
+
+    given = (asked, parse_set(set_ or ()))
+    one_seed = any("seed" in part.get("trainer", {}) for part in given)
+    chosen_seeds = None if seeds is None else parse_seeds(seeds)
+    if resume and chosen_seeds is None and RunFolder(out).has_seeds:
+        chosen_seeds = RunFolder(out).seeds()[1]
+    if chosen_seeds is not None and one_seed:
+        raise ValueError("seed and seeds: give one of them; a run of several goes on with all")
+    if data_root is not None:
+        asked["data_root"] = data_root
+    trainer = {"amp": "bf16"} if amp else {}
+    chosen = settings(out, resume, config, asked, trainer, preset, set_ or (), task=task)
+    if print_config:
+        print(chosen.to_json())
+        return
+    if chosen_seeds is not None:
+        stopped = not fit_seeds(chosen, chosen_seeds, out, resume, console)
+    else:
+        stopped = run(chosen, out, resume, console)[0].interrupted
+    if stopped:
+        raise typer.Exit(130)
 
 
 def evaluate(

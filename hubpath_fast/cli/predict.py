@@ -54,13 +54,14 @@ def predict(
         from ..hub import expert_names
         from ..recipes.answers import AnswerFile, check_ending
         from ..recipes.predict import predict_each
+        from ..runs.config import CLASSIFICATION
         from ..runs.folder import open_run
 
         if classes and out is None:
             raise ValueError("classes: they are written to a file; give --out FILE, too")
         if out is not None:
             check_ending(out)
-        opened = open_run(run, device)
+        opened = open_run(run, device, CLASSIFICATION)
         show_notes(opened.notes, errors)
         found = _find(images)
         predictions = predict_each(opened, found, default_workers() if workers is None else workers)

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import EvalBatches, TensorBatches, TensorSet, TensorStream, TrainStream, open_dataset
+from ..data import EvalBatches, TensorBatches, TensorSet, TensorStream, TrainStream
 from ..data.digits import SIZE, DigitsTask
-from ..data.kept import FileList, data_base, reopen
+from ..data.kept import FileList
 from ..data.named import DIGITS
-from ..data.transforms import eval_transform
 from ..hub import Expert, default_input_size
-from ..runs.build import eval_batches, make_experts, make_task, mixing, train_stream
+from ..runs.build import eval_batches, make_experts, make_task, train_stream
+from ..runs.images import mixing
+from ..runs.kinds import kind_of
 from ..training import Task
 from .digits_hub import DigitsHub, Pretraining
 from .settings import CompareSettings, names_of_experts
@@ -62,7 +63,7 @@ class Problem(ABC):
         there yet; others come with the networks.)
         """
         fit = self.fit
-        return make_experts(fit, self.task.num_outputs, self.size, fit.pretrained)
+        return make_experts(fit, self.task, self.size, fit.pretrained)
 
     def expert(self, index: int) -> Expert:
         """One of them, with the head that it has in ``experts``."""
@@ -116,11 +117,12 @@ class ImagesProblem(Problem):
     ):
         super().__init__(settings, seed)
         fit = self.fit
-        draw = fit.dataset, fit.data, fit.validation, seed
+        kind = kind_of(fit)
         if files is not None and files.is_file():
-            self.splits = reopen(FileList.read(files), *draw, scored, verify, "comparison")
+            kept = FileList.read(files)
+            self.splits = kind.reopen(kept, fit, fit.data, scored, verify, "comparison")
         else:
-            self.splits = open_dataset(*draw, verify)
+            self.splits = kind.open(fit, fit.data, verify=verify)
         self.changes = self.splits.changes
         if len(self.splits.validation) == 0:
             raise ValueError(
@@ -130,13 +132,13 @@ class ImagesProblem(Problem):
         self.task = make_task(fit, self.splits)
 
     def files(self) -> FileList | None:
-        base = data_base(self.fit.dataset, self.fit.data)
-        return FileList.of(self.splits.parts, self.splits.classes, base)
+        return kind_of(self.fit).files(self.splits.parts, self.splits, self.fit)
 
     @cached_property
     def targets(self) -> dict[str, Tensor]:
         parts = {"validation": self.splits.validation, "test": self.splits.test}
-        return {name: torch.tensor(part.targets) for name, part in parts.items()}
+        kind = kind_of(self.fit)
+        return {name: kind.targets(part, self.fit, self.size) for name, part in parts.items()}
 
     def stream(self) -> TrainStream:
         return train_stream(self.splits.train, self.fit, self.size, self.task.num_outputs)
@@ -145,8 +147,8 @@ class ImagesProblem(Problem):
         return eval_batches(getattr(self.splits, split), self.fit, self.size)
 
     def images(self, indices: Tensor) -> Tensor:
-        transform = eval_transform(self.size)
-        return torch.stack([transform(self.splits.test.load(i)) for i in indices.tolist()])
+        dataset = kind_of(self.fit).eval_dataset(self.splits.test, self.fit, self.size)
+        return torch.stack([dataset[i][0] for i in indices.tolist()])
 
 
 class DigitsProblem(Problem):
@@ -171,7 +173,7 @@ class DigitsProblem(Problem):
         return {name: self._set(name).targets for name in ("validation", "test")}
 
     def experts(self, loaded: Iterable[int] | None = None) -> list[Expert]:
-        experts = make_experts(self.fit, self.task.num_outputs, SIZE, pretrained=False)
+        experts = make_experts(self.fit, self.task, SIZE, pretrained=False)
         if self.hub is not None:
             for i in range(len(experts)) if loaded is None else loaded:
                 self.hub.load(i, experts[i])

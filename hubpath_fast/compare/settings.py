@@ -236,7 +236,7 @@ def as_begun(settings: CompareSettings, out_dir: Path) -> tuple[CompareSettings,
         return settings, None
     old, fit = CompareSettings.from_dict(held["settings"]).fit, settings.fit
     own = DIGITS_FIT if fit.dataset == DIGITS else {}
-    today = {**dict.fromkeys(CHANGED_DEFAULTS), **DEFAULTS, **own}
+    today = {**dict.fromkeys(CHANGED_DEFAULTS), **DEFAULTS[fit.task], **own}
     changes = {
         name: getattr(old, name)
         for name in CHANGED_DEFAULTS

@@ -21,7 +21,8 @@ from .sources import PUBLISHED, PublishedSet
 from .splits import ArraySplit, ImageSplit, ImageSplits, Split, assemble, check_share
 
 FOLDER, DIGITS = "folder", "digits"
-DATASETS = (*PUBLISHED, FOLDER, DIGITS)
+FACES = ("300w", "wflw", "cofw")  # of landmarks; see tasks/landmarks
+DATASETS = (*PUBLISHED, FOLDER, DIGITS, *FACES)
 DIGITS_SHARE = 0.2  # of the 300 target digits: the 60 that the demo holds out too
 
 # As users may write a name, without hyphens.
@@ -72,6 +73,11 @@ def open_dataset(
     """
     name = find_dataset(name)
     check_share(validation)
+    if name in FACES:
+        raise ValueError(
+            f"dataset {name!r} has landmarks and no classes; use `hubpath landmarks fit --dataset "
+            f"{name}`"
+        )
     if name == DIGITS:
         return _digits(seed, validation)
     if root is None:

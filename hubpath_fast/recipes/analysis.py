@@ -70,7 +70,7 @@ def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
     splits = open_to_score(RunFolder(run), config)
     for note in (*opened.notes, *splits.changes):
         tell(note)
-    task = make_task(config, opened)
+    task = opened.task
     task.check_same(make_task(config, splits), config.data)
     batches = eval_batches(splits.test, config, opened.image_size, device=device)
     transform = eval_transform(opened.image_size)

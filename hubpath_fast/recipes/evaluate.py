@@ -11,7 +11,7 @@ from ..data.other import read_other
 from ..data.sources import PUBLISHED
 from ..data.splits import Split
 from ..runs.build import make_task, score
-from ..runs.config import FitConfig
+from ..runs.config import CLASSIFICATION, FitConfig
 from ..runs.data import note_if_trained_on, open_to_score
 from ..runs.folder import Run, RunFolder, open_run
 
@@ -44,7 +44,7 @@ def evaluate(
             "data and data-root: give one of them; --data is other images of the same classes, "
             "--data-root where the run's own data lies now"
         )
-    opened = open_run(run, device)
+    opened = open_run(run, device, CLASSIFICATION)
     config, folder = opened.config, RunFolder(Path(run))
     if config.dataset == DIGITS and data_root is not None:
         raise ValueError(
@@ -58,7 +58,7 @@ def evaluate(
             notes.insert(0, note)
     else:
         split, name, notes = _other(folder, opened, Path(data))
-    task = make_task(config, opened)
+    task = opened.task
     if workers is not None:
         config = config.replace(workers=workers)
     scores = score(opened.model, task, split, config, opened.image_size, crops, device)
@@ -73,7 +73,7 @@ def _own(folder: RunFolder, opened: Run, given: str | Path) -> tuple[Split, str,
     """(what is scored of the run's own data, what it is called, notes)."""
     config = opened.config
     splits = open_to_score(folder, config, given)
-    make_task(config, opened).check_same(make_task(config, splits), given)
+    opened.task.check_same(make_task(config, splits), given)
     return splits.test, "validation" if splits.test_is_validation else "test", list(splits.changes)
 
 

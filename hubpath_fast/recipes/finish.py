@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from ..data import ImageSplits
 from ..hub import expert_names
 from ..model import HubPathway
 from ..notes import show_notes
@@ -20,7 +19,7 @@ from ..runs.pays_words import NO_VALIDATION, kept_sentence, quality_sentence, ro
 from ..training import Task, TrainResult
 
 
-def check_fallback(config: FitConfig, splits: ImageSplits) -> None:
+def check_fallback(config: FitConfig, splits: Any) -> None:
     """Raises ValueError where there is nothing to decide on."""
     if config.fallback != "none" and not len(splits.validation):
         raise ValueError(
@@ -33,7 +32,7 @@ def finish(
     model: HubPathway,
     task: Task,
     result: TrainResult,
-    splits: ImageSplits,
+    splits: Any,
     config: FitConfig,
     image_size: int,
     folder: RunFolder,
@@ -75,7 +74,7 @@ def finish(
 def _test(
     model: HubPathway,
     task: Task,
-    splits: ImageSplits,
+    splits: Any,
     config: FitConfig,
     image_size: int,
     console: Console,
@@ -111,7 +110,7 @@ def _test(
 
 
 def _judge(
-    model: HubPathway, task: Task, splits: ImageSplits, config: FitConfig, image_size: int
+    model: HubPathway, task: Task, splits: Any, config: FitConfig, image_size: int
 ) -> dict[str, Any]:
     """What ``does_routing_pay`` says of the validation images, and "kept": "learned" or "fixed"."""
     if not len(splits.validation):

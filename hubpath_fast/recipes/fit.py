@@ -10,10 +10,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ..data import ImageSplits, cache_splits
 from ..data.images import default_workers, usable_cores
 from ..data.named import FOLDER
-from ..data.transforms import resized_side
 from ..devices import check_device
 from ..executors import choose
 from ..hub import default_input_size, expert_names, expert_sources
@@ -26,8 +24,9 @@ from ..runs.build import as_built, build_seeded, eval_batches, make_task, train_
 from ..runs.config import FitConfig
 from ..runs.data import open_to_train
 from ..runs.folder import Record, RunFolder, check_apart
+from ..runs.kinds import kind_of
 from ..runs.warm_up import WarmUp, warm_up_heads, warm_up_steps
-from ..training import PathwayObjective, Reporting, Trainer, TrainResult
+from ..training import PathwayObjective, Reporting, Task, Trainer, TrainResult
 from .finish import check_fallback, finish
 
 
@@ -76,12 +75,12 @@ def _fit(
     check_fallback(config, splits)
     if config.warm_up:
         warm_up_steps(config.warm_up, len(splits.train), config.trainer)
-    model = build_seeded(config, splits.num_classes, image_size)
+    settings, task = config.trainer, make_task(config, splits)
+    model = build_seeded(config, task, image_size)
     config = as_built(config, model)
-    _banner(console, config, splits, image_size, model)
+    _banner(console, config, task, splits, image_size, model)
     splits = _cached(splits, config, image_size, console)
 
-    settings, task = config.trainer, make_task(config, splits)
     objective = PathwayObjective(task.criterion(config.explore, **config.supervision))
     run = {"fit": _identity(config), **task.record()}
     trainer = Trainer(
@@ -109,7 +108,7 @@ def _fit(
         folder.write_files(data.files(config))
     if not folder.has_result:
         folder.write_routes(None)  # of a run that was deleted
-    folder.write_record(Record(config, splits.classes, image_size))
+    folder.write_record(Record(config, task.record(), image_size))
     warmed = WarmUp()
     if config.warm_up:
         images, names = eval_batches(splits.train, config, image_size), expert_names(config.hub)
@@ -135,15 +134,11 @@ def _identity(config: FitConfig) -> dict[str, Any]:
     return {name: identity[name] for name in identity if not name.startswith("trainer.")}
 
 
-def _cached(
-    splits: ImageSplits, config: FitConfig, image_size: int, console: Console
-) -> ImageSplits:
+def _cached(splits: Any, config: FitConfig, image_size: int, console: Console) -> Any:
     def tell(text: str) -> None:
         console.print(f"[bold]cache[/] {escape(text)}", soft_wrap=True, highlight=False)
 
-    workers = default_workers() if config.workers is None else config.workers
-    side = resized_side(image_size)
-    return cache_splits(splits, side, config.cache, config.cache_dir, tell, workers)
+    return kind_of(config).cached(splits, config, image_size, tell)
 
 
 def _aggregator(config: FitConfig, model: HubPathway) -> str:
@@ -206,7 +201,12 @@ def _line(console: Console, name: str, text: str) -> None:
 
 
 def _banner(
-    console: Console, config: FitConfig, splits: ImageSplits, image_size: int, model: HubPathway
+    console: Console,
+    config: FitConfig,
+    task: Task,
+    splits: Any,
+    image_size: int,
+    model: HubPathway,
 ) -> None:
     trainer, weights = config.trainer, "pre-trained" if config.pretrained else "random"
     place = config.data if config.dataset == FOLDER else config.dataset
@@ -218,7 +218,7 @@ def _banner(
         f"{len(names)}, {millions:.1f} M parameters{_aggregator(config, model)}\n"
         f"      router: {router_text(model, image_size)}"
         + "".join(f"\n      {line}" for line in told),
-        "data": f"{place}: {splits.num_classes} classes, {len(splits.train)} train, "
+        "data": f"{place}: {kind_of(config).describe(task)}, {len(splits.train)} train, "
         f"{len(splits.validation)} validation, {len(splits.test)} test images at {image_size} px",
         "run": f"{trainer.steps} steps of {trainer.batch_size} on {trainer.device}, "
         f"{trainer.optimizer} {trainer.schedule}, rate {trainer.lr_expert:g}, seed {trainer.seed}",

@@ -18,7 +18,7 @@ from ..data.given import Given
 from ..data.transforms import eval_transform
 from ..hub import expert_names
 from ..runs import measure
-from ..runs.build import make_task
+from ..runs.config import CLASSIFICATION
 from ..runs.folder import Run, open_run
 
 BATCH = 32  # images at a time, so that a thousand files do not need a thousand images of memory
@@ -58,7 +58,7 @@ def predict(
     """
     if not images:
         raise ValueError("images: expected at least one file, got none")
-    opened, found = open_run(run, device), []
+    opened, found = open_run(run, device, CLASSIFICATION), []
     for prediction in predict_each(opened, images, workers):
         if prediction.error is not None:
             raise DataError(prediction.error)
@@ -76,7 +76,7 @@ def predict_each(
     ``predict``.
     """
     device = str(next(run.model.parameters()).device)
-    task, names = make_task(run.config, run), expert_names(run.config.hub)
+    task, names = run.task, expert_names(run.config.hub)
     decoded = _decoded(images, eval_transform(run.image_size), workers)
     while part := list(islice(decoded, BATCH)):
         batch = [image for _, image in part if isinstance(image, Tensor)]

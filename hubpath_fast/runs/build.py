@@ -8,27 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import EvalBatches, ImageDataset, Mixing, RandomCrops, SummedCrops, TrainStream
-from ..data.splits import Split
-from ..data.transforms import eval_transform, square_transform, train_transform
+from ..data import EvalBatches, SummedCrops, TrainStream
 from ..hub import Expert, build_experts, create_model, head_parameters
+from ..hub.source import HeadTask
 from ..model import HubPathway, PathwayGenerator, always_on, make_aggregator
-from ..tasks import Classification
 from ..training import Task, evaluate
 from ..training.random_state import seed_all
 from .config import FitConfig
+from .kinds import kind_of
 
 
-def build_model(config: FitConfig, num_outputs: int, image_size: int, pretrained: bool):
+def build_model(config: FitConfig, task: HeadTask, image_size: int, pretrained: bool) -> HubPathway:
     """The Hub-Pathway that ``config`` describes, for images of ``image_size`` pixels a side."""
-    experts = make_experts(config, num_outputs, image_size, pretrained)
-    return make_pathway(config, experts, num_outputs, image_size, pretrained=pretrained)
+    experts = make_experts(config, task, image_size, pretrained)
+    return make_pathway(config, experts, task.num_outputs, image_size, pretrained=pretrained)
 
 
-def build_seeded(config: FitConfig, num_outputs: int, image_size: int) -> HubPathway:
+def build_seeded(config: FitConfig, task: HeadTask, image_size: int) -> HubPathway:
     """The model with its new parts drawn by the run's seed, whatever was drawn before."""
     seed_all(config.trainer.seed)
-    return build_model(config, num_outputs, image_size, config.pretrained)
+    return build_model(config, task, image_size, config.pretrained)
 
 
 def as_built(config: FitConfig, model: HubPathway) -> FitConfig:
@@ -44,10 +43,10 @@ def as_built(config: FitConfig, model: HubPathway) -> FitConfig:
 
 
 def make_experts(
-    config: FitConfig, num_outputs: int, image_size: int, pretrained: bool
+    config: FitConfig, task: HeadTask, image_size: int, pretrained: bool
 ) -> list[Expert]:
-    """The hub of ``config``, each expert with a new head."""
-    experts = build_experts(config.hub, num_outputs, pretrained, image_size)
+    """The hub of ``config``, each expert with a new head for the task."""
+    experts = build_experts(config.hub, task.num_outputs, pretrained, image_size, task=task)
     for expert in experts:
         if config.head_init is not None:
             draw_head(expert.module, config.head_init)
@@ -94,37 +93,17 @@ def draw_head(expert: nn.Module, std: float) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def train_stream(split: Split, config: FitConfig, image_size: int, num_outputs: int) -> TrainStream:
-    """The training batches, cropped and flipped where ``config.augment`` says, and then mixed."""
-    settings, crops, mixed = config.trainer, None, mixing(config, num_outputs)
-    if config.augment == "device":
-        transform = square_transform(image_size)
-        crops = RandomCrops(image_size, config.flip, config.min_area, settings.seed)
-    else:
-        transform = train_transform(image_size, config.flip, config.min_area)
+def train_stream(split: Any, config: FitConfig, image_size: int, num_outputs: int) -> TrainStream:
+    """The training batches, augmented as the settings say."""
+    settings, kind = config.trainer, kind_of(config)
     return TrainStream(
-        ImageDataset(split, transform),
+        kind.train_dataset(split, config, image_size),
         settings.batch_size,
         settings.seed,
         config.workers,
         settings.device,
         config.prefetch,
-        _in_turn([step for step in (crops, mixed) if step is not None]),
-    )
-
-
-def mixing(config: FitConfig, num_outputs: int) -> Mixing | None:
-    """What mixes the training images; None where the settings say nothing of it."""
-    if not config.mixes:
-        return None
-    return Mixing(
-        num_outputs,
-        config.mixup,
-        config.cutmix,
-        config.mixup_prob,
-        config.mixup_switch_prob,
-        config.mixup_mode,
-        config.trainer.seed,
+        _in_turn(kind.batch_changes(config, image_size, num_outputs)),
     )
 
 
@@ -140,12 +119,11 @@ def _in_turn(changes: Sequence[Callable]) -> Callable | None:
 
 
 def eval_batches(
-    split: Split, config: FitConfig, image_size: int, crops: int = 1, device: str | None = None
+    split: Any, config: FitConfig, image_size: int, crops: int = 1, device: str | None = None
 ) -> EvalBatches:
-    """A split in its own order, centre crops or several an image, ready for ``evaluate``."""
-    dataset = ImageDataset(split, eval_transform(image_size, crops))
+    """A split in its own order, of images centre crops or several, ready for ``evaluate``."""
     return EvalBatches(
-        dataset,
+        kind_of(config).eval_dataset(split, config, image_size, crops),
         config.trainer.batch_size,
         config.workers,
         device or config.trainer.device,
@@ -153,25 +131,25 @@ def eval_batches(
     )
 
 
-def kind_of_task(config: FitConfig) -> type[Classification]:
+def kind_of_task(config: FitConfig) -> type:
     """What a run learns, before its data is known."""
-    return Classification
+    return kind_of(config).task
 
 
-def make_task(config: FitConfig, data: Any) -> Classification:
-    """What a run learns of its data: anything that has ``classes``."""
-    return Classification(tuple(data.classes), config.label_smoothing)
+def make_task(config: FitConfig, data: Any) -> Task:
+    """What a run learns of its data."""
+    return kind_of(config).make_task(config, data)
 
 
-def saved_task(config: FitConfig, record: Mapping[str, Any]) -> Classification:
+def saved_task(config: FitConfig, record: Mapping[str, Any]) -> Task:
     """The task again, from what its ``record`` was when it was written down."""
-    return Classification(tuple(record["classes"]), config.label_smoothing)
+    return kind_of(config).saved_task(config, record)
 
 
 def score(
     model: HubPathway,
     task: Task,
-    split: Split,
+    split: Any,
     config: FitConfig,
     image_size: int,
     crops: int = 1,

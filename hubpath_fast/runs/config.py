@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..data.mixup import check_even
+from ..data.named import DIGITS, FACES, FOLDER
 from ..data.settings import DataSettings
 from ..fields import setting
 from ..hub.settings import ModelSettings
+from ..tasks.landmarks.settings import LandmarkSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
 from .warm_up import read_warm_up
 
 FALLBACKS = ("none", "fixed")
+CLASSIFICATION, LANDMARKS = TASKS = ("classification", "landmarks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +44,64 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
         convert=read_warm_up,
     )
 
+    task: str = setting(
+        CLASSIFICATION,
+        "what is learned: `hubpath fit` learns classes, `hubpath landmarks fit` landmarks",
+        choices=TASKS,
+        added=True,
+    )
+    landmarks: LandmarkSettings = setting(LandmarkSettings, "of a task of landmarks")
+
     def check(self) -> None:
         super().check()
+        self._check_task()
         if self.mixes:
             check_even(self.trainer.batch_size)
         if self.router_supervision and self.k == 1:
             raise ValueError(
                 f"router_supervision: expected 0 with k=1, got {self.router_supervision}; with one "
                 "active expert a sample has nothing to compare: set it to 0 or take a larger k"
+            )
+
+    def _check_task(self) -> None:
+        """Raises ValueError for settings that only another task has."""
+        if self.task == CLASSIFICATION:
+            if self.dataset in FACES:
+                raise ValueError(
+                    f"dataset: {self.dataset} has landmarks and no classes; use `hubpath landmarks "
+                    f"fit --dataset {self.dataset}`"
+                )
+            if self.landmarks != LandmarkSettings():
+                changed = LandmarkSettings().to_dict()
+                held = self.landmarks.to_dict()
+                names = [name for name in changed if held[name] != changed[name]]
+                raise ValueError(
+                    f"{names[0]}: of landmarks, and this run learns classes; use `hubpath "
+                    "landmarks fit`, or leave it out"
+                )
+            return
+        if self.dataset not in (*FACES, FOLDER, DIGITS):
+            raise ValueError(
+                f"dataset: {self.dataset} has classes and no landmarks; expected one of "
+                f"{', '.join(FACES)}, {FOLDER} (your own list) or {DIGITS}"
+            )
+        of_classes = {
+            "crops": self.crops != 1,
+            "label_smoothing": self.label_smoothing != 0,
+            "mixup": self.mixup != 0,
+            "cutmix": self.cutmix != 0,
+            "augment": self.augment != "host",
+        }
+        wrong = next((name for name, given in of_classes.items() if given), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{wrong}: for classes alone, and this run learns landmarks, got "
+                f"{getattr(self, wrong)}; leave it out"
+            )
+        if self.image_size is not None and self.image_size % 32:
+            raise ValueError(
+                "image_size: expected a multiple of 32, since maps have a quarter of an image's "
+                f"side, got {self.image_size}"
             )
 
     @classmethod
@@ -60,7 +113,13 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
 
     def placed(self) -> FitConfig:
         """With the whole path of the data: who looks at a run later is in another folder."""
-        return self if self.data is None else self.replace(data=os.path.abspath(self.data))
+        if self.data is None:
+            return self
+        placed, images = self.replace(data=os.path.abspath(self.data)), self.landmarks.images
+        if images is None:
+            return placed
+        own = self.landmarks.replace(images=os.path.abspath(images))
+        return placed.replace(landmarks=own)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)

@@ -6,29 +6,26 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..data import ImageSplit, ImageSplits, open_dataset
-from ..data.decode import verify_images
-from ..data.kept import FileList, data_base, relative, reopen, sizes
-from ..data.named import DIGITS
+from ..data.kept import FileList, data_base, relative, sizes
 from .config import FitConfig
 from .folder import RunFolder
+from .kinds import kind_of
 
 
 @dataclass(frozen=True)
 class RunData:
     """splits: of a run. kept: whether the run's own list made them."""
 
-    splits: ImageSplits
+    splits: Any
     kept: bool
 
     def files(self, config: FitConfig, shared: bool = False) -> FileList | None:
         """Their list. shared: before anything is held out by a seed."""
-        if config.dataset == DIGITS:
-            return None
         distinct = {s: part for s, part in self.splits.distinct.items() if len(part)}
         parts = self.splits.parts if shared else distinct
-        return FileList.of(parts, self.splits.classes, data_base(config.dataset, config.data))
+        return kind_of(config).files(parts, self.splits, config)
 
 
 def open_to_train(
@@ -41,31 +38,24 @@ def open_to_train(
     Raises DataError if images that the run began with are gone or others now.
     """
     kept = folder.kept_files(config) if resume else None
-    listed = kept
+    listed, kind = kept, kind_of(config)
     if listed is None and shared is not None and shared.is_file():
         listed = FileList.read(shared)
-    draw = config.validation, config.trainer.seed
     if listed is None:
-        return RunData(open_dataset(config.dataset, config.data, *draw), False)
-    return RunData(reopen(listed, config.dataset, config.data, *draw), kept is not None)
+        return RunData(kind.open(config, config.data), False)
+    return RunData(kind.reopen(listed, config, config.data), kept is not None)
 
 
-def open_to_score(
-    folder: RunFolder, config: FitConfig, root: str | Path | None = None
-) -> ImageSplits:
+def open_to_score(folder: RunFolder, config: FitConfig, root: str | Path | None = None) -> Any:
     """The data of a run, to score its test split, of which alone broken images are looked for.
 
     root: where the data lies now. Raises DataError if images of that split are gone or others.
     """
     root = config.data if root is None else root
-    draw = config.validation, config.trainer.seed
-    kept = folder.kept_files(config)
+    kept, kind = folder.kept_files(config), kind_of(config)
     if kept is not None:
-        return reopen(kept, config.dataset, root, *draw, scored=True)
-    splits = open_dataset(config.dataset, root, *draw, verify=False)
-    if isinstance(splits.test, ImageSplit):
-        verify_images(splits.test.paths)
-    return splits
+        return kind.reopen(kept, config, root, scored=True)
+    return kind.open(config, root, scored=True)
 
 
 def note_if_trained_on(

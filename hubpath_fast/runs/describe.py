@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from ..data.settings import DataSettings
 from ..fields import Setting
 from ..hub.settings import ModelSettings
+from ..tasks.landmarks.settings import LandmarkSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
-from .config import FitConfig
+from .config import CLASSIFICATION, FitConfig
 from .presets import DEFAULTS
 
 PARTS: dict[str, Sequence[Setting]] = {
@@ -18,6 +19,7 @@ PARTS: dict[str, Sequence[Setting]] = {
     "Model": ModelSettings.settings(),
     "Losses": LossSettings.settings(),
     "Training": TrainerConfig.settings(),
+    "Landmarks": LandmarkSettings.settings(),
     "Run": [
         known
         for known in FitConfig.settings()
@@ -30,7 +32,8 @@ HEAD = """# Settings of a run
 
 `hubpath fit --set KEY=VALUE` sets any of them, as often as it is given; `--print-config` shows
 them all as JSON, which `--config FILE` reads. Those of the training lie in `trainer` there, and
-`--set` takes `decay=0.2` as well as `trainer.decay=0.2`. Values are JSON or plain text:
+`--set` takes `decay=0.2` as well as `trainer.decay=0.2`; those of `hubpath landmarks fit` likewise
+in `landmarks`. Values are JSON or plain text:
 `flip=false`, `milestones=[60,120]`, `executor=graphs`, `workers=null`.
 
 What hangs on another setting moves along unless it is given, too: with `steps` the milestones and
@@ -50,7 +53,9 @@ Without a preset, `--config` or a run to resume, `hubpath fit` and `hubpath comp
 
 def page() -> str:
     """docs/settings.md."""
-    begin = " and ".join(f"`{name}={json.dumps(value)}`" for name, value in DEFAULTS.items())
+    begin = " and ".join(
+        f"`{name}={json.dumps(value)}`" for name, value in DEFAULTS[CLASSIFICATION].items()
+    )
     return HEAD.format(begin=begin) + "".join(
         f"\n## {title}\n\n| setting | default | may be | |\n|---|---|---|---|\n"
         + "".join(map(_row, part))

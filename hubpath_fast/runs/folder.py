@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from ..data.walk import holds_images
 from ..devices import check_device
 from ..files import write_json
 from ..model import FixedRoutes, HubPathway
-from ..training import find_checkpoint, load_weights, read_log
-from .build import build_model
+from ..training import Task, find_checkpoint, load_weights, read_log
+from .build import build_model, saved_task
 from .config import FitConfig
+from .kinds import kind_of
 
 FIT, SEEDS, RESULT, LOG = "fit.json", "seeds.json", "result.json", "log.jsonl"
 ROUTES = "routes.json"
@@ -28,11 +29,20 @@ FILES = "files.csv.gz"  # the images; see data.kept
 
 
 class Record(NamedTuple):
-    """What a run does: its settings, and what the data turned out to be."""
+    """What a run does: its settings, and what the data turned out to be: what is learned, as the
+    task's ``record`` has it, and the pixels a side."""
 
     config: FitConfig
-    classes: tuple[str, ...]
+    learned: Mapping[str, Sequence[str]]
     image_size: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(map(one_form, self.learned["classes"]))
+
+    @property
+    def task(self) -> Task:
+        return saved_task(self.config, self.learned)
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,17 @@ class RunFolder:
                 f"{self.path} holds no run of `hubpath fit` (no {FIT}); give the folder named by "
                 "--out" + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
             )
-        held = self._read(FIT, Record._fields)
+        config, image_size = self._read(FIT, ("config", "image_size"))
         with self._naming(FIT):
-            return _record(*held)
+            settings = FitConfig.from_dict(config)
+        names = kind_of(settings).recorded
+        learned = dict(zip(names, self._read(FIT, names), strict=True))
+        with self._naming(FIT):
+            return _record(settings, learned, image_size)
 
     def write_record(self, record: Record) -> None:
-        values = {**record._asdict(), "config": record.config.placed().to_dict()}
-        write_json(self.path / FIT, values)
+        config, size = record.config.placed().to_dict(), record.image_size
+        write_json(self.path / FIT, {"config": config, **record.learned, "image_size": size})
 
     @property
     def files(self) -> Path:
@@ -195,12 +209,13 @@ class RunFolder:
             raise ValueError(f"{self.path / name}: {error}") from error
 
 
-def _record(config: Any, classes: Any, image_size: Any) -> Record:
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes: expected a list of names, got {classes!r}")
+def _record(config: FitConfig, learned: Mapping[str, Any], image_size: Any) -> Record:
+    for key, names in learned.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key}: expected a list of names, got {names!r}")
     if type(image_size) is not int or image_size < 1:
         raise ValueError(f"image_size: expected an integer of at least 1, got {image_size!r}")
-    return Record(FitConfig.from_dict(config), tuple(map(one_form, classes)), image_size)
+    return Record(config, learned, image_size)
 
 
 def _draw(config: FitConfig) -> tuple:
@@ -227,34 +242,55 @@ def check_apart(out_dir: Path, config: FitConfig) -> None:
 
 @dataclass
 class Run:
-    """A trained run, opened again: its settings, its classes and its model in evaluation mode.
+    """A trained run, opened again: its settings, what it learned and its model in evaluation mode.
 
     notes: what a user should know of it.
     """
 
     config: FitConfig
-    classes: tuple[str, ...]
+    task: Any
     image_size: int
     model: HubPathway
     notes: tuple[str, ...] = ()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes
 
-def open_run(run: str | Path, device: str = "cpu") -> Run:
+
+def open_run(run: str | Path, device: str = "cpu", task: str | None = None) -> Run:
     """Opens a run's best checkpoint (the last one, where none was evaluated yet), with the routes
     that the run keeps.
 
+    task: the kind of task that the caller is for, "classification" or "landmarks"; None: any.
+
     Raises:
-        ValueError: the folder holds no run, or its checkpoint is damaged or of another model.
+        ValueError: the folder holds no run, one of another task (with the command that is for it),
+            or its checkpoint is damaged or of another model.
     """
     folder, on = RunFolder(Path(run)), check_device(device)
-    config, classes, image_size = folder.record()
+    record = folder.record()
+    config, image_size, learned = record.config, record.image_size, record.task
+    if task is not None:
+        check_task(run, config, task)
     checkpoint = folder.checkpoint()
     same = on.type == torch.device(config.trainer.device).type
     here = config if same else config.replace(executor="auto")
-    model = build_model(here, len(classes), image_size, pretrained=False)
+    model = build_model(here, learned, image_size, pretrained=False)
     load_weights(model, checkpoint)
     routes = folder.fixed_routes(len(model.experts))
     if routes is not None:
         model.generator = routes
     lost = folder.lost_best()
-    return Run(config, classes, image_size, model.to(on).eval(), (lost,) if lost else ())
+    return Run(config, learned, image_size, model.to(on).eval(), (lost,) if lost else ())
+
+
+def check_task(run: str | Path, config: FitConfig, task: str) -> None:
+    """Raises ValueError, with the command that is right, if a run is of another task."""
+    if config.task == task:
+        return
+    command = kind_of(config).command
+    raise ValueError(
+        f"{run} is a run of `{command} fit`; use `{command} evaluate {run}`, `{command} predict "
+        f"{run} ...`, or `hubpath report {run}`"
+    )

@@ -11,7 +11,7 @@ from ..data.named import DIGITS, FOLDER
 from ..fields import Settings, full_name, nested
 from ..training import TrainerConfig
 from ..training.config import moved_milestones
-from .config import FitConfig
+from .config import CLASSIFICATION, LANDMARKS, FitConfig
 from .folder import RunFolder
 from .presets import DEFAULTS, preset
 
@@ -28,6 +28,7 @@ def settings(
     preset_name: str | None = None,
     extra: Sequence[str] = (),
     begin: Mapping[str, Any] | None = None,
+    task: str = CLASSIFICATION,
 ) -> FitConfig:
     """A run's settings: a preset, or ``file``, or those of the run that is resumed, or else the
     defaults of a run (``presets.DEFAULTS``) and over them ``begin``; over these what was asked
@@ -37,6 +38,8 @@ def settings(
     What hangs on another setting moves along unless it is asked for as well: with steps the
     milestones and eval_every, with the experts' rate those of heads and router, with data that it
     is a user's folder ("data_root" in ``top`` is the place of a named set instead).
+
+    task: what the command learns; a preset, a file or a run of another is refused.
 
     Raises:
         ValueError: no data or no hub, an unknown or impossible setting.
@@ -50,10 +53,17 @@ def settings(
         base = FitConfig.load(file).to_dict()
     elif resume and (held := RunFolder(Path(out_dir)).config()) is not None:
         base = held.to_dict()
+    held_task = base.get("task", CLASSIFICATION)
+    if base and held_task != task:
+        where = f"preset {preset_name}" if preset_name else f"{file or out_dir}"
+        right = "hubpath fit" if held_task == CLASSIFICATION else f"hubpath {held_task} fit"
+        raise ValueError(f"{where} is of the task {held_task}; use `{right}`")
     own = {"trainer": TrainerConfig().to_dict(), **base}.pop("trainer")
     top, asked = ({k: v for k, v in given.items() if v is not None} for given in (top, trainer))
+    landmarks: dict[str, Any] = {}
     for given in (top, parse_set(extra)):
         asked |= given.pop("trainer", {})
+        landmarks |= given.pop(LANDMARKS, {})
         top |= given
     if "data" in top and "data_root" in top:
         raise ValueError("data and data-root: both say where the data is; give one of them")
@@ -64,8 +74,9 @@ def settings(
     values = {**own, **_moved_along(own, asked, bool(base)), **asked}
     if top.get("k") == 1:  # one expert alone has nothing to be compared to
         top.setdefault("router_supervision", 0.0)
-    first = base or {**DEFAULTS, **(begin or {})}
-    made = FitConfig.from_dict({**first, **top, "trainer": values})
+    first = base or {**DEFAULTS[task], **(begin or {})}
+    landmarks = {**first.get(LANDMARKS, {}), **landmarks}
+    made = FitConfig.from_dict({**first, **top, LANDMARKS: landmarks, "trainer": values})
     if made.dataset == DIGITS and made.data is not None and not resume:
         raise ValueError(
             f"data: the digits come with scikit-learn and lie in no folder, got {made.data}; leave "

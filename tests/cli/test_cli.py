@@ -14,6 +14,7 @@ from PIL import Image
 from support.command import hubpath, refused, shown
 
 from hubpath_fast.data import DigitsTask, write_image_folder
+from hubpath_fast.hub.source import PlainTask
 from hubpath_fast.runs.build import build_model
 from hubpath_fast.runs.config import FitConfig
 from hubpath_fast.training import Trainer
@@ -57,7 +58,7 @@ def test_fit_says_what_it_does_and_leaves_a_run(run):
 def test_convolutions_are_channels_last_unless_it_is_set_off(run):
     config = FitConfig.from_dict(json.loads((run[0] / "fit.json").read_text())["config"])
     for layout, on in ((torch.channels_last, True), (torch.contiguous_format, False)):
-        model = build_model(config.replace(channels_last=on), 10, 32, False)
+        model = build_model(config.replace(channels_last=on), PlainTask(10), 32, False)
         weights = [p for p in model.experts.parameters() if p.dim() == 4]
         assert all(w.is_contiguous(memory_format=layout) for w in weights)
 

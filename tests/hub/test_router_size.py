@@ -15,6 +15,7 @@ import hubpath_fast as hp
 from hubpath_fast.hub import build_experts
 from hubpath_fast.hub.costs import count_flops, module_flops, router_share
 from hubpath_fast.hub.router import ROUTER_SHARE, WIDTHS, generator_size
+from hubpath_fast.hub.source import PlainTask
 from hubpath_fast.runs.build import as_built, build_model
 from hubpath_fast.runs.config import FitConfig
 from hubpath_fast.runs.folder import RunFolder, open_run
@@ -218,7 +219,7 @@ def test_a_run_of_before_has_its_router(tmp_path):
     assert (generator.width, generator.stride) == (2, 1)
     # Width 16 was the default, and is written in every older run.
     config = FitConfig.from_dict({**values, "generator_width": 16})
-    model = build_model(config, 10, 224, pretrained=False)
+    model = build_model(config, PlainTask(10), 224, pretrained=False)
     assert (model.generator.width, model.generator.stride) == (16, 4)
     assert as_built(config, model) == config
 

@@ -13,6 +13,7 @@ from support.images import check_resuming
 from hubpath_fast.compare.problems import DigitsProblem
 from hubpath_fast.compare.settings import make_settings
 from hubpath_fast.data import open_dataset
+from hubpath_fast.hub.source import PlainTask
 from hubpath_fast.runs.build import build_seeded, make_task, train_stream
 from hubpath_fast.runs.config import FitConfig
 from hubpath_fast.runs.presets import preset
@@ -44,7 +45,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(augment, t
 
     def make(folder, resume):
         return Trainer(
-            build_seeded(chosen, 10, 32),
+            build_seeded(chosen, PlainTask(10), 32),
             PathwayObjective(task.criterion(chosen.explore)),
             train_stream(splits.train, chosen, 32, 10),
             chosen.trainer,

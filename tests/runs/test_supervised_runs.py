@@ -16,6 +16,7 @@ from hubpath_fast.compare.problems import DigitsProblem
 from hubpath_fast.compare.runs import Context, pathway
 from hubpath_fast.compare.settings import make_settings
 from hubpath_fast.data import open_dataset
+from hubpath_fast.hub.source import PlainTask
 from hubpath_fast.runs.build import build_seeded, make_task, train_stream
 from hubpath_fast.runs.config import FitConfig
 from hubpath_fast.runs.folder import RunFolder
@@ -46,7 +47,7 @@ def splits():
 def make(splits, chosen, folder, resume=False):
     task = make_task(chosen, splits)
     return Trainer(
-        build_seeded(chosen, 10, 32),
+        build_seeded(chosen, PlainTask(10), 32),
         PathwayObjective(task.criterion(chosen.explore, **chosen.supervision)),
         train_stream(splits.train, chosen, 32, 10),
         chosen.trainer,

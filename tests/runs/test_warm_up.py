@@ -25,6 +25,7 @@ from hubpath_fast.compare import compare
 from hubpath_fast.compare.settings import CompareSettings
 from hubpath_fast.data import TensorBatches, TensorSet
 from hubpath_fast.hub import build_experts
+from hubpath_fast.hub.source import PlainTask
 from hubpath_fast.model.features import OnFeatures
 from hubpath_fast.recipes.fit import fit
 from hubpath_fast.runs.build import build_seeded
@@ -182,8 +183,8 @@ class TestOneHead:
 
 def test_the_first_phase_moves_heads_generator_and_aggregator_and_nothing_else(data, whole):
     chosen = config(data)
-    before = build_seeded(chosen, 2, 32)
-    after = build_seeded(chosen, 2, 32)
+    before = build_seeded(chosen, PlainTask(2), 32)
+    after = build_seeded(chosen, PlainTask(2), 32)
     load_weights(OnFeatures(after).trained, whole / "warm-up" / "last")
     own = after.state_dict()
     moved = {n for n, v in before.state_dict().items() if not torch.equal(v, own[n])}
@@ -214,7 +215,7 @@ def test_the_second_phase_begins_with_the_weights_of_the_first(data, whole, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_step", noted)
         fit(chosen, tmp_path / "run", console=QUIET)
-    expected = build_seeded(chosen, 2, 32)
+    expected = build_seeded(chosen, PlainTask(2), 32)
     load_weights(OnFeatures(expected).trained, whole / "warm-up" / "last")
     for name, value in expected.state_dict().items():
         assert torch.equal(found[name], value), name

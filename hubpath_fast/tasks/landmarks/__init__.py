@@ -9,8 +9,8 @@ from .metrics import auc, failure_rate, nme, normalizer
 
 __all__ = [
     "FACES",
-    "HeatmapHead",
     "LAYOUTS",
+    "HeatmapHead",
     "LandmarkLayout",
     "attach_heatmap_head",
     "auc",
