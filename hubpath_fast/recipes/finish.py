@@ -84,21 +84,25 @@ def _test(
     that says them."""
     metric = task.metric
     test = score(model, task, splits.test, config, image_size)
-    beside = {name: v for name, v in test.items() if name.endswith(f"_{metric.name}")}
+    also = getattr(task, "also", ())
+    beside = {n: v for n, v in test.items() if n.endswith(f"_{metric.name}") or n in also}
     figures = {
         f"test_{metric.name}": test[metric.name],
         **{f"test_{name}": value for name, value in beside.items()},
         "test_loss": test["loss"],
         "test_images": test["n"],
         "test_is_validation": splits.test_is_validation,
+        **(task.facts() if hasattr(task, "facts") else {}),
     }
     more = "".join(f", {n.replace('_', ' ')} {metric.text(v)}," for n, v in beside.items())
     name = "validation (there is no test split)" if splits.test_is_validation else "test"
+    measured = f", {task.measured}," if hasattr(task, "measured") else ""
     console.print(
-        f"[bold]{name}: {metric.text(test[metric.name])} of {test['n']} images[/]{more} "
+        f"[bold]{name}: {metric.text(test[metric.name])}{measured} of {test['n']} images[/]{more} "
         f"{escape(ends)}",
         soft_wrap=True,
     )
+    show_notes(task.remarks(test) if hasattr(task, "remarks") else [], console)
     if config.crops > 1:
         scores = score(model, task, splits.test, config, image_size, config.crops)
         value = figures[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]

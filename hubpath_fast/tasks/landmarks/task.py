@@ -57,6 +57,7 @@ class Landmarks:
     votes: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = MappingProxyType(
         {"soft": mean_points}
     )
+    also: ClassVar[tuple[str, ...]] = ("fr_10", "auc_10", "empty")
     # What models say together is the mean of their maps, which are too large to be stored.
     votes_on_outputs: ClassVar[bool] = True
 
@@ -72,6 +73,17 @@ class Landmarks:
     @property
     def unit_name(self) -> str:
         return self.unit or self.layout.unit
+
+    @property
+    def measured(self) -> str:
+        """What errors are shares of, in words."""
+        words = {"ocular": "inter-ocular distance", "pupil": "inter-pupil distance",
+                 "diagonal": "diagonal of the points' box"}  # fmt: skip
+        return f"of the {words.get(self.unit_name, f'distance of landmarks {self.unit_name}')}"
+
+    def facts(self) -> dict[str, str]:
+        """What figures of one run have to share with those of another to be compared."""
+        return {"normalizer": self.unit_name, "targets": self.targets}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """[N]: of maps [N, L, h, w] the published mean of squares, in units of what it is for maps
