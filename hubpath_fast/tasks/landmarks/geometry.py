@@ -260,7 +260,7 @@ def _reduced(window: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
     reduced = summed[..., ::factor].to(dtype)
     for column in range(1, factor):
         reduced = reduced + summed[..., column::factor]
-    return reduced / factor**2
+    return reduced.div_(factor**2)
 
 
 def _sums_of(pixels: torch.dtype, factor: int, dtype: torch.dtype) -> torch.dtype:

@@ -66,6 +66,7 @@ def test_nothing_of_a_maps_size_is_kept_beside_the_outputs():
     sizes = sorted(t.numel() for t in kept if t.data_ptr() != outputs.data_ptr())
     assert sizes == [points.numel()]
     assert any(t.data_ptr() == outputs.data_ptr() for t in kept)
+    assert not [value for value in vars(loss.grad_fn).values() if isinstance(value, torch.Tensor)]
     loss.sum().backward()
 
 
