@@ -42,10 +42,11 @@ TURNS = {  # what undoes EXIF's orientation
 PLAIN = "save it with 8 or 16 bits a pixel, white being 255 or 65535"
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, upright: bool = True) -> Image.Image:
     """Decodes an image file to 8-bit RGB, as a viewer shows it.
 
-    - Turned upright, as EXIF's orientation says; EXIF that is damaged is passed over.
+    - Turned upright, as EXIF's orientation says; EXIF that is damaged is passed over. With
+      ``upright=False`` pixels stay where they are stored.
     - Transparent pixels, by an alpha channel, a palette's or a transparent colour, are laid on
       white.
     - Grey of 16 bits is divided by 257 and rounded (of a 12-bit TIFF by 4095 / 255; PGM by its
@@ -61,7 +62,7 @@ def load_image(path: str | Path) -> Image.Image:
     _hush()
     try:
         with Image.open(path) as image:
-            return _upright(image, _rgb(image))
+            return _upright(image, _rgb(image)) if upright else _rgb(image)
     except Exception as error:  # PIL raises many kinds: OSError, SyntaxError, struct.error, ...
         raise DataError(f"cannot read the image {path} ({_reason(path, error)})") from error
 
@@ -73,9 +74,14 @@ def broken_images(paths: Sequence[Path], decode: bool = False) -> list[str]:
     that are refused for their range; of a JPEG the header only, so that one that was cut short is
     found when ``load_image`` decodes it.
     """
-    check = _undecodable if decode else _problem
     with ThreadPoolExecutor(CHECKING_THREADS) as pool:
-        return [problem for problem in pool.map(check, paths) if problem]
+        problems = pool.map(lambda path: why_broken(path, decode), paths)
+        return [problem for problem in problems if problem]
+
+
+def why_broken(path: Path, decode: bool = False) -> str | None:
+    """What ``broken_images`` says of one file; None of a whole one."""
+    return (_undecodable if decode else _problem)(path)
 
 
 def verify_images(paths: Sequence[Path]) -> None:
