@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import eval_mode
+from ..hub.dense import DenseNetwork
 
 
 def stage_layers(body: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -26,7 +27,7 @@ def stage_layers(body: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[st
     info = getattr(body, "feature_info", None)
     if isinstance(info, list) and info:
         return [entry["module"] for entry in info]
-    prefix = ""
+    prefix = body.prefix if isinstance(body, DenseNetwork) else ""  # its head is no stage
     while True:
         children = [
             name

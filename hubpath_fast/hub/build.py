@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from ..model.batch_norm import batch_norm_problems
 from ..model.heads import set_lr_factor, split_parameters
+from .dense import DenseNetwork
 from .errors import HubError
 from .expert import Expert, Resized, RunningStatistics, has_nan
 from .labels import expert_names
-from .outputs import output_refusal
 from .registry import find
 from .source import (
     HeadTask,
     HubModel,
     PlainTask,
+    outputs_refusal,
     refusal,
     skeleton,
     training_refusal,
@@ -108,7 +109,7 @@ def build_experts(
             layers = [*batch_norm_problems([(f"expert {i} ({spec.label})", network)])]
             problems += layers
             if not layers:
-                sizes.append(working_size(spec, model, task, size))
+                sizes.append(working_size(spec, model, task, size, input_size))
         except HubError as error:
             problems += error.problems
         if pretrained and model is not None:
@@ -118,7 +119,7 @@ def build_experts(
 
     # All networks first: their new heads are drawn alike, whatever lies in the cache.
     experts = [
-        _build(spec, model, num_outputs, size)
+        _build(spec, model, task, size)
         for spec, model, size in zip(specs, models, sizes, strict=True)
     ]
     if pretrained:
@@ -168,14 +169,20 @@ def _without_weights(model: HubModel) -> list[str]:
     return [] if problem is None else [problem]
 
 
-def working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> int:
+def working_size(
+    spec: ExpertSpec,
+    model: HubModel | None,
+    task: HeadTask,
+    size: int,
+    image_size: int | None = None,
+) -> int:
     """The side that a network works at; HubError if it can take neither ``size`` nor its own, or
-    gives something else in training."""
+    gives something else in training. image_size: of the images before they are resized."""
     if model is None:
-        expected = task.expected_shape(size)
         for training in (False, True):
-            reason = output_refusal(spec.name, expected, size, training)
+            reason = outputs_refusal(spec.name, task, size, image_size, training)
             if reason is not None:
+                expected = task.expected_shape(image_size or size)
                 outputs = ", ".join(map(str, ["n", *expected]))
                 way = "" if training else _remedy(spec.name)
                 raise HubError(
@@ -189,14 +196,14 @@ def working_size(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size:
                 f"{len(nan)} tensors, the first {nan[0]}; load other weights into it"
             )
         return size
-    reason = refusal(model, task, size)
+    reason = refusal(model, task, size, image_size)
     if reason is None:
-        reason = training_refusal(model, task, size)
+        reason = training_refusal(model, task, size, image_size)
         if reason is not None:
             raise HubError(f"{model.name} cannot be trained at {size} x {size}: {reason}")
         return size
     if model.fixed_size and size != model.native_size and spec.size is None:
-        return working_size(spec, model, task, model.native_size)
+        return working_size(spec, model, task, model.native_size, image_size)
     raise wrong_size(model, task, size, reason)
 
 
@@ -209,10 +216,11 @@ def _remedy(module: nn.Module) -> str:
     return "; replace its head, or say a size"
 
 
-def _build(spec: ExpertSpec, model: HubModel | None, num_outputs: int, size: int) -> Expert:
+def _build(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> Expert:
     if model is not None:
-        module = model.make(num_outputs)
-        return Expert(model.name, module, model.mean, model.std, size, model.interpolation, model)
+        module = model.make(task.num_outputs)
+        images = model.mean, model.std, size, model.interpolation
+        return Expert(model.name, module, *images, model, task)
     mean, std = _own_normalization(spec.name)
     return Expert(spec.label, spec.name, spec.mean or mean, spec.std or std, size)
 
@@ -254,6 +262,8 @@ def _prepare(expert: Expert, spec: ExpertSpec, input_size: int) -> None:
     if spec.running_statistics:
         expert.module = RunningStatistics(expert.module)
     if expert.size != input_size:
+        if isinstance(expert.body, DenseNetwork):
+            expert.body.image_size = input_size
         expert.module = Resized(expert.module, expert.size, expert.interpolation)
     if spec.lr_factor != 1:
         set_lr_factor(expert.module, spec.lr_factor)

@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model import FeatureGenerator, HubPathway, PathwayGenerator
+from .dense import about_images
 from .expert import Expert
 from .outputs import run_once
-from .source import HubModel, PlainTask, refusal, skeleton, wrong_size
+from .source import HeadTask, HubModel, PlainTask, refusal, skeleton, wrong_size
 
 TASK = PlainTask(100)  # of the head with which costs are counted; a head is a small part
 BYTES_PER_ADAMW_PARAMETER = 16  # float32 weight, gradient and two moments
@@ -74,12 +75,12 @@ def expert_flops(expert: Expert, num_outputs: int, size: int) -> int | None:
     """``module_flops`` of an expert for images of that size; those of a named one are kept."""
     if expert.model is None:
         return module_flops(expert.module, size)
-    return _flops_of(expert.model, num_outputs, expert.size)
+    return _flops_of(expert.model, expert.task or PlainTask(num_outputs), expert.size, size)
 
 
 @lru_cache(maxsize=256)
-def _flops_of(model: HubModel, num_outputs: int, size: int) -> int | None:
-    return module_flops(skeleton(model, PlainTask(num_outputs)), size)
+def _flops_of(model: HubModel, task: HeadTask, size: int, image_size: int) -> int | None:
+    return module_flops(about_images(skeleton(model, task), image_size), size)
 
 
 def router_share(model: HubPathway, size: int) -> float | None:

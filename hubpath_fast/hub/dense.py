@@ -9,8 +9,9 @@ Letters: n images, F channels of the map, h x w cells, S pixels a side, C output
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,7 @@ from .outputs import copy_to, describe
 
 # Pixels a side that a network is tried at: of 256 every usual stride is a divisor; then its own.
 TRIED, USUAL_SIZE = 256, 224
-LARGEST_STRIDE = 64  # of 256 pixels, four cells a side
-PREFIX = "backbone."
+SMALLEST_STRIDE, LARGEST_STRIDE = 4, 64  # of 256 pixels, 64 and four cells a side
 
 # torchvision's networks, by the names of their classes, and the parts that make the last map.
 MAPS: dict[str, tuple[str | Callable[[Tensor], Tensor], ...]] = {
@@ -77,7 +77,7 @@ class DenseNetwork(nn.Module):
         before = list(backbone.state_dict())
         _remove(backbone, self.found.unused)
         after = backbone.state_dict().keys()
-        self.removed = frozenset(name for name in before if name not in after)
+        self.removed = tuple(name for name in before if name not in after)
         self.image_size: int | None = None
         self.backbone = backbone
         self.head = make_head(self.found.channels, self.found.stride)
@@ -93,7 +93,17 @@ class DenseNetwork(nn.Module):
         info = getattr(self.backbone, "feature_info", None)
         if not isinstance(info, list):
             return None
-        return [{**entry, "module": PREFIX + entry["module"]} for entry in info]
+        return [{**entry, "module": f"{self.prefix}.{entry['module']}"} for entry in info]
+
+    prefix = "backbone"  # of the names of its layers; the head's are "head"
+
+    def names_of(self, names: Mapping[str, str]) -> dict[str, str]:
+        """The same mapping from names of the whole, where it is one from names of the plain
+        backbone, classifier and all."""
+        if any(name.startswith(f"{self.prefix}.") for name in names):
+            return dict(names)
+        kept = {name: other for name, other in names.items() if name not in self.removed}
+        return {f"{self.prefix}.{name}": other for name, other in kept.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -135,6 +145,15 @@ class LastMap:
         return features
 
 
+def about_images(network: nn.Module, size: int | None) -> nn.Module:
+    """The network, of the same tensors, for images of ``size`` pixels a side that were resized for
+    it; None: of whatever size they are."""
+    if isinstance(network, DenseNetwork) and size is not None:
+        network = copy.copy(network)
+        network.image_size = size
+    return network
+
+
 def _features(network: nn.Module, x: Tensor) -> Tensor:
     """What a network makes of images before it pools."""
     if hasattr(network, "forward_features"):
@@ -168,17 +187,15 @@ def _find_map(network: nn.Module) -> LastMap:
             f"{name} exposes no map: expected a network of timm with forward_features, or one of "
             f"torchvision's {', '.join(MAPS)}, VisionTransformer"
         )
-    reasons = {}
-    for size in dict.fromkeys((TRIED, _own_size(network), USUAL_SIZE)):
+    for size in dict.fromkeys((TRIED, _own_size(network))):
         try:
             return _try_map(network, size)
         except Exception as error:  # each architecture has its own way to refuse
-            reasons[size] = str(error) or type(error).__name__
-    tried = "; ".join(f"{reason} (at {size} px)" for size, reason in reasons.items())
+            reason = f"for two images of {size} px {str(error) or type(error).__name__}"
     raise HubError(
-        f"{name} exposes no map that a head can use: {tried}. Expected a map [n, F, h, w] or "
-        "[n, h, w, F], or tokens of a square grid, of cells of at most "
-        f"{LARGEST_STRIDE} pixels a side; take another network"
+        f"{name} exposes no map that a head can use: {reason}. Expected [2, F, h, h], [2, h, h, F] "
+        f"or tokens [2, k + h*h, F], cells of {SMALLEST_STRIDE} to {LARGEST_STRIDE} pixels a side; "
+        "take another network"
     )
 
 
@@ -224,8 +241,10 @@ def _read_map(network: nn.Module, features: Tensor, size: int) -> LastMap:
     if not square:
         raise ValueError(f"it gives {describe(features)}, which is no square map")
     cell = size / side if side else math.inf
-    if not cell <= LARGEST_STRIDE:
-        raise ValueError(f"it gives {describe(features)}, which has no places")
+    if not SMALLEST_STRIDE <= cell <= LARGEST_STRIDE:
+        raise ValueError(f"it gives {describe(features)}, whose cells are {cell:g} pixels a side")
+    if size % side:  # convolutions without padding: the cells do not reach the borders
+        raise ValueError(f"it gives {describe(features)}, cells that do not cover the image evenly")
     return LastMap(channels, 2 ** round(math.log2(cell)), axes, prefix)
 
 

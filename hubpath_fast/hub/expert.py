@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..model.heads import head_layers, head_names
+from .dense import DenseNetwork
 from .errors import HubError
 
 if TYPE_CHECKING:
-    from .source import HubModel
+    from .source import HeadTask, HubModel
 
 NAMES_IN_MESSAGE = 8
 COUNTER = "num_batches_tracked"  # of BatchNorm: it has learned nothing, and old files lack it
@@ -103,7 +104,8 @@ class Expert:
     input size. mean, std: what the network's images were normalised with, a value a channel, in
     units of images in [0, 1]. size: the side it works at; where that is not the hub's input size,
     ``module`` holds a ``Resized``, which resizes by ``interpolation``. model: what its source knows
-    of it; None of a module of one's own. label: what tables call it; the name where that is empty.
+    of it; None of a module of one's own. task: whose head it has; None where model is. label: what
+    tables call it; the name where that is empty.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Expert:
     size: int
     interpolation: str = "bilinear"
     model: HubModel | None = None
+    task: HeadTask | None = None
     label: str = ""
 
     @property
@@ -216,6 +219,8 @@ def load_body(
     heads = head_names(body)
     own = {name: tensor for name, tensor in body.state_dict().items() if name not in heads}
     files_names, left_over = layout.split(state_dict)
+    if isinstance(body, DenseNetwork):
+        files_names = body.names_of(files_names)
     given = {name: state_dict[n] for name, n in files_names.items() if name not in heads}
     missing = [n for n in own.keys() - given.keys() if n.rpartition(".")[2] != COUNTER]
     left_over += [files_names[name] for name in given.keys() - own.keys()]

@@ -110,7 +110,7 @@ def make_generator(
     else:
         source = experts[_find(name, experts) if name else _cheapest(flops)]
     # What its source knows of a model can be no part of one: it is not to be copied or pickled.
-    source = dataclasses.replace(source, model=None)
+    source = dataclasses.replace(source, model=None, task=None)
     features = _num_features(source, router, experts, size)
     return FeatureGenerator(
         source, len(experts), features, source.mean, source.std, own=kind == NETWORK

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import read_state_dict
+from .dense import about_images
 from .errors import HubError
 from .expert import Expert, Layout, load_body
 from .outputs import output_refusal
@@ -121,20 +122,33 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 @lru_cache(maxsize=256)  # a process that builds its hub again knows already
-def refusal(model: HubModel, task: HeadTask, size: int) -> str | None:
+def refusal(
+    model: HubModel, task: HeadTask, size: int, image_size: int | None = None
+) -> str | None:
     """Why the model with the task's head does not map images [n, 3, size, size] to the outputs
     that the task expects; None: it does.
 
+    image_size: pixels a side of the images that were resized to ``size`` for it; None: none were.
     The model is run on the meta device, which computes shapes only: no weights, no pixels, a tenth
     of a second.
     """
-    return output_refusal(skeleton(model, task), task.expected_shape(size), size)
+    return outputs_refusal(skeleton(model, task), task, size, image_size)
 
 
 @lru_cache(maxsize=256)
-def training_refusal(model: HubModel, task: HeadTask, size: int) -> str | None:
+def training_refusal(
+    model: HubModel, task: HeadTask, size: int, image_size: int | None = None
+) -> str | None:
     """``refusal`` of the network in training mode, in which some give more outputs."""
-    return output_refusal(skeleton(model, task), task.expected_shape(size), size, training=True)
+    return outputs_refusal(skeleton(model, task), task, size, image_size, training=True)
+
+
+def outputs_refusal(
+    network: nn.Module, task: HeadTask, size: int, image_size: int | None, training: bool = False
+) -> str | None:
+    """``refusal`` of a network that has its head."""
+    expected = task.expected_shape(image_size or size)
+    return output_refusal(about_images(network, image_size), expected, size, training)
 
 
 def accepted_sizes(model: HubModel, task: HeadTask) -> list[int]:
