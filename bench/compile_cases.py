@@ -159,24 +159,43 @@ def _combine_cases() -> Iterator[CompileCase]:
 
 
 def _aggregate_cases() -> Iterator[CompileCase]:
-    for (n, m, k, c), trailing, dtype in [
-        ((48, 5, 2, 100), (), FP32),
-        ((4096, 64, 2, 1000), (), FP32),
-        ((4096, 64, 2, 1000), (), BF16),
-        ((65536, 5, 2, 10), (), FP16),
-        ((48, 5, 2, 32), (64, 64), BF16),
+    """On vectors, and on maps: of landmarks, in both layouts and of few positions."""
+    landmarks, maps = (16, 5, 2, 98), (64, 64)
+    for (n, m, k, c), trailing, dtype, last in [
+        ((48, 5, 2, 100), (), FP32, False),
+        ((4096, 64, 2, 1000), (), FP32, False),
+        ((4096, 64, 2, 1000), (), BF16, False),
+        ((65536, 5, 2, 10), (), FP16, False),
+        ((48, 5, 2, 32), maps, BF16, False),
+        (landmarks, maps, FP32, False),
+        (landmarks, maps, BF16, False),
+        (landmarks, maps, FP32, True),
+        (landmarks, maps, BF16, True),
+        ((48, 3, 2, 68), (4, 8), FP16, False),
+        ((48, 3, 2, 5), (16, 16), FP32, False),
+        ((2, 64, 8, 300), (128, 128), BF16, False),
     ]:
-        size, wide = f"N={n} M={m} K={k} C={c} {_words(trailing, dtype)}", c % 4 == 0
-        for name, launch in aggregate_launches(n, m, k, c, trailing, dtype).items():
+        size = f"N={n} M={m} K={k} C={c} {_words(trailing, dtype)}{' last' if last else ''}"
+        # Channels of maps that lie one behind the other are a row of any address.
+        wide = c % 4 == 0 or (len(trailing) > 0 and not last)
+        launches = aggregate_launches(n, m, k, c, trailing, dtype, last)
+        for name, launch in launches.items():
             yield CompileCase(f"aggregate {name} {size}", launch, wide)
 
 
 def aggregate_launches(
-    n: int, m: int, k: int, c: int, trailing: tuple[int, ...], dtype: torch.dtype
+    n: int,
+    m: int,
+    k: int,
+    c: int,
+    trailing: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool = False,
 ) -> dict[str, Launch]:
-    """By name, of the grouped form with C outputs: forward with the loss, backward with and
-    without."""
-    outputs, weights = _meta(n * k, c, *trailing, dtype=dtype), _meta(n, k)
+    """By name, of the grouped form with C outputs: forward with the loss (maps: one launch),
+    backward with and without."""
+    outputs = empty(_meta(n * k, c, *trailing), n * k, dtype, channels_last=channels_last)
+    weights = _meta(n, k)
     rows, offsets = _integers(n * k), _integers(m + 1)
     matrix = _meta(c, m * c, dtype=dtype)
     partials, target = outputs.float().flatten(), weights.long()
@@ -186,7 +205,7 @@ def aggregate_launches(
     )  # fmt: skip
     (y, loss), found = (
         forward.results,
-        dict(zip(("products", "sum"), forward.launches, strict=True)),
+        dict(zip(("products", "sum"), forward.launches, strict=False)),
     )
     for name, extra in (("", (None, None, None)), (" with loss", (loss, partials, target))):
         given = (y, outputs, weights, rows, offsets, matrix, dtype, dtype, True, True)

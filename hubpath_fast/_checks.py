@@ -144,8 +144,11 @@ def check_range(name: str, target: Tensor, outputs: Tensor, ignore_index: int = 
             )
 
 
-def check_matrix(weight: Tensor, bias: Tensor | None, outputs: Tensor, routing: Routing) -> None:
-    """The linear aggregator's parameters against the outputs [R, C, ...] and the hub."""
+def check_matrix(
+    weight: Tensor, bias: Tensor | None, outputs: Tensor, routing: Routing, dtype: torch.dtype
+) -> None:
+    """The linear aggregator's parameters against the outputs [R, C, ...] and the hub. dtype: what
+    the outputs are multiplied in."""
     width = routing.num_experts * outputs.shape[1]
     if weight.dim() != 2 or weight.shape[1] != width:
         raise ValueError(
@@ -158,8 +161,8 @@ def check_matrix(weight: Tensor, bias: Tensor | None, outputs: Tensor, routing: 
         if tensor is None:
             continue
         check_device(name, tensor, routing)
-        if tensor.dtype != outputs.dtype:
+        if tensor.dtype != dtype:
             raise ValueError(
-                f"{name}: expected {outputs.dtype} as outputs, got {tensor.dtype}; convert one of "
+                f"{name}: expected {dtype} as outputs, got {tensor.dtype}; convert one of "
                 "them, or use autocast"
             )

@@ -11,14 +11,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ._torch_grouped import GroupedAggregate
+from ._torch_maps import MapAggregate
+from ._torch_rows import accumulator, expert_of_row, sample_of_row, weight_of_row
 from .routing import Routing
 
 # Multiply-adds that the grouped form must save per expert before it pays. Measured on one thread of
 # an EPYC (AVX-512), forward and backward: an expert's three calls cost about 25 us, and the forms
 # cross between 2.4e5 (N=4096 M=5 K=2 C=10: dense 1.1 ms, grouped 1.4) and 4.0e5 (M=64: 9.1, 2.7).
 GROUPED_MIN_SAVED = 3 << 17
+# Elements of a map from which on its row is multiplied alone: about 30 us of calls, forward and
+# backward, are then less than what the grouped form moves more. Measured as above, at N=48 M=5 K=2:
+# 5 x 32x32 (5,120) is even, 10 x 16x16 (2,560) loses, 1.8, of 10 x 32x32 and 32 x 16x16 wins, 1.5
+# and 1.2.
+ROWS_MIN_ELEMENTS = 1 << 13
 
 
 def noisy_topk(
@@ -78,7 +85,7 @@ def gather(
     if scale is None and shift is None:
         return out.to(dtype)
     compute = accumulator(dtype)
-    expert = _expert_of_row(plan)
+    expert = expert_of_row(plan)
     per_row = (len(expert), -1, *[1] * (x.dim() - 2))
     out = out.to(compute)
     if scale is not None:
@@ -98,7 +105,7 @@ def gather_into(
     last = out.dim() == 4 and not out.is_contiguous()
     layout = torch.channels_last if last else torch.contiguous_format
     found = gather(x, plan, scale, shift, out.dtype, layout)
-    expert = _expert_of_row(plan)
+    expert = expert_of_row(plan)
     begin = plan.offsets.index_select(0, expert)
     within = torch.arange(len(expert), device=x.device) - begin
     out.index_copy_(0, within + expert * (len(out) // plan.num_experts), found)
@@ -107,8 +114,8 @@ def gather_into(
 def combine(outputs: Tensor, weights: Tensor, plan: Routing) -> Tensor:
     n, m = plan.num_samples, plan.num_experts
     flat = outputs.flatten(1)
-    weighted = flat * _weight_of_row(weights, plan.rows).to(accumulator(flat.dtype)).unsqueeze(1)
-    cell = sample_of_row(plan.rows, plan.k) * m + _expert_of_row(plan)
+    weighted = flat * weight_of_row(weights, plan.rows).to(accumulator(flat.dtype)).unsqueeze(1)
+    cell = sample_of_row(plan.rows, plan.k) * m + expert_of_row(plan)
     concat = flat.new_zeros(n * m, flat.shape[1])
     concat = concat.index_copy(0, cell, weighted.to(flat.dtype))
     return concat.view(n, m * outputs.shape[1], *outputs.shape[2:])
@@ -121,14 +128,33 @@ def aggregate(
     matrix: Tensor,
     bias: Tensor | None,
     grouped: bool | None = None,
+    by_row: bool | None = None,
 ) -> Tensor:
-    """grouped: the form, on the CPU; None for the one that ``prefer_grouped`` says."""
+    """grouped, by_row: the form, on the CPU; where nothing is said, ``prefer_rows``, then
+    ``prefer_grouped`` choose. outputs of another dtype than the matrix are cast to it."""
+    on_cpu = outputs.device.type == "cpu"
+    if by_row is None:
+        by_row = on_cpu and grouped is None and prefer_rows(outputs, matrix)
+    if by_row:
+        return MapAggregate.apply(outputs, weights, matrix, bias, plan.experts, plan.positions)
+    outputs = outputs.to(matrix.dtype)
     if grouped is None:
-        grouped = outputs.device.type == "cpu" and prefer_grouped(outputs, matrix, plan.k)
+        grouped = on_cpu and prefer_grouped(outputs, matrix, plan.k)
     if grouped:
         tables = plan.rows, plan.positions, plan.offsets
-        return _GroupedAggregate.apply(outputs, weights, matrix, bias, *tables)
+        return GroupedAggregate.apply(outputs, weights, matrix, bias, *tables)
     return linear_over_channels(combine(outputs, weights, plan), matrix, bias)
+
+
+def prefer_rows(outputs: Tensor, matrix: Tensor) -> bool:
+    """Whether maps [R, C, ...] are aggregated a row at a time, which keeps nothing of their size.
+
+    It is faster, too, where a row's products outweigh its calls (``ROWS_MIN_ELEMENTS``), unless the
+    matrix's block is larger than a map: then adding up its gradient row by row costs more.
+    """
+    trailing = outputs[0, 0].numel() if outputs.dim() > 2 else 1
+    elements = outputs.shape[1] * trailing
+    return trailing >= matrix.shape[0] and elements >= ROWS_MIN_ELEMENTS
 
 
 def prefer_grouped(outputs: Tensor, matrix: Tensor, k: int) -> bool:
@@ -141,118 +167,6 @@ def prefer_grouped(outputs: Tensor, matrix: Tensor, k: int) -> bool:
     # Products of the dense form, N*S * M*C * C_OUT, less those of the grouped one.
     saved = outputs.numel() // k * matrix.shape[0] * (num_experts - k)
     return saved >= GROUPED_MIN_SAVED * num_experts
-
-
-def _products(items: Tensor, matrix: Tensor, offsets: Tensor, transposed: bool) -> Tensor:
-    """[R, S, C_OUT] times the block [C_OUT, C] of each row's expert -> [R, S, C]; transposed:
-    [R, S, C] times the transposed block -> [R, S, C_OUT]."""
-    products = _products_fake(items, matrix, offsets, transposed)
-    for begin, end, block in _blocks(offsets, matrix):
-        block = block.t() if transposed else block
-        torch.mm(_flat(items, begin, end), block, out=_flat(products, begin, end))
-    return products
-
-
-def _products_fake(items: Tensor, matrix: Tensor, offsets: Tensor, transposed: bool) -> Tensor:
-    channels = matrix.shape[0] if transposed else matrix.shape[1] // (offsets.numel() - 1)
-    return items.new_empty(*items.shape[:2], channels)
-
-
-def _matrix_gradient(d_products: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
-    """[C_OUT, M*C]: an expert's rows, multiplied. One without rows gets zeros."""
-    d_matrix = _matrix_gradient_fake(d_products, items, offsets)
-    for begin, end, d_block in _blocks(offsets, d_matrix):
-        torch.mm(_flat(d_products, begin, end).t(), _flat(items, begin, end), out=d_block)
-    return d_matrix
-
-
-def _matrix_gradient_fake(d_products: Tensor, items: Tensor, offsets: Tensor) -> Tensor:
-    return items.new_empty(d_products.shape[2], (offsets.numel() - 1) * items.shape[2])
-
-
-def _blocks(offsets: Tensor, matrix: Tensor):
-    """(begin, end, block [C_OUT, C] of the matrix) of each expert, in turn."""
-    bounds = offsets.tolist()
-    blocks = matrix.unflatten(1, (len(bounds) - 1, -1)).unbind(1)
-    return zip(bounds[:-1], bounds[1:], blocks, strict=True)
-
-
-def _flat(items: Tensor, begin: int, end: int) -> Tensor:
-    return items[begin:end].view(-1, items.shape[2])
-
-
-def _operation(schema: str, function, fake):
-    """An operation of its own: compiled code calls it whole and does not look into the loop."""
-    name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, function, "CPU")
-    torch.library.register_fake(f"hubpath_fast::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.hubpath_fast, name).default
-
-
-_LIBRARY = torch.library.Library("hubpath_fast", "FRAGMENT")
-_grouped_products = _operation(
-    "cpu_grouped_products(Tensor items, Tensor matrix, Tensor offsets, bool transposed) -> Tensor",
-    _products,
-    _products_fake,
-)
-_grouped_matrix_gradient = _operation(
-    "cpu_grouped_matrix_gradient(Tensor d_products, Tensor items, Tensor offsets) -> Tensor",
-    _matrix_gradient,
-    _matrix_gradient_fake,
-)
-
-
-class _GroupedAggregate(torch.autograd.Function):
-    """One product per expert, on the CPU, where a call costs microseconds and counts are at hand.
-
-    Each writes its slice of the result in place: of the gradient of the matrix, which is most of
-    the memory, nothing is written twice and nothing is transposed.
-    """
-
-    @staticmethod
-    def forward(ctx, outputs, weights, matrix, bias, rows, positions, offsets):
-        matrix, compute = matrix.contiguous(), accumulator(outputs.dtype)
-        # Weighted afterwards: the weights' gradient needs the products as they are.
-        products = _grouped_products(_items(outputs), matrix, offsets, True)
-        per_slot = products.index_select(0, positions.flatten()).unflatten(0, positions.shape)
-        y = (per_slot * weights.to(compute)[:, :, None, None]).sum(dim=1)
-        y = y if bias is None else y + bias.to(compute)
-        ctx.save_for_backward(outputs, weights, matrix, bias, rows, offsets, products)
-        return _maps(y.to(outputs.dtype), outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_y):
-        outputs, weights, matrix, bias, rows, offsets, products = ctx.saved_tensors
-        needs_outputs, needs_weights, needs_matrix, needs_bias = ctx.needs_input_grad[:4]
-        (n, k), dtype = weights.shape, accumulator(outputs.dtype)
-        d_y = _items(d_y)
-        d_outputs = d_weights = d_matrix = d_bias = None
-        d_rows = d_y.index_select(0, sample_of_row(rows, k)).to(dtype)  # [R, S, C_OUT]
-        if needs_weights:
-            by_row = (d_rows * products).sum(dim=(1, 2)).to(weights.dtype)
-            d_weights = torch.empty_like(by_row).index_copy_(0, rows.long(), by_row).view(n, k)
-        if needs_outputs or needs_matrix:
-            d_rows = d_rows * _weight_of_row(weights, rows).to(dtype).view(-1, 1, 1)
-            d_rows = d_rows.to(outputs.dtype)
-        if needs_outputs:
-            d_outputs = _maps(_grouped_products(d_rows, matrix, offsets, False), outputs)
-        if needs_matrix:
-            d_matrix = _grouped_matrix_gradient(d_rows, _items(outputs), offsets)
-        if needs_bias:
-            d_bias = d_y.sum(dim=(0, 1), dtype=dtype).to(bias.dtype)
-        return d_outputs, d_weights, d_matrix, d_bias, None, None, None
-
-
-def _items(x: Tensor) -> Tensor:
-    """[R, C, ...] as contiguous [R, S, C]: S trailing positions, 1 where there are none."""
-    return x.flatten(2).transpose(1, 2).contiguous() if x.dim() > 2 else x.contiguous().unsqueeze(1)
-
-
-def _maps(items: Tensor, like: Tensor) -> Tensor:
-    """[n, S, C] as [n, C, ...] with the trailing positions of ``like``."""
-    return items.transpose(1, 2).unflatten(2, like.shape[2:]) if like.dim() > 2 else items[:, 0]
 
 
 def exploit_loss(
@@ -375,7 +289,7 @@ def aggregate_with_exploit_loss(
 ) -> tuple[Tensor, ...]:
     """The product is of the matrix's dtype, autocast's where it is on; the loss takes outputs as
     they are."""
-    y = aggregate(outputs.to(matrix.dtype), weights, plan, matrix, bias)
+    y = aggregate(outputs, weights, plan, matrix, bias)
     return y, *losses_of_rows(outputs, weights, plan, *loss, temperature)
 
 
@@ -384,22 +298,3 @@ def linear_over_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     if x.dim() == 2:
         return F.linear(x, weight, bias)
     return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What an operation computes in: float64 for float64, float32 for anything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def sample_of_row(rows: Tensor, k: int) -> Tensor:
-    """[R] the sample whose slot each row is."""
-    return torch.div(rows, k, rounding_mode="floor").long()
-
-
-def _expert_of_row(plan: Routing) -> Tensor:
-    row = torch.arange(plan.rows.numel(), device=plan.rows.device, dtype=torch.int32)
-    return torch.searchsorted(plan.offsets[1:], row, right=True)
-
-
-def _weight_of_row(weights: Tensor, rows: Tensor) -> Tensor:
-    return weights.flatten().index_select(0, rows)

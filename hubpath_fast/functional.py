@@ -219,7 +219,8 @@ def aggregate(
     """The linear aggregator on rows: ``F.linear(combine(outputs), weight, bias)``.
 
     The concatenation is not built where the grouped form is faster. Maps [R, C, ...] are
-    aggregated at every position alike (a 1 x 1 convolution).
+    aggregated at every position alike (a 1 x 1 convolution), in their layout; of large ones, on the
+    CPU and by the Triton kernels, nothing of their size is made or kept beside their gradient.
 
     Args:
         outputs: [R, C, ...] of the experts, in row order.
@@ -235,8 +236,10 @@ def aggregate(
         ValueError: arguments that do not fit each other.
     """
     check_outputs(outputs, routing)
-    outputs, weight, bias = _autocast(outputs, weight, bias)
-    check_matrix(weight, bias, outputs, routing)
+    dtype, weight, bias = _autocast(outputs, weight, bias)
+    check_matrix(weight, bias, outputs, routing, dtype)
+    if outputs.dim() == 2:  # maps are cast where they are read, never all of them
+        outputs = outputs.to(dtype)
     ops = _backend(backend, outputs)
     return ops.aggregate(outputs, routing.weights, routing, weight, bias)
 
@@ -363,8 +366,8 @@ def aggregate_with_exploit_loss(
     if target.is_floating_point():
         losses = _losses_of_probabilities(backend, outputs, routing, loss, temperature)
         return aggregate(outputs, routing, weight, bias, backend), *losses
-    cast, weight, bias = _autocast(outputs, weight, bias)
-    check_matrix(weight, bias, cast, routing)
+    dtype, weight, bias = _autocast(outputs, weight, bias)
+    check_matrix(weight, bias, outputs, routing, dtype)
     ops = _backend(backend, outputs)
     # The outputs as they came: autocast is the aggregation's, not the loss's.
     return ops.aggregate_with_exploit_loss(
@@ -447,12 +450,17 @@ def _losses_of_probabilities(
     return ops.losses_of_rows(outputs, routing.weights, routing, *loss, temperature)
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """What autocast does to the arguments of a linear layer."""
-    dtype = autocast_dtype(tensors[0].device.type)
+def _autocast(
+    outputs: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[torch.dtype, Tensor, Tensor | None]:
+    """What autocast does to the arguments of a linear layer: of the outputs, their dtype there."""
+    dtype = autocast_dtype(outputs.device.type)
     if dtype is None:
-        return tensors
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+        return outputs.dtype, weight, bias
+    weight, bias = (
+        t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (weight, bias)
+    )
+    return outputs.dtype if outputs.dtype == torch.float64 else dtype, weight, bias
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

@@ -6,13 +6,17 @@
 Rows lie in expert order, so the products W_i outputs[r] are one grouped matrix product: a tile of
 rows belongs to one expert and reads that expert's block of the matrix only. The concatenation's
 zeros are never multiplied: K/M of its work and none of its memory. A second launch adds each
-sample's K products in order; nothing of them is kept. Backward, with g[r] = W_i^T d_y[n]:
+sample's K products in order; nothing of them is kept. Of maps one launch does both, and the
+products are never in memory (_aggregate_maps.py). Backward, with g[r] = W_i^T d_y[n]:
 
     d_outputs[r] = w[n, j] * g[r]                 d_w[n, j] = <g[r], outputs[r]>
     d_W_i = sum over rows of i of w[n, j] * d_y[n] outputs[r]^T        d_bias = sum_n d_y[n]
 
 Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C outputs, C_OUT outputs
 of the aggregator, S trailing elements (maps: linear over dimension 1 at each), T = R*S items.
+
+Beside outputs [T, C], y [N*S, C_OUT] and their gradients there are, of maps, only the dots that
+d_weights is summed from, T for every 32 to 128 channels, and shares of d_matrix.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._aggregate_backward import aggregate_backward
+from ._aggregate_maps import adds_in_place, map_launch
 from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
 from ._grouped import find_tile, operand, product_constants, row_tiles, tf32_is_allowed, tiles_for
 from ._launch import Launch, Plan, apply, register
@@ -39,7 +44,7 @@ from ._layout import (
     units,
 )
 from .combine import combine
-from .exploit_loss import PARTIALS, exploit_loss_forward
+from .exploit_loss import PARTIALS, exploit_loss_forward, sum_partials
 from .router_loss import add_router_gradient, supervise
 
 # Operations that cost as much as moving one byte, (float32, half precision): H100 and H200
@@ -144,12 +149,7 @@ def _sum_rows(
     tl.store(y_ptr + n[:, None] * length + offs_l[None, :], y, mask=mask)
 
     if partials_ptr is not None and pid == 0:
-        total = tl.zeros([BLOCK_P], dtype=COMPUTE)
-        num_partials = partial_units * PARTIALS
-        for start in range(0, num_partials, BLOCK_P):
-            offs_p = start + tl.arange(0, BLOCK_P)
-            total += tl.load(partials_ptr + offs_p, mask=offs_p < num_partials, other=0.0)
-        tl.store(loss_ptr, tl.sum(total, axis=0))
+        sum_partials(loss_ptr, partials_ptr, partial_units, COMPUTE, PARTIALS, BLOCK_P)
 
 
 def plan_forward(outputs, weights, positions, offsets, matrix, bias, dtype, partials) -> Plan:
@@ -157,7 +157,10 @@ def plan_forward(outputs, weights, positions, offsets, matrix, bias, dtype, part
     num_experts, (n, k) = offsets.numel() - 1, weights.shape
     num_rows, channels = outputs.shape[:2]
     c_out, trailing = matrix.shape[0], trailing_size(outputs)
-    y, loss = _fake(outputs, weights, positions, offsets, matrix, bias, dtype, partials)
+    given = outputs, weights, positions, offsets, matrix, bias, dtype, partials
+    y, loss = _fake(*given)
+    if adds_in_place(outputs):
+        return Plan((y, loss), [map_launch(y, loss, *given)])
     products = empty(outputs, num_rows, accumulator(dtype), c_out)
     minor = channels_minor(outputs)
     items = num_rows * trailing
@@ -323,7 +326,10 @@ def prefer_grouped(
 
 
 def choose_grouped(outputs: Tensor, weights: Tensor, plan: RowPlan, matrix: Tensor) -> bool:
-    """``prefer_grouped`` at these tensors' sizes."""
+    """``prefer_grouped`` at these tensors' sizes; maps always: a concatenation of theirs would be
+    most of a step's memory."""
+    if adds_in_place(outputs):
+        return True
     n, k = weights.shape
     samples, experts = n * trailing_size(outputs), plan.offsets.numel() - 1
     itemsize = product_dtype(outputs).itemsize
@@ -374,9 +380,9 @@ def aggregate(
             float32 (float64 too under the interpreter), contiguous or channels last.
         weights, plan: as for ``combine``.
         matrix: [C_OUT, M*C], bias: [C_OUT] or None; of any float dtype.
-        grouped: True for the grouped form (two launches forward, two backward, or more where few
-            experts get many rows), False for combine and a dense product, None for whichever
-            ``prefer_grouped`` says.
+        grouped: True for the grouped form (two launches forward, one of maps; two backward, or more
+            where few experts get many rows), False for combine and a dense product, None for
+            whichever ``choose_grouped`` says.
 
     Returns:
         [N, C_OUT, ...] in the dtype of ``outputs``, or autocast's where autocast is on, and in

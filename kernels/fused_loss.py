@@ -54,7 +54,7 @@ def aggregate_with_exploit_loss(
 
     Arguments, results and errors are those of ``aggregate`` and ``exploit_loss``; a
     ``temperature`` adds ``router_loss(...)`` at it; ``grouped`` forces the grouped form or the
-    dense one, None takes whichever ``prefer_grouped`` says.
+    dense one, None takes whichever ``choose_grouped`` says.
     """
     asked = (target, label_smoothing, ignore_index, temperature)
     if not (choose_grouped(outputs, weights, plan, matrix) if grouped is None else grouped):

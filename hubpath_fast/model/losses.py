@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .. import functional as HF
 from .._checks import check_classes, check_range, check_router, check_temperature
-from .._torch_ops import accumulator, router_loss_of_rows, sample_of_row
+from .._torch_ops import router_loss_of_rows
+from .._torch_rows import accumulator, sample_of_row
 from .output import PathwayOutput
 
 

@@ -10,8 +10,8 @@ import torch
 from hubpath_fast.kernels import aggregate_with_exploit_loss
 from hubpath_fast.kernels._grouped import product_constants
 from hubpath_fast.kernels.aggregate import aggregate, prefer_grouped
+from support.aggregate_check import NAMES, check
 from support.output_cases import (
-    ROUNDING,
     SMALL,
     SMALL_LAST,
     SMALL_MAPS,
@@ -29,8 +29,6 @@ from support.output_cases import (
 )
 
 from hubpath_fast import _torch_ops
-
-NAMES = ("d_outputs", "d_weights", "d_matrix", "d_bias")
 
 
 def grouped(tensors, inputs):
@@ -51,44 +49,9 @@ def in_torch(tensors, inputs, grouped):
     return _torch_ops.aggregate(outputs, weights, inputs, matrix, bias, grouped)
 
 
-def check(inputs, product=None, autocast=False, form=grouped) -> None:
-    """Values and gradients; ``product`` is the dtype of products, if not the outputs'."""
-    dtype = inputs.outputs.dtype
-    product = product or dtype
-    compute = ROUNDING[torch.float64 if product == torch.float64 else torch.float32]
-    tensors = leaves(*inputs.sources)
-    with torch.autocast(inputs.outputs.device.type, dtype=product, enabled=autocast):
-        y = form(tensors, inputs)
-    gradients = torch.autograd.grad(y, tensors, inputs.d_y.to(y.dtype))
-    assert y.dtype == product
-
-    exact, absolute = double(*tensors), double(*tensors, absolute=True)
-    expected = aggregate_reference(*exact, inputs)
-    wanted = torch.autograd.grad(expected, exact, inputs.d_y.double())
-    terms = aggregate_reference(*absolute, inputs)
-    absolute_d_y = inputs.d_y.double().abs()
-    gradient_terms = torch.autograd.grad(terms, absolute, absolute_d_y)
-
-    # Each result is a sum of products, so an error is at most (number of roundings) x sum |terms|:
-    # the longest chain of additions, then two operands' roundings where they are cast to the
-    # product's dtype; weight x d_y in the matrix's gradient is always rounded to it.
-    length = max(*inputs.outputs[0].shape, *inputs.matrix.shape, inputs.d_y[0].numel())
-    length = max(length, inputs.outputs.numel() // inputs.outputs.shape[1]) + 8
-    cast = [2 * ROUNDING[product] if product != t.dtype else 0.0 for t in tensors]
-    operands = max(cast[0], cast[2])
-    relative = length * compute + operands
-    assert_within(y, expected, relative * terms + ROUNDING[product] * expected.abs(), "y")
-    for i, (name, gradient) in enumerate(zip(NAMES, gradients, strict=True)):
-        assert gradient.dtype == tensors[i].dtype, name
-        extra = 2 * ROUNDING[product] if name == "d_matrix" else 0.0
-        extra += ROUNDING[product] if product != dtype else 0.0  # d_y arrives in that dtype
-        bound = (relative + extra) * gradient_terms[i] + ROUNDING[gradient.dtype] * wanted[i].abs()
-        assert_within(gradient, wanted[i], bound, name)
-
-
 @every_case
 def test_matches_the_loop_in_float64(case, device):
-    check(make(case, torch.float64, device))
+    check(make(case, torch.float64, device), form=grouped)
 
 
 @pytest.mark.parametrize("form", [True, False], ids=["grouped", "dense"])
@@ -100,19 +63,19 @@ def test_torchs_forms_match_the_loop_in_float64(case, form):
 @float_dtypes
 @small_cases
 def test_sums_in_float32_and_rounds_once(case, dtype, device):
-    check(make(case, dtype, device))
+    check(make(case, dtype, device), form=grouped)
 
 
 @pytest.mark.parametrize("outputs", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_under_autocast_as_a_linear_layer(outputs, device):
     inputs = make(replace(SMALL, c=37), torch.float32, device)
     inputs.outputs = inputs.outputs.to(outputs)
-    check(inputs, product=torch.bfloat16, autocast=True)
+    check(inputs, product=torch.bfloat16, autocast=True, form=grouped)
 
 
 def test_few_experts_with_many_rows_are_cut_into_shares(device):
     """More than 512 rows per expert, few tiles: the matrix's gradient is added up from shares."""
-    check(make(Case("", n=1040, m=1, k=1, c=3, c_out=2), torch.float64, device))
+    check(make(Case("", n=1040, m=1, k=1, c=3, c_out=2), torch.float64, device), form=grouped)
 
 
 def test_without_a_bias(device):
