@@ -13,7 +13,8 @@ class Measure:
 
     name: its key in logs and results, such as "accuracy". better: "max" or "min". limits: the
     values it can take, (lowest, highest); None where it has no bound. scale, unit, decimals: how it
-    is shown: a value of 0.934 as "93.4 %" with 100, "%" and 1.
+    is shown: a value of 0.934 as "93.4 %" with 100, "%" and 1. title: what readers call it, such as
+    "NME"; by default its name.
     """
 
     name: str
@@ -22,10 +23,12 @@ class Measure:
     scale: float = 1.0
     unit: str = ""
     decimals: int = 3
+    title: str = ""
 
     def __post_init__(self) -> None:
         if self.better not in ("max", "min"):
             raise ValueError(f'better: expected "max" or "min", got {self.better!r}')
+        object.__setattr__(self, "title", self.title or self.name)
 
     @property
     def sign(self) -> int:
@@ -66,4 +69,4 @@ class Measure:
     @property
     def label(self) -> str:
         """For axes and columns: "accuracy, %"."""
-        return f"{self.name}, {self.unit}" if self.unit else self.name
+        return f"{self.title}, {self.unit}" if self.unit else self.title

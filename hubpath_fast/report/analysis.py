@@ -12,12 +12,13 @@ import numpy as np
 from ..files import printable
 from ..measure import Measure
 from . import sections
-from .arrays import FRACTION, to_array, to_limits, to_names
+from .arrays import FRACTION, to_array, to_limits, to_names, to_points
 from .figures.over_k import checked_runs
 from .folder import FigureFolder
 from .page import Section, write_page
 from .rows import checked_rows
 
+NO_SUBSET = "none of these"
 FIRST = (
     sections.summary,
     sections.mean_weight,
@@ -47,6 +48,9 @@ class Analysis:
 
     Arrays may be tensors (any device), numpy arrays or lists; they are kept as numpy arrays. What
     is None or empty has no section. Raises ValueError where fields do not fit each other.
+
+    outputs: samples' indices [n] -> (each expert's outputs [M, n, C, ...] whether it was asked or
+    not, the hub's [n, C, ...]); None where no model is at hand.
     """
 
     title: str
@@ -66,13 +70,18 @@ class Analysis:
     groups: Any = None  # int [T]; None: all are one group
     group_names: Sequence[str] | None = None
     group_label: str | None = None  # what a group is: "rendering of the digit"
+    subsets: Mapping[str, Any] | None = None  # in place of groups, may overlap: samples' indices
     values_by_k: Mapping[int, Sequence[float]] | None = None  # the measure for each seed
     rows: Sequence[Mapping[str, Any]] = ()  # methods, see rows.Row; kept as those
     images: Callable[[np.ndarray], Any] | None = None  # int64 [n] -> uint8 [n, 3, H, W]
     heads: Sequence[str | Sequence[str]] | None = None  # [T] above an image; None: its score
     marked: Any = None  # bool [T]: samples that stand out, such as wrong ones
+    marks: Any = None  # float [T, 2, P, 2]: P true and P predicted points, in pixels of the image
     details: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # [T] each, for the CSVs
+    scores_of: Callable[[], Mapping[str, Any]] | None = None  # of compared methods, [T] each
+    outputs: Callable[[np.ndarray], tuple[Any, Any]] | None = None  # see below
     extra: Sequence[Callable[[FigureFolder], Section]] = ()  # the task's own sections
+    own: Sequence[Callable[[Analysis, FigureFolder], Section | None]] = ()  # likewise
     notes: Sequence[str] = ()  # paragraphs at the top
 
     def __post_init__(self) -> None:
@@ -88,7 +97,8 @@ class Analysis:
         if not 1 <= self.k <= len(names):
             raise ValueError(f"k: expected an integer in 1..{len(names)}, got {self.k}")
         marked = np.zeros(total, bool) if self.marked is None else to_array("marked", self.marked)
-        for argument, value in {"heads": self.heads, "marked": marked, **self.details}.items():
+        lists = {"heads": self.heads, "marked": marked, "marks": self.marks, **self.details}
+        for argument, value in lists.items():
             if value is not None and len(value) != total:
                 raise ValueError(f"{argument} has {len(value)} entries for {total} samples")
         heads = self.heads or [self.measure.text(score) for score in scores]
@@ -105,6 +115,7 @@ class Analysis:
             "rows": checked_rows(self.rows or (), self.measure),
             "heads": heads,
             "marked": marked,
+            "marks": None if self.marks is None else to_points("marks", self.marks),
             **self._grouping(total),
         }
         for name, value in checked.items():
@@ -121,11 +132,14 @@ class Analysis:
         return to_limits(argument, array, measure)
 
     def _grouping(self, total: int) -> dict[str, Any]:
+        if self.subsets:
+            return self._overlapping(total)
         if (self.groups is None) != (self.group_names is None):
             given, lacking = ("groups", "group_names")[:: 1 if self.group_names is None else -1]
             raise ValueError(f"{given} is given without {lacking}; give both or neither")
         if self.groups is None:
-            return {"groups": np.zeros(total, np.int64), "group_names": ["all"], "group_label": ""}
+            alone = {"groups": np.zeros(total, np.int64), "group_names": ["all"]}
+            return alone | {"group_label": "", "subsets": {}}
         names, groups = [str(name) for name in self.group_names], to_array("groups", self.groups)
         if groups.shape != (total,) or not np.issubdtype(groups.dtype, np.integer):
             raise ValueError(
@@ -138,7 +152,28 @@ class Analysis:
             "groups": groups.astype(np.int64),
             "group_names": to_names("group_names", names, len(names), "groups"),
             "group_label": self.group_label or "group",
+            "subsets": {},
         }
+
+    def _overlapping(self, total: int) -> dict[str, Any]:
+        """Subsets as bool [T], and as the one group of a sample the smallest subset that it is in:
+        figures of samples go by it."""
+        if self.groups is not None or self.group_names is not None:
+            raise ValueError("groups is given with subsets; give one of them")
+        found = {}
+        for name, given in self.subsets.items():
+            indices = to_array(f"subsets[{name!r}]", given)
+            indices = indices.astype(np.int64) if not indices.size else indices
+            whole = indices.ndim == 1 and np.issubdtype(indices.dtype, np.integer)
+            if not whole or ((indices < 0) | (indices >= total)).any():
+                raise ValueError(f"subsets[{name!r}]: expected integers in 0..{total - 1}")
+            found[printable(str(name))] = np.bincount(indices, minlength=total) > 0
+        groups, masks = np.full(total, len(found)), list(found.values())
+        for i in sorted(range(len(masks)), key=lambda i: -masks[i].sum()):
+            groups[masks[i]] = i
+        label = self.group_label or "subset"
+        names = [*found, NO_SUBSET]
+        return {"groups": groups, "group_names": names, "group_label": label, "subsets": found}
 
     @property
     def oracle(self) -> np.ndarray:
@@ -160,8 +195,21 @@ class Analysis:
         """Whether a sample's group says something that its details do not."""
         return bool(self.group_label) and self.group_label not in self.details
 
+    @property
+    def kinds(self) -> list[str]:
+        """[T]: the name of each sample's group, or the names of all subsets that it is in."""
+        if not self.subsets:
+            return [self.group_names[i] for i in self.groups]
+        names, masks = list(self.subsets), np.stack(list(self.subsets.values()), axis=1)
+        found = [[names[i] for i in np.flatnonzero(row)] for row in masks]
+        return [", ".join(kinds) or NO_SUBSET for kinds in found]
+
     def members(self) -> dict[str, np.ndarray]:
-        """Name and samples (bool [T]) of each group that has any."""
+        """Name and samples (bool [T]) of each group, or subset and the rest, that has any."""
+        if self.subsets:
+            rest = ~np.any(list(self.subsets.values()), axis=0)
+            masks = {**self.subsets, NO_SUBSET: rest}
+            return {name: mask for name, mask in masks.items() if mask.any()}
         masks = [self.groups == i for i in range(len(self.group_names))]
         short = zip(_distinct(self.group_names), masks, strict=True)
         return {name: mask for name, mask in short if mask.any()}
@@ -182,6 +230,7 @@ def write_analysis(analysis: Analysis, out_dir: str | Path, scale: float = 2.0) 
     figures = FigureFolder(out_dir / "figures", scale)
     made = [make(analysis, figures) for make in FIRST]
     made += [make(figures) for make in analysis.extra]
+    made += [make(analysis, figures) for make in analysis.own]
     made += [make(analysis, figures) for make in LAST]
     for form in FIGURES:
         name = sections.file_name(form.format(measure=analysis.measure.name))

@@ -49,6 +49,17 @@ def to_names(argument: str, value: Sequence[Any], count: int, of: str) -> list[s
     return names
 
 
+def to_points(argument: str, value: Any) -> np.ndarray:
+    """float64 [n, 2, P, 2]: P true and P predicted points (x, y) on each of n images."""
+    array = to_array(argument, value).astype(np.float64)
+    if array.ndim != 4 or array.shape[1::2] != (2, 2) or not array.size or np.isnan(array).any():
+        raise ValueError(
+            f"{argument} has shape {list(array.shape)} ({int(np.isnan(array).sum())} of its "
+            "numbers NaN); give numbers [n, 2, P, 2], true and predicted points of each image"
+        )
+    return array
+
+
 def to_fractions(argument: str, values: np.ndarray) -> np.ndarray:
     """The values, when all lie in 0..1 (NaN passes; 1e-6 is allowed for rounding)."""
     return to_limits(argument, values, FRACTION)

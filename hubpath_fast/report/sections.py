@@ -41,7 +41,7 @@ def summary(a: Analysis, figures: FigureFolder) -> Section:
     best = a.measure.ranked(means)[0]
     text = (
         f"Hub-Pathway asks {a.k} of {count(len(a.expert_names), 'expert')} about each of "
-        f"{count(len(a.scores), 'test sample')} of {a.data_name}; its {a.measure.name} is "
+        f"{count(len(a.scores), 'test sample')} of {a.data_name}; its {a.measure.title} is "
         f"{a.measure.text(a.scores.mean())}. Of the experts by themselves ({a.alone_title}), "
         f"{a.expert_names[best]} is best with {a.measure.text(means[best])}; with the best of them "
         f"for each sample it would be {a.measure.text(a.oracle.mean())}, the bound for whoever "
@@ -101,12 +101,12 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
         text += (
             f"Counted are the {whole.counted} of {count(whole.samples, 'test sample')} "
             f"({share(whole.counted / whole.samples)}) on which at least one expert alone is "
-            f"better than the worst ({a.measure.name} {text_of(a.measure.worst)}). "
+            f"better than the worst ({a.measure.title} {text_of(a.measure.worst)}). "
         )
     if not whole.counted:
         return Section("How good the weights are", text + "So there is nothing to compare.")
     text += (
-        f"The expert of the largest weight has there {a.measure.name} {text_of(whole.top)}, one "
+        f"The expert of the largest weight has there {a.measure.title} {text_of(whole.top)}, one "
         f"drawn uniformly {text_of(whole.random)} (the mean over experts, nothing is drawn), the "
         f"best of those asked {text_of(whole.asked)}, the best of all (the oracle) "
         f"{text_of(whole.oracle)} (the paper's figure 3b)."
@@ -138,10 +138,10 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
         quality_bars([qualities[i] for i in kept], [names[i] for i in kept], a.measure),
         quality_table(qualities, names, a.group_label),
         f"Counted samples (n: how many){', over all and by ' * bool(names[1:])}"
-        f"{a.group_label if names[1:] else ''}: {a.measure.name} of the expert of the largest "
+        f"{a.group_label if names[1:] else ''}: {a.measure.title} of the expert of the largest "
         "weight and of one drawn uniformly."
         + _some(kept[1:], names[1:], "those with the smallest lead"),
-        f"Bars: {a.measure.name} of the top-weighted and of a random expert",
+        f"Bars: {a.measure.title} of the top-weighted and of a random expert",
     )
     return Section("How good the weights are", text, [picture])
 
@@ -174,7 +174,7 @@ def routing(a: Analysis, figures: FigureFolder) -> Section | None:
         "routing",
         routing_bars(found, a.measure),
         routing_table(found),
-        f"{a.measure.name.capitalize()} on {found['split']} images; whiskers and intervals: 95 % "
+        f"{initial(a.measure.title)} on {found['split']} images; whiskers and intervals: 95 % "
         "of a bootstrap over the images. By how much learned routes are better: paired, ± one "
         "standard error.",
         "Bars: learned routes, the best fixed experts, random routes and each expert alone",
@@ -185,9 +185,9 @@ def routing(a: Analysis, figures: FigureFolder) -> Section | None:
 def over_k(a: Analysis, figures: FigureFolder) -> Section | None:
     if not a.values_by_k:
         return None
-    name = a.measure.name
+    name = a.measure.title
     picture = figures.picture(
-        file_name(f"{name}_over_k"),
+        file_name(f"{a.measure.name}_over_k"),
         measure_over_k(a.values_by_k, a.measure, a.k),
         k_table(a.values_by_k, a.measure),
         f"Test {name} over K: the mean, and each seed where there are several.",
@@ -197,13 +197,13 @@ def over_k(a: Analysis, figures: FigureFolder) -> Section | None:
         "More experts a sample cost proportionally more at inference; whether they help is "
         "shown here (the paper's figure 3c)."
     )
-    return Section(f"{name.capitalize()} over K", text, [picture])
+    return Section(f"{initial(name)} over K", text, [picture])
 
 
 def samples(a: Analysis, figures: FigureFolder) -> Section | None:
     if a.images is None:
         return None
-    present = len(a.members())
+    present = len(np.unique(a.groups))
     limit = present * (SAMPLES // present) if present < SAMPLES else SAMPLES
     shown = _spread(a.groups, np.arange(len(a.scores)), limit)
     caption = "Test samples with the experts asked and their weights"
@@ -229,7 +229,7 @@ def training(a: Analysis, figures: FigureFolder) -> Section | None:
         training_curves(a.history, a.expert_names, a.measure),
         history_table(a.history),
         "The training, step by step.",
-        f"Curves of losses, {a.measure.name}, load and entropy over the steps of training",
+        f"Curves of losses, {a.measure.title}, load and entropy over the steps of training",
     )
     text = (
         "Load is the share of rows (pairs of a sample and an expert asked about it) that an "
@@ -247,7 +247,7 @@ def training(a: Analysis, figures: FigureFolder) -> Section | None:
 def cost(a: Analysis, figures: FigureFolder) -> Section | None:
     if all(row.value is None for row in a.rows):
         return None
-    rows, name = [row._asdict() for row in a.rows], a.measure.name
+    rows, name = [row._asdict() for row in a.rows], a.measure.title
     table = cost_table(rows, a.measure)
     text = (
         f"Cost is counted as {COSTS[ranked(rows, a.measure).cost]}. A method is on the Pareto "
@@ -258,14 +258,14 @@ def cost(a: Analysis, figures: FigureFolder) -> Section | None:
     if absent:
         text += f" Without {name}, so without a point: {', '.join(absent)}."
     picture = figures.picture(
-        file_name(f"{name}_against_cost"),
+        file_name(f"{a.measure.name}_against_cost"),
         measure_against_cost(rows, a.measure),
         table,
         f"Test {name} against cost; whiskers are the spread over seeds. Methods on the Pareto "
         "front have their names, the table has all.",
         f"Scatter plot of the methods' test {name} over their cost, with the Pareto front",
     )
-    return Section(f"{name.capitalize()} against cost", text, [picture, table])
+    return Section(f"{initial(name)} against cost", text, [picture, table])
 
 
 def missed(a: Analysis, figures: FigureFolder) -> Section:
@@ -273,7 +273,7 @@ def missed(a: Analysis, figures: FigureFolder) -> Section:
     title = "Where an expert alone is better than the hub"
     text = (
         f"On {number} of {count(total, 'test sample')} ({share(number / total)}) some expert alone "
-        f"({a.alone_title}) has a better {a.measure.name} than Hub-Pathway"
+        f"({a.alone_title}) has a better {a.measure.title} than Hub-Pathway"
     )
     if not number:
         return Section(title, text + ".")
@@ -306,14 +306,16 @@ def missed(a: Analysis, figures: FigureFolder) -> Section:
 
 
 def _pictures(a: Analysis, shown: np.ndarray, better: np.ndarray | None = None) -> Any:
+    kinds = a.kinds
     return samples_with_weights(
         a.images(shown),
         a.weights[shown],
         a.expert_names,
         [a.heads[i] for i in shown],
         a.marked[shown],
-        [a.group_names[i] for i in a.groups[shown]] if a.shows_groups else None,
+        [kinds[i] for i in shown] if a.shows_groups else None,
         better,
+        None if a.marks is None else a.marks[shown],
     )
 
 
@@ -344,8 +346,8 @@ def _missed_by_group(a: Analysis) -> Table:
 
 def _sample_table(a: Analysis, indices: np.ndarray) -> Table:
     """Samples by their index in the test set: what the task says of them, scores and weights."""
-    group = {a.group_label: [a.group_names[i] for i in a.groups]} if a.shows_groups else {}
-    columns: dict[str, Sequence[Any]] = group | dict(a.details) | {a.measure.name: a.scores}
+    group = {a.group_label: a.kinds} if a.shows_groups else {}
+    columns: dict[str, Sequence[Any]] = group | dict(a.details) | {a.measure.title: a.scores}
     columns |= {f"weight of {name}": a.weights[:, m] for m, name in enumerate(a.expert_names)}
     columns |= {f"{name} alone": a.scores_alone[m] for m, name in enumerate(a.expert_names)}
     rows = [[i, *(cells[i] for cells in columns.values())] for i in indices.tolist()]
@@ -367,6 +369,11 @@ def _routes(a: Analysis, routes: Mapping[str, Any], what: str = "test sample") -
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def initial(text: str) -> str:
+    """With a capital letter at the start."""
+    return text[:1].upper() + text[1:]
 
 
 def share(fraction: float) -> str:

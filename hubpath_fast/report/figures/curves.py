@@ -39,7 +39,7 @@ def training_curves(
     metric = measure.name
     lines = {
         "losses": _losses(records),
-        metric: {name: _series(records, name, metric) for name in _splits(records, metric)},
+        measure.title: {name: _series(records, name, metric) for name in _splits(records, metric)},
         "entropy of the routing": {"entropy": _series(records, "entropy_fraction")},
     }
     lines = {title: known for title, curves in lines.items() if (known := _known(curves))}

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .. import style
-from ..arrays import to_array, to_fractions, to_matrix, to_names
+from ..arrays import to_array, to_fractions, to_matrix, to_names, to_points
+from .pictures import draw_points, place, show, to_pictures
 
 # Inches. Three cards side by side where all experts' names fit, otherwise two.
 CARDS = {3: 0.95, 2: 1.4}  # cards in a line: side of the picture
@@ -34,6 +35,7 @@ def samples_with_weights(
     marked: Any = None,
     notes: Sequence[str] | None = None,
     better: Any = None,
+    marks: Any = None,
 ) -> Figure:
     """Sample images with the weights of their active experts as bars, largest first.
 
@@ -41,7 +43,8 @@ def samples_with_weights(
     grey track is 1. heads: [n] what stands above each image; of several parts, the longest are
     shortened first. marked: bool [n], images with a dashed frame. notes: [n] a word beside the
     head, for example its rendering. better: bool [n, M], experts that have a ✓ (the others a ✗) and
-    are listed though they were not asked.
+    are listed though they were not asked. marks: [n, 2, P, 2], true and predicted points that are
+    drawn upon each image, in its pixels.
     """
     pictures = to_pictures(images)
     n = len(pictures)
@@ -65,6 +68,9 @@ def samples_with_weights(
             f"better is {signs.dtype} {list(signs.shape)}; give bool {list(values.shape)}"
         )
 
+    points = None if marks is None else to_points("marks", marks)
+    if points is not None and len(points) != n:
+        raise ValueError(f"marks has {len(points)} entries, but there are {n} images")
     known = signs if signs is not None else np.zeros(values.shape, bool)
     listed = [_listed(w, b) for w, b in zip(values, known, strict=True)]
     indent = 0.0 if signs is None else MARK
@@ -81,11 +87,14 @@ def samples_with_weights(
     figure.set_layout_engine("none")  # every place is known
     for s, order in enumerate(listed):
         corner, depth = (s % columns * card, tops[s // columns]), depths[s // columns]
-        head = _place(figure, corner, (MARGIN, 0, card - MARGIN, HEAD))
+        head = place(figure, corner, (MARGIN, 0, card - MARGIN, HEAD))
         parts = [heads[s]] if isinstance(heads[s], str) else list(heads[s])
         _draw_head(head, parts, bool(framed[s]), remarks[s], card - MARGIN - GAP)
-        _show(_place(figure, corner, (MARGIN, HEAD, side, side)), pictures[s], bool(framed[s]))
-        axes = _place(figure, corner, (MARGIN + side + GAP, HEAD, width, depth))
+        box = place(figure, corner, (MARGIN, HEAD, side, side))
+        show(box, pictures[s], bool(framed[s]))
+        if points is not None:
+            draw_points(box, *points[s], side)
+        axes = place(figure, corner, (MARGIN + side + GAP, HEAD, width, depth))
         axes.set_axis_off()
         axes.set(xlim=(0, width), ylim=(depth, 0))  # inches, downwards
         for line, i in enumerate(order[:MOST_LINES]):
@@ -110,16 +119,6 @@ def _listed(weights: np.ndarray, better: np.ndarray) -> list[int]:
     return [int(i) for i in order if weights[i] > 0 or better[i]]
 
 
-def _place(
-    figure: Figure, corner: tuple[float, float], box: tuple[float, float, float, float]
-) -> Axes:
-    """Axes in a box (x, y, width, height) from a corner, in inches from the upper left."""
-    width, height = figure.get_size_inches()
-    x, y, w, h = box
-    bottom = height - corner[1] - y - h
-    return figure.add_axes(((corner[0] + x) / width, bottom / height, w / width, h / height))
-
-
 def _write(axes: Axes, x: float, y: float, text: str, color: str = style.FAINT, **font) -> None:
     axes.text(x, y, text, color=color, va="center_baseline", size=style.SMALL, **font)
 
@@ -134,29 +133,6 @@ def _draw_head(axes: Axes, parts: Sequence[str], marked: bool, note: str, room: 
     x = style.text_width(text, style.SMALL, "bold") + 0.12
     if note and room - x > 0.5:
         _write(axes, x, HEAD / 2, style.fit(note, room - x))
-
-
-def to_pictures(images: Any) -> np.ndarray:
-    """[n, H, W, 3] of uint8."""
-    array = to_array("images", images)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images is {array.dtype} {list(array.shape)}; give uint8 of shape [n, 3 or 1, H, W]"
-        )
-    if 0 in array.shape:
-        raise ValueError(f"images has shape {list(array.shape)}; give at least one image")
-    return np.repeat(array, 4 - array.shape[1], 1)[:, :3].transpose(0, 2, 3, 1)
-
-
-def _show(axes: Axes, picture: np.ndarray, marked: bool) -> None:
-    axes.imshow(picture, aspect="equal", interpolation_stage="rgba")
-    axes.set_anchor("NW")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set(linewidth=1.0, edgecolor=style.RULE)
-        if marked:
-            spine.set(linewidth=2.2, edgecolor=style.OKABE_ITO[5], linestyle=(0, (3, 2)))
 
 
 def _draw_expert(
