@@ -81,6 +81,10 @@ class Problem(ABC):
     def images(self, indices: Tensor) -> Tensor:
         """Test images, uint8 [n, 3, S, S], as an expert sees them."""
 
+    def about(self) -> dict[str, Any]:
+        """Of the test images: fields of a ``report.Analysis`` that the data fills."""
+        return {}
+
     def files(self) -> FileList | None:
         """The list of all images, from which each seed holds out its own; None of arrays."""
         return None
@@ -133,6 +137,9 @@ class ImagesProblem(Problem):
 
     def files(self) -> FileList | None:
         return kind_of(self.fit).files(self.splits.parts, self.splits, self.fit)
+
+    def about(self) -> dict[str, Any]:
+        return kind_of(self.fit).about(self.splits)
 
     @cached_property
     def targets(self) -> dict[str, Tensor]:

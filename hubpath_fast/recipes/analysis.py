@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..compare.digits_hub import expert_store
-from ..compare.methods import methods_of
-from ..compare.problems import open_problem
+from ..compare.methods import Method, methods_of
+from ..compare.problems import Problem, open_problem
 from ..compare.results import RunFailed, SeedResults, files_of, read, seed_folder
 from ..compare.settings import (
     COMPARE_FILE,
@@ -21,13 +22,13 @@ from ..compare.settings import (
     read_compare,
 )
 from ..compare.tables import TABLE, bar_of, describe_budget, retitled
-from ..data.transforms import eval_transform
 from ..hub import expert_names, expert_sources
 from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
-from ..runs.build import eval_batches, make_pathway, make_task
+from ..runs.build import eval_batches, make_experts, make_pathway, make_task
 from ..runs.data import open_to_score
 from ..runs.folder import RunFolder, open_run
+from ..runs.kinds import kind_of
 from ..runs.measure import predict
 from ..training import Task, load_weights, read_log
 from ..training.routes import routes_of
@@ -73,12 +74,13 @@ def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
     task = opened.task
     task.check_same(make_task(config, splits), config.data)
     batches = eval_batches(splits.test, config, opened.image_size, device=device)
-    transform = eval_transform(opened.image_size)
+    kind, name = kind_of(config), config.data_name
+    dataset = kind.eval_dataset(splits.test, config, opened.image_size)
 
     def images(indices) -> Tensor:
-        return torch.stack([transform(splits.test.load(int(i))) for i in indices])
+        return torch.stack([dataset[int(i)][0] for i in indices])
 
-    name, targets = config.data_name, torch.tensor(splits.test.targets)
+    targets = kind.targets(splits.test, config, opened.image_size)
     predictions, weights = predict(opened.model, task, batches, device, config.trainer.amp)
     split = "validation" if splits.test_is_validation else "test"
     return Analysis(
@@ -98,7 +100,8 @@ def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
         routing=(RunFolder(run).result() or {}).get("routing"),
         history=RunFolder(run).history(),
         images=images,
-        **task.report(predictions, targets),
+        outputs=outputs_of(opened.model, images),
+        **_together(kind.about(splits), task.report(predictions, targets)),
     )
 
 
@@ -125,10 +128,13 @@ def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> A
         alone = torch.stack(found_alone)
         title = FINE_TUNED_ALONE
     else:
-        model = make_pathway(problem.fit, problem.experts(), task.num_outputs, problem.size)
-        load_weights(model, results.folder("pathway") / "last")
-        alone = scores_alone(task, model.to(device), problem.batches("test"), device)
+        model = _pathway(problem, results, device)
+        alone = scores_alone(task, model, problem.batches("test"), device)
         title = OWN_EXPERTS
+
+    def images(indices) -> Tensor:
+        return problem.images(torch.as_tensor(indices))
+
     groups = {}
     if "groups" in known:
         groups = {"groups": known["groups"], "group_names": noted["group_names"]}
@@ -154,9 +160,53 @@ def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> A
         history=read_log(results.folder("pathway") / "log.jsonl"),
         values_by_k=_by_k(table["rows"], settings),
         rows=[bar_of(retitled(row, methods)) for row in table["rows"]],
-        images=lambda indices: problem.images(torch.as_tensor(indices)),
-        **task.report(outputs["test"], targets) | groups,
+        images=images,
+        scores_of=lambda: _scores_of(table["rows"], methods, results),
+        outputs=lambda indices: outputs_of(_pathway(problem, results, device), images)(indices),
+        **_together(problem.about(), task.report(outputs["test"], targets) | groups),
     )
+
+
+def _together(*found: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of an ``Analysis`` from several places: of their details all, else the last."""
+    details = {name: cells for fields in found for name, cells in fields.get("details", {}).items()}
+    return {key: value for fields in found for key, value in fields.items()} | {"details": details}
+
+
+def _scores_of(
+    rows: Iterable[Mapping[str, Any]], methods: Sequence[Method], results: SeedResults
+) -> dict[str, Tensor]:
+    """The scores [n] of the methods that have a figure, by title, of one seed."""
+    found = {}
+    known = {row["method"] for row in rows if row["mean"] is not None}
+    for method in methods:
+        if {method.name, method.full} & known:
+            with contextlib.suppress(RunFailed):  # on this seed
+                found[method.title] = method.scores(results)
+    return found
+
+
+def _pathway(problem: Problem, results: SeedResults, device: str) -> HubPathway:
+    """A comparison's trained Hub-Pathway."""
+    task = problem.task
+    experts = make_experts(problem.fit, task, problem.size, pretrained=False)
+    model = make_pathway(problem.fit, experts, task.num_outputs, problem.size, pretrained=False)
+    load_weights(model, results.folder("pathway") / "last")
+    return model.to(device)
+
+
+def outputs_of(
+    model: HubPathway, images: Callable[[Sequence[int]], Tensor]
+) -> Callable[[Sequence[int]], tuple[Tensor, Tensor]]:
+    """What ``Analysis.outputs`` asks for, on the CPU."""
+
+    @torch.no_grad()
+    def outputs(indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        model.eval()
+        shown = images(indices).to(next(model.parameters()).device)
+        return model.ask_all(shown).float().cpu(), model(shown).float().cpu()
+
+    return outputs
 
 
 @torch.no_grad()

@@ -49,8 +49,8 @@ class Analysis:
     Arrays may be tensors (any device), numpy arrays or lists; they are kept as numpy arrays. What
     is None or empty has no section. Raises ValueError where fields do not fit each other.
 
-    outputs: samples' indices [n] -> (each expert's outputs [M, n, C, ...] whether it was asked or
-    not, the hub's [n, C, ...]); None where no model is at hand.
+    outputs: samples' indices [n] -> (each expert's outputs [n, M, C, ...], whether it was asked or
+    not, and the hub's [n, C, ...]); None where no model is at hand.
     """
 
     title: str

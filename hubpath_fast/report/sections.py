@@ -72,14 +72,14 @@ def mean_weight(a: Analysis, figures: FigureFolder) -> Section:
     if len(groups) > 1:
         matrix = np.array([a.weights[mask].mean(axis=0) for mask in groups.values()])
         names = list(groups)
-        kept = _largest(np.abs(matrix - mean).sum(axis=1), GROUPS)
+        kept = largest(np.abs(matrix - mean).sum(axis=1), GROUPS)
         items.append(
             figures.picture(
                 "mean_weight_by_group",
                 mean_weights(matrix[kept], [names[i] for i in kept], a.expert_names, a.group_label),
                 matrix_table(matrix, names, a.expert_names, a.group_label),
                 f"Mean weight by {a.group_label}."
-                + _some(kept, names, "those whose weights differ most from the overall mean"),
+                + some(kept, names, "those whose weights differ most from the overall mean"),
                 f"Heat map: mean weight of each expert by {a.group_label}",
             )
         )
@@ -118,7 +118,7 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
             if part >= 0
             else " So the weights point to worse experts than chance does."
         )
-    if whole.decisive:
+    if whole.decisive and (whole.decisive < whole.counted or a.measure.worst is not None):
         text += (
             f"\n\nOn {whole.decisive} of the {whole.counted} the experts differ, so that the "
             "choice matters: there the expert of the largest weight has "
@@ -132,7 +132,7 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
             weight_quality(a.weights[m], a.scores_alone[:, m], a.measure) for m in groups.values()
         ]
     lead = [a.measure.sign * (q.top - q.random) for q in qualities[1:]]
-    kept = [0, *(i + 1 for i in _largest(-np.nan_to_num(lead, nan=np.inf), GROUPS))]
+    kept = [0, *(i + 1 for i in largest(-np.nan_to_num(lead, nan=np.inf), GROUPS))]
     picture = figures.picture(
         "weight_quality",
         quality_bars([qualities[i] for i in kept], [names[i] for i in kept], a.measure),
@@ -140,7 +140,7 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
         f"Counted samples (n: how many){', over all and by ' * bool(names[1:])}"
         f"{a.group_label if names[1:] else ''}: {a.measure.title} of the expert of the largest "
         "weight and of one drawn uniformly."
-        + _some(kept[1:], names[1:], "those with the smallest lead"),
+        + some(kept[1:], names[1:], "those with the smallest lead"),
         f"Bars: {a.measure.title} of the top-weighted and of a random expert",
     )
     return Section("How good the weights are", text, [picture])
@@ -213,7 +213,7 @@ def samples(a: Analysis, figures: FigureFolder) -> Section | None:
     picture = figures.picture(
         "samples",
         _pictures(a, shown),
-        _sample_table(a, shown),
+        sample_table(a, shown),
         f"{caption}, not chosen by how they came out.",
         "Sample images with the weights of the experts that were asked",
     )
@@ -245,9 +245,10 @@ def training(a: Analysis, figures: FigureFolder) -> Section | None:
 
 
 def cost(a: Analysis, figures: FigureFolder) -> Section | None:
-    if all(row.value is None for row in a.rows):
+    free = [r for r in a.rows if r.value is not None and r.forwards is None and r.gflops is None]
+    rows, name = [row._asdict() for row in a.rows if row not in free], a.measure.title
+    if all(row["value"] is None for row in rows):
         return None
-    rows, name = [row._asdict() for row in a.rows], a.measure.title
     table = cost_table(rows, a.measure)
     text = (
         f"Cost is counted as {COSTS[ranked(rows, a.measure).cost]}. A method is on the Pareto "
@@ -257,6 +258,9 @@ def cost(a: Analysis, figures: FigureFolder) -> Section | None:
     absent = [row.name for row in a.rows if row.value is None]
     if absent:
         text += f" Without {name}, so without a point: {', '.join(absent)}."
+    if free:
+        said = ", ".join(f"{row.name} ({a.measure.text(row.value)})" for row in free)
+        text += f" Without a cost, for nothing is asked, so without a point, too: {said}."
     picture = figures.picture(
         file_name(f"{a.measure.name}_against_cost"),
         measure_against_cost(rows, a.measure),
@@ -284,7 +288,7 @@ def missed(a: Analysis, figures: FigureFolder) -> Section:
     loss = np.abs(a.oracle - a.scores)
     indices = np.flatnonzero(a.missed)
     indices = indices[np.argsort(-loss[indices], kind="stable")]
-    table = _sample_table(a, np.sort(indices))
+    table = sample_table(a, np.sort(indices))
     if a.images is None:
         figures.numbers("missed", table)
         return Section(title, text, items)
@@ -332,7 +336,7 @@ def _missed_by_group(a: Analysis) -> Table:
         ]
         for name, m in groups.items()
     ]
-    kept = _largest(np.array([row[-1] for row in rows]), GROUPS)
+    kept = largest(np.array([row[-1] for row in rows]), GROUPS)
     hub, oracle = (f"{who}: {a.measure.label}" for who in ("Hub-Pathway", "best expert"))
     part = "share of samples"
     return Table(
@@ -340,11 +344,11 @@ def _missed_by_group(a: Analysis) -> Table:
         [rows[i] for i in kept],
         formats={**dict.fromkeys((hub, oracle), a.measure.number), part: share},
         caption=f"By {a.group_label}."
-        + _some(kept, list(groups), "those with the largest share of samples", csv=False),
+        + some(kept, list(groups), "those with the largest share of samples", csv=False),
     )
 
 
-def _sample_table(a: Analysis, indices: np.ndarray) -> Table:
+def sample_table(a: Analysis, indices: np.ndarray) -> Table:
     """Samples by their index in the test set: what the task says of them, scores and weights."""
     group = {a.group_label: a.kinds} if a.shows_groups else {}
     columns: dict[str, Sequence[Any]] = group | dict(a.details) | {a.measure.title: a.scores}
@@ -380,12 +384,12 @@ def share(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def _largest(values: np.ndarray, limit: int) -> list[int]:
+def largest(values: np.ndarray, limit: int) -> list[int]:
     """Positions of the ``limit`` largest (earlier ones first among equals), in their own order."""
     return sorted(np.argsort(-values, kind="stable")[:limit].tolist())
 
 
-def _some(kept: Sequence[int], names: Sequence[str], which: str, csv: bool = True) -> str:
+def some(kept: Sequence[int], names: Sequence[str], which: str, csv: bool = True) -> str:
     """What a caption says where not all are shown."""
     if len(kept) == len(names):
         return ""

@@ -94,6 +94,11 @@ class FaceRuns:
     ) -> FaceDataset:
         return FaceDataset(split, image_size)
 
+    def about(self, splits: FaceSplits) -> dict[str, Any]:
+        faces = splits.test.faces
+        details = {"image": [face.image for face in faces], "line": [face.line for face in faces]}
+        return {"subsets": splits.subsets, "details": details}
+
     def targets(self, split: FaceSplit, config: FitConfig, image_size: int) -> Tensor:
         return FaceDataset(split, image_size).targets()
 

@@ -109,6 +109,9 @@ class ImageRuns:
     ) -> ImageDataset:
         return ImageDataset(split, eval_transform(image_size, crops))
 
+    def about(self, splits: ImageSplits) -> dict[str, Any]:
+        return {}
+
     def targets(self, split: Split, config: FitConfig, image_size: int) -> Tensor:
         return torch.tensor(split.targets)
 

@@ -79,6 +79,9 @@ class RunKind(Protocol):
     def eval_dataset(self, split: Any, config: FitConfig, image_size: int, crops: int = 1) -> Any:
         """Images and targets as evaluation sees them."""
 
+    def about(self, splits: Any) -> dict[str, Any]:
+        """Of the test split: fields of a ``report.Analysis`` that the data fills."""
+
     def targets(self, split: Any, config: FitConfig, image_size: int) -> Tensor:
         """The targets of ``eval_dataset``, [n, ...], without reading an image."""
 

@@ -47,12 +47,13 @@ def measure_by_group(
     measure: Measure,
     group_label: str = "",
     bounds: Sequence[int] = (),
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """What each method (rows) reaches on each group of samples (columns); NaN: not measured.
 
     The best of each column is bold, rows named in ``bounds`` (such as an oracle's) not competing.
-    The colour scale spans the values only, so that methods which differ by little look different;
-    light is good.
+    The colour scale spans the values only (or ``limits``), so that methods which differ by little
+    look different; light is good.
     """
     values = to_limits("matrix", to_matrix("matrix", matrix), measure)
     methods = to_names("method_names", method_names, values.shape[0], "rows of matrix")
@@ -60,6 +61,7 @@ def measure_by_group(
     rivals = values.copy()
     rivals[list(bounds) if len(values) > 1 else 0] = np.nan
     known = values[np.isfinite(values)]
+    limits = limits or ((known.min(), known.max()) if known.size else None)
     return heat_map(
         measure.scale * values,
         methods,
@@ -67,7 +69,7 @@ def measure_by_group(
         "",
         group_label,
         measure.label,
-        limits=tuple(measure.scale * np.array([known.min(), known.max()])) if known.size else None,
+        limits=tuple(measure.scale * np.array(limits)) if limits else None,
         bold=np.transpose([measure.best_shown(column) for column in rivals.T]),
         cell=lambda value: measure.number(value / measure.scale),
         colors="cividis" if measure.better == "max" else "cividis_r",

@@ -148,6 +148,8 @@ def values_on_shape(
     size = span * inch + 2 * margin
     if few:  # a name may be wider than the shape
         size[0] = min(SHAPE_WIDTH, size[0] + 1.2)
+    upright = style.text_width(label, style.NORMAL) + 0.1  # the scale's label
+    size[1] = max(size[1], upright)
     places = (shape - (low + high) / 2) * inch + size / 2
     figure = style.new_figure(max(size[0] + 0.9, 4.5), size[1] + 0.15)
     axes = figure.add_subplot()

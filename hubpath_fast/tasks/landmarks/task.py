@@ -27,7 +27,7 @@ from .loss import map_loss
 from .maps import decode
 from .metrics import auc, failure_rate, nme
 
-NME = Measure("nme", "min", (0.0, None), scale=100, unit="%", decimals=2)
+NME = Measure("nme", "min", (0.0, None), scale=100, unit="%", decimals=2, title="NME")
 THRESHOLD = 0.10  # of fr_10 and auc_10, in units
 EMPTY = 0.1  # a map whose maximum is below it says nothing: bumps are taught to be 1 high
 MOSTLY_EMPTY = 0.5  # the share of empty maps from which a run is said to have learned nothing
@@ -162,6 +162,11 @@ class Landmarks:
                 f"({_some(other.layout.names)}), where it was trained on {self.num_outputs} "
                 f"({_some(self.layout.names)}); give data of these"
             )
+
+    def report(self, predictions: Tensor, targets: Tensor) -> dict[str, Any]:
+        from .report import report_fields  # matplotlib is of no use to a training
+
+        return report_fields(self, predictions, targets)
 
     def expected_shape(self, size: int) -> tuple[int, ...]:
         return (self.num_outputs, size // 4, size // 4)
