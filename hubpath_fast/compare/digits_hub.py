@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..baselines import SingleModel
 from ..data import DigitsTask, TensorStream
-from ..data.digits import NUM_PRETRAIN, SIZE
+from ..data.digits import NUM_PRETRAIN
 from ..files import user_cache_folder, write_bytes, write_json
 from ..hub import Expert, ExpertSpec, build_experts, load_body
 from ..tasks import Classification
@@ -84,7 +84,7 @@ class DigitsHub:
     """The pre-trained weights of a hub, in the cache or made where they are asked for.
 
     Args:
-        task: the digits.
+        task: the digits, at the size that their experts are to know.
         settings: of the pre-training.
         networks: names of the experts; the i-th knows the i-th rendering (see ``pretrained_on``).
         cache: folder of the weights; None: the user's cache folder.
@@ -141,7 +141,7 @@ class DigitsHub:
         data, start = self.task.pretrain(member.rendering), [self._state(i) for i in member.before]
         task = Classification(tuple(data.classes))
         seed_all(member.seed)
-        [expert] = build_experts([member.network], task.num_outputs, False, SIZE)
+        [expert] = build_experts([member.network], task.num_outputs, False, self.task.size)
         for state in start:
             load_body(expert, state, source="the hub's first expert")
         expert.module.to(memory_format=LAYOUT)

@@ -1,17 +1,18 @@
 """A real task that ships with scikit-learn, on which routing pays: digits in five renderings.
 
 The 1,797 handwritten digits of ``sklearn.datasets.load_digits`` (8 x 8 pixels, 17 grey levels) are
-drawn at 32 x 32 in five ways. Each expert of a hub is pre-trained on one rendering of 700 digits;
-the target task is 300 other digits, each in one of the five renderings, and 797 more test it. So
-every expert knows digits, but each image suits one expert best: what a router has to find out.
+drawn at S x S in five ways, S = 32 as a rule. Each expert of a hub is pre-trained on one rendering
+of 700 digits; the target task is 300 other digits, each in one of the five renderings, and 797 more
+test it. So every expert knows digits, but each image suits one expert best: what a router has to
+find out.
 
 All pixels come from integer arithmetic or from float64 that is rounded once, so a digit looks the
-same on every machine. Images are uint8 [n, 3, 32, 32] with three equal channels.
+same on every machine. Images are uint8 [n, 3, S, S] with three equal channels.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from PIL import Image
 from .tensors import TensorSet
 
 SIZE = 32  # pixels a side
-MARGIN = 2  # background around a digit, since the scanned ones touch their border
-CELL = 4  # pixels a side of one square of the checkerboard
+SCAN = 8  # of them that scikit-learn's scans have; the squares of the checkerboard are as large
+MARGINS = 16  # a side is that many margins: background around a digit, which touches its border
 BOARD = 160  # grey level of its bright squares: below a stroke's 255, or digits would vanish
 CLASSES = tuple("0123456789")
 
@@ -40,23 +41,26 @@ def turned(images: np.ndarray) -> np.ndarray:
 
 
 def edges(images: np.ndarray) -> np.ndarray:
-    """Outlines only: the length of the grey level's gradient, four times and at most 255.
+    """Outlines only: the length of the grey level's gradient, S / 8 times and at most 255.
 
-    A stroke's flank rises over about 4 pixels, so a factor of four brings it near full brightness.
+    A stroke's flank rises over about a pixel of the scan, which are S / 8 here, so that this brings
+    it near full brightness.
     """
     rows, columns = np.gradient(images.astype(np.float64), axis=(1, 2))
-    return np.clip(np.rint(4 * np.hypot(rows, columns)), 0, 255).astype(np.uint8)
+    rise = images.shape[-1] / SCAN
+    return np.clip(np.rint(rise * np.hypot(rows, columns)), 0, 255).astype(np.uint8)
 
 
 def checkerboard(images: np.ndarray) -> np.ndarray:
     """Laid over a checkerboard; the grey level is the digit's opacity, and strokes are white."""
-    square = np.arange(SIZE) // CELL
+    size = images.shape[-1]
+    square = np.arange(size) * SCAN // size
     board = np.where((square[:, None] + square[None, :]) % 2 == 1, BOARD, 0).astype(np.int64)
     light = images.astype(np.int64)
     return (light + (255 - light) * board // 255).astype(np.uint8)
 
 
-# Each takes the digits as they were scanned, light on dark, uint8 [n, 32, 32], to the same.
+# Each takes the digits as they were scanned, light on dark, uint8 [n, S, S], to the same.
 RENDERINGS = {
     "upright": lambda images: images,
     "inverted": inverted,
@@ -67,31 +71,45 @@ RENDERINGS = {
 
 
 @lru_cache(maxsize=1)
-def _scans() -> tuple[np.ndarray, np.ndarray]:
-    """All digits upright, uint8 [1797, 32, 32], and their classes, int64 [1797]."""
+def load_scans() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits: grey levels 0..16, float64 [1797, 8, 8], and classes, int64 [1797]."""
     from sklearn.datasets import load_digits  # slow to import, and only the digits need it
 
     digits = load_digits()
-    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    inner = (SIZE - 2 * MARGIN,) * 2
+    return digits.images, digits.target.astype(np.int64)
+
+
+@lru_cache(maxsize=2)
+def enlarged_scans(size: int = SIZE) -> np.ndarray:
+    """All digits upright, uint8 [1797, S, S]."""
+    small = np.rint(load_scans()[0] * (255 / 16)).astype(np.uint8)
+    margin = size // MARGINS
+    inner = (size - 2 * margin,) * 2
     large = [np.asarray(Image.fromarray(s).resize(inner, Image.Resampling.BILINEAR)) for s in small]
-    pad = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))
-    return np.pad(np.stack(large), pad), digits.target.astype(np.int64)
+    return np.pad(np.stack(large), ((0, 0), (margin, margin), (margin, margin)))
 
 
-def render(indices: np.ndarray, renderings: np.ndarray) -> TensorSet:
+def rendered_in(scans: np.ndarray, renderings: np.ndarray) -> torch.Tensor:
+    """Digits, light on dark, in their renderings.
+
+    scans: uint8 [n, S, S]. renderings: int [n], positions in RENDERINGS. Returns uint8
+    [n, 3, S, S].
+    """
+    drawn = np.empty_like(scans)
+    for i, draw in enumerate(RENDERINGS.values()):
+        chosen = renderings == i
+        drawn[chosen] = draw(scans[chosen])
+    return torch.from_numpy(drawn)[:, None].repeat(1, 3, 1, 1)
+
+
+def render(indices: np.ndarray, renderings: np.ndarray, size: int = SIZE) -> TensorSet:
     """Draws digits of scikit-learn's set.
 
     indices: int [n], which digits. renderings: int [n], how each is drawn: positions in RENDERINGS.
     """
-    scans, targets = _scans()
-    drawn = np.empty((len(indices), SIZE, SIZE), dtype=np.uint8)
-    for i, draw in enumerate(RENDERINGS.values()):
-        chosen = renderings == i
-        drawn[chosen] = draw(scans[indices[chosen]])
     return TensorSet(
-        images=torch.from_numpy(drawn)[:, None].repeat(1, 3, 1, 1),
-        targets=torch.from_numpy(targets[indices]),
+        images=rendered_in(enlarged_scans(size)[indices], renderings),
+        targets=torch.from_numpy(load_scans()[1][indices]),
         classes=CLASSES,
         renderings=torch.from_numpy(renderings.astype(np.int64)),
         rendering_names=tuple(RENDERINGS),
@@ -104,12 +122,14 @@ class DigitsTask:
     seed: any integer from 0 to 2**32 - 1; it fixes the whole task. num_validation: how many of the
     300 target digits are held out as ``validation``, to choose settings on; with 0, all 300 train.
     The 797 test digits and their renderings do not depend on ``num_validation``. In target and in
-    test every rendering is drawn equally often, up to one.
+    test every rendering is drawn equally often, up to one. size: S, pixels a side.
 
     target, validation, test: TensorSets in mixed renderings; no digit is in two of them.
+    indices: which digits are in "pretrain", "target", "validation" and "test". renderings: how each
+    is drawn, of all but "pretrain".
     """
 
-    def __init__(self, seed: int = 0, num_validation: int = 0):
+    def __init__(self, seed: int = 0, num_validation: int = 0, size: int = SIZE):
         if not 0 <= num_validation < NUM_TARGET:
             raise ValueError(
                 f"num_validation: expected an integer in 0..{NUM_TARGET - 1}, got "
@@ -117,33 +137,48 @@ class DigitsTask:
             )
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed: expected an integer in 0..{2**32 - 1}, got {seed}")
-        self.seed = seed
+        self.seed, self.size = seed, size
         # RandomState's streams are frozen for good, unlike those of numpy's newer generators.
         random = np.random.RandomState(seed)
         ends = (NUM_PRETRAIN, NUM_PRETRAIN + NUM_TARGET)
         pretrain, target, test = np.split(
             random.permutation(NUM_PRETRAIN + NUM_TARGET + NUM_TEST), ends
         )
-        self._indices = {"pretrain": pretrain, "test": test}
-        renderings = {}
+        self.indices = {"pretrain": pretrain, "test": test}
+        self.renderings = {}
         for part, indices in (("target", target), ("test", test)):
-            renderings[part] = random.permutation(np.arange(len(indices)) % len(RENDERINGS))
+            self.renderings[part] = random.permutation(np.arange(len(indices)) % len(RENDERINGS))
         held, kept = np.split(np.arange(NUM_TARGET), [num_validation])
-        self._indices |= {"target": target[kept], "validation": target[held]}
-        self.target = render(target[kept], renderings["target"][kept])
-        self.validation = render(target[held], renderings["target"][held])
-        self.test = render(test, renderings["test"])
+        self.indices |= {"target": target[kept], "validation": target[held]}
+        drawn = self.renderings["target"]
+        self.renderings |= {"target": drawn[kept], "validation": drawn[held]}
+
+    @cached_property
+    def target(self) -> TensorSet:
+        return self._mixed("target")
+
+    @cached_property
+    def validation(self) -> TensorSet:
+        return self._mixed("validation")
+
+    @cached_property
+    def test(self) -> TensorSet:
+        return self._mixed("test")
+
+    def _mixed(self, part: str) -> TensorSet:
+        return render(self.indices[part], self.renderings[part], self.size)
 
     def rendered(self, part: str, rendering: str) -> TensorSet:
         """All digits of "pretrain", "target", "validation" or "test", in one rendering."""
-        if part not in self._indices:
-            raise ValueError(f"part: expected one of {', '.join(self._indices)}, got {part!r}")
+        if part not in self.indices:
+            raise ValueError(f"part: expected one of {', '.join(self.indices)}, got {part!r}")
         if rendering not in RENDERINGS:
             raise ValueError(
                 f"rendering: expected one of {', '.join(RENDERINGS)}, got {rendering!r}"
             )
-        indices = self._indices[part]
-        return render(indices, np.full(len(indices), list(RENDERINGS).index(rendering)))
+        indices = self.indices[part]
+        number = list(RENDERINGS).index(rendering)
+        return render(indices, np.full(len(indices), number), self.size)
 
     def pretrain(self, rendering: str) -> TensorSet:
         """The 700 digits that the expert of ``rendering`` is pre-trained on."""
