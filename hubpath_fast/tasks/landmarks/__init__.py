@@ -1,5 +1,6 @@
 """Landmarks: points of a face, or of anything, found as the maxima of maps (section 4.2)."""
 
+from .digits import DIGITS_LAYOUT, LandmarkDigits
 from .faces import Face, FaceAugment, FaceDataset, FaceSplit, FaceSplits
 from .geometry import box_of_points, crop_matrix, flip_points, invert, transform_points, warp
 from .head import HeatmapHead, attach_heatmap_head
@@ -11,6 +12,7 @@ from .read import read_landmarks
 from .sets import open_faces
 
 __all__ = [
+    "DIGITS_LAYOUT",
     "FACES",
     "LAYOUTS",
     "Face",
@@ -19,6 +21,7 @@ __all__ = [
     "FaceSplit",
     "FaceSplits",
     "HeatmapHead",
+    "LandmarkDigits",
     "LandmarkLayout",
     "attach_heatmap_head",
     "auc",
