@@ -49,7 +49,8 @@ class TestLoss:
 
     def test_criterion_has_the_rows_of_the_experts(self):
         criterion = Landmarks(LAYOUT).criterion(0.5, router_supervision=0.1, router_temperature=2.0)
-        assert isinstance(criterion, HubPathwayLoss) and not criterion.can_fuse
+        assert isinstance(criterion, HubPathwayLoss)
+        assert not criterion.can_fuse
         assert (criterion.explore, criterion.router_temperature) == (0.5, 2.0)
 
     def test_distance_is_in_the_units_of_the_loss(self):
@@ -64,7 +65,8 @@ class TestPredictions:
     def test_points_and_their_confidence(self):
         task, truth = Landmarks(LAYOUT), targets()
         found = task.predict(0.5 * perfect(truth))
-        assert found.dtype == torch.float32 and found.shape == (3, 5, 3)
+        assert found.dtype == torch.float32
+        assert found.shape == (3, 5, 3)
         assert (found[..., :2] - truth[..., :2]).abs().max() <= 0.25 + 1e-5
         assert found[..., 2].max() <= 0.5
 
@@ -97,7 +99,8 @@ class TestPredictions:
         meter.add(maps[3:], truth[3:])
         found = meter.result()
         errors = task.scores(task.predict(maps), truth)
-        assert found["n"] == 4 and found["empty"] == 0.25
+        assert found["n"] == 4
+        assert found["empty"] == 0.25
         assert found["nme"] == pytest.approx(errors.mean().item())
         assert found["loss"] == pytest.approx(task.loss(maps, truth).mean().item())
 
@@ -119,7 +122,8 @@ class TestPredictions:
 class TestSettings:
     def test_published_sets_keep_their_units(self):
         layout = layout_for("wflw", (), LandmarkSettings())
-        assert layout is LAYOUTS["wflw"] and layout.unit == "ocular"
+        assert layout is LAYOUTS["wflw"]
+        assert layout.unit == "ocular"
         assert layout_for("wflw", (), LandmarkSettings(unit="pupil")).unit == "pupil"
 
     def test_own_landmarks(self):
