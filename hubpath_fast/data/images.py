@@ -6,7 +6,6 @@ pixels a side.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -49,20 +48,13 @@ class ImageDataset(Dataset):
     def __getitem__(self, key: int | Draw) -> tuple[Tensor, Any]:
         if not isinstance(key, Draw):
             return self.transform(self.split.load(key)), self.split.targets[key]
-        with drawn_by(key.seed):
+        state = torch.get_rng_state()
+        # Not torch.manual_seed, which would reseed the GPUs of a run without workers too.
+        torch.default_generator.manual_seed(key.seed)
+        try:
             return self[key.index]
-
-
-@contextlib.contextmanager
-def drawn_by(seed: int) -> Iterator[None]:
-    """Within, torch's generator on the CPU draws by the seed; afterwards it is as it was."""
-    state = torch.get_rng_state()
-    # Not torch.manual_seed, which would reseed the GPUs of a run without workers too.
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+        finally:
+            torch.set_rng_state(state)
 
 
 class TrainStream:

@@ -12,7 +12,8 @@ from ..data.images import default_workers
 from ..data.kept import FileList
 from ..tasks.landmarks.cache import cache_faces
 from ..tasks.landmarks.faces import FaceAugment, FaceDataset, FaceSplit, FaceSplits
-from ..tasks.landmarks.sets import face_list, open_faces, reopen_faces
+from ..tasks.landmarks.kept import face_list, reopen_faces
+from ..tasks.landmarks.sets import open_faces
 from ..tasks.landmarks.settings import layout_for
 from ..tasks.landmarks.task import Landmarks
 from .config import FitConfig
@@ -51,7 +52,7 @@ class FaceRuns:
     def files(
         self, parts: Mapping[str, FaceSplit], splits: FaceSplits, config: FitConfig
     ) -> FileList | None:
-        return face_list(parts, config.data)
+        return face_list(parts)
 
     def make_task(self, config: FitConfig, data: Any) -> Landmarks:
         """data: anything that has ``layout``."""

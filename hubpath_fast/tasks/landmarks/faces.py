@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data.images import drawn_by
 from ...data.order import Draw, mix
 from .geometry import PIXELS_PER_SCALE, crop_matrix, transform_points
 from .layouts import LandmarkLayout
@@ -201,32 +200,45 @@ class FaceDataset(Dataset):
             raise ValueError(f"jitter: expected a share from 0 to below 1, got {jitter}")
         self.split, self.size, self.augment, self.jitter = split, size, augment, jitter
         layout = split.layout
-        self.units = normalizer(split.points(), layout, unit or layout.unit)  # annotated numbers
+        self._points = split.points()
+        self._units = normalizer(self._points, layout, unit or layout.unit)  # annotated numbers
+        centers = [face.center for face in split.faces]
+        self._centers = torch.tensor(centers, dtype=torch.float64).view(-1, 2)
+        self._scales = torch.tensor([face.scale for face in split.faces], dtype=torch.float64)
+        self._flip = None if layout.flip is None else list(layout.flip)
         # At least the default one, so that windows are the same in training and evaluation.
         moved = 1 + jitter + 2 * jitter / MARGIN
         self.reach = max(DEFAULT_REACH, augment.reach if augment else 1.0, moved)
-        self._flip = None if layout.flip is None else list(layout.flip)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: int | Draw) -> tuple[Tensor, Tensor]:
-        if isinstance(key, Draw):
-            with drawn_by(key.seed):
-                return self[key.index]
-        matrix, mirrored = self._matrix(key)
-        crop = read_crop(self.window(key), matrix[0], self.size, self.split.layout.origin)
-        return crop, self._target(key, matrix, mirrored)
+        [item] = self.__getitems__([key])
+        return item
 
-    def matrix(self, index: int) -> Tensor:
-        """float64 [2, 3]: from a face's annotated numbers to its crop, unless that is augmented."""
-        return self._still(index)[0]
+    def __getitems__(self, keys: Sequence[int | Draw]) -> list[tuple[Tensor, Tensor]]:
+        """The items of a batch, as loaders ask for them: what is not the photograph costs more by
+        calls than by numbers."""
+        indices = [key.index if isinstance(key, Draw) else key for key in keys]
+        matrices, mirrored = self._matrices(indices, [self._draws(key) for key in keys])
+        targets = self._targets(indices, matrices, mirrored)
+        origin = self.split.layout.origin
+        crops = (
+            read_crop(self.window(i), matrix, self.size, origin)
+            for i, matrix in zip(indices, matrices, strict=True)
+        )
+        return list(zip(crops, targets, strict=True))
+
+    def matrices(self) -> Tensor:
+        """float64 [n, 2, 3]: from annotated numbers to the crops, which are not augmented."""
+        self._check_still()
+        return self._matrices(range(len(self)), [None] * len(self))[0]
 
     def targets(self) -> Tensor:
-        """float32 [n, L, 4]: the targets of all faces, without reading a photograph, unless these
-        are augmented."""
-        found = [self._target(i, self._still(i), False) for i in range(len(self))]
-        return torch.stack(found) if found else torch.empty(0, self.split.layout.num_points, 4)
+        """float32 [n, L, 4]: of all faces, which are not augmented, without their photographs."""
+        indices = range(len(self))
+        return self._targets(indices, self.matrices(), torch.zeros(len(self), dtype=torch.bool))
 
     def window(self, index: int) -> Window:
         """From the split's store, or cut from the photograph."""
@@ -237,41 +249,50 @@ class FaceDataset(Dataset):
         height, width = image.shape[1:]
         return cut(image, find_place(split.faces[index], self.size, self.reach, width, height))
 
-    def _still(self, index: int) -> Tensor:
-        """float64 [1, 2, 3]."""
+    def _check_still(self) -> None:
         if self.augment is not None:
             raise ValueError("augment: an augmented face is another each time, expected None")
-        return self._matrix(index)[0]
 
-    def _matrix(self, index: int) -> tuple[Tensor, bool]:
-        """float64 [1, 2, 3], and whether it mirrors."""
-        face = self.split.faces[index]
-        center = torch.tensor([face.center], dtype=torch.float64)
-        scale, rotation, mirrored = face.scale, 0.0, False
-        if self.augment is not None:
-            # Always four, so that what one setting draws does not depend on another.
-            mirror, turn, angle, larger = torch.rand(4, dtype=torch.float64).tolist()
-            mirrored = self.augment.flip and self._flip is not None and mirror < 0.5
-            if turn < self.augment.rotation_prob:
-                rotation = (2 * angle - 1) * self.augment.rotation
-            scale *= 1 + (2 * larger - 1) * self.augment.scaling
-        if self.jitter:
-            draw = torch.Generator().manual_seed(mix("box", index))
-            right, down, larger = torch.rand(3, generator=draw, dtype=torch.float64).tolist()
-            side = PIXELS_PER_SCALE * face.scale * self.jitter
-            center += torch.tensor([[(2 * right - 1) * side, (2 * down - 1) * side]])
-            scale *= 1 + (2 * larger - 1) * self.jitter
-        turned = torch.tensor([rotation], dtype=torch.float64)
-        scales = torch.tensor([scale], dtype=torch.float64)
-        flip = torch.tensor([True]) if mirrored else None
-        return crop_matrix(center, scales, turned, self.size, MARGIN, flip), mirrored
+    def _draws(self, key: int | Draw) -> Tensor | None:
+        """[4] in [0, 1). Always four, so that what one setting draws does not depend on another."""
+        if self.augment is None:
+            return None
+        own = torch.Generator().manual_seed(key.seed) if isinstance(key, Draw) else None
+        return torch.rand(4, dtype=torch.float64, generator=own)
 
-    def _target(self, index: int, matrix: Tensor, mirrored: bool) -> Tensor:
-        [points] = transform_points(matrix, self.split.faces[index].points[None]) / CELL
-        if mirrored:
-            points = points[self._flip]
+    def _matrices(
+        self, indices: Sequence[int], draws: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """float64 [n, 2, 3], and bool [n]: which of them mirror."""
+        indices = list(indices)
+        centers, scales = self._centers[indices], self._scales[indices]
+        rotation, mirrored = torch.zeros_like(scales), torch.zeros(len(indices), dtype=torch.bool)
+        if self.jitter and indices:
+            boxes = torch.stack([_box_draws(i) for i in indices]) * self.jitter
+            centers = centers + boxes[:, :2] * (PIXELS_PER_SCALE * scales)[:, None]
+            scales = scales * (1 + boxes[:, 2])
+        if self.augment is not None and indices:
+            how = self.augment
+            mirror, turn, angle, larger = torch.stack(draws).unbind(1)
+            if how.flip and self._flip is not None:
+                mirrored = mirror < 0.5
+            rotation = (2 * angle - 1) * how.rotation * (turn < how.rotation_prob)
+            scales = scales * (1 + (2 * larger - 1) * how.scaling)
+        return crop_matrix(centers, scales, rotation, self.size, MARGIN, mirrored), mirrored
+
+    def _targets(self, indices: Sequence[int], matrices: Tensor, mirrored: Tensor) -> Tensor:
+        points = transform_points(matrices, self._points[list(indices)]) / CELL
+        if mirrored.any():
+            points[mirrored] = points[mirrored][:, self._flip]
         cells = self.size // CELL
-        inside = ((points >= 0) & (points < cells)).all(dim=1, keepdim=True)
-        # The matrix is a similarity: a column's length is how many pixels a number becomes.
-        unit = (self.units[index] * matrix[0, :, 0].norm() / CELL).expand(len(points), 1)
-        return torch.cat([points, inside.double(), unit], 1).float()
+        inside = ((points >= 0) & (points < cells)).all(dim=2, keepdim=True)
+        # A matrix is a similarity: a column's length is how many pixels a number becomes.
+        unit = self._units[list(indices)] * matrices[:, :, 0].norm(dim=1) / CELL
+        unit = unit[:, None, None].expand(-1, points.shape[1], 1)
+        return torch.cat([points, inside.double(), unit], 2).float()
+
+
+def _box_draws(index: int) -> Tensor:
+    """[3] in [-1, 1): of a detector's box, the same for a face each time."""
+    draw = torch.Generator().manual_seed(mix("box", index))
+    return 2 * torch.rand(3, generator=draw, dtype=torch.float64) - 1

@@ -222,7 +222,7 @@ def _crop(image: Tensor, back: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     top, bottom = _window([c * x + d * y + f for x, y in ends], height, factor)
     if left >= right or top >= bottom:
         return image.new_zeros(image.shape[0], size, size, dtype=dtype)
-    window = box_mean(image[:, top:bottom, left:right], factor, dtype)
+    window = _reduced(image[:, top:bottom, left:right], factor, dtype)
     # Index u of the picture is (u - left + 0.5) / factor in pixels of the window; grid_sample has
     # -1 and 1 for its edges.
     x_unit, y_unit = 2 / (factor * window.shape[2]), 2 / (factor * window.shape[1])
@@ -245,7 +245,7 @@ def _window(reads: list[float], length: int, factor: int) -> tuple[int, int]:
     return first, min(last, length)
 
 
-def box_mean(window: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
+def _reduced(window: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
     """Means over blocks of ``factor`` pixels, with zeros past the end of the last ones."""
     if factor == 1:
         return window.to(dtype)

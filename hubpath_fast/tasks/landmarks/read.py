@@ -63,7 +63,7 @@ class Reading:
     """What is in a list. faces: that are right. repeated: a problem for each face that stands there
     again, and ``again``: these faces. names: of the landmarks, of a user's list. boxed: whether the
     list gives boxes. told: whether it says of each face which groups it is in. turned: photographs
-    that carry an orientation. file: None: there is none."""
+    that carry an orientation. missing: those that are not there. file: None: there is none."""
 
     file: Path | None = None
     faces: list[Face] = field(default_factory=list)
@@ -74,6 +74,7 @@ class Reading:
     boxed: bool = False
     told: bool = False
     turned: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
 
 
 def set_name(name: str | None) -> str | None:
@@ -176,6 +177,7 @@ def _make_faces(
     sources = {row.name: row.source or finder.find(row.name) for row in rows}
     looks = _looks(sources, verify, decode)
     reading.turned = [name for name, seen in looks.items() if seen.orientation != 1]
+    reading.missing = {name for name, source in sources.items() if source is None}
     seen: dict[tuple, int] = {}
     for row in rows:
         source = sources[row.name]

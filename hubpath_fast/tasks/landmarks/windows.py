@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import PIXELS_PER_SCALE, box_mean, warp
+from .geometry import PIXELS_PER_SCALE, warp
 
 if TYPE_CHECKING:
     from .faces import Face
@@ -71,19 +71,42 @@ def find_place(face: Face, size: int, reach: float, width: int, height: int) -> 
 def cut(image: Tensor, place: Place) -> Window:
     """The window of a photograph, uint8 [3, H, W]; zeros outside of it."""
     left, top, right, bottom, factor = place
-    pixels = image[:, top:bottom, left:right]
-    down, across = bottom - top - pixels.shape[1], right - left - pixels.shape[2]
-    if down or across:
-        pixels = F.pad(pixels, (0, across, 0, down))
+    pixels = image.permute(1, 2, 0)[top:bottom, left:right]  # as decoders leave them in memory
+    height, width = pixels.shape[:2]
+    if (height, width) != (bottom - top, right - left):
+        whole = pixels.new_zeros(bottom - top, right - left, 3)
+        whole[:height, :width] = pixels
+        pixels = whole
     if factor > 1:
-        pixels = box_mean(pixels, factor, torch.float32).round_().to(torch.uint8)
-    return Window(pixels.contiguous(), left, top, factor)
+        pixels = torch.from_numpy(_means(pixels.contiguous().numpy(), factor))
+    else:
+        pixels = pixels.permute(2, 0, 1).contiguous()
+    return Window(pixels, left, top, factor)
+
+
+def _means(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 [h * factor, w * factor, 3] -> [3, h, w]: means over blocks, rounded to the nearest.
+
+    Rows first, as they lie in memory: a quarter of what a pooling layer takes. Pillow's ``reduce``
+    is as fast, but cuts off where it multiplies by 1 / factor^2.
+    """
+    height, width = (length // factor for length in pixels.shape[:2])
+    total = np.uint16 if 255 * factor < 2**16 else np.uint32
+    rows = np.add.reduce(pixels.reshape(height, factor, -1), axis=1, dtype=total)
+    rows = np.ascontiguousarray(rows.reshape(height, width * factor, 3).transpose(2, 0, 1))
+    sums = rows[..., ::factor].astype(np.float32)  # exact up to 2^24, far beyond any photograph
+    for column in range(1, factor):
+        sums += rows[..., column::factor]
+    sums /= factor**2
+    sums += 0.5
+    return sums.astype(np.uint8)
 
 
 def read_crop(window: Window, matrix: Tensor, size: int, origin: int) -> Tensor:
     """uint8 [3, S, S]. matrix: float64 [2, 3], from annotated numbers of ``origin`` to the crop."""
-    shift = (window.factor - 1) / 2 + origin
-    to_annotated = torch.tensor([[window.left + shift], [window.top + shift]], dtype=torch.float64)
-    linear, offset = matrix[:, :2], matrix[:, 2:]
-    own = torch.cat([linear * window.factor, linear @ to_annotated + offset], 1)
-    return warp(window.pixels[None], own[None], size)[0]
+    factor = window.factor
+    shift = (factor - 1) / 2 + origin
+    x, y = window.left + shift, window.top + shift
+    rows = [[a * factor, b * factor, a * x + b * y + c] for a, b, c in matrix.tolist()]
+    own = torch.tensor([rows], dtype=torch.float64)
+    return warp(window.pixels[None], own, size)[0]
