@@ -78,7 +78,10 @@ class Resized(nn.Module):
 
 
 class RunningStatistics(nn.Module):
-    """A network whose BatchNorm layers use, and keep, their running statistics in training too."""
+    """A network whose BatchNorm layers use, and keep, their running statistics in training too.
+
+    Those of a ``DenseNetwork``'s head do not: the head is new, and has no statistics yet.
+    """
 
     def __init__(self, body: nn.Module):
         super().__init__()
@@ -87,8 +90,10 @@ class RunningStatistics(nn.Module):
 
     def train(self, mode: bool = True) -> RunningStatistics:
         super().train(mode)
+        body = network(self)
+        new = set(body.head.modules()) if isinstance(body, DenseNetwork) else ()
         for layer in self.modules():
-            if isinstance(layer, _BatchNorm):
+            if isinstance(layer, _BatchNorm) and layer not in new:
                 layer.training = False
         return self
 
