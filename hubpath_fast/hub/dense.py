@@ -25,6 +25,8 @@ from .outputs import copy_to, describe
 # Pixels a side that a network is tried at: of 256 every usual stride is a divisor; then its own.
 TRIED, USUAL_SIZE = 256, 224
 SMALLEST_STRIDE, LARGEST_STRIDE = 4, 64  # of 256 pixels, 64 and four cells a side
+# Of CaiT, VOLO and XCiT: they look at the map, and change the class token alone.
+CLASS_BLOCKS = ("blocks_token_only", "post_network", "cls_attn_blocks")
 
 # torchvision's networks, by the names of their classes, and the parts that make the last map.
 MAPS: dict[str, tuple[str | Callable[[Tensor], Tensor], ...]] = {
@@ -55,7 +57,8 @@ class DenseNetwork(nn.Module):
     parameter has a gradient.
 
     Args:
-        backbone: a network of timm or torchvision with any classifier or none; changed in place.
+        backbone: a network of timm or torchvision with any classifier or none, changed in place;
+            or a ``DenseNetwork``, whose head is then another.
         make_head: (F, stride) -> a module, maps [n, F, h, w] -> outputs; stride, a power of two,
             is the pixels a side that stand behind a cell.
 
@@ -72,12 +75,18 @@ class DenseNetwork(nn.Module):
 
     def __init__(self, backbone: nn.Module, make_head: Callable[[int, int], nn.Module]):
         super().__init__()
-        _take_any_size(backbone)
-        self.found = _find_map(backbone)
+        known: tuple[str, ...] = ()
+        if isinstance(backbone, DenseNetwork):
+            backbone, known = backbone.backbone, backbone.removed
         before = list(backbone.state_dict())
+        _take_any_size(backbone)
+        for name in CLASS_BLOCKS:
+            if isinstance(getattr(backbone, name, None), nn.ModuleList):
+                setattr(backbone, name, nn.ModuleList())
+        self.found = _find_map(backbone)
         _remove(backbone, self.found.unused)
         after = backbone.state_dict().keys()
-        self.removed = tuple(name for name in before if name not in after)
+        self.removed = known or tuple(name for name in before if name not in after)
         self.image_size: int | None = None
         self.backbone = backbone
         self.head = make_head(self.found.channels, self.found.stride)
@@ -114,7 +123,7 @@ class DenseNetwork(nn.Module):
         side = max(1, (self.image_size or x.shape[-1]) // self.stride)
         if features.shape[2:] == (side, side):
             return features
-        return F.interpolate(features, (side, side), mode="bilinear", antialias=True)
+        return resized(features, side)
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.head(features)
@@ -143,6 +152,19 @@ class LastMap:
             places = features[:, self.prefix :].transpose(1, 2)
             return places.unflatten(2, (math.isqrt(places.shape[2]), -1))
         return features
+
+
+def resized(maps: Tensor, side: int) -> Tensor:
+    """[n, F, h, w] -> [n, F, side, side]: ``F.interpolate``, bilinear and antialiased, as products
+    with matrices, whose gradients on a GPU repeat to the bit where those of its kernel do not."""
+    exact = torch.promote_types(maps.dtype, torch.float32)
+
+    def weights(cells: int) -> Tensor:
+        one = torch.eye(cells, dtype=exact, device=maps.device)[None, None]
+        weights = F.interpolate(one, (side, cells), mode="bilinear", antialias=True)
+        return weights[0, 0].to(maps.dtype)
+
+    return weights(maps.shape[2]) @ maps @ weights(maps.shape[3]).T
 
 
 def about_images(network: nn.Module, size: int | None) -> nn.Module:

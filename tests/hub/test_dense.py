@@ -14,7 +14,7 @@ from torchvision import models
 
 from hubpath_fast.hub import HubError, Resized, build_experts, load_body
 from hubpath_fast.hub.costs import count_flops, expert_flops
-from hubpath_fast.hub.dense import DenseNetwork
+from hubpath_fast.hub.dense import DenseNetwork, resized
 from hubpath_fast.hub.registry import find
 from hubpath_fast.hub.source import on_meta
 from hubpath_fast.hub.spec import ExpertSpec
@@ -64,6 +64,7 @@ KINDS = {
     "timm/deit_tiny_distilled_patch16_224": (("head", "head_dist"), 192, 16),
     "timm/vit_small_patch14_reg4_dinov2": (("head",), 384, 16),
     "timm/eva02_tiny_patch14_224": (("fc_norm", "head"), 192, 16),
+    "timm/cait_xxs24_224": (("blocks_token_only", "head"), 192, 16),
     "timm/swin_tiny_patch4_window7_224": (("head.fc",), 768, 32),
     "timm/levit_128s": (("head.bn", "head.linear", "head_dist.bn", "head_dist.linear"), 384, 64),
     "torchvision/resnet18": (("fc",), 512, 32),
@@ -215,9 +216,12 @@ def test_maps_are_of_the_hubs_images_whatever_size_a_network_works_at():
     with torch.no_grad():
         seen = expert.body.backbone.forward_features(expert.module.resize(x))
         cells = nn.functional.interpolate(seen, (4, 4), mode="bilinear", antialias=True)
+        larger = nn.functional.interpolate(seen, (8, 8), mode="bilinear")
         features = expert.features(x)
         assert seen.shape[2:] == (5, 5)
-        assert torch.equal(features, cells)
+        # Sums of at most 3 x 3 products in float32, in another order.
+        torch.testing.assert_close(features, cells, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(resized(seen, 8), larger, rtol=1e-5, atol=1e-5)
         assert torch.equal(expert.head(features), expert.module(x))
         assert expert.module(x).shape == (2, L, 32, 32)
         torch.testing.assert_close(expert.pooled(x), features.mean((2, 3)))
@@ -289,6 +293,17 @@ def test_flops_are_those_with_the_tasks_head():
     plain = count_flops(timm.create_model("test_resnet", num_classes=0), 64)
     assert count_flops(expert.module, 64) == plain + head
     assert expert_flops(expert, L, 64) == plain + head
+
+
+def test_another_head_takes_the_place_of_one():
+    torch.manual_seed(0)
+    plain = timm.create_model("test_convnext")
+    first = TASK.attach_head(copy.deepcopy(plain))
+    again = Maps(7).attach_head(first)
+    assert again.backbone is first.backbone
+    assert again.removed == first.removed
+    assert again(torch.zeros(1, 3, 64, 64)).shape == (1, 7, 16, 16)
+    load_body(again, plain.state_dict())
 
 
 def test_a_network_that_has_lost_its_classifier_is_as_good():
