@@ -83,7 +83,8 @@ class Task(Protocol):
 
     def report(self, predictions: Tensor, targets: Any) -> dict[str, Any]:
         """Fields of a ``report.Analysis`` that only the task can fill: what stands with each
-        sample, the groups that samples fall into, and sections of its own."""
+        sample, the groups that samples fall into, and sections of its own (``extra``, or ``own``
+        for those made of the whole analysis)."""
 
     def expected_shape(self, size: int) -> tuple[int, ...]:
         """Of the outputs for one image of ``size`` pixels a side, without the batch."""
