@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.markup import escape
 
+from ..notes import show_notes
 from ..runs.config import LANDMARKS, FitConfig
-from .fit import OptionalPath, OptionalStr, fit_command
-from .messages import messages
+from .fit import Device, OptionalPath, OptionalStr, fit_command
+from .messages import console, errors, messages
 from .options import options
+from .predict import end, find, one_line, say
+
+Folder = Annotated[Path, typer.Argument(help="folder of a run of `hubpath landmarks fit`")]
+OptionalInt = Optional[int]  # noqa: UP045
 
 app = typer.Typer(
     help="Learn landmarks, such as the points of a face, with a hub of pre-trained models.",
@@ -55,3 +61,107 @@ def fit(
         fit_command(
             asked, preset, out, resume, set_, data_root, seeds, config, amp, print_config, LANDMARKS
         )
+
+
+@app.command()
+def evaluate(
+    run: Folder,
+    subset: Annotated[
+        OptionalStr, typer.Option(help="a published part of the test set alone, such as largepose")
+    ] = None,
+    norm: Annotated[
+        OptionalStr,
+        typer.Option(
+            help="what errors are divided by: ocular,pupil,diagonal or two landmarks (36-45); "
+            "several with commas"
+        ),
+    ] = None,
+    jitter: Annotated[
+        float, typer.Option(help="score again with boxes moved by up to this share, such as 0.1")
+    ] = 0.0,
+    device: Device = "cpu",
+    data: Annotated[OptionalStr, typer.Option(help="another list of the same landmarks")] = None,
+    images: Annotated[OptionalStr, typer.Option(help="folder of the photographs of --data")] = None,
+    data_root: Annotated[
+        OptionalStr, typer.Option(help="where the run's own data set lies now")
+    ] = None,
+    workers: Annotated[
+        OptionalInt,
+        typer.Option(help="processes that decode images; 0: decode here; as in training"),
+    ] = None,
+) -> None:
+    """The errors of a run's best checkpoint on held-out faces, or on those of another list.
+
+    Each line says what its errors are divided by: figures with different units do not compare.
+    """
+    with messages():
+        from ..recipes.landmarks_evaluate import evaluate_landmarks, row_text
+
+        norms = [part.strip() for part in (norm or "").split(",") if part.strip()]
+        result = evaluate_landmarks(
+            run, data, images, device, subset, norms, jitter, data_root, workers
+        )
+        for row in result["rows"]:
+            console.print(row_text(row), soft_wrap=True, highlight=False, markup=False)
+        show_notes(result["notes"], console)
+
+
+@app.command()
+def predict(
+    run: Folder,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help='files, folders, patterns ("photos/**/*.jpg"), or - for a list on stdin'
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="folder for points.csv and the photographs with their points")
+    ],
+    box: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help='where the face is: x0,y0,x1,y1 in pixels, or "image" for all of it; one for all '
+            "photographs, or one for each"
+        ),
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """The landmarks of a face in each photograph, and which experts were asked with what weight.
+
+    The run finds points in a box, not the box: it should be as tight around the points as those of
+    the faces that it was trained on, whose boxes are made of the true points. Coordinates are those
+    of the photograph as viewers show it, with 0 for the centre of the first pixel.
+
+    An image that cannot be read, or whose box lies outside, is named on stderr, and the others are
+    answered; then the status is 1, or 2 if there is no answer.
+    """
+    with messages():
+        from ..recipes import landmarks_predict as recipe
+        from ..runs.folder import open_run
+
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"out: expected a folder, got the file {out}")
+        for text in box or ():
+            recipe.read_box(text)  # before anything is loaded
+        found = find(images)
+        boxes = recipe.boxes_of(box or (), len(found))
+        opened = open_run(run, device, LANDMARKS)
+        show_notes(opened.notes, errors)
+        out.mkdir(parents=True, exist_ok=True)
+        taken = {Path(item.path).resolve() for item in found}
+        faces = []
+        for face in recipe.predict_landmarks(opened, found, boxes):
+            faces.append(face)
+            if face.error is not None:
+                say(f"[bold red]error:[/] {escape(one_line(face.error))}")
+                continue
+            if face.note is not None:
+                show_notes([one_line(face.note)], errors)
+            drawn = recipe.draw_points(face, out, taken)
+            print(one_line(recipe.face_text(face, drawn)), flush=True)
+        table = recipe.write_points(faces, opened.task.layout.names, out / recipe.POINTS)
+        broken = sum(face.error is not None for face in faces)
+        if broken < len(faces):
+            print(one_line(f"points of {len(faces) - broken} of {len(faces)} faces in {table}"))
+        end(broken, len(faces), "have no points")

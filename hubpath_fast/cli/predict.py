@@ -63,7 +63,7 @@ def predict(
             check_ending(out)
         opened = open_run(run, device, CLASSIFICATION)
         show_notes(opened.notes, errors)
-        found = _find(images)
+        found = find(images)
         predictions = predict_each(opened, found, default_workers() if workers is None else workers)
         if out is None:
             done, broken = _answer(predictions, len(found))
@@ -73,17 +73,15 @@ def predict(
                 done, broken = _answer(predictions, len(found), file)
             said = f"{done - broken} of {done} images answered in {out}"
             console.print(escape(one_line(said)), soft_wrap=True, highlight=False)
-        if broken:
-            _say(f"[bold red]{broken} of {done} images could not be read[/]")
-            raise typer.Exit(2 if broken == done else 1)
+        end(broken, done, "could not be read")
 
 
-def _find(images: list[str]) -> list[Given]:
+def find(images: list[str]) -> list[Given]:
     """What is meant; ValueError if there is nothing to read among it."""
     from ..data.given import STDIN, find_images
 
     if STDIN in images and sys.stdin.isatty():
-        _say("reading paths, a line each; Ctrl-D ends the list (Ctrl-Z on Windows)")
+        say("reading paths, a line each; Ctrl-D ends the list (Ctrl-Z on Windows)")
     found, notes = find_images(images, sys.stdin.buffer if STDIN in images else None)
     show_notes(map(one_line, notes), errors)
     problems = [f"{item.path}: {item.problem}" for item in found if item.problem]
@@ -117,6 +115,13 @@ def _answer(
     return done, broken
 
 
+def end(broken: int, total: int, what: str) -> None:
+    """Ends with status 1 where some images have no answer, with 2 where all have none."""
+    if broken:
+        say(f"[bold red]{broken} of {total} images {what}[/]")
+        raise typer.Exit(2 if broken == total else 1)
+
+
 def one_line(text: str) -> str:
     """Text on one line: what no console can show as its escape, such as a line break in a name."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -127,7 +132,7 @@ def _tell(batch: Iterable[Prediction], quiet: bool) -> None:
     for p in batch:
         if p.error is not None:
             sys.stdout.flush()  # in the order given, where both go to one place
-            _say(f"[bold red]error:[/] {escape(one_line(p.error))}")
+            say(f"[bold red]error:[/] {escape(one_line(p.error))}")
         elif not quiet:
             experts = ", ".join(f"{name} {weight:.2f}" for name, weight in p.experts.items())
             line = f"{p.given}: {p.label} ({p.probability:.3f}); experts: {experts}"
@@ -135,7 +140,7 @@ def _tell(batch: Iterable[Prediction], quiet: bool) -> None:
     sys.stdout.flush()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     errors.print(text, soft_wrap=True, highlight=False)
 
 
