@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.markup import escape
@@ -14,6 +15,9 @@ from .fit import Device, OptionalPath, OptionalStr, fit_command
 from .messages import console, errors, messages
 from .options import options
 from .predict import end, find, one_line, say
+
+if TYPE_CHECKING:
+    from ..recipes.landmarks_predict import FacePoints
 
 Folder = Annotated[Path, typer.Argument(help="folder of a run of `hubpath landmarks fit`")]
 OptionalInt = Optional[int]  # noqa: UP045
@@ -150,18 +154,30 @@ def predict(
         show_notes(opened.notes, errors)
         out.mkdir(parents=True, exist_ok=True)
         taken = {Path(item.path).resolve() for item in found}
-        faces = []
-        for face in recipe.predict_landmarks(opened, found, boxes):
-            faces.append(face)
-            if face.error is not None:
-                say(f"[bold red]error:[/] {escape(one_line(face.error))}")
-                continue
-            if face.note is not None:
-                show_notes([one_line(face.note)], errors)
-            drawn = recipe.draw_points(face, out, taken)
-            print(one_line(recipe.face_text(face, drawn)), flush=True)
-        table = recipe.write_points(faces, opened.task.layout.names, out / recipe.POINTS)
+        faces, table = [], out / recipe.POINTS
+        try:
+            for face in recipe.predict_landmarks(opened, found, boxes):
+                faces.append(face)
+                _tell(face, out, taken)
+        except KeyboardInterrupt:
+            stopped = f"stopped after {len(faces)} of {len(found)} images; {table} holds their rows"
+            raise InterruptedError(stopped) from None
+        finally:
+            recipe.write_points(faces, opened.task.layout.names, table)
         broken = sum(face.error is not None for face in faces)
         if broken < len(faces):
             print(one_line(f"points of {len(faces) - broken} of {len(faces)} faces in {table}"))
         end(broken, len(faces), "have no points")
+
+
+def _tell(face: FacePoints, out: Path, taken: set[Path]) -> None:
+    """Draws what was found and says it on stdout; what was not, on stderr."""
+    from ..recipes.landmarks_predict import draw_points, face_text
+
+    if face.error is not None:
+        sys.stdout.flush()  # in the order given, where both go to one place
+        say(f"[bold red]error:[/] {escape(one_line(face.error))}")
+        return
+    if face.note is not None:
+        show_notes([one_line(face.note)], errors)
+    print(one_line(face_text(face, draw_points(face, out, taken))), flush=True)

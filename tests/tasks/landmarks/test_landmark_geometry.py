@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
 
 from hubpath_fast.tasks.landmarks import (
     LAYOUTS,
@@ -182,6 +184,14 @@ def test_identity_and_whole_shifts_keep_the_bits():
     moved = crop_matrix([(12.5, 9.5)], [20 / 200], [0.0], 20, margin=1.0)
     assert torch.equal(warp(image, moved, 20)[..., :17], image[..., 3:])
     assert not warp(image, moved, 20)[..., 17:].any()  # zeros outside
+
+
+def test_a_turned_picture_is_torchvisions():
+    """A second opinion on direction, centre and interpolation; its own points would be off."""
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    matrix = crop_matrix([(31.5, 31.5)], [64 / 200], [25.0], 64, margin=1.0)
+    turned = rotate(image, 25.0, InterpolationMode.BILINEAR)
+    assert (warp(image, matrix, 64) - turned).abs()[..., 2:-2, 2:-2].max() < 1e-4
 
 
 def test_a_fine_pattern_becomes_grey_where_a_crop_shrinks():

@@ -186,6 +186,18 @@ class TestCommand:
         said = refused(*given, "--box", "900,900,950,950")
         assert "the box 900,900,950,950 lies outside the photograph of 200 x 160 pixels" in said
 
+    def test_a_stop_keeps_what_was_found(self, photo, tmp_path, monkeypatch):
+        def stopped(*asked):
+            yield from found([photo], [BOX])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(landmarks_predict, "predict_landmarks", stopped)
+        out = tmp_path / "out"
+        given = ("landmarks", "predict", "run", photo, photo, "--box", "image", "--out", out)
+        result = hubpath(*given, status=130)
+        assert f"stopped after 1 of 2 images; {out / 'points.csv'} holds" in result.stderr
+        assert len((out / "points.csv").read_text().splitlines()) == 1 + 3
+
     def test_wrong_options(self, photo, tmp_path):
         given = ("landmarks", "predict", "run", photo, "--out", tmp_path / "out")
         assert "got 3 numbers, '30,40,210'" in refused(*given, "--box", "30,40,210")
