@@ -94,9 +94,10 @@ def _test(
         "test_is_validation": splits.test_is_validation,
         **(task.facts() if hasattr(task, "facts") else {}),
     }
-    more = "".join(f", {n.replace('_', ' ')} {metric.text(v)}," for n, v in beside.items())
+    more = "".join(f", {n.replace('_', ' ')} {metric.text(v)}" for n, v in beside.items())
+    more += "," if beside else ""
     name = "validation (there is no test split)" if splits.test_is_validation else "test"
-    measured = f", {task.measured}," if hasattr(task, "measured") else ""
+    measured = f" ({task.measured})" if hasattr(task, "measured") else ""
     console.print(
         f"[bold]{name}: {metric.text(test[metric.name])}{measured} of {test['n']} images[/]{more} "
         f"{escape(ends)}",
