@@ -53,8 +53,8 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
     landmarks: LandmarkSettings = setting(LandmarkSettings, "of a task of landmarks")
 
     def check(self) -> None:
-        super().check()
         self._check_task()
+        super().check()
         if self.mixes:
             check_even(self.trainer.batch_size)
         if self.router_supervision and self.k == 1:
