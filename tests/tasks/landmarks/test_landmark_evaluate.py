@@ -7,7 +7,13 @@ import torch
 from support.blobs import blob_list, blob_photo, blob_run
 from support.command import hubpath, refused
 
-from hubpath_fast.recipes.landmarks_evaluate import FROM_TRUTH, _rows, evaluate_landmarks, row_text
+from hubpath_fast.recipes.landmarks_evaluate import (
+    FROM_TRUTH,
+    _published,
+    _rows,
+    evaluate_landmarks,
+    row_text,
+)
 from hubpath_fast.recipes.landmarks_predict import predict_landmarks
 from hubpath_fast.tasks.landmarks import LAYOUTS, box_of_points, nme
 from hubpath_fast.tasks.landmarks.task import Landmarks
@@ -130,6 +136,19 @@ def test_rows_of_parts_by_hand():
 def test_what_is_refused(run, asked, words):
     with pytest.raises(ValueError, match=words):
         evaluate_landmarks("run", **asked)
+
+
+def test_lists_in_the_form_of_a_published_set_count_pixels_as_it_does(tmp_path):
+    """300W's from 1, a user's from 0; columns alone do not tell."""
+    own, published = tmp_path / "own.csv", tmp_path / "face_landmarks_300w_test.csv"
+    own.write_text("image,x,y\na.png,1,2\n")
+    published.write_text("image_name,scale,center_w,center_h,original_0_x,original_0_y\n")
+    of_300w = blob_run().config.replace(dataset="300w")
+    assert _published(of_300w, published) == "300w"
+    assert _published(of_300w, own) is None
+    assert _published(of_300w, tmp_path) is None
+    assert _published(of_300w, tmp_path / "COFW_test_color.mat") == "300w"
+    assert _published(blob_run().config, published) is None
 
 
 def test_a_list_of_other_landmarks(run, place, tmp_path):

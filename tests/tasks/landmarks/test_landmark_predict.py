@@ -96,11 +96,18 @@ def test_one_photograph_with_two_faces_and_many_at_once(tmp_path, monkeypatch):
 
 
 def test_a_box_outside_is_said_and_the_others_are_answered(photo):
-    faces = found([photo] * 3, [(300.0, 10, 340, 50), BOX, (10.0, -60, 50, -2)])
+    boxes = [
+        (300.0, 10, 340, 50),
+        BOX,
+        (10.0, -60, 50, -2),
+        (-60.0, 10, -1, 50),
+        (9.0, 160, 30, 190),
+    ]
+    faces = found([photo] * 5, boxes)
     expected = "a.png: the box 300,10,340,50 lies outside the photograph of 200 x 160 pixels"
     assert faces[0].error.endswith(expected)
     assert away(faces[1]) < CELL / 2
-    assert "lies outside" in faces[2].error
+    assert all("lies outside" in face.error for face in faces[2:])
 
 
 def test_a_photograph_is_drawn_with_its_points(photo, tmp_path):
