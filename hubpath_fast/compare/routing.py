@@ -69,7 +69,7 @@ def _test(found: Sequence[Mapping[str, Any]], measure: Measure) -> str:
         return ""
     learned, fixed = (statistics.fmean(p[k] for p in pairs) for k in ("learned", "fixed"))
     return (
-        f"On the test images the learned routes have {measure.name} {measure.text(learned)}, the "
+        f"On the test images the learned routes have {measure.title} {measure.text(learned)}, the "
         f"fixed experts that validation chose {measure.text(fixed)}{_means(pairs)}."
     )
 
@@ -81,7 +81,7 @@ def _quality(found: Sequence[Mapping[str, Any]], measure: Measure) -> str:
     top, random = (statistics.fmean(p[k] for p in pairs) for k in ("top", "random"))
     return (
         "On validation images on which some expert does not fail, the most trusted one has "
-        f"{measure.name} {measure.text(top)}, a random one {measure.text(random)}{_means(pairs)}."
+        f"{measure.title} {measure.text(top)}, a random one {measure.text(random)}{_means(pairs)}."
     )
 
 

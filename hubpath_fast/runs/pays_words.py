@@ -40,11 +40,11 @@ def sentence(found: Mapping[str, Any], measure: Measure, names: Sequence[str]) -
     asked, gain = listed(fixed["names"]), points(measure, added["value"])
     size = f"{gain} ± {points(measure, added['error'])}{unit(measure)}"
     values = (
-        f"{measure.name} {measure.text(found['learned']['value'])} against "
+        f"{measure.title} {measure.text(found['learned']['value'])} against "
         f"{measure.text(fixed['value'])}, {found['images']} {found['split']} images"
     )
     if added["low"] > 0:
-        adds = "adds" if measure.better == "max" else f"lowers {measure.name} by"
+        adds = "adds" if measure.better == "max" else f"lowers {measure.title} by"
         return f"routing {adds} {size} over always asking {asked} ({values})"
     if added["value"] > 0:
         sign = "+" if measure.better == "max" else "-"
@@ -69,7 +69,7 @@ def quality_sentence(found: Mapping[str, Any], measure: Measure) -> str | None:
         return None
     return (
         f"on {quality['counted']} of {quality['samples']} {found['split']} images some expert does "
-        f"not fail; there the most trusted one has {measure.name} "
+        f"not fail; there the most trusted one has {measure.title} "
         f"{measure.text(quality['top'])}, a random one {measure.text(quality['random'])}"
     )
 

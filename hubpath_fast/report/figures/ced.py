@@ -57,6 +57,7 @@ def cumulative_errors(
     columns: Mapping[str, Sequence[str]],
     bold: Sequence[str] = (),
     bounds: Sequence[str] = (),
+    colors: Sequence[str] = (),
 ) -> Figure:
     """The share of samples over the error, a curve for each name.
 
@@ -64,7 +65,8 @@ def cumulative_errors(
     counts as failed; the axis ends there, or further where 80 % of the samples have not been
     reached by then, and the threshold is marked. label: of the axis. columns: texts by their head,
     one for each name, that stand in the legend. bold: names whose curves stand out. bounds: names
-    of what is no method, drawn thin and dotted.
+    of what is no method, drawn thin and dotted. colors: the other names, by the number of their
+    look (see ``style.look``), such that an expert looks as elsewhere; by default in their order.
     """
     if not errors or any(len(texts) != len(errors) for texts in columns.values()):
         raise ValueError(
@@ -79,7 +81,7 @@ def cumulative_errors(
     figure.set_layout_engine("none")  # the legend is laid out in inches
     width = style.WIDTH - LEFT - 0.3 - ends[-1] - 0.05
     axes = place(figure, (LEFT, TOP), (0, 0, width, min(room, 6.0)))
-    handles, plain = [], [name for name in errors if name not in bold and name not in bounds]
+    handles, plain = [], [name for name in colors or errors if name not in {*bold, *bounds}]
     for name, values in errors.items():
         look = _line(name, plain, bold, bounds)
         axes.plot(at, shares_within(values, at), **look)

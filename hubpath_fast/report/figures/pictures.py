@@ -55,7 +55,7 @@ def draw_points(axes: Axes, true: np.ndarray, predicted: np.ndarray, side: float
     """Points [P, 2] upon a picture, in its pixels, pixel j from j to j + 1: true ones as rings,
     predicted ones as dots, joined. Those outside the picture are not drawn. side: of the picture in
     inches."""
-    size = float(np.clip(14 * side / np.sqrt(len(true)), 1.6, 5.5))  # points
+    size = float(np.clip(9 * side / np.sqrt(len(true)), 1.3, 5.0))  # points
     # imshow has pixel j's centre at j, not at j + 0.5.
     true, predicted = np.asarray(true) - 0.5, np.asarray(predicted) - 0.5
     pairs = np.stack([true, predicted], axis=1)

@@ -145,6 +145,7 @@ def curves(
 ) -> report.Section:
     """Cumulative errors of all methods, or of the run and each of its experts."""
     errors, bounds = methods(a)
+    colors = list(errors)
     errors = {name: errors[name] for name in sorted(errors, key=lambda name: errors[name].mean())}
     measure = task.metric
     means, areas, rates = (
@@ -165,6 +166,7 @@ def curves(
             },
             [HUB],
             bounds,
+            colors,
         ),
         report.cumulative_table(errors, THRESHOLD, f"{measure.title} at most"),
         f"The share of faces whose {_error(task)} is at most so large"

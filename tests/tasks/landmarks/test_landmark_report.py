@@ -10,7 +10,7 @@ import torch
 from support.drawn import assert_readable
 from support.pages import Page
 
-from hubpath_fast.report import Analysis, FigureFolder, write_analysis
+from hubpath_fast.report import Analysis, FigureFolder, style, write_analysis
 from hubpath_fast.tasks.landmarks.layouts import LAYOUTS, LandmarkLayout
 from hubpath_fast.tasks.landmarks.maps import gaussian_targets
 from hubpath_fast.tasks.landmarks.report import chosen_faces, landmark_errors, methods
@@ -162,6 +162,13 @@ class TestNumbers:
             limit = float(row["NME at most"])
             for name, errors in compared.items():
                 assert float(row[name]) == (errors <= limit).mean()
+
+    def test_an_expert_has_its_colour_in_the_curves(self, run, tmp_path):
+        analysis = Analysis(**run.given)
+        (picture,) = run.given["own"][1](analysis, FigureFolder(tmp_path, 0.2)).items
+        colors = {line.get_gid(): line.get_color() for line in picture.figure.axes[0].lines}
+        for i, name in enumerate(run.experts):
+            assert colors[f"{name} alone"] == style.look(i).color
 
     def test_by_subset(self, run):
         rows = {row["method"]: row for row in run.csv("error_by_group")}
