@@ -7,11 +7,12 @@ from .knowledge_flow import KnowledgeFlow, KnowledgeFlowObjective, knowledge_flo
 from .single import SingleModel
 from .soups import greedy_soup, reestimate_batchnorm, uniform_soup
 from .variants import Noiseless, RandomGenerator, TaskGenerator
-from .votes import oracle
+from .votes import Ensemble, oracle
 from .zoo_tuning import ZooTuning, zoo_tuning_groups
 
 __all__ = [
     "DistillObjective",
+    "Ensemble",
     "KnowledgeFlow",
     "KnowledgeFlowObjective",
     "Noiseless",

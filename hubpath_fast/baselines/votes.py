@@ -1,13 +1,33 @@
-"""The oracle that knows which model to ask (table 5 of the paper)."""
+"""Several models together: their outputs as one, and the oracle that knows which model to ask
+(table 5 of the paper)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..training import Task
+
+
+class Ensemble(nn.Module):
+    """Models as one, whose outputs are what the task says that they say together
+    (``task.ensemble``): images -> outputs [N, C, ...].
+
+    For tasks whose stored predictions are no outputs any more, such as points that were maps; of
+    others ``task.votes`` needs no model. members: the models, which take the same images.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], task: Task) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("members: expected at least one model, got none")
+        self.members, self.task = nn.ModuleList(members), task
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.task.ensemble(torch.stack([member(images) for member in self.members]))
 
 
 def oracle(task: Task, predictions: Tensor, targets: Any) -> Tensor:

@@ -16,7 +16,7 @@ OptionalInt, OptionalStr = Optional[int], Optional[str]  # noqa: UP045
 
 SHOWN = (
     "data", "hub", "k", "steps", "batch_size", "explore", "image_size", "validation", "pretrained",
-    "device", "budget", "temperature", "distill_weight", "warm_up",
+    "device", "budget", "temperature", "distill_weight", "warm_up", "task",
 )  # fmt: skip
 
 
@@ -59,7 +59,9 @@ def compare(
     training as it takes to train each expert alone for --steps, so that a Hub-Pathway takes M / K
     times as many updates (M / (K + 1) where its router looks at an expert).
 
-    --data is a folder of images, or a data set of `hubpath data list`.
+    --data is a folder of images, or a data set of `hubpath data list`. With --task landmarks it is
+    a list of faces (--set images=DIR says where their images lie), 300w, wflw or cofw (--data-root
+    DIR), or digits.
     """
     with messages():
         from ..compare import compare as run
@@ -73,6 +75,7 @@ def compare(
         nulls += [f"trainer.{name}" for name, value in more_trainer.items() if value is None]
         trainer = fit.pop("trainer", {}) | more_trainer
         fit, asked = fit | more_fit, asked | more
+        task = fit.pop("task", None)
         settings = make_settings(
             fit.pop("data", None),
             fit.pop("hub", None),
@@ -84,6 +87,7 @@ def compare(
             top=fit,
             distill=asked,
             nulls=nulls,
+            task=task,
         )
         rows = run(settings, methods, parse_seeds(seeds), out, workers, console)
         if any(row["status"] == "failed" for row in rows):

@@ -65,13 +65,12 @@ def compare(
         open_folder(out_dir, settings)
         train_missing(settings, chosen, seeds, out_dir, count, threads, console)
         # Draws figures: what takes a second to import can wait until here.
-        from .routing import routing_notes
-        from .tables import describe_budget, make_rows, reasons, terminal_table, write_tables
+        from .tables import all_notes, describe_budget, make_rows, terminal_table, write_tables
 
         rows = make_rows(settings, chosen, seeds, out_dir)
         table = write_tables(out_dir, settings, rows, seeds)
     console.print(terminal_table(table, describe_budget(settings)))
-    for note in (*reasons(rows), *routing_notes(settings, rows, seeds, out_dir)):
+    for note in all_notes(settings, rows, seeds, out_dir):
         console.print(escape(note), soft_wrap=True, highlight=False)
     console.print(
         f"The table is in {out_dir / 'table.html'} (.md, .json); `hubpath report {out_dir}` shows "

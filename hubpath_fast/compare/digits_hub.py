@@ -63,6 +63,11 @@ def expert_store(out_dir: Path) -> Path:
     return cache if os.access(cache, os.W_OK) else out_dir / "experts"
 
 
+def plain_spec(network: str) -> ExpertSpec:
+    """A network's name without the options that are of fine-tuning."""
+    return replace(ExpertSpec.parse(network), lr_factor=1.0, freeze="none", batchnorm=None)
+
+
 @dataclass(frozen=True)
 class Member:
     """An expert of a digits' hub.
@@ -103,9 +108,7 @@ class DigitsHub:
     ):
         self.task, self.settings, self.notes = task, settings, []
         cache = (user_cache_folder() if cache is None else Path(cache)) / "digits"
-        tuned = {"lr_factor": 1.0, "freeze": "none", "batchnorm": None}  # options of fine-tuning
-        specs = [replace(ExpertSpec.parse(network), **tuned) for network in networks]
-        networks = [str(spec).removeprefix("timm/") for spec in specs]
+        networks = [str(plain_spec(network)).removeprefix("timm/") for network in networks]
         descend = len(networks) > 1 and len(set(networks)) == 1
         self.members: list[Member] = []
         known = pretrained_on(len(networks), rendering)

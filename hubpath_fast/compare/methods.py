@@ -19,6 +19,7 @@ from ..fields import there_are
 from ..hub.labels import numbered
 from ..hub.router import looks_at_expert
 from ..runs.build import kind_of_task
+from ..runs.config import LANDMARKS
 from ..training import Task
 from . import runs
 from .results import SeedResults
@@ -26,6 +27,7 @@ from .runs import Context
 from .settings import PASSES, CompareSettings, names_of_experts
 
 PATHWAY = "pathway"
+OUTPUTS = "outputs"  # of a vote that is a mean of outputs, not of stored predictions
 
 # Why methods cannot be held to a number of expert forwards.
 SPENT = (
@@ -53,6 +55,8 @@ class Method:
     barred: why it cannot be held to the comparison's budget; "": it can.
     members: of a vote, which experts are asked, by number. decide: what their predictions [S, N, P]
         on N targets are worth, a score [N] of the task's metric.
+    together: of a run that trains nothing, but asks the fine-tuned experts of others together: what
+        a vote is where the stored predictions are too little to vote with.
     k: K of a Hub-Pathway as the paper has it; None for all others.
     equal: only for experts of equal architecture. bound: no method can reach it by choosing on
         other data, so it does not compete. paper: its key in ``paper_numbers``.
@@ -72,6 +76,7 @@ class Method:
     barred: str = ""
     members: Callable[[SeedResults], Sequence[int]] | None = None
     decide: Callable[[Task, Tensor, Any], Tensor] | None = None
+    together: bool = False
     k: int | None = None
     equal: bool = False
     bound: bool = False
@@ -117,6 +122,20 @@ def of_best(count: int) -> Callable[[SeedResults], list[int]]:
     return lambda results: results.best_singles()[:count]
 
 
+def floors(kind: type[Task]) -> list[Method]:
+    """What shows how much of a figure is owed to anything learned, and to pre-training: table 3 of
+    the paper begins with a network from scratch."""
+    if kind.name != LANDMARKS:
+        return []
+    return [
+        Method("mean-shape", "mean shape", runs.mean_shape),
+        Method(
+            "from-scratch", "from scratch", runs.from_scratch, tuned=True, forwards=1,
+            paper="FromScratch",
+        ),
+    ]  # fmt: skip
+
+
 def pathway_forwards(settings: CompareSettings, k: int, routed: bool = True) -> int:
     """Expert forwards for each sample of a Hub-Pathway's training step. routed: its generator is
     the one that the settings describe.
@@ -141,11 +160,28 @@ def methods_of(settings: CompareSettings) -> list[Method]:
         for i, name in enumerate(experts)
     ]  # fmt: skip
 
+    kind = kind_of_task(settings.fit)
+    # Of stored predictions nobody can make the outputs again that an ensemble is the mean of.
+    on_outputs = getattr(kind, "votes_on_outputs", False)
+    together = OUTPUTS if on_outputs else "soft"
+    titles = getattr(kind, "vote_titles", {})
+
+    def said(vote: str) -> str:
+        return titles.get(vote, f"{vote} vote")
+
     def vote(name, title, members, decide="soft", paper="", bound=False) -> Method:
         decide = by_vote(decide) if isinstance(decide, str) else decide
         return Method(
             name, title, needs=singles, forwards=count, members=members, decide=decide,
             paper=paper, bound=bound,
+        )  # fmt: skip
+
+    def ensemble(name, title, members, paper) -> Method:
+        if not on_outputs:
+            return vote(name, title, members, paper=paper)
+        return Method(
+            name, title, lambda c: runs.ensemble(c, members), needs=singles, forwards=count,
+            together=True, paper=paper,
         )  # fmt: skip
 
     def pathway(name, title, train, active=k, routed=True, **more) -> Method:
@@ -169,15 +205,16 @@ def methods_of(settings: CompareSettings) -> list[Method]:
         )  # fmt: skip
 
     return [
+        *floors(kind),
         *alone,
         vote("best-single", "best single", of_best(1), paper="BestSingle"),
         vote("best-single-in-hindsight", "best single, in hindsight", in_hindsight, bound=True),
-        vote("ensemble-top-k", f"ensemble of the best {k}", of_best(k), paper="EnsembleTopK"),
-        vote("ensemble", "ensemble, soft vote", everyone, paper="Ensemble"),
+        ensemble("ensemble-top-k", f"ensemble of the best {k}", of_best(k), "EnsembleTopK"),
+        ensemble("ensemble", f"ensemble, {said(together)}", everyone, "Ensemble"),
         *(
-            vote(f"ensemble-{name}", f"ensemble, {name} vote", everyone, name)
-            for name in kind_of_task(settings.fit).votes
-            if name != "soft"
+            vote(f"ensemble-{name}", f"ensemble, {said(name)}", everyone, name)
+            for name in kind.votes
+            if name != "soft" or on_outputs
         ),
         Method(
             "distill", "distill", runs.distill, needs=singles, tuned=True, forwards=count + 1,

@@ -8,8 +8,10 @@ from importlib.resources import files
 from typing import Any
 
 from ..hub.spec import HUBS
+from ..runs.config import LANDMARKS, FitConfig
 
 TABLES = "paper_tables.json"
+PUBLISHED, OCULAR = "published", "ocular"  # targets and unit of the paper's errors of landmarks
 SETS = {
     "cifar-100": "cifar100",
     "coco-70": "coco70",
@@ -18,11 +20,14 @@ SETS = {
     "indoors": "indoors",
     "dmlab": "dmlab",
     "eurosat": "eurosat",
+    "300w": "300w",
+    "wflw": "wflw",
+    "cofw": "cofw",
 }
 # Of each hub: the tables that have it, and what they call its experts, in the hub's order.
 PAPER_HUBS = {
     "paper-homogeneous": (
-        ("table1_homogeneous", "table4_ablation", "table5_selection"),
+        ("table1_homogeneous", "table3_landmarks", "table4_ablation", "table5_selection"),
         ("ImageNet", "MoCo", "MaskRCNN", "DeepLab", "Keypoint"),
     ),
     "paper-heterogeneous": (
@@ -47,8 +52,53 @@ def paper_numbers(hub: Sequence[str], dataset: str) -> dict[str, dict[str, float
         for method, by_set in content[table].items():
             if SETS[dataset] in by_set:
                 found.setdefault(method, _fractions(by_set[SETS[dataset]]))
-    singles = {f"single-{i}": found[name] for i, name in enumerate(experts)}
+    singles = {f"single-{i}": found[name] for i, name in enumerate(experts) if name in found}
     return {**{k: v for k, v in found.items() if k not in experts}, **singles}
+
+
+def numbers_beside(fit: FitConfig) -> dict[str, dict[str, float]]:
+    """``paper_numbers`` for a comparison, where its figures mean the same."""
+    return {} if _differ(fit) else paper_numbers(fit.hub, fit.dataset)
+
+
+def figures_of(fit: FitConfig) -> dict[str, Any]:
+    """What a figure means that a data set alone does not say, as ``table.json`` has it: of
+    landmarks, which targets were learned and what errors are divided by (None: the set's own)."""
+    if fit.task != LANDMARKS:
+        return {}
+    return {"targets": fit.landmarks.targets, "unit": fit.landmarks.unit}
+
+
+def notes_on_figures(fit: FitConfig, beside: bool) -> list[str]:
+    """The same for readers. beside: the paper's own stand in the table."""
+    if fit.task != LANDMARKS:
+        return []
+    kind, unit = fit.landmarks.targets, fit.landmarks.unit or "the set's own unit"
+    said = [
+        f"Errors are over {unit}, of maps learned from {kind} targets; they compare only with "
+        f"those of {kind} targets over the same."
+    ]
+    if beside:
+        said.append(
+            "The paper's are of one seed, and the code that its protocol comes from keeps the "
+            "epoch that is best on the test faces; here faces held out from train choose."
+        )
+    elif paper_numbers(fit.hub, fit.dataset):
+        said.append(
+            f"The paper's own stand beside ours only for published targets over the outer eye "
+            f"corners: {_differ(fit)} here (--preset landmarks-{fit.dataset} has them)."
+        )
+    return said
+
+
+def _differ(fit: FitConfig) -> str:
+    """Why figures are not of the same kind as the paper's, in words; "": they are."""
+    if fit.task != LANDMARKS:
+        return ""
+    own = fit.landmarks
+    if own.targets != PUBLISHED:
+        return f"targets are {own.targets}"
+    return "" if own.unit in (None, OCULAR) else f"the unit is {own.unit}"
 
 
 def _fractions(value: Any) -> dict[str, float]:

@@ -99,7 +99,7 @@ def plan_jobs(
         for rate in rates if method.tuned else rates[:1]:
             rate = rate if method.tuned else None
             length = float(method.length)
-            cost = length * method.forwards * share
+            cost = 0.0 if method.together else length * method.forwards * share
             jobs.append(
                 Job(seed, method.run, rate, tried, method.follows, needs, cost, length, method.name)
             )

@@ -1,8 +1,9 @@
 """What methods are compared on: a data set and a hub, for one seed.
 
-A problem gives every method the same experts, batches and splits. There are two kinds: images that
-``open_dataset`` reads, for the models of the hub with their weights; and "digits", the task on
-which routing pays (see ``data.digits``), whose experts are pre-trained here.
+A problem gives every method the same experts, batches and splits. There are two kinds: images in
+files, of classes or of faces, for the models of the hub with their weights; and "digits", the task
+on which routing pays (see ``data.digits``, of landmarks ``tasks.landmarks.digits``), whose experts
+are pre-trained here.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import torch
 from torch import Tensor
 
 from ..data import EvalBatches, TensorBatches, TensorSet, TensorStream, TrainStream
-from ..data.digits import SIZE, DigitsTask
+from ..data.digits import DigitsTask
 from ..data.kept import FileList
 from ..data.named import DIGITS
 from ..hub import Expert, default_input_size
 from ..runs.build import eval_batches, make_experts, make_task, train_stream
+from ..runs.config import LANDMARKS
 from ..runs.images import mixing
 from ..runs.kinds import kind_of
+from ..tasks.landmarks.digits import InkStream, LandmarkDigits
 from ..training import Task
-from .digits_hub import DigitsHub, Pretraining
+from .digits_hub import DigitsHub, Pretraining, plain_spec
 from .settings import CompareSettings, names_of_experts
 
 
@@ -68,6 +71,17 @@ class Problem(ABC):
     def expert(self, index: int) -> Expert:
         """One of them, with the head that it has in ``experts``."""
         return self.experts([index])[index]
+
+    def untrained(self) -> Expert:
+        """The first of them with random weights, all of which are trained, whatever its spec says
+        of fine-tuning."""
+        first = str(plain_spec(self.fit.hub[0]))
+        fit = self.fit.replace(hub=(first,), k=1, router_supervision=0.0)
+        return make_experts(fit, self.task, self.size, pretrained=False)[0]
+
+    def mean_shape(self) -> Tensor:
+        """[L, 2]: of landmarks the mean of the training targets, nothing augmented."""
+        raise ValueError(f"mean-shape: a task of {self.fit.task} has no shapes")
 
     @abstractmethod
     def stream(self) -> Any:
@@ -147,6 +161,10 @@ class ImagesProblem(Problem):
         kind = kind_of(self.fit)
         return {name: kind.targets(part, self.fit, self.size) for name, part in parts.items()}
 
+    def mean_shape(self) -> Tensor:
+        targets = kind_of(self.fit).targets(self.splits.train, self.fit, self.size)
+        return targets[..., :2].mean(dim=0)
+
     def stream(self) -> TrainStream:
         return train_stream(self.splits.train, self.fit, self.size, self.task.num_outputs)
 
@@ -163,24 +181,29 @@ class DigitsProblem(Problem):
 
     def __init__(self, settings: CompareSettings, seed: int, cache: Path | None = None):
         super().__init__(settings, seed)
-        self.size, fit = SIZE, self.fit
-        self.digits = DigitsTask(seed, settings.digits_validation)
-        self.task = make_task(fit, self.digits.test)
+        self.digits, classes = self._open(seed, settings.digits_validation)
+        self.size = classes.size
+        self.task = make_task(self.fit, self.digits)
         self.groups = self.digits.test.renderings
         self.group_names = self.digits.test.rendering_names
         self.group_label = "rendering of the digit"
         self.hub = None
-        if fit.pretrained:
+        if self.fit.pretrained:
             pretraining = Pretraining(epochs=settings.digits_pretrain_epochs)
             known = settings.digits_rendering
-            self.hub = DigitsHub(self.digits, pretraining, fit.hub, cache, known)
+            self.hub = DigitsHub(classes, pretraining, self.fit.hub, cache, known)
+
+    def _open(self, seed: int, validation: int) -> tuple[Any, DigitsTask]:
+        """What is learned, and the digits that experts are pre-trained on."""
+        digits = DigitsTask(seed, validation)
+        return digits, digits
 
     @property
     def targets(self) -> dict[str, Tensor]:
         return {name: self._set(name).targets for name in ("validation", "test")}
 
     def experts(self, loaded: Iterable[int] | None = None) -> list[Expert]:
-        experts = make_experts(self.fit, self.task, SIZE, pretrained=False)
+        experts = make_experts(self.fit, self.task, self.size, pretrained=False)
         if self.hub is not None:
             for i in range(len(experts)) if loaded is None else loaded:
                 self.hub.load(i, experts[i])
@@ -203,6 +226,21 @@ class DigitsProblem(Problem):
         return self.digits.target if split == "train" else getattr(self.digits, split)
 
 
+class LandmarkDigitsProblem(DigitsProblem):
+    """Landmarks of digits, see ``tasks.landmarks.digits``; the experts know classes of others."""
+
+    def _open(self, seed: int, validation: int) -> tuple[LandmarkDigits, DigitsTask]:
+        digits = LandmarkDigits(seed, validation)
+        return digits, digits.classes
+
+    def mean_shape(self) -> Tensor:
+        return self.digits.mean_shape()
+
+    def stream(self) -> InkStream:
+        trainer = self.fit.trainer
+        return InkStream(self.digits.ink, trainer.batch_size, self.seed, trainer.device)
+
+
 def open_problem(
     settings: CompareSettings,
     seed: int,
@@ -221,5 +259,6 @@ def open_problem(
     Raises ValueError for data or a hub that cannot be used, before anything is trained.
     """
     if settings.fit.dataset == DIGITS:
-        return DigitsProblem(settings, seed, cache)
+        of_landmarks = settings.fit.task == LANDMARKS
+        return (LandmarkDigitsProblem if of_landmarks else DigitsProblem)(settings, seed, cache)
     return ImagesProblem(settings, seed, verify, files, scored)

@@ -18,6 +18,7 @@ from .settings import PROBLEM, CompareSettings, read_compare
 
 RESULT, OUTPUTS, FAILED = "result.json", "outputs.safetensors", "failed.json"
 TARGETS = "targets.safetensors"
+COSTS = ("forwards_per_sample", "gflops_per_sample", "milliseconds_per_sample")  # at inference
 FILES = "files.csv.gz"  # the images of all seeds, before any are held out; see data.kept
 
 
@@ -86,8 +87,9 @@ class SeedResults:
         return metric.ranked([result["validation"][metric.name] for result in results])
 
     def _predictions(self, run: str) -> dict[str, Tensor]:
-        """ "validation" and "test", float32 [n, P]; of pathways also "weights" [n, M] of the test
-        images, 0 where an expert is inactive."""
+        """ "validation" and "test", float32 [n, P]; of the test images also, of pathways, "weights"
+        [n, M], 0 where an expert is inactive, and, where a task is judged by errors, "errors" [n]
+        float64."""
         return load_file(self.folder(run) / OUTPUTS)
 
     def _choose(self, run: str) -> tuple[Path, dict[str, Any]]:

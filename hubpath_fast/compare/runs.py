@@ -6,16 +6,18 @@ trainer's files, and at its end ``outputs.safetensors`` and ``result.json``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from ..baselines import (
     DistillObjective,
+    Ensemble,
     KnowledgeFlow,
     KnowledgeFlowObjective,
     SingleModel,
@@ -106,9 +108,11 @@ class Context:
         self.steps = result.steps
         return model
 
-    def singles(self) -> list[SingleModel]:
-        """Every expert alone, fine-tuned, as its own run left it."""
-        return [self._fine_tuned(i, expert) for i, expert in enumerate(self.problem.experts())]
+    def singles(self, chosen: Sequence[int] | None = None) -> list[SingleModel]:
+        """Experts alone, fine-tuned, as their own runs left them. chosen: which; None: all."""
+        experts = self.problem.experts(chosen)
+        chosen = range(len(experts)) if chosen is None else chosen
+        return [self._fine_tuned(i, experts[i]) for i in chosen]
 
     def _fine_tuned(self, index: int, expert: Expert) -> SingleModel:
         model = SingleModel(expert)
@@ -119,6 +123,31 @@ class Context:
         problem = self.problem
         outputs = problem.task.num_outputs
         return make_pathway(problem.fit, problem.experts(), outputs, problem.size, k)
+
+
+@dataclass
+class Constant:
+    """What says the same of every sample: prediction [P], as the task stores them."""
+
+    prediction: Tensor
+
+
+def mean_shape(context: Context) -> Constant:
+    """The mean of the training faces, as an answer to everything: what nothing learned is worth."""
+    points = context.problem.mean_shape().float()
+    return Constant(torch.cat([points, torch.ones(len(points), 1)], dim=1))
+
+
+def from_scratch(context: Context) -> nn.Module:
+    """The hub's first network alone, with random weights."""
+    return context.train(
+        SingleModel(context.problem.untrained()), SingleObjective(context.task.loss)
+    )
+
+
+def ensemble(context: Context, members: Callable[[SeedResults], Sequence[int]]) -> nn.Module:
+    """The fine-tuned experts, as one that says the mean of their outputs; nothing is trained."""
+    return Ensemble(context.singles(members(context.results)), context.task)
 
 
 def single(context: Context, index: int) -> nn.Module:

@@ -16,9 +16,11 @@ from ..files import write_json
 from ..hub import expert_names
 from ..hub.labels import numbered
 from ..hub.spec import split_names
-from ..runs.config import FitConfig
+from ..runs.config import CLASSIFICATION, LANDMARKS, FitConfig
 from ..runs.presets import DEFAULTS
+from ..runs.presets import preset as read_preset
 from ..runs.resolve import settings as fit_settings
+from ..tasks.landmarks.digits import DIGITS_LAYOUT
 from ..training import TrainerConfig
 from ..training.config import with_steps
 
@@ -48,9 +50,23 @@ DIGITS_FIT: Mapping[str, Any] = {
     "head_init": None,  # heads of networks this small are best as they are drawn
     "workers": 0,
 }
+# And that of their landmarks: 120 steps of 48 on 200 digits, heads an eighth as wide as published.
+LANDMARK_DIGITS_TRAINER = DIGITS_TRAINER.replace(
+    steps=120, lr_expert=1e-3, lr_head=3e-3, lr_router=1e-2, eval_every=12, save_every=60
+)
+LANDMARK_DIGITS_FIT: Mapping[str, Any] = {
+    "dataset": DIGITS,
+    "image_size": 64,
+    "flip": False,
+    "explore": 0.5,
+    "workers": 0,
+    LANDMARKS: {"head_width": 32, "sigma": DIGITS_LAYOUT.sigma},
+}
 # Defaults that are others in folders of earlier versions.
 CHANGED_DEFAULTS = ("generator_width", "generator_stride", "head_init", "router_supervision")
 DIGITS_RATES = (5e-4, 2e-3)
+LANDMARK_DIGITS_RATES = (1e-3, 3e-3)
+DIGITS_PRETRAIN_EPOCHS, LANDMARK_DIGITS_PRETRAIN_EPOCHS = 40, 15
 QUICK_STEPS, QUICK_PRETRAIN_EPOCHS = 60, 7
 
 
@@ -72,7 +88,9 @@ class CompareSettings(Settings):
     rates: tuple[float, ...] = setting(help="peak rates of the pre-trained bodies", above=0)
     temperature: float = setting(2.0, "of the ensemble's soft targets in distill", above=0)
     distill_weight: float = setting(0.5, "share of the soft targets in distill", low=0, high=1)
-    digits_pretrain_epochs: int = setting(40, "passes over an expert's digits", low=1)
+    digits_pretrain_epochs: int = setting(
+        DIGITS_PRETRAIN_EPOCHS, "passes over an expert's digits", low=1
+    )
     digits_rendering: str | None = setting(
         None,
         "pre-train every expert of the digits on this one rendering; None: each on one of its own",
@@ -137,20 +155,28 @@ def make_settings(
     trainer: Mapping[str, Any] | None = None,
     distill: Mapping[str, Any] | None = None,
     nulls: Sequence[str] = (),
+    task: str | None = None,
 ) -> CompareSettings:
-    """Settings from what a user gives: ``data`` is a folder of images or the name of a data set,
-    whose folder is ``data_root``; ``hub`` names apart by commas. preset: of ``hubpath fit``, which
-    brings a hub and its steps. ``top`` and ``trainer``: further settings of ``hubpath fit``, and
-    ``distill`` of CompareSettings, ``budget`` among them; None: not given. nulls: names of settings
-    of ``hubpath fit`` that are to be None. quick: a few steps, whose figures say little.
+    """Settings from what a user gives: ``data`` is a folder of images (of landmarks a list) or the
+    name of a data set, whose folder is ``data_root``; ``hub`` names apart by commas. preset: of
+    ``hubpath fit``, which brings a hub and its steps, and may bring the data set's name. ``top``
+    and ``trainer``: further settings of ``hubpath fit``, and ``distill`` of CompareSettings,
+    ``budget`` among them; None: not given. nulls: names of settings of ``hubpath fit`` that are to
+    be None. quick: a few steps, whose figures say little. task: what is learned; None: what the
+    preset is of, or classes.
 
     Raises ValueError for whatever is unknown or impossible.
     """
     given = {name: value for name, value in (top or {}).items() if value is not None}
     inner = {name: value for name, value in (trainer or {}).items() if value is not None}
+    of_preset = {} if preset is None else read_preset(preset)
+    task = task or of_preset.get("task", CLASSIFICATION)
+    if data is None and task == LANDMARKS:
+        data = of_preset.get("dataset")
     if data is None:
         raise ValueError("data: nothing given; use --data FOLDER, or --data NAME --data-root DIR")
-    dataset = FOLDER if Path(data).is_dir() else _dataset(data)
+    own = Path(data).is_dir() or (task == LANDMARKS and Path(data).is_file())
+    dataset = FOLDER if own else _dataset(data)
     if dataset == FOLDER:
         given["data"] = data
     else:
@@ -169,17 +195,29 @@ def make_settings(
             f"{min(fixed)}: the digits have images and splits of their own; leave it out, or write "
             "them to a folder (hubpath_fast.data.write_image_folder)"
         )
-    begin = DIGITS_FIT if dataset == DIGITS and preset is None else {}
-    if begin:
-        budget = DIGITS_TRAINER.to_dict()
+    begin: Mapping[str, Any] = {}
+    if dataset == DIGITS and preset is None:
+        begin, trainer_of_digits, rates_of_digits, epochs = _digits(task, quick)
+        budget = trainer_of_digits.to_dict()
         if "steps" in inner:
             budget["eval_every"] = max(1, inner["steps"] // 10)
         inner = budget | inner
-        rates = rates or (DIGITS_RATES[-1:] if quick else DIGITS_RATES)
-        extra |= {"digits_pretrain_epochs": QUICK_PRETRAIN_EPOCHS} if quick else {}
+        rates = rates or (rates_of_digits[-1:] if quick else rates_of_digits)
+        extra = {"digits_pretrain_epochs": epochs} | extra
     last = [f"{name}=null" for name in nulls]
-    fit = fit_settings("", False, None, given, inner, preset, last, begin)
+    fit = fit_settings("", False, None, given, inner, preset, last, begin, task)
     return CompareSettings(fit, tuple(rates or (fit.trainer.lr_expert,)), **extra)
+
+
+def _digits(
+    task: str, quick: bool
+) -> tuple[Mapping[str, Any], TrainerConfig, tuple[float, ...], int]:
+    """What a comparison of digits begins with: settings, budget, rates, epochs of pre-training."""
+    if task == LANDMARKS:
+        epochs = QUICK_PRETRAIN_EPOCHS if quick else LANDMARK_DIGITS_PRETRAIN_EPOCHS
+        return LANDMARK_DIGITS_FIT, LANDMARK_DIGITS_TRAINER, LANDMARK_DIGITS_RATES, epochs
+    epochs = QUICK_PRETRAIN_EPOCHS if quick else DIGITS_PRETRAIN_EPOCHS
+    return DIGITS_FIT, DIGITS_TRAINER, DIGITS_RATES, epochs
 
 
 def pretrained_on(count: int, rendering: str | None) -> list[str]:

@@ -17,13 +17,12 @@ from ..hub.labels import legend
 from ..measure import Measure
 from ..runs.build import kind_of_task
 from .methods import Method
-from .paper import paper_numbers
-from .results import RunFailed, SeedResults
+from .paper import figures_of, notes_on_figures, numbers_beside
+from .results import COSTS, RunFailed, SeedResults
 from .routing import routing_notes
 from .settings import STEPS, CompareSettings, names_of_experts
 
 TABLE = "table"
-COSTS = ("forwards_per_sample", "gflops_per_sample", "milliseconds_per_sample")
 MEANS = (
     "train_seconds", *COSTS, "peak_memory_mb", "train_forwards_per_sample", "train_steps",
     "train_forwards", "router_share",
@@ -45,12 +44,13 @@ def make_rows(
     network that was trained for it), train_forwards (expert forwards of all these trainings; null
     where it is not known), forwards_per_sample, gflops_per_sample, milliseconds_per_sample (at
     inference), router_share (of a Hub-Pathway: its router's FLOPs over those of K mean experts;
-    null of others), peak_memory_mb (of training). rates:
-    the chosen rates, seed by seed. k: of a Hub-Pathway as the paper has it, else null. paper: the
-    paper's own mean and std, or null. bound: does not compete. best: whether it is the best.
+    null of others), peak_memory_mb (of training). also: means of the task's other measures, by
+    name, where it has some. rates: the chosen rates, seed by seed. k: of a Hub-Pathway as the paper
+    has it, else null. paper: the paper's own mean and std, or null. bound: does not compete. best:
+    whether it is the best.
     """
     results = [SeedResults(out_dir, seed, settings.rates) for seed in seeds]
-    published = paper_numbers(settings.fit.hub, settings.fit.dataset)
+    published = numbers_beside(settings.fit)
     rows = [_row(method, results, settings, published) for method in methods]
     rivals = [row["mean"] for row in rows if row["mean"] is not None and not row["bound"]]
     best = results[0].task.metric.best(rivals) if rivals else None
@@ -96,6 +96,9 @@ def _row(
         "accuracies": values,
         "rates": [entry["rates"] for entry in entries],
     }
+    if names := [measure.name for measure in also(settings)]:
+        found_also = [entry["also"] for entry in entries]
+        row["also"] = {name: _mean([one[name] for one in found_also]) for name in names}
     means = MEANS if entries else MEANS[:1]
     return row | {name: _mean([entry[name] for entry in entries]) for name in means}
 
@@ -105,8 +108,10 @@ def _of_seed(method: Method, results: SeedResults, settings: CompareSettings) ->
     needs was trained for it."""
     asked = [results.result(run) for run in method.asked(results)]
     trained = [results.result(run) for run in method.needs]
+    names = [measure.name for measure in also(settings)]
     if method.train is None:
-        value = method.scores(results).mean().item()
+        scores = method.scores(results)
+        value, more = scores.mean().item(), results.task.summary(scores) if names else {}
     else:
         [own] = asked
         for run, rate in own.get("after", {}).items():  # a rate that had failed may be best now
@@ -116,9 +121,12 @@ def _of_seed(method: Method, results: SeedResults, settings: CompareSettings) ->
                     f"delete {results.folder(method.run)} and compare again"
                 )
         value, trained = own["test"][results.task.metric.name], [*trained, own]
+        more = {name: own["test"][name] for name in names}
     samples = settings.steps() * settings.fit.trainer.batch_size
+    alone = method.train is not None and not method.together  # its memory is what it trained in
     return {
         "value": value,
+        "also": more,
         "rates": [result["rate"] for result in asked],
         "train_seconds": sum(result["train_seconds"] for result in trained),
         "train_forwards_per_sample": method.forwards,
@@ -127,7 +135,7 @@ def _of_seed(method: Method, results: SeedResults, settings: CompareSettings) ->
         "router_share": asked[0].get("router_share") if method.train else None,
         **{name: _sum([result[name] for result in asked]) for name in COSTS},
         "peak_memory_mb": _largest(
-            [result["peak_memory_mb"] for result in (asked if method.train else trained)]
+            [result["peak_memory_mb"] for result in (asked if alone else trained)]
         ),
     }
 
@@ -169,16 +177,26 @@ COSTS_SHOWN = (
 IN_TERMINAL = ("forwards / image", "updates", "forwards in training", "training, s")
 
 
-def as_table(rows: Sequence[dict[str, Any]], measure: Measure) -> report.Table:
-    """The rows for readers: the best in bold, reasons where a method has no figure."""
+def also(settings: CompareSettings) -> tuple[Measure, ...]:
+    """What the task is measured by besides its metric, if anything."""
+    return getattr(kind_of_task(settings.fit), "other_measures", ())
+
+
+def as_table(
+    rows: Sequence[dict[str, Any]], measure: Measure, more: Sequence[Measure] = ()
+) -> report.Table:
+    """The rows for readers: the best in bold, reasons where a method has no figure. more: see
+    ``also``."""
     columns = {
         "method": [r["title"] + (f" ({r['status']})" if r["reason"] else "") for r in rows],
         measure.label: [row["mean"] for row in rows],
         "spread": [row["std"] if len(row["seeds"]) > 1 else None for row in rows],
     }
+    columns |= {m.label: [row["also"][m.name] for row in rows] for m in more}
     columns |= {column: [row.get(key) for row in rows] for key, column, _ in COSTS_SHOWN}
     formats: dict[str, Any] = {column: form for _, column, form in COSTS_SHOWN}
     formats |= {measure.label: measure.number, "spread": measure.number}
+    formats |= {m.label: m.number for m in more}
     if any(row["paper"] is not None for row in rows):
         unit = f", {measure.unit}" if measure.unit else ""
         columns[f"paper{unit}"] = [row["paper"] and row["paper"]["mean"] for row in rows]
@@ -218,6 +236,17 @@ def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def all_notes(
+    settings: CompareSettings, rows: Sequence[dict[str, Any]], seeds: Sequence[int], out_dir: Path
+) -> list[str]:
+    """What stands below the table, a sentence or two each."""
+    return [
+        *notes_on_figures(settings.fit, any(row["paper"] for row in rows)),
+        *reasons(rows),
+        *routing_notes(settings, rows, seeds, out_dir),
+    ]
+
+
 def markdown(table: report.Table) -> str:
     """A table as Markdown, its highlighted cells in bold."""
     numeric = [j > 0 for j in range(len(table.columns))]
@@ -240,11 +269,12 @@ def write_tables(
     """Writes table.json, table.md and table.html; returns the table for readers."""
     fit = settings.fit
     measure = kind_of_task(fit).metric
-    table = as_table(rows, measure)
+    table = as_table(rows, measure, also(settings))
     write_json(
         out_dir / f"{TABLE}.json",
         {
             "dataset": settings.fit.data_name,
+            **figures_of(fit),
             "hub": list(fit.hub),
             "seeds": list(seeds),
             "k": fit.k,
@@ -254,7 +284,7 @@ def write_tables(
     )
     heading = f"{settings.fit.data_name}, a hub of {len(fit.hub)}"
     budget = describe(settings, seeds)
-    notes = [*reasons(rows), *routing_notes(settings, rows, seeds, out_dir)]
+    notes = all_notes(settings, rows, seeds, out_dir)
     parts = [f"# {heading}", budget, markdown(table).rstrip(), *notes]
     write_text(out_dir / f"{TABLE}.md", "\n\n".join(parts) + "\n")
     picture = report.Picture(

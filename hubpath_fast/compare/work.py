@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from ..baselines import difference
 from ..files import write_bytes, write_json
@@ -24,10 +25,10 @@ from ..training import NonFiniteLoss, RoutingCollapseWarning
 from ..training.random_state import seed_all
 from .methods import PATHWAY, methods_of
 from .plan import PREPARE, PRETRAIN, Job
-from .problems import open_problem
-from .results import FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, files_of, seed_folder
+from .problems import Problem, open_problem
+from .results import COSTS, FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, files_of, seed_folder
 from .routing import judge_routing
-from .runs import Context
+from .runs import Constant, Context
 from .settings import PROBLEM, CompareSettings
 
 INTERRUPTED = 130
@@ -135,16 +136,8 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
     model = method.train(context)
     peak = memory.mebibytes()
 
-    task, outputs, measured = problem.task, {}, {}
-    for split in ("validation", "test"):
-        found, weights = predict(
-            model, task, problem.batches(split), fit.trainer.device, fit.trainer.amp
-        )
-        outputs[split], measured[split] = found, task.results(found, problem.targets[split])
-        if weights is not None and split == "test":
-            outputs["weights"] = weights
+    outputs, measured = held_out(model, problem)
     judged = judge_routing(model, problem) if method.run == PATHWAY else {}
-    images, _ = next(iter(problem.batches("test")))
     write_bytes(folder / OUTPUTS, save(outputs))
     write_json(
         folder / RESULT,
@@ -161,8 +154,41 @@ def run_job(settings: CompareSettings, job: Job, out_dir: Path, cache: Path) -> 
             + context.warm_up_forwards,
             "train_forwards_per_sample": method.forwards,
             "warm_up_forwards": context.warm_up_forwards,
-            **inference_costs(model, images),
+            **costs(model, problem),
             "peak_memory_mb": peak,
             "threads": torch.get_num_threads(),
         },
     )
+
+
+def held_out(
+    model: nn.Module | Constant, problem: Problem
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """What a model says of the held-out images: (what is stored, the task's results by split).
+
+    Stored are the predictions of both splits, and of the test images: of a Hub-Pathway the weights
+    of its experts, and of a task that is judged by errors each one's error.
+    """
+    task, trainer, outputs, measured = problem.task, problem.fit.trainer, {}, {}
+    for split, targets in problem.targets.items():
+        weights = None
+        if isinstance(model, Constant):
+            outputs[split] = model.prediction.repeat(len(targets), *[1] * model.prediction.dim())
+        else:
+            outputs[split], weights = predict(
+                model, task, problem.batches(split), trainer.device, trainer.amp
+            )
+        measured[split] = task.results(outputs[split], targets)
+        if split == "test" and weights is not None:
+            outputs["weights"] = weights
+        if split == "test" and task.metric.better == "min":
+            outputs["errors"] = task.scores(outputs[split], targets)
+    return outputs, measured
+
+
+def costs(model: nn.Module | Constant, problem: Problem) -> dict[str, float | None]:
+    """At inference; see ``inference_costs``."""
+    if isinstance(model, Constant):
+        return dict.fromkeys((*COSTS, "router_share"))
+    images, _ = next(iter(problem.batches("test")))
+    return inference_costs(model, images)

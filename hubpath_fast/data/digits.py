@@ -124,10 +124,13 @@ class DigitsTask:
     The 797 test digits and their renderings do not depend on ``num_validation``. In target and in
     test every rendering is drawn equally often, up to one. size: S, pixels a side.
 
-    target, validation, test: TensorSets in mixed renderings; no digit is in two of them.
+    classes: their names. target, validation, test: TensorSets in mixed renderings; no digit is in
+    two of them.
     indices: which digits are in "pretrain", "target", "validation" and "test". renderings: how each
     is drawn, of all but "pretrain".
     """
+
+    classes = CLASSES
 
     def __init__(self, seed: int = 0, num_validation: int = 0, size: int = SIZE):
         if not 0 <= num_validation < NUM_TARGET:

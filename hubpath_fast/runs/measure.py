@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..baselines import Ensemble
 from ..devices import autocast
 from ..hub.costs import router_share
 from ..model import HubPathway, always_on
@@ -53,7 +54,8 @@ def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float | None]
     multiplication and an addition are two), counted, and milliseconds, the median of five; of a
     Hub-Pathway also ``router_share``, the FLOPs of its router over those of K mean experts.
 
-    A network that is no Hub-Pathway counts as one expert, and has no share of a router (None).
+    A network that is no Hub-Pathway counts as one expert, an ensemble as its members; neither has a
+    share of a router (None).
     """
     model.eval()
     images = images[:BATCH].to(next(model.parameters()).device)
@@ -63,9 +65,11 @@ def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float | None]
         nonlocal rows
         rows += len(inputs[0])
 
-    experts = [*model.experts] if isinstance(model, HubPathway) else [model]
-    if isinstance(model, HubPathway) and (router := always_on(model.generator)) is not None:
-        experts.append(router)  # it runs an expert on every image
+    experts = [*model.members] if isinstance(model, Ensemble) else [model]
+    if isinstance(model, HubPathway):
+        experts = [*model.experts]
+        if (router := always_on(model.generator)) is not None:
+            experts.append(router)  # it runs an expert on every image
     hooks = [expert.register_forward_hook(count) for expert in experts]
     with FlopCounterMode(display=False) as counter:
         model(images)

@@ -165,11 +165,14 @@ class LandmarkDigits:
 
     seed, num_validation: see there.
 
+    layout: of the five landmarks.
     ink: the digits to learn from, drawn anew at every step; see ``InkStream``.
     target: the same as they were scanned. validation, test: in poses that the seed draws, once.
     All are TensorSets with targets [n, 5, 4], see ``Ink.draw``.
     classes: ``DigitsTask`` at this size, for the experts that are pre-trained as classifiers.
     """
+
+    layout = DIGITS_LAYOUT
 
     def __init__(self, seed: int = 0, num_validation: int = 0):
         self.seed = seed

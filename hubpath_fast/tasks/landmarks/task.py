@@ -28,6 +28,8 @@ from .maps import decode
 from .metrics import auc, failure_rate, nme
 
 NME = Measure("nme", "min", (0.0, None), scale=100, unit="%", decimals=2, title="NME")
+FAILURES = Measure("fr_10", "min", (0.0, 1.0), scale=100, unit="%", decimals=1, title="FR@10")
+AREA = Measure("auc_10", "max", (0.0, 1.0), scale=100, unit="%", decimals=1, title="AUC@10")
 THRESHOLD = 0.10  # of fr_10 and auc_10, in units
 EMPTY = 0.1  # a map whose maximum is below it says nothing: bumps are taught to be 1 high
 MOSTLY_EMPTY = 0.5  # the share of empty maps from which a run is said to have learned nothing
@@ -60,6 +62,10 @@ class Landmarks:
     also: ClassVar[tuple[str, ...]] = ("fr_10", "auc_10", "empty")
     # What models say together is the mean of their maps, which are too large to be stored.
     votes_on_outputs: ClassVar[bool] = True
+    vote_titles: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"outputs": "mean of maps", "soft": "mean of points"}
+    )
+    other_measures: ClassVar[tuple[Measure, ...]] = (FAILURES, AREA)  # of tables
 
     @property
     def num_outputs(self) -> int:
@@ -140,6 +146,10 @@ class Landmarks:
         squares = (distances / targets[..., 3].double()).square()
         errors = self.scores(predictions, targets)
         return {**_of_errors(errors), "loss": squares.mean().item()}
+
+    def summary(self, scores: Tensor) -> dict[str, float]:
+        """The metric and ``other_measures``, of errors [N]."""
+        return _of_errors(scores)
 
     def remarks(self, results: Mapping[str, Any]) -> list[str]:
         """What to say of an evaluation besides its figures."""
