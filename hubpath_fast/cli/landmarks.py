@@ -181,3 +181,19 @@ def _tell(face: FacePoints, out: Path, taken: set[Path]) -> None:
     if face.note is not None:
         show_notes([one_line(face.note)], errors)
     print(one_line(face_text(face, draw_points(face, out, taken))), flush=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for summary.json and report.html")] = Path(
+        "hubpath-landmarks-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="of the split, the poses, the weights, the noise")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="a few steps, under a minute")] = False,
+    device: Device = "cpu",
+) -> None:
+    """The whole loop on landmarks of handwritten digits: no download, no GPU, a few minutes."""
+    with messages():
+        from ..recipes.landmarks_demo import landmarks_demo
+
+        landmarks_demo(out, seed, quick, device, console)

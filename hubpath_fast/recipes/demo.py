@@ -1,17 +1,21 @@
-"""``hubpath demo``: the whole loop on real images, with no download and no GPU.
+"""``hubpath demo`` and ``hubpath landmarks demo``: the whole loop on real images, with no download
+and no GPU.
 
 Five tiny networks are pre-trained, each on one rendering of handwritten digits; then the target
 task, a few hundred digits in all renderings mixed, is learned in every way that Hub-Pathway has to
 beat, with the same number of steps and the same batches. It is a comparison (see ``compare``) with
-a page of its own.
+a page of its own. What is learned of the digits, their classes or their landmarks, is the one thing
+that differs between the two: see ``DemoKind`` and ``landmarks_demo``.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -32,6 +36,9 @@ from ..data import DigitsTask
 from ..files import write_json
 from ..locks import LOCK, locked
 
+if TYPE_CHECKING:
+    from .demo_report import Words
+
 SUMMARY, REPORT = "summary.json", "report.html"
 OURS = {SUMMARY, REPORT, COMPARE_FILE, "runs", "experts", LOCK}
 
@@ -43,14 +50,45 @@ METHODS = (
 RATE = 5e-4
 
 
+@dataclass(frozen=True)
+class DemoKind:
+    """What a demo is of.
+
+    command: as users type it. methods: names, see ``choose_methods``. settings: (quick, device) ->
+    the comparison. digits: (seed, digits held out) -> the data, with target, validation and test.
+    words: the words of its page.
+    """
+
+    command: str
+    methods: str
+    settings: Callable[[bool, str], CompareSettings]
+    digits: Callable[[int, int], Any]
+    words: Callable[[], Words]
+
+
 def demo_settings(quick: bool = False, device: str = "cpu") -> CompareSettings:
     """The demo as a comparison. quick: a few steps, whose figures say little."""
     hub = ",".join(NETWORKS)
     return make_settings("digits", hub, rates=(RATE,), quick=quick, trainer={"device": device})
 
 
-def demo(
-    out_dir: str | Path = "hubpath-demo",
+def _words() -> Words:
+    from .demo_report import CLASSES  # draws figures: takes a second to import
+
+    return CLASSES
+
+
+CLASSIFICATION = DemoKind("hubpath demo", METHODS, demo_settings, DigitsTask, _words)
+
+
+def demo(out_dir: str | Path = "hubpath-demo", *args: Any, **more: Any) -> dict[str, Any]:
+    """The demo of classes; see ``run_demo``, whose arguments after ``kind`` it takes."""
+    return run_demo(CLASSIFICATION, out_dir, *args, **more)
+
+
+def run_demo(
+    kind: DemoKind,
+    out_dir: str | Path,
     seed: int = 0,
     quick: bool = False,
     device: str = "cpu",
@@ -58,9 +96,10 @@ def demo(
     settings: CompareSettings | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Runs the demo and writes ``summary.json`` and ``report.html`` into ``out_dir``.
+    """Runs a demo and writes ``summary.json`` and ``report.html`` into ``out_dir``.
 
     Args:
+        kind: of what.
         out_dir: a new or empty folder, or one of an earlier demo: a finished one is replaced, one
             that was stopped goes on.
         seed: of the split, the weights, the noise and the order of batches.
@@ -71,7 +110,8 @@ def demo(
         cache: where pre-trained experts are kept; None: the user's cache folder.
 
     Returns:
-        The contents of ``summary.json``: accuracies in 0..1 on the test split.
+        The contents of ``summary.json``: the task's metric on the test split, such as accuracies
+        in 0..1.
 
     Raises:
         ValueError: out_dir holds something else.
@@ -79,14 +119,14 @@ def demo(
     """
     began = time.perf_counter()
     console, out_dir = console or Console(), Path(out_dir)
-    settings = settings or demo_settings(quick, device)
-    methods = choose_methods(METHODS, methods_of(settings))
+    settings = settings or kind.settings(quick, device)
+    methods = choose_methods(kind.methods, methods_of(settings))
     count, threads = choose_workers(None, settings.fit.trainer.device)
     _check_folder(out_dir)
     start_server(threads)  # imports what runs need, while the digits are read here
-    task = DigitsTask(seed, settings.digits_validation)
+    task = kind.digits(seed, settings.digits_validation)
     console.print(
-        f"[bold]hubpath demo[/]: {len(task.target)} digits in five renderings to learn from, "
+        f"[bold]{kind.command}[/]: {len(task.target)} digits in five renderings to learn from, "
         f"{len(task.validation)} to choose on, {len(task.test)} to test on; seed {seed}"
     )
     with locked(out_dir, "demo", console):
@@ -103,7 +143,8 @@ def demo(
         if failed:
             raise OSError(failed[0])
         summary = _summary(settings, results, rows, len(task.test), time.perf_counter() - began)
-        write_report(out_dir / REPORT, Demo(settings, results, methods, rows, task.test, summary))
+        finished = Demo(settings, results, methods, rows, task.test, summary, kind.words())
+        write_report(out_dir / REPORT, finished)
         write_json(out_dir / SUMMARY, summary)
     table = as_table(rows, results.task.metric)
     console.print(terminal_table(table, describe_budget(settings)))
@@ -123,7 +164,7 @@ def _summary(
     test_images: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds; accuracies in 0..1, all on the same test split."""
+    """What ``summary.json`` holds; means of the metric, all on the same test split."""
     means = {row["method"]: row["mean"] for row in rows}
     trainer, names = settings.trainer(results.seed, settings.rates[0]), names_of_experts(settings)
     pretrained = [

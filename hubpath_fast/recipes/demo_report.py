@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from .. import report
 from ..compare.methods import Method
 from ..compare.results import SeedResults
 from ..compare.settings import CompareSettings
-from ..compare.tables import as_table, bar_of, describe_budget
+from ..compare.tables import also, as_table, bar_of, describe_budget
 from ..data import TensorSet
 from ..measure import Measure
 from ..training import read_log
@@ -21,8 +22,23 @@ from ..training import read_log
 SAMPLES = 3  # images shown of each rendering: a line of the figure
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a page says that hangs on what is learned.
+
+    title: the page's. reached: a sentence on what Hub-Pathway reaches. oracle: what the oracle's
+    row is. taught: what the router learned from.
+    """
+
+    title: str
+    reached: Callable[[Demo], str]
+    oracle: str
+    taught: str
+
+
 class Demo(NamedTuple):
-    """A finished demo. rows: as in ``table.json``, of the methods. summary: ``summary.json``."""
+    """A finished demo. rows: as in ``table.json``, of the methods. summary: ``summary.json``.
+    words: of its page."""
 
     settings: CompareSettings
     results: SeedResults
@@ -30,6 +46,7 @@ class Demo(NamedTuple):
     rows: Sequence[dict[str, Any]]
     test: TensorSet
     summary: dict[str, Any]
+    words: Words
 
     @property
     def measure(self) -> Measure:
@@ -49,12 +66,29 @@ class Demo(NamedTuple):
         return [i for i, row in enumerate(self.rows) if row["bound"]]
 
 
+def _right(result: Demo) -> str:
+    k, total = result.summary["k"], len(result.experts)
+    hub, ensemble = result.summary["hub_pathway"], result.summary["ensemble"]
+    return (
+        f"Hub-Pathway asks {k} of {total} experts about each image and is right on {hub:.1%} of "
+        f"{len(result.test)} test digits; the ensemble asks all {total} and reaches {ensemble:.1%}."
+    )
+
+
+CLASSES = Words(
+    "Hub-Pathway on handwritten digits",
+    _right,
+    "which counts a digit as right where any single expert is",
+    "the classes of the target digits",
+)
+
+
 def write_report(path: Path, result: Demo) -> None:
     """Writes one self-contained HTML page."""
     networks = ", ".join(f"{name} ({net})" for name, net in result.summary["networks"].items())
     report.write_page(
         path,
-        "Hub-Pathway on handwritten digits",
+        result.words.title,
         [_accuracy(result), _routing(result), _failures(result), _training(result)],
         subtitle=f"Five tiny networks, each pre-trained on one rendering of 700 digits: "
         f"{networks}. Seed {result.summary['seed']}, {result.summary['seconds']:.0f} s in all.",
@@ -62,21 +96,25 @@ def write_report(path: Path, result: Demo) -> None:
 
 
 def _accuracy(result: Demo) -> report.Section:
-    k, total = result.summary["k"], len(result.experts)
-    hub, ensemble = result.summary["hub_pathway"], result.summary["ensemble"]
-    table = as_table(result.rows, result.measure)
-    bars = report.measure_bars([bar_of(row) for row in result.rows], result.measure)
+    measure, name = result.measure, result.measure.title
+    table = as_table(result.rows, measure, also(result.settings))
+    bars = report.measure_bars([bar_of(row) for row in result.rows], measure)
+    picture = report.Picture(
+        bars, f"{_capital(name)} on the test digits.", f"Test {name} by method"
+    )
     return report.Section(
         "How good is it?",
-        f"Hub-Pathway asks {k} of {total} experts about each image and is right on {hub:.1%} of "
-        f"{len(result.test)} test digits; the ensemble asks all {total} and reaches "
-        f"{ensemble:.1%}. Every method started from the same pre-trained weights; a vote takes as "
-        f"long as all the single experts that it needs. {describe_budget(result.settings)}\n\n"
+        f"{result.words.reached(result)} Every method started from the same pre-trained weights; a "
+        "vote takes as long as all the single experts that it needs. "
+        f"{describe_budget(result.settings)}\n\n"
         "Two rows are bounds that nobody can reach by choosing on other data: the single expert "
-        "that turns out best on the test digits, and the oracle, which counts a digit as right "
-        "where any single expert is.",
-        [table, report.Picture(bars, "Accuracy on the test digits.", "Test accuracy by method")],
+        f"that turns out best on the test digits, and the oracle, {result.words.oracle}.",
+        [table, picture],
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _routing(result: Demo) -> report.Section:
@@ -94,11 +132,13 @@ def _routing(result: Demo) -> report.Section:
         said["heads"],
         said["marked"],
         [test.rendering_names[i] for i in test.renderings[shown]],
+        marks=said.get("marks"),
     )
     return report.Section(
         "Who is asked?",
         "The generator was never told how a digit is drawn, nor what an expert was pre-trained on. "
-        "It learned which experts to ask from the classes of the target digits alone.",
+        "It learned which experts to ask from "
+        f"{result.words.taught} alone.",
         [
             report.Picture(
                 heat,
@@ -117,6 +157,7 @@ def _routing(result: Demo) -> report.Section:
 
 
 def _failures(result: Demo) -> report.Section:
+    name = result.measure.title
     scores = torch.stack([method.scores(result.results) for method in result.methods])
     figure = report.measure_by_group(
         torch.stack([scores[:, group].mean(dim=1) for group in result.groups], dim=1),
@@ -133,8 +174,9 @@ def _failures(result: Demo) -> report.Section:
         [
             report.Picture(
                 figure,
-                "Accuracy of each method (rows) on the test digits of each rendering (columns).",
-                "Heat map of test accuracy by method and rendering",
+                f"{_capital(name)} of each method (rows) on the test digits of each rendering "
+                "(columns).",
+                f"Heat map of test {name} by method and rendering",
             )
         ],
     )
@@ -150,7 +192,8 @@ def _training(result: Demo) -> report.Section:
             report.Picture(
                 report.training_curves(history, result.experts, result.measure),
                 "Hub-Pathway's training, step by step.",
-                "Curves of losses, accuracy, load and entropy over the steps of training",
+                f"Curves of losses, {result.measure.title}, load and entropy over the steps of "
+                "training",
             )
         ],
     )
