@@ -26,30 +26,37 @@ def list_datasets() -> None:
             console.print(f"[bold]{name}[/] {escape(origin)}", soft_wrap=True, highlight=False)
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_data(
     name: Annotated[
         Optional[str],  # noqa: UP045  (Typer reads it on Python 3.10 too)
-        typer.Argument(help="your own folder of images, or a name of `hubpath data list`"),
+        typer.Argument(
+            help="your own folder of images, your own list of faces (a CSV), or a name of `hubpath "
+            "data list`"
+        ),
     ] = None,
     root: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="folder that holds the data set"),
+        typer.Option(help="folder that holds the data set, or the photographs of a list"),
     ] = None,
     decode: Annotated[
         bool, typer.Option("--decode", help="read all pixels: finds images that were cut short")
     ] = False,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="of faces: the PNG that one of them is drawn into"),
+    ] = None,
 ) -> None:
     """Counts files, classes and splits, and names all that is wrong; status 1 if something is.
 
     Of your own images: all that `hubpath fit` refuses, what it leaves out, copies, and more. Of a
-    set with a name: whether its counts are the published ones.
+    set with a name: whether its counts are the published ones. Of faces also how their boxes
+    compare with the published rule, and a picture of one beside its mirror image.
     """
     with messages():
-        from ..data import check_dataset
-        from ..recipes.dataset_commands import print_report
+        from ..recipes.dataset_commands import check, print_report
 
-        report = check_dataset(name, root, decode)
+        report = check(name, root, decode, out)
         print_report(report, console)
         if not report.sound:
             raise typer.Exit(1)

@@ -30,7 +30,8 @@ class CheckReport:
     """What was found. counts: (what, found, published or None). refused: a sentence for each thing
     for which `hubpath fit` would stop. problems: for each that spoils figures, such as images that
     are missing or left out. notes: what is good to know. skipped: how many files and folders were
-    left out, those of systems among them."""
+    left out, those of systems among them. things: what is counted, and command: what trains on
+    them."""
 
     title: str
     counts: tuple[tuple[str, int, int | None], ...]
@@ -38,6 +39,8 @@ class CheckReport:
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     skipped: int = 0
+    things: str = "images"
+    command: str = "hubpath fit"
 
     @property
     def sound(self) -> bool:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from .layouts import DataError
-from .named import DIGITS, find_dataset
+from .named import DIGITS, FACES, find_dataset
 from .sources import PUBLISHED, PublishedSet
 
 
@@ -19,6 +19,8 @@ def download(name: str, root: str | Path) -> Path:
     name, root = find_dataset(name), Path(root)
     if name not in PUBLISHED:
         where = "scikit-learn carries it" if name == DIGITS else "it is your own images"
+        if name in FACES:
+            where = "its source has to be asked for it; `hubpath data list` says which"
         raise DataError(f"{name} is nothing to download: {where}")
     entry = PUBLISHED[name]
     if entry.download is None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..data import CheckReport
-from ..data.named import DIGITS, FOLDER
+from ..data import CheckReport, check_dataset
+from ..data.named import DIGITS, FACES, FOLDER, SPELLINGS, plain_name
 from ..data.sources import PUBLISHED
+from ..tasks.landmarks.check import check_faces
+from ..tasks.landmarks.layouts import FACES as FACE_COUNTS
+from ..tasks.landmarks.layouts import LAYOUTS
+from ..tasks.landmarks.sets import FACE_SETS
 
 
 def dataset_table() -> Table:
@@ -20,6 +26,10 @@ def dataset_table() -> Table:
         table.add_row(entry.name, entry.title, f"{entry.classes}", *counts)
     table.add_row(DIGITS, "handwritten digits", "10", "240", "60", "797")
     table.add_row(FOLDER, "your own images", "", "", "", "")
+    for name, counts in FACE_COUNTS.items():
+        points = f"{LAYOUTS[name].num_points} landmarks"
+        sizes = f"{counts['train']:,}", "held out", f"{counts['full']:,}"
+        table.add_row(name, f"{FACE_SETS[name].title} (faces)", points, *sizes)
     return table
 
 
@@ -27,7 +37,39 @@ def origins() -> dict[str, str]:
     """Where each data set comes from, by name."""
     own = "train/CLASS/IMAGE, CLASS/IMAGE, or lists train.txt, val.txt, test.txt of: path class"
     published = {entry.name: entry.origin for entry in PUBLISHED.values()}
-    return {**published, DIGITS: "scikit-learn carries them", FOLDER: own}
+    faces = {name: entry.origin for name, entry in FACE_SETS.items()}
+    return {**published, DIGITS: "scikit-learn carries them", FOLDER: own, **faces}
+
+
+def check(
+    name: str | None, root: Path | None, decode: bool = False, out: Path | None = None
+) -> CheckReport:
+    """``data check`` of images with classes, or of faces with landmarks.
+
+    Faces are the sets of that name, a CSV, and a folder with train.csv; ``root`` is then the folder
+    of a set, or of a list's photographs. out: the drawing of a face; None: beside the user.
+    """
+    known = SPELLINGS.get(plain_name(name)) if name is not None else None
+    if known in FACES:
+        if root is None:
+            raise ValueError(f"dataset {known!r} lies in a folder; give it (--root DIR)")
+        return check_faces(known, root, None, decode, out or _drawing(known))
+    if name is not None and _is_list(Path(name)):
+        return check_faces(None, name, root, decode, out or _drawing(Path(name).stem))
+    if out is not None:
+        raise ValueError(
+            f"out: a face is drawn where faces are checked, and {name or root} is none"
+        )
+    return check_dataset(name, root, decode)
+
+
+def _is_list(path: Path) -> bool:
+    """A CSV, or a folder with lists of faces."""
+    return path.suffix.lower() == ".csv" or (path / "train.csv").is_file()
+
+
+def _drawing(name: str) -> Path:
+    return Path(f"hubpath-check-{name}.png")
 
 
 def print_report(report: CheckReport, console: Console) -> None:
@@ -58,7 +100,7 @@ def _verdict(report: CheckReport, own: bool) -> str:
     if report.refused:
         count = len(report.refused)
         reasons = "1 reason" if count == 1 else f"{count} reasons"
-        return f"`hubpath fit` refuses these images, for {reasons}"
+        return f"`{report.command}` refuses these {report.things}, for {reasons}"
     if own:
-        return "`hubpath fit` trains on these images, and mentions what to look at"
+        return f"`{report.command}` trains on these {report.things}, and mentions what to look at"
     return "not as it was published"

@@ -144,7 +144,10 @@ class Found:
 
     def notes(self) -> list[str]:
         """What is to be known of the lists, whatever is held out of them."""
-        notes = list(self.remarks)
+        return [*self.remarks, *self.on_files(), *self.on_counts()]
+
+    def on_files(self) -> list[str]:
+        notes = []
         turned = list(dict.fromkeys(n for r in self.readings.values() for n in r.turned))
         if turned:
             how = (
@@ -156,26 +159,28 @@ class Found:
                 f"{_count(len(turned), 'photograph carries', 'photographs carry')} an EXIF "
                 f"orientation ({examples(turned)}): {how}"
             )
-        if self.name is None:
-            if self.layout.flip is None:
-                notes.append(
-                    "which landmarks change places in a mirror is not known, so no face is "
-                    "mirrored; --set landmarks.flip_pairs=0-1,... says it"
-                )
-            return notes
+        if self.name is None and self.layout.flip is None:
+            notes.append(
+                "which landmarks change places in a mirror is not known, so no face is mirrored; "
+                "--flip-pairs 0-1,... says it"
+            )
         again = sum(len(reading.again) for reading in self.readings.values())
-        if again:
+        if self.name is not None and again:
             notes.append(f"{_count(again, 'face stands', 'faces stand')} twice in {self.where}")
+        return notes
+
+    def on_counts(self) -> list[str]:
+        """A note where a published set has other counts."""
+        if self.name is None:
+            return []
         published = FACES[self.name]
         wanted = {"train": published["train"], "test": published["full"]}
         other = {s: len(faces) for s, faces in self.faces.items() if len(faces) != wanted.get(s)}
-        if other:
-            has = ", ".join(f"{count:,} {split}" for split, count in other.items())
-            want = ", ".join(f"{wanted.get(split, 0):,} {split}" for split in other)
-            notes.append(
-                f"{self.where} has {has} faces, where {want} are published: figures do not compare"
-            )
-        return notes
+        if not other:
+            return []
+        has = ", ".join(f"{count:,} {split}" for split, count in other.items())
+        want = ", ".join(f"{wanted.get(split, 0):,} {split}" for split in other)
+        return [f"{self.where} has {has} faces, where {want} are published: figures do not compare"]
 
 
 def find_faces(
