@@ -21,6 +21,7 @@ from . import operations
 from .operations import Inputs, Operation, Size, concat_loop, rows_loss
 
 PAPER, ODD = (48, 5, 2, 100), (37, 7, 3, 53)  # N, M, K, C
+LANDMARKS, MAPS = (16, 5, 2, 98), (64, 64)  # of WFLW
 TALL, WIDE = (65536, 16, 2, 100), (4096, 64, 2, 1000)  # many samples; a large hub of many outputs
 SIDES = {PAPER: (224, 224), ODD: (37, 41), (256, 5, 2, 100): (224, 224)}  # of images
 
@@ -34,6 +35,11 @@ CASES = {
     "aggregate": ("aggregate", [
         Size(*PAPER), Size(*PAPER, dtype="bfloat16"), Size(*ODD), Size(*ODD, dtype="float16"),
         Size(*WIDE, dtype="bfloat16"), Size(512, 16, 2, 1000),
+    ]),
+    "aggregate maps": ("aggregate", [
+        Size(*PAPER, trailing=(16, 16)), Size(*ODD, trailing=(5, 7)),
+        Size(*ODD, dtype="float16", trailing=(19,)), Size(*LANDMARKS, trailing=MAPS),
+        Size(*LANDMARKS, dtype="bfloat16", trailing=MAPS), Size(256, 16, 2, 10, trailing=(3, 5)),
     ]),
     "loss": ("exploit_loss", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(65536, 5, 2, 1000)]),
     "combine+loss": ("combine_loss", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(*TALL)]),
@@ -57,6 +63,7 @@ def label(name: str, size: Size) -> str:
     """``route 48,5,2``: how lines call a case."""
     numbers = size[:3] if name in ("route", "images") else size[:4]
     text = f"{name} {','.join(map(str, numbers))}"
+    text += f" {'x'.join(map(str, size.trailing))}" if size.trailing else ""
     kind = {"float32": "", "bfloat16": " bf16", "float16": " fp16"}[size.dtype]
     return text + (kind if name != "images" else "")
 

@@ -176,10 +176,9 @@ def _aggregate_cases() -> Iterator[CompileCase]:
         ((2, 64, 8, 300), (128, 128), BF16, False),
     ]:
         size = f"N={n} M={m} K={k} C={c} {_words(trailing, dtype)}{' last' if last else ''}"
-        # Channels of maps that lie one behind the other are a row of any address.
-        wide = c % 4 == 0 or (len(trailing) > 0 and not last)
-        launches = aggregate_launches(n, m, k, c, trailing, dtype, last)
-        for name, launch in launches.items():
+        for name, launch in aggregate_launches(n, m, k, c, trailing, dtype, last).items():
+            # A map's positions are read side by side, whatever C is; the matrix has C in a row.
+            wide = c % 4 == 0 or (len(trailing) > 0 and not last and "matrix" not in name)
             yield CompileCase(f"aggregate {name} {size}", launch, wide)
 
 

@@ -10,6 +10,7 @@ next. What one fused kernel reads twice counts once, so it is a lower bound for 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,7 @@ def allocated_peak(function: Callable[[], object]) -> int:
     back, that of operators and of backward too. What libraries below torch take for themselves
     (packed blocks of a matrix product, some MB) is not in it.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or it reports its start and stop each time
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -46,7 +46,7 @@ SANITIZERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 KERNELS = {
     "router": ("route",),
     "gather": ("gather", "images", "into"),
-    "aggregate": ("aggregate", "aggregate+loss", "aggregate+router"),
+    "aggregate": ("aggregate", "aggregate maps", "aggregate+loss", "aggregate+router"),
     "combine": ("combine", "loss", "combine+loss"),
 }
 

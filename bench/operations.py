@@ -7,6 +7,7 @@ implementation would have to move, each input read once and each result written 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,7 +25,10 @@ ROUTINGS = ("balanced", "skewed")
 
 
 class Size(NamedTuple):
-    """N samples, M experts, K active, C outputs (features for gather), and how rows spread."""
+    """N samples, M experts, K active, C outputs (features for gather), and how rows spread.
+
+    trailing: of maps, which aggregate takes: height and width, or a length.
+    """
 
     n: int
     m: int
@@ -32,9 +36,16 @@ class Size(NamedTuple):
     c: int
     routing: str = "balanced"
     dtype: str = "float32"
+    trailing: tuple[int, ...] = ()
+
+    @property
+    def positions(self) -> int:
+        """Of a map; 1 without."""
+        return math.prod(self.trailing)
 
     def __str__(self) -> str:
-        text = f"N={self.n} M={self.m} K={self.k} C={self.c} {self.routing}"
+        maps = f" {'x'.join(map(str, self.trailing))}" if self.trailing else ""
+        text = f"N={self.n} M={self.m} K={self.k} C={self.c}{maps} {self.routing}"
         return text if self.dtype == "float32" else f"{text} {self.dtype}"
 
 
@@ -216,7 +227,7 @@ def concat_loop(outputs: Tensor, weights: Tensor, routing: Routing) -> Tensor:
     for i, count in enumerate(routing.counts()):
         active = routing.experts == i
         part = outputs.new_zeros(routing.num_samples, *outputs.shape[1:])
-        weight = weights[active].to(outputs.dtype).unsqueeze(1)
+        weight = weights[active].to(outputs.dtype).view(-1, *[1] * (outputs.dim() - 1))
         part[active.any(dim=1)] = weight * outputs[start : start + count]
         parts.append(part)
         start += count
@@ -243,24 +254,33 @@ def _aggregate(size: Size, inputs: Inputs) -> Operation:
     n, m, k, c = size[:4]
     routing, rows, item = inputs.routing(), n * k, inputs.dtype.itemsize
     weights, block = routing.weights.detach().requires_grad_(), c * m * c * item
-    leaves = [inputs.leaf(rows, c), weights, inputs.leaf(c, m * c, scale=c**-0.5), inputs.leaf(c)]
+    leaves = [
+        inputs.leaf(rows, c, *size.trailing), weights,
+        inputs.leaf(c, m * c, scale=c**-0.5), inputs.leaf(c),
+    ]  # fmt: skip
 
     def dense(backend, outputs, weights, *linear):
         concat = HF.combine(outputs, replace(routing, weights=weights), backend=backend)
-        return (F.linear(concat, *linear),)
+        return (linear_over_channels(concat, *linear),)
 
+    of_maps = c * size.positions * item
     return Operation(
         "aggregate", size, ("outputs", "weights", "matrix", "bias"), leaves,
-        ("y",), [inputs.upstream(n, c)],
+        ("y",), [inputs.upstream(n, c, *size.trailing)],
         lambda outputs, weights, *linear: (
-            F.linear(concat_loop(outputs, weights, routing), *linear),
+            linear_over_channels(concat_loop(outputs, weights, routing), *linear),
         ),
         lambda backend, outputs, weights, *linear: (
             HF.aggregate(outputs, replace(routing, weights=weights), *linear, backend=backend),
         ),
-        (rows + n + 1) * c * item + block + rows * 8,
-        (2 * rows + n + 1) * c * item + 2 * block + rows * 12, dense,
+        (rows + n) * of_maps + c * item + block + rows * 8,
+        (2 * rows + n) * of_maps + c * item + 2 * block + rows * 12, dense,
     )  # fmt: skip
+
+
+def linear_over_channels(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    """Of [N, C, ...], at every position alike."""
+    return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
 
 
 _MAKERS = {

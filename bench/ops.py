@@ -39,6 +39,8 @@ SUBSET = [
     Size(4096, 5, 1, 100),
     Size(4096, 64, 2, 10),
 ]
+# Of the aggregate alone: maps of the digits' landmarks and of WFLW's.
+MAPS = [Size(48, 5, 2, 5, trailing=(16, 16)), Size(16, 5, 2, 98, trailing=(64, 64))]
 # What the bandwidth goals are about: sizes that fill a GPU and no cache holds.
 ROOF = {
     "noisy_topk": [Size(262144, 64, 2, 10)],
@@ -51,15 +53,16 @@ ROOF = {
 
 def sizes(name: str, full: bool = False) -> list[Size]:
     """The sizes of one operation: the subset, or the whole grid."""
+    maps = MAPS if name == "aggregate" else []
     if not full:
-        return SUBSET
+        return SUBSET + maps
     grid = itertools.product(
         (48, 256, 4096, 65536), (2, 5, 16, 64), (1, 2, 8), (10, 100, 1000), operations.ROUTINGS
     )
     found = [Size(*point) for point in grid if point[2] <= point[1]]
     if name == "noisy_topk":  # it knows no C
         found = [size for size in found if size.c == 10]
-    return found
+    return found + maps
 
 
 def memory_needed(name: str, size: Size) -> int:
@@ -69,7 +72,7 @@ def memory_needed(name: str, size: Size) -> int:
     # The reference's gather differentiates M masks, each into a tensor of x's size, in turn. Its
     # combination keeps the M parts beside their concatenation, forward and backward.
     copies = {"noisy_topk": 10, "gather": 6, "combine": 7, "exploit_loss": 6, "aggregate": 5}[name]
-    return copies * largest * 8
+    return copies * largest * size.positions * 8
 
 
 def memory_at_hand(device: str) -> int:
@@ -98,6 +101,7 @@ def measure(
         rows = ["reference", "torch", *["triton"] * (device == "cuda"), *["compiled"] * compiled]
     common = {
         "benchmark": "ops", "operation": name, **dict(zip("NMKC", size[:4], strict=True)),
+        **({"maps": "x".join(map(str, size.trailing))} if size.trailing else {}),
         "routing": size.routing, "dtype": size.dtype, "copy_bandwidth": roof,
         **records.environment(device),
     }  # fmt: skip
@@ -168,6 +172,7 @@ def show(rows: list[dict]) -> None:
         label = (
             f"{row['operation']:12} N={row['N']:<6} M={row['M']:<2} K={row['K']} C={row['C']:<4}"
         )
+        label += f" {row['maps']}" if "maps" in row else ""
         label += f" {row['routing']:8} {row['row']:9}"
         if "note" in row:
             print(f"{label} {row['note']}", flush=True)

@@ -44,6 +44,8 @@ def latest(rows: list[dict], benchmark: str) -> dict[tuple, dict]:
 
 def label(row: dict) -> str:
     text = f"{row['N']}, {row['M']}, {row['K']}, {row['C']}"
+    if "maps" in row:
+        text += f" {row['maps']}"
     if row.get("routing", "balanced") != "balanced":
         text += f" {row['routing']}"
     if row.get("dtype", "float32") != "float32":

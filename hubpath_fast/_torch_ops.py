@@ -8,6 +8,8 @@ read is free, a call is cheap next to a product of matrices, and the loop saves 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -152,7 +154,7 @@ def prefer_rows(outputs: Tensor, matrix: Tensor) -> bool:
     It is faster, too, where a row's products outweigh its calls (``ROWS_MIN_ELEMENTS``), unless the
     matrix's block is larger than a map: then adding up its gradient row by row costs more.
     """
-    trailing = outputs[0, 0].numel() if outputs.dim() > 2 else 1
+    trailing = math.prod(outputs.shape[2:])
     elements = outputs.shape[1] * trailing
     return trailing >= matrix.shape[0] and elements >= ROWS_MIN_ELEMENTS
 

@@ -297,7 +297,7 @@ def linear(concat: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     if is_channels_last(concat):
         return F.linear(concat.movedim(1, -1), matrix, bias).movedim(-1, 1)
     y = torch.matmul(matrix, concat.flatten(2))
-    y = y if bias is None else y + bias[:, None]
+    y = y if bias is None else y + bias.to(y.dtype)[:, None]  # autocast's, as of F.linear
     return y.unflatten(2, concat.shape[2:])
 
 

@@ -114,6 +114,22 @@ def test_operations_are_checked_without_tf32(tf32):
     assert flags == [(False, False)]
 
 
+def test_the_aggregate_of_maps_is_measured_and_named(monkeypatch, capsys):
+    """Bytes: rows and y once forward, of 24 x 6 and 11 x 6 maps of 20 positions, and the rest."""
+    size = SMALL._replace(trailing=(4, 5))
+    rows = ops.measure("aggregate", size, "cpu", 0.0, False, 1e9, ["torch", "dense"], ["both"])
+    assert [row["row"] for row in rows] == ["torch", "dense"]
+    assert {row["maps"] for row in rows} == {"4x5"}
+    n, m, k, c = size[:4]
+    parameters = 4 * (c * m * c + c)
+    forward = 4 * (n * k + n) * c * 20 + parameters + 8 * n * k
+    backward = 4 * (2 * n * k + n) * c * 20 + parameters + 4 * c * m * c + 12 * n * k
+    assert rows[0]["fewest_bytes"] == forward + backward
+    ops.show(rows)
+    assert "N=11" in capsys.readouterr().out
+    assert plot.label(rows[0]) == "11, 4, 2, 6 4x5"
+
+
 def test_a_size_too_large_to_check_is_noted(monkeypatch):
     monkeypatch.setattr(ops, "memory_at_hand", lambda device: 100)
     (row,) = ops.measure("combine", SMALL, "cpu", 0.0, False, roof=1e9)
@@ -159,6 +175,9 @@ def test_the_memory_that_a_check_needs_is_enough(name):
 
 
 def test_sizes():
+    maps = [size for name in NAMES for size in ops.sizes(name) if size.trailing]
+    assert maps == [size for size in ops.sizes("aggregate", full=True) if size.trailing]
+    assert str(maps[-1]) == "N=16 M=5 K=2 C=98 64x64 balanced"
     assert len(ops.sizes("combine", full=True)) == 4 * (2 + 2 + 3 + 3) * 3 * 2  # K = 8 > M = 2, 5
     assert len(ops.sizes("noisy_topk", full=True)) == 4 * 10 * 2
     assert all(size.k <= size.m for name in NAMES for size in ops.sizes(name, full=True))

@@ -16,6 +16,7 @@ COVERING = (
     "gather 5x20x7x9 fp32 to bf16 last",
     "combine 13,5,2,37 float32",
     "aggregate 13,5,2,37 float32",
+    "aggregate 3,5,2,37 maps 9x11 float32",
     "loss 13,5,2,37 float32",
     "combine with both 13,5,2,37 float32",
 )

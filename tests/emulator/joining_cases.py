@@ -142,6 +142,9 @@ RAGGED = Case("13,5,2,37", c=37)
 MAPS = Case("5,5,2,10 maps 3x5", n=5, trailing=(3, 5))
 LAST_MAPS = replace(MAPS, why=f"{MAPS.why} last", channels_last=True)
 EVEN_MAPS = Case("5,5,2,16 maps 4x8", n=5, c=16, c_out=16, trailing=(4, 8))
+ODD_MAPS = Case("3,5,2,37 maps 9x11", n=3, c=37, c_out=70, trailing=(9, 11))
+ODD_LAST = replace(ODD_MAPS, why=f"{ODD_MAPS.why} last", channels_last=True)
+GAPS_MAPS = Case("7,6,2,98 maps 8x16", n=7, m=6, c=98, c_out=98, trailing=(8, 16), scores="gaps")
 GAPS = Case("20,6,2,130 experts without rows", n=20, m=6, c=130, c_out=5, scores="gaps")
 CROWD = Case("150,3,2,136 whole tiles", n=150, m=3, c=136, c_out=72)
 LONG = Case("3,2,1,2500 tiles of a row", n=3, m=2, k=1, c=2500)
@@ -156,6 +159,12 @@ RUNS = [
     (MAPS, FP32, (*FUSED, *BOTH, "loss")),
     (LAST_MAPS, BF16, FUSED),
     (EVEN_MAPS, BF16, FUSED),
+    (ODD_MAPS, FP32, ("aggregate", "aggregate with both")),
+    (ODD_MAPS, BF16, ("aggregate",)),
+    (ODD_LAST, FP16, ("aggregate",)),
+    (ODD_LAST, FP32, ("aggregate with loss",)),
+    (GAPS_MAPS, FP32, ("aggregate",)),
+    (GAPS_MAPS, BF16, ("aggregate with loss",)),
     (GAPS, BF16, ("aggregate with loss",)),
     (CROWD, BF16, ("aggregate with loss",)),
     (LONG, FP32, ("loss",)),

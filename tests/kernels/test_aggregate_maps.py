@@ -103,6 +103,24 @@ def test_under_autocast_as_a_linear_layer(form, case, outputs, device):
     check(inputs, product=torch.bfloat16, autocast=True, form=form)
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("trailing", [(3, 5), (4, 5), (16, 64)])
+@pytest.mark.parametrize("m", [2, 5])
+def test_autocasts_dtype_whatever_the_form(backend, trailing, m, device):
+    """Small maps of few experts are concatenated, others are not; in bfloat16 all are."""
+    inputs = make(replace(MAPS, n=2, m=m, c=8, c_out=8, trailing=trailing), torch.float32, device)
+    clean = torch.linspace(-1, 1, 2 * m, device=device).view(2, m)
+    routing = HF.noisy_topk(clean, clean, 2)
+    matrix, bias = inputs.matrix, inputs.bias
+    plain = HF.aggregate(inputs.outputs, routing, matrix, bias, backend="torch")
+    with torch.autocast(device.type, torch.bfloat16):
+        y = HF.aggregate(inputs.outputs, routing, matrix, bias, backend=backend)
+    assert y.dtype == torch.bfloat16
+    # Outputs, matrix, bias, their products (of a concatenation) and y are each rounded.
+    terms = HF.aggregate(inputs.outputs.abs(), routing, matrix.abs(), bias.abs(), backend="torch")
+    assert ((y.float() - plain).abs() <= 5 * 2.0**-7 * terms).all()
+
+
 @both_layouts
 def test_autocast_around_backward_changes_nothing(case):
     """What is computed in was decided forward."""
