@@ -9,6 +9,7 @@ from typing import Any
 
 from ..hub.spec import HUBS
 from ..runs.config import LANDMARKS, FitConfig
+from ..training import Task
 
 TABLES = "paper_tables.json"
 PUBLISHED, OCULAR = "published", "ocular"  # targets and unit of the paper's errors of landmarks
@@ -61,22 +62,14 @@ def numbers_beside(fit: FitConfig) -> dict[str, dict[str, float]]:
     return {} if _differ(fit) else paper_numbers(fit.hub, fit.dataset)
 
 
-def figures_of(fit: FitConfig) -> dict[str, Any]:
-    """What a figure means that a data set alone does not say, as ``table.json`` has it: of
-    landmarks, which targets were learned and what errors are divided by (None: the set's own)."""
-    if fit.task != LANDMARKS:
-        return {}
-    return {"targets": fit.landmarks.targets, "unit": fit.landmarks.unit}
-
-
-def notes_on_figures(fit: FitConfig, beside: bool) -> list[str]:
-    """The same for readers. beside: the paper's own stand in the table."""
+def notes_on_figures(fit: FitConfig, task: Task, beside: bool) -> list[str]:
+    """What figures mean that a data set alone does not say, see ``Landmarks.facts``. beside: the
+    paper's own stand in the table."""
     if fit.task != LANDMARKS:
         return []
-    kind, unit = fit.landmarks.targets, fit.landmarks.unit or "the set's own unit"
     said = [
-        f"Errors are over {unit}, of maps learned from {kind} targets; they compare only with "
-        f"those of {kind} targets over the same."
+        f"{task.metric.title} is in percent {task.measured}, of maps learned from {task.targets} "
+        "targets; figures over another unit, or of other targets, do not compare with these."
     ]
     if beside:
         said.append(

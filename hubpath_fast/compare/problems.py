@@ -95,6 +95,10 @@ class Problem(ABC):
     def images(self, indices: Tensor) -> Tensor:
         """Test images, uint8 [n, 3, S, S], as an expert sees them."""
 
+    def notes(self) -> list[str]:
+        """What a user should know of data and hub, a sentence each."""
+        return [] if self.hub is None else self.hub.notes
+
     def about(self) -> dict[str, Any]:
         """Of the test images: fields of a ``report.Analysis`` that the data fills."""
         return {}
@@ -151,6 +155,14 @@ class ImagesProblem(Problem):
 
     def files(self) -> FileList | None:
         return kind_of(self.fit).files(self.splits.parts, self.splits, self.fit)
+
+    def notes(self) -> list[str]:
+        if not self.splits.test_is_validation:
+            return []
+        return [
+            "there is no test split: the figures are of the validation images, which rates, the "
+            "best experts and soups are chosen on as well, and flatter what is chosen"
+        ]
 
     def about(self) -> dict[str, Any]:
         return kind_of(self.fit).about(self.splits)

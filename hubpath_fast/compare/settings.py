@@ -20,7 +20,6 @@ from ..runs.config import CLASSIFICATION, LANDMARKS, FitConfig
 from ..runs.presets import DEFAULTS
 from ..runs.presets import preset as read_preset
 from ..runs.resolve import settings as fit_settings
-from ..tasks.landmarks.digits import DIGITS_LAYOUT
 from ..training import TrainerConfig
 from ..training.config import with_steps
 
@@ -60,7 +59,7 @@ LANDMARK_DIGITS_FIT: Mapping[str, Any] = {
     "flip": False,
     "explore": 0.5,
     "workers": 0,
-    LANDMARKS: {"head_width": 32, "sigma": DIGITS_LAYOUT.sigma},
+    LANDMARKS: {"head_width": 32},
 }
 # Defaults that are others in folders of earlier versions.
 CHANGED_DEFAULTS = ("generator_width", "generator_stride", "head_init", "router_supervision")

@@ -17,7 +17,7 @@ from ..hub.labels import legend
 from ..measure import Measure
 from ..runs.build import kind_of_task
 from .methods import Method
-from .paper import figures_of, notes_on_figures, numbers_beside
+from .paper import notes_on_figures, numbers_beside
 from .results import COSTS, RunFailed, SeedResults
 from .routing import routing_notes
 from .settings import STEPS, CompareSettings, names_of_experts
@@ -240,8 +240,9 @@ def all_notes(
     settings: CompareSettings, rows: Sequence[dict[str, Any]], seeds: Sequence[int], out_dir: Path
 ) -> list[str]:
     """What stands below the table, a sentence or two each."""
+    task = SeedResults(out_dir, seeds[0], settings.rates).task
     return [
-        *notes_on_figures(settings.fit, any(row["paper"] for row in rows)),
+        *notes_on_figures(settings.fit, task, any(row["paper"] for row in rows)),
         *reasons(rows),
         *routing_notes(settings, rows, seeds, out_dir),
     ]
@@ -268,13 +269,14 @@ def write_tables(
 ) -> report.Table:
     """Writes table.json, table.md and table.html; returns the table for readers."""
     fit = settings.fit
-    measure = kind_of_task(fit).metric
+    task = SeedResults(out_dir, seeds[0], settings.rates).task
+    measure = task.metric
     table = as_table(rows, measure, also(settings))
     write_json(
         out_dir / f"{TABLE}.json",
         {
             "dataset": settings.fit.data_name,
-            **figures_of(fit),
+            **(task.facts() if hasattr(task, "facts") else {}),
             "hub": list(fit.hub),
             "seeds": list(seeds),
             "k": fit.k,

@@ -107,7 +107,7 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
             "costs": [count_flops(e.module, problem.size) / 1e9 for e in experts],
             "parameters": sum(p.numel() for e in experts for p in e.module.parameters()),
             "pretrain": {member.index: member.before for member in missing},
-            "notes": [] if hub is None else hub.notes,
+            "notes": problem.notes(),
         },
     )
 

@@ -16,7 +16,15 @@ from hubpath_fast.compare.methods import choose_methods, methods_of
 from hubpath_fast.compare.paper import notes_on_figures, numbers_beside
 from hubpath_fast.compare.problems import open_problem
 from hubpath_fast.compare.settings import make_settings
-from hubpath_fast.tasks.landmarks import LandmarkDigits, auc, decode, failure_rate, nme
+from hubpath_fast.runs.build import saved_task
+from hubpath_fast.tasks.landmarks import (
+    LAYOUTS,
+    LandmarkDigits,
+    auc,
+    decode,
+    failure_rate,
+    nme,
+)
 from hubpath_fast.training import load_weights
 
 HUB = "test_efficientnet,test_efficientnet"
@@ -155,12 +163,13 @@ class TestRows:
     def test_tables_say_which_targets(self, done):
         out = done[0]
         table = json.loads((out / "table.json").read_text())
-        assert (table["targets"], table["unit"]) == ("subpixel", None)
+        assert (table["targets"], table["normalizer"]) == ("subpixel", "ink")
         text = (out / "table.md").read_text()
         head = next(line for line in text.splitlines() if line.startswith("| method"))
         assert head.startswith("| method | NME, % | spread | FR@10, % | AUC@10, % |")
-        assert "of maps learned from subpixel targets" in text
-        assert "of maps learned from subpixel targets" in (out / "table.html").read_text()
+        sentence = "NME is in percent of the diagonal of the ink"
+        assert f"{sentence}'s box, of maps learned from subpixel targets" in text
+        assert sentence in (out / "table.html").read_text()
 
     def test_a_second_call_trains_nothing(self, done):
         out, settings, rows = done
@@ -230,6 +239,10 @@ class TestSettings:
         assert not torch.equal(fresh, state["conv_stem.weight"])
 
 
+def task_of(fit):
+    return saved_task(fit, {"landmarks": LAYOUTS[fit.dataset].names})
+
+
 class TestPaper:
     def published(self, dataset="wflw", **landmarks):
         return make_settings(
@@ -248,9 +261,19 @@ class TestPaper:
         for other in ({"targets": "subpixel"}, {"unit": "pupil"}):
             fit = self.published(**other)
             assert numbers_beside(fit) == {}
-            said = " ".join(notes_on_figures(fit, beside=False))
+            said = " ".join(notes_on_figures(fit, task_of(fit), beside=False))
             assert "stand beside ours only for published targets" in said
             assert next(iter(other.values())) in said
-        beside = " ".join(notes_on_figures(self.published(), beside=True))
+        fit = self.published()
+        beside = " ".join(notes_on_figures(fit, task_of(fit), beside=True))
+        assert "of the inter-ocular distance, of maps learned from published targets" in beside
         assert "best on the test faces" in beside
-        assert notes_on_figures(make_settings("digits", "tiny").fit, beside=False) == []
+        assert notes_on_figures(make_settings("digits", "tiny").fit, None, beside=False) == []
+
+    def test_the_digits_have_a_unit_of_their_own(self):
+        fit = make_settings("digits", "tiny", task="landmarks").fit
+        task = saved_task(fit, {"landmarks": LandmarkDigits.layout.names})
+        assert (task.bump, task.unit_name) == (1.0, "ink")
+        other = fit.replace(landmarks=fit.landmarks.replace(unit="0-1"))
+        with pytest.raises(ValueError, match="unit: digits have their own, got '0-1'"):
+            saved_task(other, {"landmarks": LandmarkDigits.layout.names})

@@ -53,7 +53,7 @@ DIGITS_LAYOUT = LandmarkLayout(
     num_points=5,
     sigma=1.0,
     names=("centre", "up", "down", "left", "right"),
-    unit="diagonal",
+    unit="ink",  # which only the scans tell, not the points
 )
 DIRECTIONS = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))  # x, y of each landmark's d; y goes down
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...fields import Settings, setting
+from .digits import DIGITS_LAYOUT
 from .layouts import LAYOUTS, LandmarkLayout, flip_of_pairs
 from .metrics import UNITS, unit_landmarks
 
@@ -100,6 +101,10 @@ def layout_for(dataset: str, names: Sequence[str], settings: LandmarkSettings) -
     Raises ValueError where they name landmarks that there are none of.
     """
     layout, pairs = LAYOUTS.get(dataset), settings.flip_pairs
+    if dataset == DIGITS_LAYOUT.name:
+        layout = DIGITS_LAYOUT
+        if settings.unit is not None:
+            raise ValueError(f"unit: digits have their own, got {settings.unit!r}; leave it out")
     if layout is None:
         names = tuple(names)
         layout = LandmarkLayout(dataset, len(names), names=names)

@@ -84,7 +84,8 @@ class Landmarks:
     def measured(self) -> str:
         """What errors are shares of, in words."""
         words = {"ocular": "inter-ocular distance", "pupil": "inter-pupil distance",
-                 "diagonal": "diagonal of the points' box"}  # fmt: skip
+                 "diagonal": "diagonal of the points' box",
+                 "ink": "diagonal of the ink's box"}  # fmt: skip
         return f"of the {words.get(self.unit_name, f'distance of landmarks {self.unit_name}')}"
 
     def facts(self) -> dict[str, str]:
