@@ -33,6 +33,7 @@ SYSTEM_FOLDERS = {
 
 # What `hubpath` writes: a run, its seeds, a comparison or a demo, by the keys of their file; and
 # one that begins has nothing but its lock.
+DRAWN = "_points.png"  # ends the names of what `hubpath landmarks predict` draws
 OUTPUT_KEYS = {
     LOCK: {"pid", "host", "since"},
     "fit.json": {"config", "classes", "image_size"},
@@ -82,6 +83,8 @@ def is_output(folder: Path, names: Iterable[str]) -> bool:
             continue
         if isinstance(held, dict) and held.keys() >= OUTPUT_KEYS[name]:
             return True
+    if "points.csv" in names and any(name.endswith(DRAWN) for name in names):
+        return True
     trained = "log.jsonl" in names and bool(names & {"last", "best", "tensorboard"})
     return trained or {"report.html", "figures"} <= names
 

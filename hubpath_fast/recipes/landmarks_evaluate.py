@@ -22,7 +22,9 @@ from ..runs.config import LANDMARKS, FitConfig
 from ..runs.data import open_to_score
 from ..runs.folder import Run, RunFolder, open_run
 from ..tasks.landmarks.faces import FaceDataset, FaceSplit
+from ..tasks.landmarks.kept import digest
 from ..tasks.landmarks.metrics import auc, failure_rate, nme, normalizer, unit_landmarks
+from ..tasks.landmarks.places import find_list
 from ..tasks.landmarks.sets import find_faces
 from ..tasks.landmarks.task import EMPTY, THRESHOLD, Landmarks
 
@@ -76,15 +78,18 @@ def evaluate_landmarks(
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter: expected a share of the boxes' side in [0, 1), got {jitter:g}")
     opened = open_run(run, device, LANDMARKS)
+    if jitter and opened.config.dataset == DIGITS:
+        raise ValueError(f"jitter: the digits of {run} have no boxes to move; leave it out")
     task = opened.task
     norms = tuple(dict.fromkeys(norms)) or (task.unit_name,)
     for how in norms:
         if how not in ("diagonal", task.unit_name):
             unit_landmarks(task.layout, how)
+    folder = RunFolder(Path(run))
     if data is None:
-        faces, name, parts, notes = _own(RunFolder(Path(run)), opened, subset, data_root)
+        faces, name, parts, notes = _own(folder, opened, subset, data_root)
     else:
-        faces, name, parts, notes = _other(opened, Path(data), images)
+        faces, name, parts, notes = _other(folder, opened, Path(data), images)
     rows = []
     for moved in (0.0, jitter) if jitter else (0.0,):
         found, targets = _find(opened, faces, moved, workers, device)
@@ -113,17 +118,34 @@ def _own(
 
 
 def _other(
-    opened: Run, place: Path, images: str | Path | None
+    folder: RunFolder, opened: Run, place: Path, images: str | Path | None
 ) -> tuple[FaceSplit, str, Mapping[str, Sequence[int]], list[str]]:
     """Likewise of another list, or of a folder of lists, of which the test list is taken."""
-    name, task = _published(opened.config, place), opened.task
+    task = opened.task
+    if place.is_dir():
+        lists = (find_list(place, None, part) for part in ("test", "validation", "train"))
+        place = next((file for file in lists if file is not None), place)
+    name = _published(opened.config, place)
     found = find_faces(name, place, images, opened.config.landmarks.box, scored=True)
     found.refuse()
-    split = next(split for split in ("test", "validation", "train") if split in found.readings)
     task.check_same(Landmarks(found.layout), place)
     layout = dataclasses.replace(task.layout, origin=found.layout.origin)
-    faces = FaceSplit(tuple(found.faces[split]), layout)
-    return faces, place.name, {}, found.notes() if name is None else list(found.remarks)
+    faces = FaceSplit(tuple(found.faces["train"]), layout)  # a list by itself counts as that
+    notes = found.notes() if name is None else list(found.remarks)
+    trained = _trained_on(folder, opened.config, faces)
+    if trained:
+        notes.append(
+            f"{trained} of the {len(faces)} are faces that the run was trained on, and so count "
+            f"for little; `hubpath landmarks evaluate {folder.path}` scores what it held out"
+        )
+    return faces, place.name, {}, notes
+
+
+def _trained_on(folder: RunFolder, config: FitConfig, faces: FaceSplit) -> int:
+    """How many of the faces the run has learned from, known by their points and boxes."""
+    kept = folder.kept_files(config)
+    trained = set() if kept is None else {row.label for row in kept.rows["train"]}
+    return sum(digest(face) in trained for face in faces.faces)
 
 
 def _published(config: FitConfig, place: Path) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data import DataError
 from ..data.decode import load_image
 from ..data.given import Given
+from ..data.kinds import DRAWN
 from ..files import printable, write_text
 from ..hub import expert_names
 from ..runs import measure
@@ -28,6 +29,9 @@ from ..tasks.landmarks.task import EMPTY
 from ..tasks.landmarks.windows import MARGIN, cut, find_place, read_crop
 
 BATCH = 16  # crops at a time
+LARGEST = (
+    10  # sides of the photograph that a box may have: a larger crop shows next to nothing of it
+)
 WHOLE = "image"  # a box that is the whole photograph
 POINTS = "points.csv"
 COLUMNS = ("image", "name", "x", "y", "confidence")
@@ -155,17 +159,29 @@ def _cut(
     height, width = pixels.shape[1:]
     if box is None:
         box = (-0.5, -0.5, width - 0.5, height - 0.5)
+    problem = _no_box(box, width, height)
+    if problem is not None:
+        return FacePoints(path, error=f"{path}: {problem}"), None, None
     x0, y0, x1, y1 = box
-    if x1 <= -0.5 or y1 <= -0.5 or x0 >= width - 0.5 or y0 >= height - 0.5:
-        where = f"{x0:g},{y0:g},{x1:g},{y1:g}"
-        error = f"{path}: the box {where} lies outside the photograph of {width} x {height} pixels"
-        return FacePoints(path, error=error), None, None
     center, scale = ((x0 + x1) / 2, (y0 + y1) / 2), max(x1 - x0, y1 - y0) / PIXELS_PER_SCALE
     face = Face(path, torch.zeros(0, 2), center, scale, Path(path), Path(path), 0)
     matrix = crop_matrix([center], [scale], [0.0], size, MARGIN)
     # Read as evaluation reads it, to the bit.
     window = cut(pixels, find_place(face, size, DEFAULT_REACH, width, height))
     return FacePoints(path, box, note=note), read_crop(window, matrix[0], size, 0)[None], matrix
+
+
+def _no_box(box: Box, width: int, height: int) -> str | None:
+    """Why no face can be in a box of a photograph of this size; None if one can."""
+    x0, y0, x1, y1 = box
+    named = f"the box {x0:g},{y0:g},{x1:g},{y1:g}"
+    photograph = f"the photograph of {width} x {height} pixels"
+    if x1 <= -0.5 or y1 <= -0.5 or x0 >= width - 0.5 or y0 >= height - 0.5:
+        return f"{named} lies outside {photograph}"
+    side, most = max(x1 - x0, y1 - y0), LARGEST * max(width, height)
+    if not 1 <= side <= most:
+        return f"{named} has {side:g} pixels a side, expected 1 to {most} in {photograph}"
+    return None
 
 
 def _turned(path: str) -> str | None:
@@ -229,7 +245,7 @@ def draw_points(face: FacePoints, folder: Path, taken: set[Path]) -> Path:
 def _free(folder: Path, stem: str, taken: set[Path]) -> Path:
     number = 1
     while True:
-        path = folder / f"{stem}_points{'' if number == 1 else f'-{number}'}.png"
+        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{DRAWN}"
         if path.resolve() not in taken:
             return path
         number += 1

@@ -90,8 +90,14 @@ def test_another_list(run, place, tmp_path):
     result = evaluate_landmarks("run", data=other, images=place)
     assert (result["n"], result["split"]) == (2, "other.csv")
     assert result["nme"] < 0.05
-    folder = evaluate_landmarks("run", data=place)
+    alone = tmp_path / "folder"  # a test list by itself is enough
+    alone.mkdir()
+    blob_list(alone / "test.csv", FACES)
+    folder = evaluate_landmarks("run", data=alone, images=place)
     assert (folder["n"], folder["nme"]) == (3, evaluate_landmarks("run")["nme"])
+    (alone / "test.csv").rename(alone / "faces.csv")
+    with pytest.raises(ValueError, match=r"no train list, expected train\.csv"):
+        evaluate_landmarks("run", data=alone, images=place)
 
 
 def test_rows_of_parts_by_hand():
@@ -226,6 +232,14 @@ class TestCommand:
             trained, data=wflw / "face_landmarks_wflw_test_blur.csv", images=wflw / "images"
         )
         assert (listed["nme"], listed["n"]) == (blur["nme"], 1)
+
+    def test_faces_that_it_was_trained_on(self, trained, wflw):
+        train = evaluate_landmarks(trained, data=wflw / "face_landmarks_wflw_train.csv")
+        assert train["n"] == 5
+        [note] = [note for note in train["notes"] if "trained on" in note]
+        assert note.startswith("4 of the 5 are faces that the run was trained on")  # 1 was held out
+        test = evaluate_landmarks(trained, data=wflw / "face_landmarks_wflw_test.csv")
+        assert not [note for note in test["notes"] if "trained on" in note]
 
     def test_commands_of_another_task(self, trained, wflw, tmp_path):
         for command in (("evaluate", trained), ("predict", trained, wflw / "images" / "0.png")):

@@ -110,12 +110,19 @@ def test_a_box_outside_is_said_and_the_others_are_answered(photo):
     assert all("lies outside" in face.error for face in faces[2:])
 
 
+@pytest.mark.parametrize("box", [(50.0, 50.0, 50.9, 50.5), (-1.0, 0.0, 2000.0, 10.0)])
+def test_a_box_that_no_face_can_fill(photo, box):
+    """A billion pixels a side would ask for more memory than there is."""
+    [face] = found([photo], [box])
+    assert "pixels a side, expected 1 to 2000 in the photograph of 200 x 160" in face.error
+
+
 def test_a_photograph_is_drawn_with_its_points(photo, tmp_path):
     [face] = found([photo], [BOX])
     taken = {photo.resolve()}
     drawn = draw_points(face, tmp_path, taken)
     again = draw_points(face, tmp_path, taken)
-    assert (drawn.name, again.name) == ("a_points.png", "a_points-2.png")
+    assert (drawn.name, again.name) == ("a_points.png", "a-2_points.png")
     picture = np.asarray(Image.open(drawn).convert("RGB"))
     assert picture.shape == (160, 200, 3)
     for x, y in face.points.tolist():
@@ -179,6 +186,20 @@ class TestCommand:
             assert abs(float(row[2]) - x) < CELL / 2
             assert abs(float(row[3]) - y) < CELL / 2
             assert 0.5 < float(row[4]) <= 1
+
+    def test_what_was_drawn_is_not_read_again(self, photo, tmp_path):
+        given = (
+            "landmarks",
+            "predict",
+            "run",
+            tmp_path,
+            "--box",
+            "image",
+            "--out",
+            tmp_path / "out",
+        )
+        for _ in range(2):
+            assert "points of 1 of 1 faces" in hubpath(*given).stdout
 
     def test_some_photographs_have_no_answer(self, photo, tmp_path):
         (tmp_path / "text.png").write_text("no image")
