@@ -62,10 +62,11 @@ def check_faces(
             refused.append(str(error))
     if name is not None and any(reading.file is None for reading in found.readings.values()):
         notes.append(f"get it: {FACE_SETS[name].origin}")
-    notes += [*_boxes(found), *_points(everything), *_in_photographs(everything)]
-    if out is not None and everything:
+    seen = [face for face in everything if face.size is not None]
+    notes += [*_boxes(found), *_points(seen), *_in_photographs(seen)]
+    if out is not None and seen:
         try:
-            draw_pair(everything[0], found.layout, Path(out))
+            draw_pair(seen[0], found.layout, Path(out))
             notes.append(f"one face and its mirror image, its landmarks by number: {out}")
         except OSError as error:
             notes.append(f"no face was drawn: {out} cannot be written ({error.strerror or error})")

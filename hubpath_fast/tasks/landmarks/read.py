@@ -175,6 +175,18 @@ def _make_faces(
     layout, rows = LAYOUTS.get(name), listing.rows
     finder = ImageFinder(reading.file, images)
     sources = {row.name: row.source or finder.find(row.name) for row in rows}
+    if images is None and len(sources) > 1 and not any(sources.values()):
+        # Said once: of a list without its photographs the rows may all be right.
+        reading.problems.append(
+            problem(
+                reading.file,
+                None,
+                f"none of its {len(sources)} images is there, expected them in "
+                f"{_shown(finder.folders)}, or their folder given",
+            )
+        )
+        sources = {name: finder.folders[0] / name for name in sources}
+        verify = False
     looks = _looks(sources, verify, decode)
     reading.turned = [name for name, seen in looks.items() if seen.orientation != 1]
     reading.missing = {name for name, source in sources.items() if source is None}
@@ -186,7 +198,7 @@ def _make_faces(
             fault = encoding_fault(listing.guessed, row.line)
         elif source is None:
             fault = f"there is no image {row.name!r}, expected it in {_shown(finder.folders)}"
-        elif looks and looks[row.name].fault is not None:
+        elif row.name in looks and looks[row.name].fault is not None:
             why = looks[row.name].fault
             fault = f"the image {row.name!r} cannot be read: {why}, expected a whole one"
         made = _face(reading.file, row, source, layout, box, looks.get(row.name))

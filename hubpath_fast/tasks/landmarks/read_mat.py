@@ -113,7 +113,8 @@ def read_cofw(file: Path, part: str | None = None) -> Listing:
     except DataError:
         raise
     except Exception as error:
-        listing.add(None, f"damaged or cut short ({_first_line(error)}), {expected}")
+        what = f"damaged, cut short or of another version ({_first_line(error)})"
+        listing.add(None, f"{what}, {expected}")
         return listing
     if values is None:
         listing.add(None, f"the keys found are {', '.join(sorted(keys)) or 'none'}, {expected}")
@@ -156,9 +157,9 @@ def _read_new(file: Path, part: str | None) -> tuple[list[str], tuple | None]:
         name = _part(keys, part)
         if name is None:
             return keys, None
-        images, phis = (data[key] for key in KEYS[name])
-        references = images[()].flat
-        return keys, (name, phis[()].T, [_fault(data[reference]) for reference in references])
+        images, phis = (data[key][()] for key in KEYS[name])
+        _check_cell(KEYS[name][0], images)
+        return keys, (name, phis.T, [_fault(data[reference]) for reference in images.flat])
 
 
 def _read_old(file: Path, part: str | None) -> tuple[list[str], tuple | None]:
@@ -168,8 +169,14 @@ def _read_old(file: Path, part: str | None) -> tuple[list[str], tuple | None]:
     if name is None:
         return keys, None
     images, phis = (values[key] for key in KEYS[name])
+    _check_cell(KEYS[name][0], images)
     faults = [_fault(pixels, lambda shape: (*shape[2:], *shape[:2])) for pixels in images.flat]
     return keys, (name, phis, faults)
+
+
+def _check_cell(key: str, images: np.ndarray) -> None:
+    if images.dtype != object:
+        raise ValueError(f"{key} is {images.dtype} {list(images.shape)}, no cell of images")
 
 
 def _fault(pixels: Any, colours_first: Callable[[tuple], tuple] = tuple) -> str | None:

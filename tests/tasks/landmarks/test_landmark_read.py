@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from support.faces import (
     draw_points,
     hrnet_header,
@@ -148,7 +149,7 @@ def test_a_mat_that_was_cut_short(tmp_path, keep):
         data = file.read_bytes()
         file.write_bytes(data[: int(len(data) * keep)])
         _, [problem] = read_landmarks(file, "cofw")
-        assert "damaged or cut short" in problem
+        assert "damaged, cut short or of another version" in problem
         assert "expected COFW's .mat with the keys IsTr, phisTr" in problem
 
 
@@ -160,6 +161,15 @@ def test_a_mat_with_other_shapes(tmp_path):
         del data["phisTr"]
         data["phisTr"] = stored.T
     refuse(file, ": phisTr has 87 x 3 values for 3 images", name="cofw")
+
+
+def test_a_mat_whose_images_are_no_cell(tmp_path):
+    with h5py.File(tmp_path / "new.mat", "w") as data:
+        data["IsTr"], data["phisTr"] = np.zeros((3, 8, 8), np.uint8), np.zeros((87, 3))
+    savemat(tmp_path / "old.mat", {"IsTr": np.zeros((3, 8, 8), np.uint8), "phisTr": np.zeros(9)})
+    for file in (tmp_path / "new.mat", tmp_path / "old.mat"):
+        _, [problem] = read_landmarks(file, "cofw")
+        assert "IsTr is uint8 [3, 8, 8], no cell of images" in problem
 
 
 def test_a_single_bad_face_in_a_mat(tmp_path):
@@ -256,6 +266,19 @@ def test_where_photographs_are_looked_for(tmp_path):
            "4: there is no image")  # fmt: skip
     _, [problem] = read_landmarks(own, "csv", images=tmp_path / "elsewhere")
     assert problem.startswith(f"{tmp_path / 'elsewhere'}: no such folder")
+
+
+def test_a_list_without_any_of_its_photographs(tmp_path):
+    """Said once; its rows are what they are."""
+    write_hrnet(tmp_path, "wflw", {"train": ["a.jpg:1", "b.jpg:2"]})
+    (tmp_path / "images").rename(tmp_path / "photos")
+    file = tmp_path / "face_landmarks_wflw_train.csv"
+    records = refuse(file, ": none of its 2 images is there, expected them in", name="wflw")
+    assert equal(records[1], draw_points(98, 2))
+    assert records[0].size is None
+    assert len(refuse(file, name="wflw", images=tmp_path / "photos")) == 2
+    (tmp_path / "other").mkdir()
+    refuse(file, "2: there is no image", "3: there is", name="wflw", images=tmp_path / "other")
 
 
 def test_orientation_turns_own_photographs_and_no_published_ones(tmp_path):
