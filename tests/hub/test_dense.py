@@ -225,6 +225,9 @@ def test_maps_are_of_the_hubs_images_whatever_size_a_network_works_at():
         assert torch.equal(expert.head(features), expert.module(x))
         assert expert.module(x).shape == (2, L, 32, 32)
         torch.testing.assert_close(expert.pooled(x), features.mean((2, 3)))
+    vit = build("vit_tiny_patch16_224", 64)  # a classifier resizes to 224 there
+    assert vit.size == 64
+    assert vit.module(x[..., :64, :64]).shape == (2, L, 16, 16)
     assert build("test_resnet?size=64", 128).module(x).shape == (2, L, 32, 32)
     with pytest.raises(HubError, match=r"refuses images of 100 x 100 .* 64, 96, 128"):
         build("test_resnet", 100)
