@@ -43,8 +43,7 @@ MAPS: dict[str, tuple[str | Callable[[Tensor], Tensor], ...]] = {
         "inception4e", "maxpool4", "inception5a", "inception5b",
     ),
     **dict.fromkeys(
-        ("MobileNetV2", "MobileNetV3", "EfficientNet", "ConvNeXt", "VGG", "AlexNet", "SqueezeNet"),
-        ("features",),
+        ("MobileNetV2", "MobileNetV3", "EfficientNet", "ConvNeXt", "VGG"), ("features",)
     ),
 }  # fmt: skip
 
@@ -72,6 +71,8 @@ class DenseNetwork(nn.Module):
         HubError: a network without a map, or with parts that the map does not need and that cannot
             be taken out.
     """
+
+    prefix = "backbone"  # of the names of the network's layers; the others are the head's
 
     def __init__(self, backbone: nn.Module, make_head: Callable[[int, int], nn.Module]):
         super().__init__()
@@ -103,8 +104,6 @@ class DenseNetwork(nn.Module):
         if not isinstance(info, list):
             return None
         return [{**entry, "module": f"{self.prefix}.{entry['module']}"} for entry in info]
-
-    prefix = "backbone"  # of the names of its layers; the head's are "head"
 
     def names_of(self, names: Mapping[str, str]) -> dict[str, str]:
         """The same mapping from names of the whole, where it is one from names of the plain
@@ -207,7 +206,7 @@ def _find_map(network: nn.Module) -> LastMap:
     if not hasattr(network, "forward_features") and _torchvision_kind(network) is None:
         raise HubError(
             f"{name} exposes no map: expected a network of timm with forward_features, or one of "
-            f"torchvision's {', '.join(MAPS)}, VisionTransformer"
+            f"torchvision's {', '.join(MAPS)}, VisionTransformer; take another network"
         )
     for size in dict.fromkeys((TRIED, _own_size(network))):
         try:

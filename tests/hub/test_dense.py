@@ -188,8 +188,10 @@ def test_a_vit_takes_other_sizes_and_keeps_what_it_makes_of_its_own():
 
 def test_networks_without_a_map_are_named():
     kinds = {
-        "torchvision/squeezenet1_1": r"SqueezeNet exposes no map that a head can use: for two "
-        r"images of 224 px it gives \[2, 512, 13, 13\], cells that do not cover the image evenly",
+        "inception_v3": r"InceptionV3 exposes no map that a head can use: for two images of "
+        r"299 px it gives \[2, 2048, 8, 8\], cells that do not cover the image evenly",
+        "torchvision/squeezenet1_1": r"SqueezeNet exposes no map: expected a network of timm with "
+        r"forward_features, or one of torchvision's ResNet, .*, VisionTransformer;",
         "coat_tiny": r"CoaT exposes no map .* a list of \[2, 785, 152\]",
         "pit_ti_224": r"PoolingVisionTransformer .* \[2, 1, 256\], whose cells are 224 pixels",
     }
