@@ -77,7 +77,8 @@ def _backward(
     )
     rows, blocks = outputs.unbind(0), _blocks(matrix, outputs)
     d_rows = d_outputs.unbind(0) if for_outputs else ()
-    d_blocks = [torch.zeros_like(block) for block in blocks] if for_matrix else []
+    sums = d_matrix if dtype == compute else torch.empty_like(d_matrix, dtype=compute)
+    d_blocks = _blocks(sums.zero_(), outputs) if for_matrix else ()
     product = torch.empty_like(blocks[0])
     bias_sum, dots = torch.zeros(matrix.shape[0], dtype=compute), []
     for d_map, slots in zip(d_y.unbind(0), _slots(weights, experts, positions), strict=True):
@@ -94,7 +95,8 @@ def _backward(
                 d_blocks[expert].add_(product, alpha=weight)
                 dots.append(product.mul_(blocks[expert]).sum())
     if for_matrix:
-        d_matrix.copy_(torch.cat(d_blocks, dim=1))
+        if sums is not d_matrix:
+            d_matrix.copy_(sums)
         d_weights.copy_(torch.stack(dots).view(weights.shape))
     if for_bias:
         d_bias.copy_(bias_sum)

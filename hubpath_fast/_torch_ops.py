@@ -2,8 +2,9 @@
 
 The arguments were checked by ``functional``; shapes and meanings are its own. Autograd
 differentiates each: its backward of these few operations is as short as a hand-written one. The
-exception is ``aggregate`` on large hubs on the CPU, a loop over experts after all: there a host
-read is free, a call is cheap next to a product of matrices, and the loop saves M/K of the work.
+exception is ``aggregate`` on the CPU, of large hubs a loop over experts after all, of large maps
+over rows: there a host read is free, a call is cheap next to a product of matrices, and the loops
+save M/K of the work and, of maps, the memory. On other devices maps are concatenated.
 """
 
 from __future__ import annotations
