@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.command import hubpath
 from support.compare import QUIET, row_of
 
 from hubpath_fast.baselines import Ensemble, SingleModel
@@ -170,6 +171,13 @@ class TestRows:
         sentence = "NME is in percent of the diagonal of the ink"
         assert f"{sentence}'s box, of maps learned from subpixel targets" in text
         assert sentence in (out / "table.html").read_text()
+
+    def test_it_has_a_report(self, done):
+        out = done[0]
+        said = hubpath("report", out, "--out", out.parent / "report").output
+        assert "report.html" in said
+        page = (out.parent / "report/report.html").read_text()
+        assert "ensemble, mean of maps" in page
 
     def test_a_second_call_trains_nothing(self, done):
         out, settings, rows = done
