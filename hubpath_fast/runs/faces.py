@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.images import default_workers
 from ..data.kept import FileList
+from ..data.named import DIGITS
 from ..tasks.landmarks.cache import cache_faces
 from ..tasks.landmarks.faces import FaceAugment, FaceDataset, FaceSplit, FaceSplits
 from ..tasks.landmarks.kept import face_list, reopen_faces
@@ -33,6 +34,11 @@ class FaceRuns:
         scored: bool = False,
         verify: bool = True,
     ) -> FaceSplits:
+        if config.dataset == DIGITS:
+            raise ValueError(
+                "dataset: the landmarks of digits lie in no files; `hubpath landmarks demo` learns "
+                "them, and `hubpath compare --task landmarks --data digits`"
+            )
         return open_faces(config.dataset, root, **_how(config), scored=scored, verify=verify)
 
     def reopen(

@@ -166,3 +166,8 @@ def test_all_that_is_wrong_with_a_list_is_in_one_message(faces, tmp_path):
     assert "4 problems" in said
     for line in (3, 4, 5, 6):
         assert f"bad.csv:{line}:" in said
+
+
+def test_digits_are_learned_by_other_commands(tmp_path):
+    said = refused(*FIT, "--dataset", "digits", "--out", tmp_path / "run")
+    assert "`hubpath landmarks demo`" in said

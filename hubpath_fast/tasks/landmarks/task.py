@@ -200,7 +200,7 @@ class LandmarkMeter:
         predictions = self._task.predict(outputs)
         self._errors.append(self._task.scores(predictions, targets))
         self._loss.append(self._task.loss(outputs, targets).double())
-        self._empty.append((predictions[..., 2] < EMPTY).double().mean(dim=1))
+        self._empty.append((~(predictions[..., 2] >= EMPTY)).double().mean(dim=1))
 
     def result(self) -> dict[str, float]:
         """ "nme", "fr_10", "auc_10", "loss" (see ``Landmarks.loss``), "empty": the share of maps

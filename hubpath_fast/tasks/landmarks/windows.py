@@ -55,7 +55,8 @@ def find_place(face: Face, size: int, reach: float, width: int, height: int) -> 
     """reach: what crops cover, in halves of the evaluation crop's side, to each side of its centre.
     width, height: of the photograph."""
     side = PIXELS_PER_SCALE * MARGIN * face.scale
-    factor = max(1, int(side / size + 1e-9))
+    # A block is no larger than the photograph, whatever a list says of a box.
+    factor = max(1, min(int(side / size + 1e-9), width, height))
     half = reach * side / 2 + BORDER * factor
 
     def ends(centre: float, length: int) -> tuple[int, int]:

@@ -235,3 +235,12 @@ def test_sizes_that_have_no_maps(tmp_path):
             FaceDataset(split, size)
     with pytest.raises(ValueError, match="jitter"):
         FaceDataset(split, 64, jitter=1.0)
+
+
+def test_a_box_without_bounds_asks_for_no_memory(tmp_path):
+    """Such a list is a mistake, which the boxes' check shows; it must not end the process."""
+    points = torch.tensor([[10.0, 20.0], [50.0, 20.0], [30.0, 60.0]], dtype=torch.float64)
+    face = Face("a", points, (30.0, 40.0), 1e7, tmp_path / "a.jpg", tmp_path / "l.csv", 2)
+    place = find_place(face, 256, 2.0, 160, 120)
+    assert place.right - place.left <= 2 * 160
+    assert place.bottom - place.top <= 2 * 120
