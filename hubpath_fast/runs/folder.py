@@ -81,8 +81,9 @@ class RunFolder:
     def record(self) -> Record:
         if not self.has_run:
             raise ValueError(
-                f"{self.path} holds no run of `hubpath fit` or `hubpath landmarks fit` (no {FIT}); give the folder named by "
-                "--out" + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
+                f"{self.path} holds no run of `hubpath fit` or `hubpath landmarks fit` (no {FIT}); "
+                "give the folder named by --out"
+                + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
             )
         config, image_size = self._read(FIT, ("config", "image_size"))
         with self._naming(FIT):
