@@ -163,7 +163,10 @@ class TestValuesOnShape:
 
 class TestCumulativeErrors:
     def test_curves_are_the_shares_within(self):
-        errors = {"ours": np.array([0.01, 0.05, 0.10, 0.2]), "b": np.array([0.0, 0.02, 0.02, 0.03])}
+        errors = {
+            "ours": np.array([0.01, 0.05, 0.10, 0.10, 0.2]),
+            "b": np.array([0.0, 0.02, 0.02, 0.03]),
+        }
         figure = cumulative_errors(errors, NME, 0.10, "NME, %", {"NME": ["1", "2"]}, ["ours"])
         axes = figure.axes[0]
         ours, other = axes.lines
@@ -179,14 +182,18 @@ class TestCumulativeErrors:
         assert labels == ["0", "2", "4", "6", "8", "10"]
         table = cumulative_table(errors, 0.10, "NME")
         assert table.columns == ["NME", "ours", "b"]
-        assert table.rows[50] == [0.01, 0.25, 0.25]
-        assert table.rows[-1] == [0.10, 0.75, 1.0]
+        assert table.rows[50] == [0.01, 0.2, 0.25]
+        assert table.rows[-1] == [0.10, 0.8, 1.0]
 
     def test_the_axis_goes_on_where_the_threshold_shows_too_little(self):
         good, bad = np.linspace(0, 0.12, 100), np.linspace(0.1, 0.4, 100)
         assert axis_limit({"good": good, "bad": bad}, 0.10) == pytest.approx(0.10)
         assert axis_limit({"bad": bad}, 0.10) == pytest.approx(0.50)
         assert axis_limit({"bad": bad + 9}, 0.10) == pytest.approx(1.0)
+        # It is the bold curves that are to be seen, whatever a floor beside them does.
+        assert axis_limit({"good": good, "bad": bad}, 0.10, ["bad"]) == pytest.approx(0.50)
+        table = cumulative_table({"good": good, "bad": bad}, 0.10, "NME", ["bad"])
+        assert table.rows[-1][0] == pytest.approx(0.50)
         figure = cumulative_errors({"bad": bad}, NME, 0.10, "", {"NME": ["1"]})
         marked = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
         assert marked == [[0.10, 0.10]]

@@ -32,18 +32,22 @@ def shares_within(errors: Any, limits: Any) -> np.ndarray:
     return np.searchsorted(ordered, np.asarray(limits), side="right") / len(ordered)
 
 
-def axis_limit(errors: Mapping[str, Any], threshold: float) -> float:
-    """The threshold, or the least of a few multiples within which the best curve reaches 80 %."""
+def axis_limit(errors: Mapping[str, Any], threshold: float, bold: Sequence[str] = ()) -> float:
+    """The threshold, or the least of a few multiples within which the best of the bold curves (of
+    all, if none is) reaches 80 %."""
+    watched = [errors[name] for name in bold if name in errors] or errors.values()
     for factor in LIMITS:
         limit = factor * threshold
-        if max(shares_within(e, limit) for e in errors.values()) >= REACHED:
+        if max(shares_within(e, limit) for e in watched) >= REACHED:
             return limit
     return limit
 
 
-def cumulative_table(errors: Mapping[str, Any], threshold: float, label: str) -> Table:
+def cumulative_table(
+    errors: Mapping[str, Any], threshold: float, label: str, bold: Sequence[str] = ()
+) -> Table:
     """The curves: errors from 0 to the axis' end and, for each name, the share within them."""
-    at = np.linspace(0.0, axis_limit(errors, threshold), STEPS + 1)
+    at = np.linspace(0.0, axis_limit(errors, threshold, bold), STEPS + 1)
     curves = [shares_within(e, at).tolist() for e in errors.values()]
     return Table([label, *errors], [list(row) for row in zip(at.tolist(), *curves, strict=True)])
 
@@ -62,18 +66,19 @@ def cumulative_errors(
     """The share of samples over the error, a curve for each name.
 
     errors: float [T] by name, in the order of the legend. threshold: an error beyond which a sample
-    counts as failed; the axis ends there, or further where 80 % of the samples have not been
-    reached by then, and the threshold is marked. label: of the axis. columns: texts by their head,
-    one for each name, that stand in the legend. bold: names whose curves stand out. bounds: names
-    of what is no method, drawn thin and dotted. colors: the other names, by the number of their
-    look (see ``style.look``), such that an expert looks as elsewhere; by default in their order.
+    counts as failed; the axis ends there, or further where the best of the bold curves (of all, if
+    none is) has not reached 80 % by then, and the threshold is marked. label: of the axis. columns:
+    texts by their head, one for each name, that stand in the legend. bold: names whose curves stand
+    out. bounds: names of what is no method, drawn thin and dotted. colors: the other names, by the
+    number of their look (see ``style.look``), such that an expert looks as elsewhere; by default in
+    their order.
     """
     if not errors or any(len(texts) != len(errors) for texts in columns.values()):
         raise ValueError(
             f"errors has {len(errors)} entries and columns "
             f"{[len(texts) for texts in columns.values()]}; give at least one, and one text each"
         )
-    limit = axis_limit(errors, threshold)
+    limit = axis_limit(errors, threshold, bold)
     at = np.linspace(0.0, limit, STEPS + 1)
     ends = _column_ends(columns)
     room = max(3.6, LINE * len(errors) + HEADS)

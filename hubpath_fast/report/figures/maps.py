@@ -86,7 +86,8 @@ def maps_of_experts(images: Any, samples: Sequence[Maps], expert_names: Sequence
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 _mark(axes, sample, np.ones(2))
-                foot = f"{values.min():.2f} to {values.max():.2f}"
+                low, high = (round(float(v), 2) + 0.0 for v in (values.min(), values.max()))
+                foot = f"{low:.2f} to {high:.2f}"  # no -0.00
                 axes.set_xlabel(foot, size=style.SMALL, color=style.FAINT, labelpad=4)
     points_legend(figure, RING, CROSS)
     return figure

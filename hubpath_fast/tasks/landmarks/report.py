@@ -24,7 +24,8 @@ from .task import EMPTY, THRESHOLD
 if TYPE_CHECKING:
     from .task import Landmarks
 
-HUB, BEST = "Hub-Pathway", "best expert for each face"
+HUB, BEST = "Hub-Pathway", "best expert for each sample"
+ALONE = ("{} alone", "single: {}")  # how an expert alone is called, of a run and of a comparison
 FACES = 4  # in each line of faces
 FAR = 3  # times the median: errors that are further off share a colour, so that others differ
 AT = f"{100 * THRESHOLD:.0f}"  # percent, in the names of figures that depend on the threshold
@@ -68,10 +69,10 @@ def _explained(task: Landmarks) -> str:
     title = task.metric.title
     return (
         f"{title} is the distance between true and predicted landmark, the mean over the "
-        f"{task.num_outputs} landmarks of a face and then over faces, in percent {task.measured}; "
-        f"numbers over another unit cannot be compared with it. FR@{AT} is the share of faces "
-        f"whose {title} is above {AT} %, AUC@{AT} the area under the curve of cumulative errors "
-        f"up to {AT} %, as a share of the whole."
+        f"{task.num_outputs} landmarks of a sample and then over samples, in percent "
+        f"{task.measured}; numbers over another unit cannot be compared with it. FR@{AT} is the "
+        f"share of samples whose {title} is above {AT} %, AUC@{AT} the area under the curve of "
+        f"cumulative errors up to {AT} %, as a share of the whole."
     )
 
 
@@ -97,20 +98,20 @@ def faces(
             {title: len(chosen) for title, chosen in lines.items()},
         ),
         sample_table(a, shown),
-        f"Faces with their true and predicted landmarks, their {_error(task)}, and the experts "
+        f"Samples with their true and predicted landmarks, their {_error(task)}, and the experts "
         "asked with their weights.",
-        "Faces with true and predicted landmarks and the experts that were asked",
+        "Samples with true and predicted landmarks and the experts that were asked",
     )
     figures.numbers("faces_points", _points_table(task, a.marks, shown))
     failed = int((a.scores > THRESHOLD).sum())
     text = (
-        f"{count(failed, 'face')} of {len(a.scores)} ({share(failed / len(a.scores))}) failed: "
-        f"{task.metric.title} above {AT} %. The median face has "
+        f"{count(failed, 'sample')} of {len(a.scores)} ({share(failed / len(a.scores))}) failed: "
+        f"{task.metric.title} above {AT} %. The median one has "
         f"{task.metric.text(float(np.median(a.scores)))}, the worst "
-        f"{task.metric.text(a.scores.max())}. All landmarks of the faces shown are in "
+        f"{task.metric.text(a.scores.max())}. All landmarks of those shown are in "
         "figures/faces_points.csv, in pixels of the picture."
     )
-    return report.Section("Faces: worst, median, best", text, [picture])
+    return report.Section("Worst, median and best", text, [picture])
 
 
 def chosen_faces(scores: np.ndarray) -> dict[str, np.ndarray]:
@@ -145,7 +146,8 @@ def curves(
 ) -> report.Section:
     """Cumulative errors of all methods, or of the run and each of its experts."""
     errors, bounds = methods(a)
-    colors = list(errors)
+    own = [form.format(name) for name in a.expert_names for form in ALONE]
+    colors = sorted(errors, key=lambda name: own.index(name) if name in own else len(own))
     errors = {name: errors[name] for name in sorted(errors, key=lambda name: errors[name].mean())}
     measure = task.metric
     means, areas, rates = (
@@ -168,8 +170,8 @@ def curves(
             bounds,
             colors,
         ),
-        report.cumulative_table(errors, THRESHOLD, f"{measure.title} at most"),
-        f"The share of faces whose {_error(task)} is at most so large"
+        report.cumulative_table(errors, THRESHOLD, f"{measure.title} at most", [HUB]),
+        f"The share of samples whose {_error(task)} is at most so large"
         + (f"; dotted: {', '.join(bounds)}, no method" if bounds else "")
         + f". Best {measure.title} first.",
         "Curves of cumulative errors",
@@ -180,7 +182,7 @@ def curves(
     empty = float((predictions[..., 2] < EMPTY).double().mean())
     text = (
         "The further to the upper left a curve lies, the better: two methods of one mean may "
-        "differ in how many faces they fail on altogether."
+        "differ in how many samples they fail on altogether."
     )
     if empty:
         text += (
@@ -211,9 +213,11 @@ def methods(a: report.Analysis) -> tuple[dict[str, np.ndarray], list[str]]:
     if compared:
         bounds = [row.name for row in a.rows if row.bound and row.name in compared]
         return {name: np.asarray(e, np.float64) for name, e in compared.items()}, bounds
-    alone = {f"{name} alone": a.scores_alone[i] for i, name in enumerate(a.expert_names)}
+    alone = {ALONE[0].format(name): a.scores_alone[i] for i, name in enumerate(a.expert_names)}
     if len(alone) < len(a.expert_names):  # equal names
-        alone = {f"{i} {n} alone": a.scores_alone[i] for i, n in enumerate(a.expert_names)}
+        alone = {
+            ALONE[0].format(f"{i} {n}"): a.scores_alone[i] for i, n in enumerate(a.expert_names)
+        }
     best = {BEST: a.oracle} if len(alone) > 1 else {}
     return {HUB: a.scores, **alone, **best}, list(best)
 
@@ -243,8 +247,8 @@ def by_group(
             (matrix.min(), min(matrix.max(), FAR * np.median(matrix))),
         ),
         report.matrix_table(matrix, list(errors), names, "method"),
-        f"{_error(task)} of each method (rows) on the faces of each {a.group_label} (columns); the "
-        "smallest of a column is bold."
+        f"{_error(task)} of each method (rows) on the samples of each {a.group_label} (columns); "
+        "the smallest of a column is bold."
         + some(kept[1:], names[1:], "those on which Hub-Pathway's error is largest"),
         f"Heat map: {measure.title} by method and {a.group_label}",
     )
@@ -258,13 +262,13 @@ def by_group(
         ]
         for name, mask in groups.items()
     ]
-    columns = [a.group_label, "faces", measure.label, f"FR@{AT}", f"AUC@{AT}"]
+    columns = [a.group_label, "samples", measure.label, f"FR@{AT}", f"AUC@{AT}"]
     table = report.Table(
         columns,
         [rows[i] for i in kept],
         formats={measure.label: measure.number, columns[3]: share, columns[4]: share},
         caption=f"Hub-Pathway by {a.group_label}.",
     )
-    text = "A face may be in several, or in none. " if a.subsets else ""
+    text = "A sample may be in several, or in none. " if a.subsets else ""
     text += "Whom Hub-Pathway asks about which is shown under “Which experts are asked”."
     return report.Section(f"{initial(measure.title)} by {a.group_label}", text, [picture, table])

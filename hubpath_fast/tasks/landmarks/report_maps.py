@@ -46,7 +46,7 @@ def maps(
         whole = hub[n, mark].astype(np.float64)
         true, predicted = points[i, :, mark] / OUTPUT_STRIDE
         head = (
-            f"{title} face (sample {i}): landmark {task.layout.names[mark]}, error "
+            f"{title} sample ({i}): landmark {task.layout.names[mark]}, error "
             f"{task.metric.text(errors[i, mark])}"
         )
         found.append(
@@ -63,7 +63,7 @@ def maps(
         "maps",
         report.maps_of_experts(a.images(shown), found, a.expert_names),
         report.Table([*columns, "minimum", "maximum"], rows),
-        "The map of each expert that was asked for one landmark, the one of the face that is "
+        "The map of each expert that was asked for one landmark, the one of the sample that is "
         "found worst, and what the aggregator makes of all their maps. Below each map are its "
         "smallest and its largest value. The CSV has each map's own point, in cells of the map.",
         "Maps of the experts asked and of the hub for one landmark",

@@ -52,7 +52,7 @@ def hard_landmarks(
     names, shape, means = task.layout.names, mean_shape(points), errors.mean(axis=0)
     beyond = (errors > THRESHOLD).mean(axis=0)
     columns = ["landmark", "x", "y", "mean error", "median error", "90th percentile"]
-    columns.append(f"share of faces above {100 * THRESHOLD:.0f} %")
+    columns.append(f"share of samples above {100 * THRESHOLD:.0f} %")
     spread = np.quantile(errors, [0.5, 0.9], axis=0)
     rows = [[name, *shape[i], means[i], *spread[:, i], beyond[i]] for i, name in enumerate(names)]
     label = f"mean error, {task.metric.unit} {task.measured}"
@@ -61,8 +61,8 @@ def hard_landmarks(
         report.values_on_shape(shape, means, names, label, task.metric.scale),
         report.Table(columns, rows),
         f"The mean error of each landmark, in {task.metric.unit} {task.measured}, on the mean of "
-        "the true faces, which are brought to one place, size and turn.",
-        "The mean face, each landmark in the colour of its error",
+        "the true shapes, which are brought to one place, size and turn.",
+        "The mean shape, each landmark in the colour of its error",
     )
     order = np.argsort(-means, kind="stable")
     shown = ["landmark", *columns[3:]]

@@ -95,7 +95,7 @@ class Case:
 
 
 TITLES = [
-    "Faces: worst, median, best",
+    "Worst, median and best",
     "Cumulative errors",
     "Which landmarks are hard",
     "NME by subset",
@@ -127,7 +127,7 @@ class TestNumbers:
         assert [row["landmark"] for row in rows] == list("01234")
         for i, row in enumerate(rows):
             assert float(row["mean error"]) == pytest.approx(run.by_hand[:, i].mean(), rel=1e-4)
-            assert float(row["share of faces above 10 %"]) == (run.by_hand[:, i] > 0.1).mean()
+            assert float(row["share of samples above 10 %"]) == (run.by_hand[:, i] > 0.1).mean()
         worst = run.by_hand.mean(axis=0).argmax()
         assert any(f"Landmark {worst} is found worst" in text for text in run.page.texts["p"])
 
@@ -147,7 +147,7 @@ class TestNumbers:
 
     def test_curves(self, run):
         summary = {row["method"]: row for row in run.csv("cumulative_errors_summary")}
-        compared = {"Hub-Pathway": run.errors, "best expert for each face": run.alone.min(axis=0)}
+        compared = {"Hub-Pathway": run.errors, "best expert for each sample": run.alone.min(axis=0)}
         compared |= {f"{name} alone": run.alone[i] for i, name in enumerate("abc")}
         assert set(summary) == set(compared)
         for name, errors in compared.items():
@@ -203,13 +203,13 @@ class TestNumbers:
     def test_samples_are_marked_where_they_fail(self, run):
         assert run.given["marked"].tolist() == (run.errors > 0.1).tolist()
         assert run.given["heads"][3] == f"NME {100 * run.errors[3]:.2f} %"
-        assert f"{(run.errors > 0.1).sum()} faces of 40" in " ".join(run.page.texts["p"])
+        assert f"{(run.errors > 0.1).sum()} samples of 40" in " ".join(run.page.texts["p"])
 
 
 def test_a_comparison_has_the_curves_of_all_its_methods(tmp_path):
     case = Case()
-    scores = {"single: a": case.alone[0], "Hub-Pathway": case.errors, "oracle": case.alone.min(0)}
-    scores["mean shape"] = np.full(40, 0.3)
+    scores = {"mean shape": np.full(40, 0.3), "single: a": case.alone[0]}
+    scores |= {"Hub-Pathway": case.errors, "oracle": case.alone.min(0)}
     case.given["scores_of"] = lambda: scores
     forwards = {"single: a": 1, "Hub-Pathway": 2, "oracle": 3, "mean shape": None}
     case.given["rows"] = [
@@ -220,6 +220,10 @@ def test_a_comparison_has_the_curves_of_all_its_methods(tmp_path):
     summary = {row["method"]: row for row in case.csv("cumulative_errors_summary")}
     assert set(summary) == set(scores)
     assert summary["mean shape"]["FR@10"] == "1.0"
+    (picture,) = case.given["own"][1](Analysis(**case.given), FigureFolder(tmp_path, 0.2)).items
+    colors = {line.get_gid(): line.get_color() for line in picture.figure.axes[0].lines}
+    # An expert has the colour that it has elsewhere, whatever stands before it in the table.
+    assert colors["single: a"] == style.look(0).color
     assert methods(Analysis(**case.given))[1] == ["oracle"]
     # What asks nobody has no cost; it is no error, and is named.
     names = [row["method"] for row in case.csv("nme_against_cost")]

@@ -7,6 +7,7 @@ import torch
 
 from hubpath_fast.model import HubPathwayLoss
 from hubpath_fast.tasks.landmarks import LAYOUTS, LandmarkLayout, gaussian_targets
+from hubpath_fast.tasks.landmarks.digits import DIGITS_LAYOUT
 from hubpath_fast.tasks.landmarks.settings import LandmarkSettings, layout_for, read_pairs
 from hubpath_fast.tasks.landmarks.task import Landmarks
 
@@ -158,3 +159,11 @@ class TestSettings:
     def test_units_that_are_none(self, unit):
         with pytest.raises(ValueError, match="unit: expected one of ocular, pupil, diagonal"):
             LandmarkSettings(unit=unit)
+
+
+def test_what_errors_are_shares_of_in_words():
+    assert Landmarks(LAYOUTS["wflw"]).measured == "of the inter-ocular distance"
+    assert Landmarks(LAYOUTS["wflw"], unit="3-7").measured == "of the distance of landmarks 3-7"
+    own = LandmarkLayout("own", 2, unit="diagonal")
+    assert Landmarks(own).measured == "of the diagonal of the points' box"
+    assert Landmarks(DIGITS_LAYOUT).measured == "of the diagonal of the ink's box"
