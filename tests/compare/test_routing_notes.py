@@ -72,7 +72,8 @@ def notes(monkeypatch, tmp_path, results, rows=({"method": "hub-pathway", "seeds
             return results[self.seed]
 
     monkeypatch.setattr(routing, "SeedResults", Results)
-    settings = SimpleNamespace(fit=None, rates=(0.1,))
+    fit = SimpleNamespace(task="classification")
+    settings = SimpleNamespace(fit=fit, rates=(0.1,))
     return routing.routing_notes(settings, rows, (0, 1, 2), tmp_path)
 
 
