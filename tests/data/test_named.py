@@ -124,7 +124,9 @@ def test_names():
         open_dataset("car", ".")
     with pytest.raises(ValueError, match="lies in a folder, and none is given"):
         open_dataset("cars")
-    assert set(DATASETS) == {*PUBLISHED, "folder", "digits"}
+    assert set(DATASETS) == {*PUBLISHED, "folder", "digits", "300w", "wflw", "cofw"}
+    with pytest.raises(ValueError, match="use `hubpath landmarks fit --dataset wflw`"):
+        open_dataset("WFLW", ".")
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -180,3 +180,20 @@ def test_a_face_and_its_mirror_image(here):
         assert np.abs(left[round(y), round(x)] - colour).max() <= 2
         assert np.abs(right[round(y), round(SIDE - 1 - x)] - swapped).max() <= 2
     assert seen >= 4
+
+
+def test_a_run_on_a_list_with_faults_is_refused(here):
+    """All of them in one message, before anything is built or written."""
+    write_own(here, own_rows("a.jpg", "b.jpg"))
+    with open("faces.csv", "a", encoding="utf-8") as file:
+        file.write("a.jpg,1,2,3,4,5\na.jpg,1,2,3,4,5,nan\ngone.jpg,1,2,3,4,5,6\n")
+    command = ("landmarks", "fit", "--data", "faces.csv", "--hub", "tiny", "--no-pretrained")
+    text = refused(*command, "--out", "run")
+    assert "error: faces.csv: 3 problems" in text
+    for fault in (
+        "faces.csv:4: 6 columns, expected 7 as in the header",
+        "faces.csv:5: column mouth_y is 'nan', expected finite numbers",
+        "faces.csv:6: there is no image 'gone.jpg', expected it in",
+    ):
+        assert fault in text
+    assert not (here / "run").exists()
