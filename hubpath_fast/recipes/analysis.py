@@ -162,7 +162,7 @@ def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> A
         rows=[bar_of(retitled(row, methods)) for row in table["rows"]],
         images=images,
         scores_of=lambda: _scores_of(table["rows"], methods, results),
-        outputs=lambda indices: outputs_of(_pathway(problem, results, device), images)(indices),
+        outputs=lambda indices: _outputs(problem, results, device, images, tell)(indices),
         **_together(problem.about(), task.report(outputs["test"], targets) | groups),
     )
 
@@ -193,6 +193,21 @@ def _pathway(problem: Problem, results: SeedResults, device: str) -> HubPathway:
     model = make_pathway(problem.fit, experts, task.num_outputs, problem.size, pretrained=False)
     load_weights(model, results.folder("pathway") / "last")
     return model.to(device)
+
+
+def _outputs(
+    problem: Problem,
+    results: SeedResults,
+    device: str,
+    images: Callable[[Sequence[int]], Tensor],
+    tell: Callable[[str], None],
+) -> Callable[[Sequence[int]], tuple[Tensor, Tensor] | None]:
+    """``outputs_of`` of a comparison's Hub-Pathway; of one that cannot be opened any more, None."""
+    try:
+        return outputs_of(_pathway(problem, results, device), images)
+    except (ValueError, OSError) as error:
+        tell(f"the trained Hub-Pathway cannot be opened, so its maps are not shown: {error}")
+        return lambda indices: None
 
 
 def outputs_of(

@@ -40,6 +40,7 @@ FIGURES = (
     "{measure}_against_cost",
     "missed",
 )
+OF_TASKS = ("error_by_group", "faces", "faces_points", "maps")  # which have them or not
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Analysis:
     is None or empty has no section. Raises ValueError where fields do not fit each other.
 
     outputs: samples' indices [n] -> (each expert's outputs [n, M, C, ...], whether it was asked or
-    not, and the hub's [n, C, ...]); None where no model is at hand.
+    not, and the hub's [n, C, ...]); it is or gives None where no model is at hand.
     """
 
     title: str
@@ -79,7 +80,7 @@ class Analysis:
     marks: Any = None  # float [T, 2, P, 2]: P true and P predicted points, in pixels of the image
     details: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # [T] each, for the CSVs
     scores_of: Callable[[], Mapping[str, Any]] | None = None  # of compared methods, [T] each
-    outputs: Callable[[np.ndarray], tuple[Any, Any]] | None = None  # see below
+    outputs: Callable[[np.ndarray], tuple[Any, Any] | None] | None = None  # see below
     extra: Sequence[Callable[[FigureFolder], Section]] = ()  # the task's own sections
     own: Sequence[Callable[[Analysis, FigureFolder], Section | None]] = ()  # likewise
     notes: Sequence[str] = ()  # paragraphs at the top
@@ -232,7 +233,7 @@ def write_analysis(analysis: Analysis, out_dir: str | Path, scale: float = 2.0) 
     made += [make(figures) for make in analysis.extra]
     made += [make(analysis, figures) for make in analysis.own]
     made += [make(analysis, figures) for make in LAST]
-    for form in FIGURES:
+    for form in (*FIGURES, *OF_TASKS):
         name = sections.file_name(form.format(measure=analysis.measure.name))
         for path in (figures.folder / f"{name}.png", figures.folder / f"{name}.csv"):
             if path not in figures.written:

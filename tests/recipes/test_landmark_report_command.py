@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -133,6 +134,15 @@ class TestComparison:
         assert float(rows[name]["blur"]) == pytest.approx(errors[members("blur")].mean().item())
         assert len(table(comparison, "maps")) == 4
         assert {row["image"] for row in table(comparison, "faces")} >= {"test 0, ü.png"}
+
+    def test_without_the_models_weights_there_are_no_maps(self, comparison, tmp_path):
+        copied, told = shutil.copytree(comparison, tmp_path / "out"), []
+        (copied / "runs/seed-0/pathway/last/model.safetensors").unlink()
+        page = Page(report(copied, tell=told.append).read_text(encoding="utf-8"))
+        assert "From maps to a landmark" not in page.texts["h2"]
+        assert "Worst, median and best" in page.texts["h2"]
+        assert not (copied / "report/figures/maps.png").exists()  # the one of before
+        assert any("cannot be opened, so its maps are not shown" in note for note in told)
 
 
 def test_outputs_are_the_models_own():

@@ -37,7 +37,10 @@ def maps(
     if len(order) == 1:
         chosen.pop("Median")
     shown = np.array(list(chosen.values()))
-    experts, hub = (to_array("outputs", part) for part in a.outputs(shown))
+    outputs = a.outputs(shown)
+    if outputs is None:
+        return None
+    experts, hub = (to_array("outputs", part) for part in outputs)
     found, rows = [], []
     for n, (title, i) in enumerate(chosen.items()):
         mark = int(errors[i].argmax())
