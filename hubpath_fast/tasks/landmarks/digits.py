@@ -10,7 +10,7 @@ grey levels w_i at the pixels x_i of the 8 x 8 scan and a direction d, up, down,
 
     p_d = sum_i w_i e^(beta d.x_i) x_i / sum_i w_i e^(beta d.x_i),      beta = 2 per pixel.
 
-The topmost pixel itself, beta = infinity, would jump by half a digit under noise of one grey level.
+The topmost pixel itself, beta = infinity, would jump across a digit under noise of one grey level.
 Errors are divided by the diagonal of the ink's box (grey above 4 of 16), scaled along.
 
 Letters: n digits, L = 5 landmarks, S = 64 pixels a side.
