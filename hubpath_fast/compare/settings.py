@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.digits import RENDERINGS
-from ..data.named import DIGITS, FOLDER, find_dataset
+from ..data.named import DIGITS, FACES, FOLDER, find_dataset, plain_name
 from ..fields import Settings, differences, setting
 from ..files import write_json
 from ..hub import expert_names
@@ -163,14 +163,14 @@ def make_settings(
     and ``trainer``: further settings of ``hubpath fit``, and ``distill`` of CompareSettings,
     ``budget`` among them; None: not given. nulls: names of settings of ``hubpath fit`` that are to
     be None. quick: a few steps, whose figures say little. task: what is learned; None: what the
-    preset is of, or classes.
+    preset or the data set can only mean, or else classes.
 
     Raises ValueError for whatever is unknown or impossible.
     """
     given = {name: value for name, value in (top or {}).items() if value is not None}
     inner = {name: value for name, value in (trainer or {}).items() if value is not None}
     of_preset = {} if preset is None else read_preset(preset)
-    task = task or of_preset.get("task", CLASSIFICATION)
+    task = _task(task, preset, of_preset, data)
     if data is None and task == LANDMARKS:
         data = of_preset.get("dataset")
     if data is None:
@@ -207,6 +207,21 @@ def make_settings(
     last = [f"{name}=null" for name in nulls]
     fit = fit_settings("", False, None, given, inner, preset, last, begin, task)
     return CompareSettings(fit, tuple(rates or (fit.trainer.lr_expert,)), **extra)
+
+
+def _task(
+    asked: str | None, preset: str | None, of_preset: Mapping[str, Any], data: str | None
+) -> str:
+    """What is learned: what was asked for, or else what preset or data set can only mean."""
+    if preset is not None:
+        found = of_preset.get("task", CLASSIFICATION)
+        if asked not in (None, found):
+            raise ValueError(
+                f"task: the preset {preset} is of {found}, got {asked}; leave out one of them"
+            )
+        return found
+    of_faces = data is not None and plain_name(data) in FACES
+    return asked or (LANDMARKS if of_faces else CLASSIFICATION)
 
 
 def _digits(

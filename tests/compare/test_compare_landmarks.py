@@ -229,6 +229,14 @@ class TestSettings:
         assert (fit.task, fit.dataset, fit.data) == ("landmarks", "wflw", "x")
         assert (fit.landmarks.targets, fit.trainer.steps) == ("published", 28_140)
 
+    def test_sets_of_faces_have_landmarks_and_nothing_else(self):
+        assert make_settings("WFLW", "tiny", data_root="x").fit.task == "landmarks"
+        refused = "task: the preset landmarks-wflw is of landmarks, got classification"
+        with pytest.raises(ValueError, match=refused):
+            make_settings(None, None, "x", preset="landmarks-wflw", task="classification")
+        with pytest.raises(ValueError, match="cars has classes and no landmarks"):
+            make_settings("cars", "tiny", data_root="x", task="landmarks")
+
     def test_experts_at_64_pixels_have_other_keys(self, tmp_path):
         plain = open_problem(make_settings("digits", "tiny"), 0, cache=tmp_path).hub
         large = open_problem(make_settings("digits", "tiny", task="landmarks"), 0, cache=tmp_path)
