@@ -1,7 +1,7 @@
 """Does routing pay? A trained Hub-Pathway's routes against other ways to ask its experts.
 
-Nothing is trained. All experts are run on all validation images once, and their outputs go through
-the trained aggregator with the weights of
+Nothing is trained. All experts are run on all validation images, and their outputs go through the
+trained aggregator with the weights of
 
 - the learned routes: the model as it is;
 - the best fixed set: always the same K experts, the best of all sets of K (of more than
@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,7 @@ MOST_SETS = 256  # fixed sets that are all tried: 10 experts at K = 5 have 252
 DRAWS = 10  # of random routes
 RESAMPLES = 2000  # of the bootstrap
 LEVEL = 0.95  # of its intervals
-IN_MEMORY = 2**30  # bytes of outputs; what is more lies in a temporary file
+IN_MEMORY = 2**30  # bytes of outputs that are kept; where they are more, experts are asked again
 SMALLEST = 1e-12  # mean weight of an expert in a fixed set: of one that is never asked it may be 0
 
 
@@ -79,24 +77,23 @@ def does_routing_pay(
     """
     from ..report.quality import weight_quality  # its package draws figures: slow to import
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        asked = Asked(model, task, batches, device, amp, Path(folder))
-        count, k = asked.weights.shape[1], model.k
-        choice = k < count
-        total = float(asked.weights.sum(dim=1).mean())
-        experts = list(range(count))
-        candidates = [asked.weights, *(fixed_weights(asked.mean, [i], total) for i in experts)]
-        scores = asked.scores(candidates)
-        rivals: dict[str, np.ndarray] = {"learned": scores[0]}
-        best: dict[str, Any] = {}
-        if choice:
-            chosen, tried, own = best_set(asked, task.metric, k, total)
-            weights = fixed_weights(asked.mean, chosen, total)[chosen].tolist()
-            best = {"experts": chosen, "names": [names[i] for i in chosen], "weights": weights}
-            rivals["fixed"], best["sets"] = own, tried
-            draws = random_weights(asked.samples, count, k, total, seed)
-            rivals["random"] = asked.scores(draws).mean(axis=0)
-        quality = weight_quality(asked.weights, asked.alone, task.metric)
+    asked = Asked(model, task, batches, device, amp)
+    count, k = asked.weights.shape[1], model.k
+    choice = k < count
+    total = float(asked.weights.sum(dim=1).mean())
+    experts = list(range(count))
+    candidates = [asked.weights, *(fixed_weights(asked.mean, [i], total) for i in experts)]
+    scores = asked.scores(candidates)
+    rivals: dict[str, np.ndarray] = {"learned": scores[0]}
+    best: dict[str, Any] = {}
+    if choice:
+        chosen, tried, own = best_set(asked, task.metric, k, total)
+        weights = fixed_weights(asked.mean, chosen, total)[chosen].tolist()
+        best = {"experts": chosen, "names": [names[i] for i in chosen], "weights": weights}
+        rivals["fixed"], best["sets"] = own, tried
+        draws = random_weights(asked.samples, count, k, total, seed)
+        rivals["random"] = asked.scores(draws).mean(axis=0)
+    quality = weight_quality(asked.weights, asked.alone, task.metric)
     rivals |= {f"alone {i}": scores[1 + i] for i in experts}
     found = compared(rivals, task.metric, seed)
     alone = [{"name": names[i], **found["values"].pop(f"alone {i}")} for i in experts]
@@ -118,6 +115,10 @@ def does_routing_pay(
 class Asked:
     """What every expert says of every image, and the weights that the model gives them.
 
+    batches: may be iterated any number of times, and give the same each time. in_memory: bytes of
+    outputs that are kept; where they are more, as maps are, the experts are asked again by every
+    ``scores``, which costs no room on any disk.
+
     weights: [n, M] float32, 0 where an expert is not asked. mean: [M], of p over the images.
     alone: [M, n], the task's score of each expert's own output.
     """
@@ -129,12 +130,12 @@ class Asked:
         batches: Iterable,
         device: str,
         amp: str,
-        folder: Path,
         in_memory: int = IN_MEMORY,
     ) -> None:
-        self.model, self.task, self.amp = model, task, amp
+        self.model, self.task, self.batches, self.amp = model, task, batches, amp
         self.device = torch.device(device)
-        self.parts: list[tuple[Tensor, Any]] = []  # outputs [N, M, C, ...] on the host, targets
+        # Outputs [N, M, C, ...] on the host, targets; None: too much to keep.
+        self.parts: list[tuple[Tensor, Any]] | None = []
         weights, alone, self.mean, kept = [], [], torch.zeros(len(model.experts)).double(), 0
         with torch.no_grad(), eval_mode(model):
             for images, targets in batches:
@@ -148,11 +149,11 @@ class Asked:
                 own = [task.scores(task.predict(o).cpu(), targets) for o in outputs.unbind(1)]
                 alone.append(torch.stack(own))
                 kept += outputs.nbytes
-                outputs = outputs.cpu()
                 if kept > in_memory:
-                    outputs = _in_file(outputs, folder / str(len(self.parts)))
-                self.parts.append((outputs, targets))
-        if not self.parts:
+                    self.parts = None
+                if self.parts is not None:
+                    self.parts.append((outputs.cpu(), targets))
+        if not weights:
             raise ValueError("batches: expected at least one sample to evaluate on, got none")
         self.weights, self.alone = torch.cat(weights), torch.cat(alone, dim=1).numpy()
         self.samples = len(self.weights)
@@ -163,14 +164,25 @@ class Asked:
         of weight 0 is not asked."""
         found, begin = np.empty((len(candidates), self.samples)), 0
         with torch.no_grad(), eval_mode(self.model):
-            for outputs, targets in self.parts:
+            for outputs, targets in self._outputs():
                 rows = slice(begin, begin + len(outputs))
-                begin, outputs = rows.stop, outputs.to(self.device)
+                begin = rows.stop
                 for i, weights in enumerate(candidates):
                     own = weights.expand(self.samples, -1)[rows].to(self.device, torch.float32)
                     predicted = self.task.predict(self._aggregate(outputs, own)).cpu()
                     found[i, rows] = self.task.scores(predicted, targets).numpy()
         return found
+
+    def _outputs(self) -> Iterator[tuple[Tensor, Any]]:
+        """Batch by batch the outputs [N, M, C, ...] on the device, and the targets."""
+        if self.parts is not None:
+            for outputs, targets in self.parts:
+                yield outputs.to(self.device), targets
+            return
+        for images, targets in self.batches:
+            with autocast(self.device, self.amp):
+                outputs = self.model.ask_all(images.to(self.device))
+            yield outputs, targets.cpu()
 
     def _aggregate(self, outputs: Tensor, weights: Tensor) -> Tensor:
         """As ``HubPathway`` does in evaluation mode, but for roundings."""
@@ -266,12 +278,6 @@ def fixed_routes(found: dict[str, Any]) -> FixedRoutes:
     """The best fixed set, to stand where the model has its generator."""
     fixed = found["fixed"]
     return FixedRoutes(fixed["experts"], fixed["weights"], len(found["alone"]))
-
-
-def _in_file(outputs: Tensor, path: Path) -> Tensor:
-    """The same, in a file that is mapped into memory."""
-    kept = torch.from_file(str(path), shared=True, size=outputs.numel(), dtype=outputs.dtype)
-    return kept.view(outputs.shape).copy_(outputs)
 
 
 def _plain(value: float) -> float | None:

@@ -136,18 +136,23 @@ def test_quality_is_of_the_experts_own_outputs():
     assert found["random"] == pytest.approx(right[counted].double().mean().item())
 
 
-def test_outputs_beyond_the_memory_lie_in_files_and_say_the_same(tmp_path):
+def test_of_outputs_beyond_the_memory_experts_are_asked_again_and_say_the_same():
     made, batches = model(), data()
-    kept = Asked(made, TASK, batches, "cpu", "none", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    filed = Asked(made, TASK, batches, "cpu", "none", tmp_path, in_memory=1000)
-    assert len(list(tmp_path.iterdir())) == len(batches) - 1  # the first has 576 bytes
+    asked = []
+    made.experts[0].register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    kept = Asked(made, TASK, batches, "cpu", "none")
     candidates = [kept.weights, fixed_weights(kept.mean, [0, 2], 0.7)]
-    assert np.array_equal(filed.scores(candidates), kept.scores(candidates))
+    expected = kept.scores(candidates)
+    assert sum(asked) == 50
+    again = Asked(made, TASK, batches, "cpu", "none", in_memory=1000)  # the first batch has 576
+    assert again.parts is None
+    assert np.array_equal(again.scores(candidates), expected)
+    assert np.array_equal(again.alone, kept.alone)
+    assert sum(asked) == 150
 
 
-def test_the_fixed_set_of_a_large_hub_grows_one_by_one(tmp_path):
-    asked = Asked(model(), TASK, data(), "cpu", "none", tmp_path)
+def test_the_fixed_set_of_a_large_hub_grows_one_by_one():
+    asked = Asked(model(), TASK, data(), "cpu", "none")
     experts, tried, scores = best_set(asked, ACCURACY, 3, 0.7, most=3)
     expected = []
     for _ in range(3):
@@ -331,9 +336,9 @@ def test_other_sentences():
     assert routing_of_seeds((0,), [{"test_accuracy": 0.5}], ACCURACY) == []
 
 
-def test_no_images_are_refused(tmp_path):
+def test_no_images_are_refused():
     with pytest.raises(ValueError, match="at least one sample"):
-        Asked(model(), TASK, [], "cpu", "none", tmp_path)
+        Asked(model(), TASK, [], "cpu", "none")
 
 
 def test_maps_are_judged_by_their_positions():
