@@ -127,8 +127,14 @@ def _landmarks(dataset: str) -> dict[str, Any]:
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         CLASSIFICATION: {"head_init": 0.01, "router_supervision": 0.1},
-        # Heads of maps are drawn as the papers on them draw theirs; see HeatmapHead.
-        LANDMARKS: {"task": LANDMARKS, "image_size": 256, "router_supervision": 0.1},
+        # Heads of maps are drawn as the papers on them draw theirs; see HeatmapHead. Losses of maps
+        # differ by hundredths between experts, hence the temperature (docs/landmarks.md).
+        LANDMARKS: {
+            "task": LANDMARKS,
+            "image_size": 256,
+            "router_supervision": 1.0,
+            "router_temperature": 0.1,
+        },
     }
 )
 
