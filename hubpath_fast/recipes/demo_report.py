@@ -27,13 +27,14 @@ class Words:
     """What a page says that hangs on what is learned.
 
     title: the page's. reached: a sentence on what Hub-Pathway reaches. oracle: what the oracle's
-    row is. taught: what the router learned from.
+    row is. taught: what the router learned from. failing: what to look for where methods fail.
     """
 
     title: str
     reached: Callable[[Demo], str]
     oracle: str
     taught: str
+    failing: str
 
 
 class Demo(NamedTuple):
@@ -80,6 +81,8 @@ CLASSES = Words(
     _right,
     "which counts a digit as right where any single expert is",
     "the classes of the target digits",
+    "A single expert is good at what it was pre-trained on and poor elsewhere; routing should be "
+    "good in every column.",
 )
 
 
@@ -169,8 +172,7 @@ def _failures(result: Demo) -> report.Section:
     )
     return report.Section(
         "Where does each method fail?",
-        "A single expert is good at what it was pre-trained on and poor elsewhere; routing should "
-        "be good in every column.",
+        result.words.failing,
         [
             report.Picture(
                 figure,

@@ -61,6 +61,9 @@ def _words() -> Words:
         _off,
         "which takes the best single expert for each digit",
         "the landmarks of the target digits",
+        "Single experts are about as good in each rendering as the one that was pre-trained on it: "
+        "for where strokes end, what an expert knew before matters little, and so does which one "
+        "is asked.",
     )
 
 
