@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data import EvalBatches
-from ..data.named import DIGITS, FACES
+from ..data.named import FACES
 from ..runs import measure
 from ..runs.build import eval_batches, make_task
 from ..runs.config import LANDMARKS, FitConfig
@@ -78,8 +78,6 @@ def evaluate_landmarks(
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter: expected a share of the boxes' side in [0, 1), got {jitter:g}")
     opened = open_run(run, device, LANDMARKS)
-    if jitter and opened.config.dataset == DIGITS:
-        raise ValueError(f"jitter: the digits of {run} have no boxes to move; leave it out")
     task = opened.task
     norms = tuple(dict.fromkeys(norms)) or (task.unit_name,)
     for how in norms:
@@ -103,11 +101,6 @@ def _own(
 ) -> tuple[FaceSplit, str, Mapping[str, Sequence[int]], list[str]]:
     """(faces, what they are called, positions of parts among them, notes) of the run's data."""
     config = opened.config
-    if config.dataset == DIGITS and root is not None:
-        raise ValueError(
-            f"data-root: {folder.path} was trained on the digits, which lie in no folder, got "
-            f"{root}; leave it out"
-        )
     splits = open_to_score(folder, config, root)
     opened.task.check_same(make_task(config, splits), root or config.data)
     notes = list(splits.changes)
@@ -226,7 +219,7 @@ def _rows(
 
 
 def _unit(task: Landmarks, targets: Tensor, how: str) -> Tensor:
-    """[N]: the run's own as the targets have it, which of the digits is no distance of points."""
+    """[N]: of targets [N, L, 4]; the run's own they hold already."""
     if how == task.unit_name:
         return targets[:, 0, 3]
     return normalizer(targets[..., :2], task.layout, how)

@@ -29,9 +29,7 @@ from ..tasks.landmarks.task import EMPTY
 from ..tasks.landmarks.windows import MARGIN, cut, find_place, read_crop
 
 BATCH = 16  # crops at a time
-LARGEST = (
-    10  # sides of the photograph that a box may have: a larger crop shows next to nothing of it
-)
+LARGEST = 10  # sides of the photograph that a box may have: a larger crop shows next to nothing
 WHOLE = "image"  # a box that is the whole photograph
 POINTS = "points.csv"
 COLUMNS = ("image", "name", "x", "y", "confidence")
