@@ -164,45 +164,47 @@ def test_a_list_of_other_landmarks(run, place, tmp_path):
         evaluate_landmarks("run", data=other, images=place)
 
 
+@pytest.fixture(scope="module")
+def wflw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wflw")
+    (folder / "images").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    header = ",".join(
+        ["image_name,scale,center_w,center_h"]
+        + [f"original_{i}_{axis}" for i in range(98) for axis in "xy"]
+    )
+    rows = {}
+    for i in range(8):
+        points = 40 + 100 * torch.rand(98, 2, dtype=torch.float64, generator=generator)
+        blob_photo(folder / "images" / f"{i}.png", points[:3].tolist())
+        scale, x, y = box_of_points(points)
+        values = [f"{i}.png", scale, x, y, *points.flatten().tolist()]
+        rows[i] = ",".join(map(str, values))
+    lists = {
+        "train": range(5),
+        "test": range(5, 8),
+        "test_largepose": (5, 7),
+        "test_blur": (6,),
+    }
+    for name, numbers in lists.items():
+        path = folder / f"face_landmarks_wflw_{name}.csv"
+        path.write_text("\n".join([header, *(rows[i] for i in numbers)]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(wflw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    hubpath(
+        "landmarks", "fit", "--dataset", "wflw", "--data-root", wflw, "--hub",
+        "test_resnet,test_resnet", "--no-pretrained", "--steps", 1, "--batch-size", 2,
+        "--image-size", 64, "--head-width", 8, "--workers", 0, "--out", out,
+    )  # fmt: skip
+    return out
+
+
 class TestCommand:
     """A mini WFLW and a real run on it, of one step."""
-
-    @pytest.fixture(scope="class")
-    def wflw(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("wflw")
-        (folder / "images").mkdir()
-        generator = torch.Generator().manual_seed(0)
-        header = ",".join(
-            ["image_name,scale,center_w,center_h"]
-            + [f"original_{i}_{axis}" for i in range(98) for axis in "xy"]
-        )
-        rows = {}
-        for i in range(8):
-            points = 40 + 100 * torch.rand(98, 2, dtype=torch.float64, generator=generator)
-            blob_photo(folder / "images" / f"{i}.png", points[:3].tolist())
-            scale, x, y = box_of_points(points)
-            values = [f"{i}.png", scale, x, y, *points.flatten().tolist()]
-            rows[i] = ",".join(map(str, values))
-        lists = {
-            "train": range(5),
-            "test": range(5, 8),
-            "test_largepose": (5, 7),
-            "test_blur": (6,),
-        }
-        for name, numbers in lists.items():
-            path = folder / f"face_landmarks_wflw_{name}.csv"
-            path.write_text("\n".join([header, *(rows[i] for i in numbers)]) + "\n")
-        return folder
-
-    @pytest.fixture(scope="class")
-    def trained(self, wflw, tmp_path_factory):
-        out = tmp_path_factory.mktemp("run") / "run"
-        hubpath(
-            "landmarks", "fit", "--dataset", "wflw", "--data-root", wflw, "--hub",
-            "test_resnet,test_resnet", "--no-pretrained", "--steps", 1, "--batch-size", 2,
-            "--image-size", 64, "--head-width", 8, "--workers", 0, "--out", out,
-        )  # fmt: skip
-        return out
 
     def test_every_subset_has_its_row(self, trained):
         said = hubpath("landmarks", "evaluate", trained, "--norm", "ocular,pupil").stdout
