@@ -85,6 +85,10 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
                 f"dataset: {self.dataset} has classes and no landmarks; expected one of "
                 f"{', '.join(FACES)}, {FOLDER} (your own list) or {DIGITS}"
             )
+        if self.data is None and self.dataset == FOLDER:
+            raise ValueError(
+                "data: nothing given; use --data faces.csv, or --dataset wflw --data-root DIR"
+            )
         of_classes = {
             "crops": self.crops != 1,
             "label_smoothing": self.label_smoothing != 0,

@@ -168,6 +168,11 @@ def test_all_that_is_wrong_with_a_list_is_in_one_message(faces, tmp_path):
         assert f"bad.csv:{line}:" in said
 
 
+def test_without_data_a_list_is_asked_for(tmp_path):
+    said = refused(*FIT, "--out", tmp_path / "run")
+    assert "data: nothing given; use --data faces.csv" in said
+
+
 def test_digits_are_learned_by_other_commands(tmp_path):
     said = refused(*FIT, "--dataset", "digits", "--out", tmp_path / "run")
     assert "`hubpath landmarks demo`" in said
