@@ -105,18 +105,15 @@ def free_memory(cgroup: Path = CGROUP, proc: Path = Path("/proc")) -> int | None
 def _in_memory(
     paths: Sequence[Path], side: int, tell: Callable[[str], None], workers: int
 ) -> np.ndarray:
-    # Forked workers share the array; those that start as new processes get a copy each.
-    method = multiprocessing.get_start_method(allow_none=True)
-    forked = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
-    copies = 1 if forked else 1 + workers
+    copies = copies_in_memory(workers)
     needed, free = copies * cache_bytes(len(paths), side), free_memory()
     if free is not None and needed > MEMORY_FRACTION * free:
         raise DataError(
-            f"the decoded images need {_gib(needed)} of memory ({len(paths)} of {side} x {side}"
+            f"the decoded images need {gib(needed)} of memory ({len(paths)} of {side} x {side}"
             + (f", in {copies} processes" if copies > 1 else "")
-            + f"), but {_gib(free)} are free; use --cache disk or --cache none"
+            + f"), but {gib(free)} are free; use --cache disk or --cache none"
         )
-    tell(f"decoding {len(paths)} images into memory ({_gib(needed)})")
+    tell(f"decoding {len(paths)} images into memory ({gib(needed)})")
     pixels = np.empty((len(paths), side, side, 3), dtype=np.uint8)
     start = 0
     for part in _decoded(paths, side):
@@ -133,21 +130,9 @@ def _on_disk(
     pixels = _open(path, shape)
     if pixels is None:
         needed = cache_bytes(len(paths), side)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"cache_dir: {folder} cannot be made ({error.strerror}); use another --cache-dir, "
-                "or --cache none"
-            ) from error
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise DataError(
-                f"the decoded images need {_gib(needed)} in {folder} ({len(paths)} of {side} x "
-                f"{side}), but {_gib(free)} are free there; use another --cache-dir, or --cache "
-                "none"
-            )
-        tell(f"decoding {len(paths)} images into {path} ({_gib(needed)})")
+        sizes = f" ({len(paths)} of {side} x {side})"
+        make_room(folder, needed, "the decoded images", sizes)
+        tell(f"decoding {len(paths)} images into {path} ({gib(needed)})")
         _write(path, shape, _decoded(paths, side))
         pixels = _open(path, shape)
     else:
@@ -195,5 +180,32 @@ def _decoded(paths: Sequence[Path], side: int) -> Iterator[np.ndarray]:
             yield np.stack(list(pool.map(decode, part)))
 
 
-def _gib(size: int) -> str:
+def copies_in_memory(workers: int) -> int:
+    """Of a cache that ``workers`` processes read: forked ones share it, those that start as new
+    processes get a copy each."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    forked = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+    return 1 if forked else 1 + workers
+
+
+def make_room(folder: Path, needed: int, what: str, sizes: str = "") -> None:
+    """Makes a cache's folder; DataError if that cannot be, or if the bytes that are needed are not
+    free there. what, sizes: of what is kept, for the message."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cache_dir: {folder} cannot be made ({error.strerror}); use another --cache-dir, or "
+            "--cache none"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{what} need {gib(needed)} in {folder}{sizes}, but {gib(free)} are free there; use "
+            "another --cache-dir, or --cache none"
+        )
+
+
+def gib(size: int) -> str:
+    """Bytes in words: "1.5 GiB", or MiB where it is less than a tenth of one."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"

@@ -15,9 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +27,14 @@ import PIL
 import torch
 import torchvision
 
-from ...data.cache import CACHES, MEMORY_FRACTION, free_memory
+from ...data.cache import (
+    CACHES,
+    MEMORY_FRACTION,
+    copies_in_memory,
+    free_memory,
+    gib,
+    make_room,
+)
 from ...data.images import default_workers
 from ...data.layouts import DataError
 from ...files import replacing, user_cache_folder
@@ -185,18 +190,14 @@ def _size(source: Path | MatImage, upright: bool) -> tuple[int, int]:
 
 
 def _in_memory(maker: _Maker, tell: Callable[[str], None], workers: int) -> WindowStore:
-    # Forked workers share the array; those that start as new processes get a copy each.
-    method = multiprocessing.get_start_method(allow_none=True)
-    forked = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
-    copies, size = 1 if forked else 1 + workers, maker.bytes()
-    free = free_memory()
+    copies, size, free = copies_in_memory(workers), maker.bytes(), free_memory()
     if free is not None and copies * size > MEMORY_FRACTION * free:
         raise DataError(
-            f"the windows of the faces need {_gib(copies * size)} of memory ({len(maker.faces)} "
+            f"the windows of the faces need {gib(copies * size)} of memory ({len(maker.faces)} "
             + (f"in {copies} processes" if copies > 1 else "of them")
-            + f"), but {_gib(free)} are free; use --cache disk or --cache none"
+            + f"), but {gib(free)} are free; use --cache disk or --cache none"
         )
-    tell(f"cutting {len(maker.faces)} faces into memory ({_gib(size)})")
+    tell(f"cutting {len(maker.faces)} faces into memory ({gib(size)})")
     pixels, index = np.empty(size, dtype=np.uint8), _empty_index(maker)
     start = 0
     for i, window in maker.windows():
@@ -216,20 +217,8 @@ def _on_disk(
         tell(f"{len(maker.faces)} faces are in {file}")
         return store
     size = maker.bytes()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"cache_dir: {folder} cannot be made ({error.strerror}); use another --cache-dir, or "
-            "--cache none"
-        ) from error
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise DataError(
-            f"the windows of the {len(maker.faces)} faces need {_gib(size)} in {folder}, but "
-            f"{_gib(free)} are free there; use another --cache-dir, or --cache none"
-        )
-    tell(f"cutting {len(maker.faces)} faces into {file} ({_gib(size)})")
+    make_room(folder, size, f"the windows of the {len(maker.faces)} faces")
+    tell(f"cutting {len(maker.faces)} faces into {file} ({gib(size)})")
     _write(file, maker)
     store = _open(file, maker)
     if store is None:
@@ -295,7 +284,3 @@ def _empty_index(maker: _Maker) -> np.ndarray:
 def _row(start: int, window: Window) -> tuple[int, ...]:
     _, height, width = window.pixels.shape
     return start, height, width, window.left, window.top, window.factor
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
