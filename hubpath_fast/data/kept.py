@@ -72,6 +72,12 @@ class FileList:
         labels = {row.number: row.label for rows in self.rows.values() for row in rows}
         return tuple(labels[number] for number in sorted(labels))
 
+    def needed(self, scored: bool) -> list[str]:
+        """The splits that must be as they were; scored: the one that figures are reported on."""
+        if not scored:
+            return list(self.rows)
+        return [next(split for split in ("test", "validation", "train") if split in self.rows)]
+
     def write(self, path: Path) -> None:
         with (
             replacing(path) as file,
@@ -122,6 +128,23 @@ class Differences:
             words += [f"{len(names)} {what} ({examples(names)})"] if names else []
         return found, ", ".join(words)
 
+    def refuse(
+        self, kept: FileList, needed: Sequence[str], of: str, scored: bool, what: str, why: str = ""
+    ) -> None:
+        """Raises DataError if there are some in the splits that are needed. of: what was listed and
+        where, such as "images of DIR". scored: the splits are those of figures. what: was begun
+        with the list. why: more to say."""
+        count, words = self.of(needed)
+        if not count:
+            return
+        total = sum(len(kept.rows[split]) for split in needed)
+        raise DataError(
+            f"the data is not what it was when this {what} was begun: of the {total} {of} "
+            f"{'that are scored' if scored else 'that it began with'}, {words}"
+            + (f"; {len(self.added)} were added ({examples(self.added)})" if self.added else "")
+            + f"{why}; restore them, or start a new {what}"
+        )
+
 
 def data_base(name: str, root: str | Path) -> Path:
     """The folder that a data set's paths are relative to."""
@@ -156,19 +179,8 @@ def reopen(
         )
     base = data_base(name, root)
     files, differences = _compare(kept, name, base)
-    needed = list(kept.rows)
-    if scored:
-        needed = [next(split for split in ("test", "validation", "train") if split in kept.rows)]
-    count, words = differences.of(needed)
-    added = differences.added
-    if count:
-        images = sum(len(kept.rows[split]) for split in needed)
-        raise DataError(
-            f"the data is not what it was when this {what} was begun: of the {images} images of "
-            f"{root} {'that are scored' if scored else 'that it began with'}, {words}"
-            + (f"; {len(added)} were added ({examples(added)})" if added else "")
-            + f"; restore them, or start a new {what}"
-        )
+    needed = kept.needed(scored)
+    differences.refuse(kept, needed, f"images of {root}", scored, what)
     if verify:
         verify_images([path for split in needed for path in files[split]])
     parts: dict[str, Split] = {

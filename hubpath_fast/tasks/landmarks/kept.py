@@ -74,20 +74,8 @@ def reopen_faces(
         )
     found = find_faces(dataset, root, images, box, settings, verify=False)
     faces, differences = _compare(kept, found)
-    needed = list(kept.rows)
-    if scored:
-        needed = [next(split for split in ("test", "validation", "train") if split in kept.rows)]
-    count, words = differences.of(needed)
-    added = differences.added
-    if count:
-        total = sum(len(kept.rows[split]) for split in needed)
-        raise DataError(
-            f"the data is not what it was when this {what} was begun: of the {total} faces of "
-            f"{found.where} {'that are scored' if scored else 'that it began with'}, {words}"
-            + (f"; {len(added)} were added ({examples(added)})" if added else "")
-            + (f"; {found.problems[0]}" if found.problems else "")
-            + f"; restore them, or start a new {what}"
-        )
+    needed, why = kept.needed(scored), f"; {found.problems[0]}" if found.problems else ""
+    differences.refuse(kept, needed, f"faces of {found.where}", scored, what, why)
     if verify:
         _verify([face for split in needed for face in faces[split]])
     # Others may be gone, and are not looked at.
