@@ -78,12 +78,12 @@ def _words() -> Words:
     return CLASSES
 
 
-CLASSIFICATION = DemoKind("hubpath demo", METHODS, demo_settings, DigitsTask, _words)
+CLASSES_DEMO = DemoKind("hubpath demo", METHODS, demo_settings, DigitsTask, _words)
 
 
 def demo(out_dir: str | Path = "hubpath-demo", *args: Any, **more: Any) -> dict[str, Any]:
     """The demo of classes; see ``run_demo``, whose arguments after ``kind`` it takes."""
-    return run_demo(CLASSIFICATION, out_dir, *args, **more)
+    return run_demo(CLASSES_DEMO, out_dir, *args, **more)
 
 
 def run_demo(

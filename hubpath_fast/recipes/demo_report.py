@@ -17,6 +17,7 @@ from ..compare.settings import CompareSettings
 from ..compare.tables import also, as_table, bar_of, describe_budget
 from ..data import TensorSet
 from ..measure import Measure
+from ..report.sections import initial
 from ..training import read_log
 
 SAMPLES = 3  # images shown of each rendering: a line of the figure
@@ -102,9 +103,7 @@ def _accuracy(result: Demo) -> report.Section:
     measure, name = result.measure, result.measure.title
     table = as_table(result.rows, measure, also(result.settings))
     bars = report.measure_bars([bar_of(row) for row in result.rows], measure)
-    picture = report.Picture(
-        bars, f"{_capital(name)} on the test digits.", f"Test {name} by method"
-    )
+    picture = report.Picture(bars, f"{initial(name)} on the test digits.", f"Test {name} by method")
     return report.Section(
         "How good is it?",
         f"{result.words.reached(result)} Every method started from the same pre-trained weights; a "
@@ -114,10 +113,6 @@ def _accuracy(result: Demo) -> report.Section:
         f"that turns out best on the test digits, and the oracle, {result.words.oracle}.",
         [table, picture],
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _routing(result: Demo) -> report.Section:
@@ -176,7 +171,7 @@ def _failures(result: Demo) -> report.Section:
         [
             report.Picture(
                 figure,
-                f"{_capital(name)} of each method (rows) on the test digits of each rendering "
+                f"{initial(name)} of each method (rows) on the test digits of each rendering "
                 "(columns).",
                 f"Heat map of test {name} by method and rendering",
             )
