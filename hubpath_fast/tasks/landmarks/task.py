@@ -99,8 +99,8 @@ class Landmarks:
         So its scale is that of a cross-entropy, and the weights of the other losses mean the same
         as for other tasks. Adam's steps do not depend on a loss's scale.
         """
-        scale = outputs.shape[-2] * outputs.shape[-1] / (math.pi * self.bump**2)
-        return scale * map_loss(outputs, targets[..., :3], self.bump, self.targets)
+        loss = map_loss(outputs, targets[..., :3], self.bump, self.targets)
+        return self._per_empty(outputs) * loss
 
     def criterion(
         self,
@@ -123,9 +123,12 @@ class Landmarks:
 
     def distance(self, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         """[N]: the mean of squares between maps [N, L, h, w], in the units of ``loss``."""
-        scale = student.shape[-2] * student.shape[-1] / (math.pi * self.bump**2)
         squares = (student.float() - teacher.detach().float()).square()
-        return scale * squares.flatten(1).mean(dim=1)
+        return self._per_empty(student) * squares.flatten(1).mean(dim=1)
+
+    def _per_empty(self, maps: Tensor) -> float:
+        """One over the mean of squares that maps of zeros have."""
+        return maps.shape[-2] * maps.shape[-1] / (math.pi * self.bump**2)
 
     def meter(self, device: torch.device) -> LandmarkMeter:
         return LandmarkMeter(self)
