@@ -11,10 +11,10 @@ from typing import Any
 from ...fields import Settings, setting
 from .digits import DIGITS_LAYOUT
 from .layouts import LAYOUTS, LandmarkLayout, flip_of_pairs
+from .maps import KINDS
 from .metrics import UNITS, unit_landmarks
+from .read import BOXES
 
-TARGETS = ("subpixel", "published")
-BOXES = ("file", "points")
 _PAIR = re.compile(r"(\d+)-(\d+)")
 
 
@@ -53,7 +53,7 @@ class LandmarkSettings(Settings):
         "subpixel",
         "what maps are taught: a bump about the point itself, or, as published, about the middle "
         "of the cell that it lies in",
-        choices=TARGETS, added=True,
+        choices=KINDS, added=True,
     )  # fmt: skip
     sigma: float | None = setting(
         None, "of the bumps, in cells of the map; None: the set's own, 1.5 for your own faces",
