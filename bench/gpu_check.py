@@ -151,7 +151,7 @@ INDUCTOR = "tests/kernels/test_gpu_outputs.py::test_compiled_by_inductor"
 
 def gpu_tests() -> list[Path]:
     """The test files that want a GPU, by name: collecting all tests takes half a minute."""
-    files = sorted((ROOT / "tests").glob("*/test_*.py"), key=lambda path: path.stem not in FIRST)
+    files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: path.stem not in FIRST)
     return [path for path in files if "mark.gpu" in path.read_text()]
 
 
