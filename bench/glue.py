@@ -208,7 +208,7 @@ def measure(
     yield from _rows(timing.replayed(graphs, seconds), "graph", errors, common, base)
 
 
-def _captured(size: tuple[int, int, int, int], device: str, backend: str):
+def _captured(size: tuple[int, int, int, int], device: str, backend: str) -> timing.Captured:
     """The step as a graph, on leaves of its own: a node that accumulates other leaves' gradients
     may still be alive (compiled code keeps some), on a stream that the capture must not wait for.
     """

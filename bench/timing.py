@@ -104,7 +104,19 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
-def capture(prepare: Callable[[], Callable[[], object]]) -> torch.cuda.CUDAGraph:
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A function as a CUDA graph. It keeps the function, and with it the tensors that replays read:
+    a graph knows addresses, and keeps nothing but what was allocated in its capture."""
+
+    graph: torch.cuda.CUDAGraph
+    function: Callable[[], object]
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+def capture(prepare: Callable[[], Callable[[], object]]) -> Captured:
     """The function that ``prepare`` returns, as a graph. Raises where it waits for the device.
 
     ``prepare`` is called on the stream that captures: autograd runs backward on the stream of its
@@ -120,11 +132,11 @@ def capture(prepare: Callable[[], Callable[[], object]]) -> torch.cuda.CUDAGraph
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         function()
-    return graph
+    return Captured(graph, function)
 
 
 def replayed(
-    graphs: Mapping[str, torch.cuda.CUDAGraph],
+    graphs: Mapping[str, Captured],
     seconds: float = 2.0,
     min_rounds: int = 10,
     max_rounds: int = 200,

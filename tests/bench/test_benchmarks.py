@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from dataclasses import replace
 
@@ -100,6 +101,24 @@ def test_a_captured_glue_has_leaves_of_its_own(monkeypatch):
     loss, *_ = glue._captured((6, 3, 2, 4), "cpu", "torch")
     assert torch.equal(loss, step(kept, "torch")()[0])
     assert not {id(leaf) for leaf in kept.leaves} & {id(leaf) for leaf in met[0].leaves}
+
+
+def test_the_tensors_of_a_captured_glue_live_as_long_as_its_graph(cuda, monkeypatch):
+    met, make = [], glue.make
+
+    def recorded(*arguments):
+        given = make(*arguments)
+        met.extend(map(weakref.ref, (given.x, given.eps, given.target, *given.leaves)))
+        return given
+
+    monkeypatch.setattr(glue, "make", recorded)
+    graph = glue._captured((6, 3, 2, 4), "cpu", "torch")
+    gc.collect()
+    assert met
+    assert all(ref() is not None for ref in met)
+    del graph
+    gc.collect()
+    assert all(ref() is None for ref in met)
 
 
 def test_operations_are_checked_without_tf32(tf32):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -142,6 +144,28 @@ def test_a_capture_warms_up_on_its_stream_and_replays_are_timed(cuda):
     assert calls == ["prepared", *["called"] * 4]  # three to warm up, one captured
     found = timing.replayed({"graph": graph}, seconds=0, min_rounds=3)["graph"]
     assert found == timing.Times.of([cuda] * 3)
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_graph(cuda):
+    """A graph knows addresses: memory that was given back it would read, whosever it is by then."""
+    read = []
+
+    def prepare():
+        leaf = torch.ones(3, requires_grad=True)
+        kept = (2 * leaf).sum()  # a forward pass whose backward is captured
+        read.extend(map(weakref.ref, (leaf, kept)))
+        return lambda: torch.autograd.grad(kept, leaf, retain_graph=True)
+
+    graph = timing.capture(prepare)
+    gc.collect()
+    assert all(ref() is not None for ref in read)
+    replay = graph.replay
+    del graph
+    gc.collect()
+    assert all(ref() is not None for ref in read)  # who keeps the replay keeps it all
+    del replay
+    gc.collect()
+    assert all(ref() is None for ref in read)
 
 
 def test_rates_are_bytes_and_operations_of_a_second():

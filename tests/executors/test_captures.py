@@ -1,12 +1,13 @@
 """What captures ask of CUDA, and how they end: on a stand-in that fails as torch 2.8 to 2.11 do."""
 
 import gc
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from support.fake_cuda import FakeCudaBackend
-from support.graphs import fixed_routing, row_wise_expert
+from support.graphs import FakeBackend, fixed_routing, row_wise_expert
 from support.models import M, batch, conv_expert
 from torch.autograd.graph import get_gradient_edge
 
@@ -14,6 +15,7 @@ import hubpath_fast as hp
 from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.graphs import executor as graphs
 from hubpath_fast.executors.graphs.backend import BrokenCaptureError, CudaBackend
+from hubpath_fast.executors.graphs.capture import CapturedModule, Pool
 
 DEVICE = torch.device("cuda", 0)
 
@@ -206,3 +208,41 @@ def test_a_capture_that_cuda_breaks_off_costs_one_expert_one_try(make, cuda):
     assert "it is tried once more" in report.notes[0]
     train(model, 2 * MIN_SEEN)
     assert model.executor_report().captured == {i: [8] for i in range(M)}
+
+
+class ForgetfulBackend(FakeBackend):
+    """Keeps as little of what it captures as a graph does: no tensor of another pool."""
+
+    def capture(self, function, pool):
+        function()
+        return lambda: None
+
+
+def test_memory_that_a_graph_reads_lives_as_long_as_the_graph():
+    """Weights may move between a forward and its backward, which is captured: to the host, or where
+    an average of them is swapped in."""
+    expert = row_wise_expert()
+    expert.register_buffer("table", torch.zeros(3))
+    expert.mask = torch.zeros(3)
+    expert[3].weight.requires_grad_(False)
+    memory = []  # dies with the last tensor on it
+
+    def on_memory(tensor):
+        array = tensor.detach().numpy().copy()
+        memory.append(weakref.ref(array))
+        return torch.from_numpy(array)
+
+    for tensor in (*expert.parameters(), expert.table):
+        tensor.data = on_memory(tensor)
+    expert.mask = on_memory(expert.mask)
+    x, _ = batch()
+    graph = CapturedModule(expert, x, x.clone(), Pool(object()), ForgetfulBackend(DEVICE))
+    for tensor in (*expert.parameters(), expert.table):
+        tensor.data = torch.zeros_like(tensor)
+    expert.mask = torch.zeros(3)
+    gc.collect()
+    assert len(memory) == 8
+    assert all(ref() is not None for ref in memory)
+    del graph
+    gc.collect()
+    assert all(ref() is None for ref in memory)

@@ -7,6 +7,8 @@ Traps that the code below is about:
   gradient may be alive on another stream (DistributedDataParallel keeps it, and so does a loss that
   the training loop keeps), and to wait for that stream would end the capture. The module is
   captured with stand-ins for its parameters, on the same memory.
+- A graph keeps nothing of what it reads but memory of its own pool, and its backward may be
+  replayed when the module has other weights or buffers: it reads the old ones, so they are kept.
 - The gradients that a captured backward leaves are overwritten by the next replay, and autograd may
   take a gradient it is given as it is: they are copied, once, to a slab of new memory.
 - All sizes of a module share one memory pool, and with it the memory of their activations and
@@ -88,6 +90,7 @@ class CapturedModule:
         self.inputs = inputs.data  # detach() would count others' writes to that memory as its own
         self._fill(rows.detach())
         self.inputs.requires_grad_(rows.requires_grad)
+        self._read = [tensor.detach() for tensor in _tensors_of(module)]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         aliases = [nn.Parameter(p.detach()) for p in self.parameters]
         stand_ins = dict(zip(self.parameters, aliases, strict=True))
@@ -231,6 +234,14 @@ class _Replay(torch.autograd.Function):
         d_rows, d_parameters = captured._replay_backward(d_outputs)
         ctx.pending = None
         return None, d_rows, *d_parameters
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and what is kept as plain attributes."""
+    yield from module.parameters()
+    yield from module.buffers()
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
 
 
 @contextlib.contextmanager
