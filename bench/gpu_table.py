@@ -12,18 +12,15 @@ is not what the files say.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
-from . import gpu_goals, jsonl
-from .children import is_result
+from . import gpu_goals
 from .gpu_goals import MET, MISSED, NOT_MEASURED, Rows
-from .records import RESULTS, ROOT, slug
+from .gpu_rows import card, devices_in, last_of, merge, on_gpu, part, timed
+from .records import RESULTS, ROOT
 
-FILE = "gpu.jsonl"
 BEGIN, END = "<!-- gpu results: by python -m bench.gpu_table -->", "<!-- end of gpu results -->"
 COMMANDS = "`python -m bench.gpu_check` and `python -m bench.gpu_speed`"
 NOTHING = (
@@ -34,60 +31,9 @@ NOTHING = (
 )
 
 
-def rows_of(run: Path) -> list[dict]:
-    """The lines of a run, each with its device: that of its group, or else of the run."""
-    files = sorted(run.glob("*.jsonl")) if run.is_dir() else [run]
-    rows = [row for file in files for row in jsonl.read(file)]
-    by_group = {(r["part"], r["group"]): r["device"] for r in rows if "device" in r}
-    usual = next((row["device"] for row in rows if "device" in row), None)
-    if usual is None:
-        raise ValueError(f"{run}: no line names a device; is it a folder of bench.gpu_check?")
-    return [{"device": by_group.get((row["part"], row["group"]), usual), **row} for row in rows]
-
-
-def newest(rows: Iterable[dict]) -> Rows:
-    """Of rows with one key the newest; of equally old ones the last."""
-    found: Rows = {}
-    for row in rows:
-        key = row["part"], row["group"], row["name"]
-        if key not in found or row["date"] >= found[key]["date"]:
-            found[key] = row
-    return found
-
-
-def merge(runs: Iterable[Path], results: Path) -> list[Path]:
-    """Adds runs to the devices' files; those that were written."""
-    devices: dict[str, list[dict]] = {}
-    for run in runs:
-        for row in rows_of(run):
-            devices.setdefault(row["device"], []).append(row)
-    written = []
-    for device, rows in devices.items():
-        path = results / slug(device) / FILE
-        merged = newest([*jsonl.read(path), *rows])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(merged[key]) + "\n" for key in sorted(merged)))
-        written.append(path)
-    return written
-
-
-def part(rows: Rows, name: str, group: str | None = None) -> list[dict]:
-    """Results of a part (and a group), without the lines on how groups ended."""
-    return [
-        row
-        for key, row in rows.items()
-        if key[0] == name and group in (None, key[1]) and is_result(row)
-    ]
-
-
-def timed(found: Iterable[dict]) -> list[dict]:
-    return [row for row in found if row["ok"] and "p50" in row]
-
-
 def heading(rows: Rows) -> str:
-    stamped = [row for row in rows.values() if "commit" in row]
-    last = max(stamped, key=lambda row: row["date"])
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in stamped))
+    last = last_of(rows)
+    commits = ", ".join(dict.fromkeys(r["commit"] for r in rows.values() if "commit" in r))
     versions = f"torch {last['torch']}, Triton {last['triton']}, Python {last['python']}"
     driver = f", driver {last['driver']}" if "driver" in last else ""
     return f"**{last['device']}**{driver}, {versions}, commit {commits}, {last['date'][:10]}"
@@ -123,21 +69,26 @@ def ceilings(rows: Rows) -> list[str]:
     return ["Ceilings: " + ", ".join(lines) + "."] if lines else []
 
 
-def goals(rows: Rows) -> list[str]:
-    """What was aimed at, where anything of it was measured."""
-    if not part(rows, "speed") or not on_gpu(rows):
+def goals(devices: list[Rows]) -> list[str]:
+    """What was aimed at, and what was found on each device where anything of it was measured."""
+    measured = [rows for rows in devices if part(rows, "speed") and on_gpu(rows)]
+    if not measured:
         return []
-    table = markdown(["goal", "wanted", "found", "result"], gpu_goals.lines(rows))
-    return [*table, *filter(None, [gpu_goals.lanes(rows)])]
+    head, body = ["goal", "wanted"], [line[:2] for line in gpu_goals.lines(measured[0])]
+    for rows in measured:
+        head += [card(rows), "result"]
+        for cells, line in zip(body, gpu_goals.lines(rows), strict=True):
+            cells += line[2:]
+    return markdown(head, body)
 
 
-def missed(rows: Rows) -> list[str]:
-    """The goals in two sentences."""
+def missed(rows: Rows, name: str) -> list[str]:
+    """The goals in two sentences. name: of the device, where there are several."""
     lines = gpu_goals.lines(rows)
     met, unknown = (sum(line[3] == verdict for line in lines) for verdict in (MET, NOT_MEASURED))
     if unknown == len(lines):
         return []
-    text = f"{met} of {len(lines)} goals are met"
+    text = f"{name}: {met} of {len(lines)} goals are met".removeprefix(": ")
     text += f", {unknown} not measured." if unknown else "."
     failed = [f"{line[0]} {line[2]} ({line[1]})" for line in lines if line[3] == MISSED]
     return [text + (f" Missed: {'; '.join(failed)}." if failed else "")]
@@ -281,6 +232,17 @@ def growths(rows: Rows) -> list[str]:
     return markdown(head, body) + grown + notes_of(found)
 
 
+def agents(rows: Rows) -> list[str]:
+    found, head = part(rows, "speed", "agent"), ["a step of an Atari agent", "ms (20-80 %)",
+            "steps/s", "device busy, ms", "launches"]  # fmt: skip
+    body = [
+        [row["name"], milliseconds(row, spread=True), cell(row["steps_per_second"], "{:.0f}"),
+         ms(row.get("busy")), cell(row.get("launches"), "{:.0f}")]
+        for row in timed(found)
+    ]  # fmt: skip
+    return markdown(head, body) + notes_of(found)
+
+
 def predicted(rows: Rows) -> list[str]:
     found = part(rows, "speed", "predict")
     rows = sorted(timed(found), key=lambda row: (row["N"], row["p50"]))
@@ -302,12 +264,14 @@ def threads(rows: Rows) -> list[str]:
 
 def whole(devices: list[Rows]) -> str:
     """All that is known, for bench/README.md."""
-    blocks: list[str] = [] if any(on_gpu(rows) for rows in devices) else [NOTHING]
+    blocks: list[str] = goals(devices) if any(on_gpu(rows) for rows in devices) else [NOTHING]
     for rows in devices:
-        blocks += [heading(rows), *checks(rows), *ceilings(rows), *goals(rows)]
-        blocks += steps(step_rows(rows), "the paper's step") + host(rows)
+        blocks += [heading(rows), *checks(rows), *ceilings(rows)]
+        blocks += filter(None, [gpu_goals.lanes(rows)])
+        blocks += steps(step_rows(rows), "the paper's step") + host([rows])
         blocks += steps(part(rows, "speed", "large"), "the paper's step, 256 images")
-        blocks += steps(part(rows, "speed", "atari"), "the step of Atari")
+        blocks += agents(rows)
+        blocks += steps(part(rows, "speed", "atari"), "the step of Atari's hub")
         blocks += glues(rows, "glue", "glue (N,M,K,C), us")
         blocks += glues(rows, "compiled", "glue beside torch.compile, us")
         blocks += aggregates(rows) + roofs(rows) + growths(rows) + predicted(rows) + threads(rows)
@@ -329,38 +293,51 @@ def in_words(name: str) -> str | None:
     return f"experts as captured {name}" if name.startswith("graphs") else WORDS.get(name)
 
 
-def host(rows: Rows) -> list[str]:
-    """How slow the host is: it makes eager rows long that have many launches."""
-    row = rows.get(("speed", "step", "sequential"), {})
-    if "launches" not in row or row["p50"] < 1.5 * row["busy"]:
+def host(devices: list[Rows]) -> list[str]:
+    """How slow the hosts are: they make eager rows long that have many launches."""
+    each = {}
+    for rows in devices:
+        row = rows.get(("speed", "step", "sequential"), {})
+        if "launches" in row and row["p50"] >= 1.5 * row["busy"]:
+            each[card(rows)] = f"{row['p50'] / row['launches'] * 1e6:.0f} us"
+    if not each:
         return []
-    each = row["p50"] / row["launches"] * 1e6
+    who = f"This machine's host takes {' '.join(each.values())}"
+    if len(devices) > 1:
+        who = "Hosts take " + ", ".join(f"{time} ({name})" for name, time in each.items())
     return [
-        f"This machine's host takes {each:.0f} us for each launch of an eager step, and the device "
-        "waits for it: with a faster host the rows without graphs come down, towards the time in "
-        "which the device is busy."
+        f"{who} for each launch of an eager step, and the device waits for it: with a faster host "
+        "the rows without graphs come down, towards the time in which the device is busy."
     ]
 
 
 def short(devices: list[Rows]) -> str:
     """For docs/results.md: the paper's step, how many checks are right, which goals are missed."""
-    blocks = []
-    for rows in filter(on_gpu, devices):
-        body = [
-            [words, milliseconds(row), ms(row.get("busy")), cell(row.get("to_k_single"))]
-            for row in sorted(timed(step_rows(rows)), key=lambda row: row["p50"])
-            if (words := in_words(row["name"]))
-        ]
+    gpus = list(filter(on_gpu, devices))
+    if not gpus:
+        return NOTHING
+    several, blocks = len(gpus) > 1, []
+    for rows in gpus:
         blocks += [heading(rows), *(text.split("\n")[0] for text in checks(rows))]
-        head = ["the paper's step: 48 images, 5 ResNet-50, K = 2", "ms", "device busy, ms",
-                "x K single models"]  # fmt: skip
-        blocks += markdown(head, body) + host(rows) + missed(rows)
-    more = "More: [bench/README.md](../bench/README.md)."
-    return "\n\n".join([*blocks, more]) if blocks else NOTHING
+    blocks += steps_in_words(gpus) + host(gpus)
+    for rows in gpus:
+        blocks += missed(rows, card(rows) if several else "")
+    return "\n\n".join([*blocks, "More: [bench/README.md](../bench/README.md)."])
 
 
-def on_gpu(rows: Rows) -> bool:
-    return any("driver" in row for row in rows.values())
+def steps_in_words(gpus: list[Rows]) -> list[str]:
+    """The paper's step on each GPU, the fastest rows of the first one first."""
+    head, body = ["the paper's step: 48 images, 5 ResNet-50, K = 2"], {}  # cells by words
+    for i, rows in enumerate(gpus):
+        head += [f"{card(rows)}: ms" if len(gpus) > 1 else "ms", "device busy, ms",
+                 "x K single models"]  # fmt: skip
+        for row in sorted(timed(step_rows(rows)), key=lambda row: row["p50"]):
+            if words := in_words(row["name"]):
+                cells = body.setdefault(words, [words, *["-"] * 3 * len(gpus)])
+                cells[1 + 3 * i : 4 + 3 * i] = [
+                    milliseconds(row), ms(row.get("busy")), cell(row.get("to_k_single"))
+                ]  # fmt: skip
+    return markdown(head, list(body.values()))
 
 
 def written_into(text: str, block: str) -> str:
@@ -381,7 +358,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT, results: Path = RESUL
         parser.error("--check: writes nothing, so it takes no RUN")
     for path in merge(args.runs, results):
         print(path)
-    devices, old = [newest(jsonl.read(path)) for path in sorted(results.glob(f"*/{FILE}"))], []
+    devices, old = devices_in(results), []
     for name, block in (("docs/results.md", short(devices)), ("bench/README.md", whole(devices))):
         path = root / name
         text = path.read_text()

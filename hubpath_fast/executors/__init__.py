@@ -75,7 +75,8 @@ def _automatic(device: torch.device, num_experts: int) -> tuple[str, tuple[str, 
     if device.type == "cuda":
         reason = (
             "replays cost the host one launch where an expert has hundreds, and were the fastest "
-            "steps on an H200, with large experts and small; each new group size is captured first"
+            "steps on an H100 and an H200, with large experts and small; each new group size is "
+            "captured first"
         )
         return "graphs", (reason,)
     if device.type != "cpu":

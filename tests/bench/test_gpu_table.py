@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import gpu_goals, gpu_table, jsonl
+from bench import gpu_goals, gpu_rows, gpu_table, jsonl
 from bench.gpu_table import BEGIN, END
 
 STAMP = {"device": "NVIDIA H100 80GB HBM3", "torch": "2.11.0", "triton": "3.6.0", "threads": 16,
@@ -118,7 +118,7 @@ def test_the_newest_line_of_a_row_stays_also_where_it_is_a_failure(root):
     before = path.read_text()
     table(root, root.parent / "run")  # older lines change nothing
     assert path.read_text() == before
-    gpu = gpu_table.newest(jsonl.read(path))
+    gpu = gpu_rows.newest(jsonl.read(path))
     assert gpu["check", "router", "route 37,7,3"]["ok"]
     assert gpu["speed", "graphs", "graphs, 1 lane"]["note"] == "out of memory"
     assert gpu["speed", "step", "single 0"]["p50"] == 0.018  # not another device's
@@ -185,8 +185,13 @@ ALL = [
         peak_memory=5 << 30),
     row("speed", "large", "sequential", **times(0.2)),
     row("speed", "large", "graphs, 8 lanes", **times(0.25)),
+    row("speed", "agent", "scratch eager", **times(0.01), steps_per_second=100.0, busy=0.001,
+        launches=300),
+    row("speed", "agent", "scratch captured", **times(0.002), steps_per_second=500.0),
+    row("speed", "agent", "hub eager", **times(0.03), steps_per_second=33.3),
+    row("speed", "agent", "hub captured", **times(0.004), steps_per_second=250.0),
     row("speed", "atari", "sequential", **times(0.01)),
-    row("speed", "atari", "graphs", **times(0.002)),
+    row("speed", "atari", "graphs", **times(0.004)),
     row("speed", "growth", "sequential, M=64", M=64, step=times(0.2), **{"experts alone":
         times(0.1)}),
     row("speed", "growth", "sequential, growth", growth_beyond_smaller_groups=1.1, text="x1.10"),
@@ -197,15 +202,19 @@ ALL = [
 
 
 def test_goals_are_met_missed_or_not_measured():
-    rows = gpu_table.newest(ALL)
+    rows = gpu_rows.newest(ALL)
     assert [line[2:] for line in gpu_goals.lines(rows)] == [
         ["3.00x", "**missed**"], ["2.00x", "met"], ["50% (forward)", "**missed**"],
         ["110% (forward, above the copy)", "met"], ["-", "not measured"], ["-", "not measured"],
         ["10.00x", "met"], ["0.12", "**missed**"], ["0.80 (graphs, 8 lanes)", "met"],
         ["1.20 (graphs, 8 lanes)", "**missed**"], ["2.50x (graphs, 8 lanes)", "met"],
         ["1.50x (graphs, 8 lanes)", "**missed**"], ["0.50 (graphs, 8 lanes)", "met"],
-        ["0.80x", "**missed**"], ["5.00x", "met"], ["1.40 (graphs)", "**missed**"],
+        ["0.80x", "**missed**"], ["5.00x (scratch)", "met"], ["1.40 (graphs)", "**missed**"],
     ]  # fmt: skip
+    old = {key: row for key, row in rows.items() if key[1] != "agent"}
+    assert gpu_goals.captured_agent(old) == gpu_goals.Found(2.5, "no agent: executor graphs")
+    without = rows | {("speed", "agent", "hub captured"): {"ok": False}}
+    assert gpu_goals.captured_agent(without) == gpu_goals.captured_agent(old)
     assert gpu_goals.lanes(rows) == "Fastest: graphs, 8 lanes; 1 lane 1.25x as long."
     rows = {key: row | {"ok": False} for key, row in rows.items()}
     assert {line[3] for line in gpu_goals.lines(rows)} == {"not measured"}
@@ -224,6 +233,8 @@ def test_every_table_has_its_rows(root):
         "| 48,5,2,100 | - | 4000 (1.5x) | 2000 (3.0x) |",
         "| sequential, M=64 | 200.00 | 100.00 |",
         "graphs, growth: x1.40.",
+        "| scratch eager | 10.00 (9.00-11.00) | 100 | 1.00 | 300 |",
+        "| hub captured | 4.00 (3.60-4.40) | 250 | - | - |",
         "| graphs, N=1 | 8.00 (7.20-8.80) | 1.60 |\n| single 0, N=64 | 5.00 (4.50-5.50) | 1.00 |",
     ):
         assert line in text, line
@@ -262,6 +273,36 @@ def test_a_slow_host_is_named_where_eager_rows_wait_for_it():
         row("speed", "step", "sequential", **times(p50), busy=0.030, launches=4000)
         for p50 in (0.100, 0.040)
     )
-    (said,) = gpu_table.host(gpu_table.newest([slow]))
+    (said,) = gpu_table.host([gpu_rows.newest([slow])])
     assert said.startswith("This machine's host takes 25 us for each launch of an eager step")
-    assert gpu_table.host(gpu_table.newest([fast])) == []
+    assert gpu_table.host([gpu_rows.newest([fast])]) == []
+
+
+def test_two_cards_share_the_tables_of_what_was_aimed_at_and_of_the_papers_step(root):
+    other = STAMP | {"device": "NVIDIA H200"}
+    slow = {"busy": 0.030, "launches": 4000}
+    rows = [
+        row("speed", "step", "sequential", **times(0.1), **slow),
+        row("speed", "graphs", "graphs, 2 lanes", 50, stamp=other, **times(0.03), to_k_single=0.5,
+            busy=0.029),
+        row("speed", "step", "sequential", 50, stamp=other, **times(0.08), **slow),
+        row("speed", "step", "single 0", 50, stamp=other, **times(0.02)),
+        row("speed", "cpu 4", "threads", 55, stamp=CPU, **times(0.1)),
+    ]  # fmt: skip
+    short, whole = documents(root, rows, root.parent / "run")
+    # The card that was measured last is the first; what has no driver is no card.
+    assert "K = 2 | H200: ms | device busy, ms | x K single models | H100: ms |" in short
+    assert "| experts as captured graphs, 2 lanes | 30.00 | 29.00 | 0.50 | - | - | - |" in short
+    assert "| experts as captured graphs, 1 lane | - | - | - | 40.00 | 39.00 | 1.05 |" in short
+    assert "Hosts take 20 us (H200), 25 us (H100) for each launch of an eager step, and" in short
+    assert "H200: 1 of 16 goals are met, 15 not measured." in short
+    assert "H100: 3 of 16 goals are met, 12 not measured. Missed: the paper's step" in short
+    assert "| goal | wanted | H200 | result | H100 | result |" in whole
+    assert (
+        "| the paper's step, time over K eager singles | at most 1.00 | 0.50 (graphs, 2 lanes) "
+        "| met | 1.05 (graphs, 1 lane) | **missed** |"
+    ) in whole
+    assert whole.count("| goal |") == 1
+    order = [whole.index(f"**{name}**") for name in ("NVIDIA H200", "NVIDIA H100 80GB HBM3")]
+    assert order == sorted(order)
+    assert order[1] < whole.index("**A CPU @ 3 GHz**")
