@@ -18,7 +18,7 @@ from torch import Tensor
 from ._torch_grouped import GroupedAggregate
 from ._torch_maps import MapAggregate
 from ._torch_rows import accumulator, expert_of_row, sample_of_row, weight_of_row
-from .routing import Routing
+from .routing import Routing, takes_all
 
 # Multiply-adds that the grouped form must save per expert before it pays. Measured on one thread of
 # an EPYC (AVX-512), forward and backward: an expert's three calls cost about 25 us, and the forms
@@ -45,6 +45,8 @@ def noisy_topk(
     weights = p.gather(1, experts)
     if renormalize:
         weights = weights / weights.sum(dim=1, keepdim=True)
+    if k == num_experts:
+        return weights, p.mean(dim=0), experts, *_plan_of_all(experts)
 
     by_row, rows = torch.sort(experts.flatten(), stable=True)
     every = torch.arange(rows.numel(), device=rows.device, dtype=torch.int32)
@@ -52,6 +54,16 @@ def noisy_topk(
     bounds = torch.arange(num_experts + 1, device=rows.device)
     offsets = torch.searchsorted(by_row, bounds, out_int32=True)
     return weights, p.mean(dim=0), experts, offsets, rows.int(), positions
+
+
+def _plan_of_all(experts: Tensor) -> tuple[Tensor, ...]:
+    """offsets, rows and positions where each sample has all M experts: nothing to sort or count."""
+    n, m = experts.shape
+    slot = torch.arange(n * m, device=experts.device, dtype=torch.int32).view(n, m)
+    rows = torch.empty_like(slot).scatter_(1, experts, slot).t().flatten()
+    offsets = torch.arange(0, n * m + 1, n, device=experts.device, dtype=torch.int32)
+    positions = (experts * n + torch.arange(n, device=experts.device)[:, None]).int()
+    return offsets, rows, positions
 
 
 def _largest(p: Tensor, k: int) -> Tensor:
@@ -80,6 +92,9 @@ def gather(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor:
+    if takes_all(plan) and scale is None and shift is None:
+        copies = torch.cat([x.to(dtype)] * plan.num_experts)
+        return copies.contiguous(memory_format=memory_format)
     sample = sample_of_row(plan.rows, plan.k)
     if memory_format == torch.channels_last:
         out = x.permute(0, 2, 3, 1).index_select(0, sample).permute(0, 3, 1, 2)
@@ -118,6 +133,9 @@ def combine(outputs: Tensor, weights: Tensor, plan: Routing) -> Tensor:
     n, m = plan.num_samples, plan.num_experts
     flat = outputs.flatten(1)
     weighted = flat * weight_of_row(weights, plan.rows).to(accumulator(flat.dtype)).unsqueeze(1)
+    if takes_all(plan):
+        concat = weighted.to(flat.dtype).view(m, n, -1).transpose(0, 1)
+        return concat.reshape(n, m * outputs.shape[1], *outputs.shape[2:])
     cell = sample_of_row(plan.rows, plan.k) * m + expert_of_row(plan)
     concat = flat.new_zeros(n * m, flat.shape[1])
     concat = concat.index_copy(0, cell, weighted.to(flat.dtype))

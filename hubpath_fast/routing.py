@@ -37,7 +37,8 @@ class Routing:
         """Rows per expert, a list of length M on the host.
 
         The one host read of a step: on a GPU the first call waits for the router; later calls
-        return the kept list.
+        return the kept list. Where every expert is active (K = M) each has N rows, and nothing is
+        read.
 
         Raises:
             ValueError: under ``torch.jit.trace``, which would keep them for every later batch.
@@ -47,10 +48,17 @@ class Routing:
                 "counts: torch.jit.trace would keep the rows per expert of this batch and split "
                 "every later one alike; trace the experts and the generator one by one"
             )
+        if self._counts is None and takes_all(self):
+            self._counts = [self.num_samples] * self.num_experts
         if self._counts is None:
             bounds = self.offsets.tolist()
             self._counts = [end - start for start, end in itertools.pairwise(bounds)]
         return self._counts
+
+    @property
+    def counts_known(self) -> bool:
+        """Whether ``counts`` has nothing to read on a device: it was read, or K = M."""
+        return self._counts is not None or takes_all(self)
 
     @property
     def num_samples(self) -> int:
@@ -66,3 +74,9 @@ class Routing:
     def num_experts(self) -> int:
         """M."""
         return self.mean.shape[0]
+
+
+def takes_all(plan: Routing) -> bool:
+    """Whether every expert is active for every sample, K = M: row ``i*N + n`` is then expert i's of
+    sample n, whatever the scores, and nothing has to be sorted, counted or scattered."""
+    return plan.k == plan.num_experts

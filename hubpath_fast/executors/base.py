@@ -28,8 +28,7 @@ class Executor(ABC):
         self._arguments = arguments  # that make another one like it
 
     def __call__(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
-        kept = getattr(source.routing, "_counts", None) is not None  # once read
-        self.host_reads += not kept
+        self.host_reads += not getattr(source.routing, "counts_known", False)
         self.counters.steps += 1
         return self.run(experts, source, min_group)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as HF
-from ..routing import Routing
+from ..routing import Routing, takes_all
 from .precision import RowPrecision
 
 
@@ -48,6 +48,18 @@ class RowSource(Batch):
         """What rows of two batches must share to lie in one tensor."""
         x = self.x
         return self.routing.num_experts, x.device, self.dtype, x.shape[1:], self.memory_format
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the rows of every expert are x as it is: K = M, and nothing in it to change."""
+        return (
+            takes_all(self.routing)
+            and self.scale is None
+            and self.shift is None
+            and self.dtype == self.x.dtype
+            and self.x.is_contiguous(memory_format=self.memory_format)
+            and not self.requires_grad
+        )
 
     def rows(self) -> Tensor:
         """[R, ...] in expert order."""

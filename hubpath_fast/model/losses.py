@@ -18,6 +18,7 @@ from .._checks import check_classes, check_range, check_router, check_temperatur
 from .._torch_ops import router_loss_of_rows
 from .._torch_rows import accumulator, sample_of_row
 from .output import PathwayOutput
+from .targets import Targets, check_lengths, of_samples
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class PathwayLosses:
 
     router: of the supervision of the router, which adds ``router_supervision * router`` to the
     total; 0 where it is off.
+    per_sample: [N], the task loss of each sample, not multiplied by its weight: what a replay
+    buffer takes priorities from.
     """
 
     total: Tensor
@@ -33,6 +36,7 @@ class PathwayLosses:
     explore: Tensor
     exploit: Tensor
     router: Tensor
+    per_sample: Tensor
 
 
 class HubPathwayLoss(nn.Module):
@@ -43,7 +47,8 @@ class HubPathwayLoss(nn.Module):
 
     Args:
         task_loss: a callable (prediction [n, C, ...], y [n, ...]) -> [n], the loss of each sample,
-            used for the task and for each expert's own rows; default cross-entropy (averaged over
+            used for the task and for each expert's own rows; y may be a tuple or a dict of tensors,
+            of which it gets the same samples each; default cross-entropy (averaged over
             the positions of a map) against classes [n, ...] or class probabilities [n, C, ...].
         explore: lambda, the weight of the exploration loss. The paper does not print its value;
             0.5 is our choice (on validation data of the demo, 0.5 and 1 came out alike).
@@ -93,14 +98,15 @@ class HubPathwayLoss(nn.Module):
         return self.task_loss is None and self.exploit
 
     def forward(
-        self, out: PathwayOutput, y: Tensor, sample_weight: Tensor | None = None
+        self, out: PathwayOutput, y: Targets, sample_weight: Tensor | None = None
     ) -> PathwayLosses:
         """Losses of a ``PathwayOutput`` against targets y [N, ...].
 
         Args:
             out: what the model returned in training mode.
             y: targets, one a sample along dimension 0; of the default loss int64 classes [N, ...]
-                or floats [N, C, ...], the probabilities of classes (mixup's and cutmix's targets).
+                or floats [N, C, ...], the probabilities of classes (mixup's and cutmix's targets);
+                for a ``task_loss`` also a tuple or a dict of such tensors.
             sample_weight: [N] or None; multiplies the loss of each sample and of its rows (as
                 importance weights of a replay buffer do); the divisor stays N.
 
@@ -110,30 +116,28 @@ class HubPathwayLoss(nn.Module):
                 return one value a sample, or a routing of K = 1 to supervise.
         """
         n = out.prediction.shape[0]
-        if len(y) != n:
-            found = list(getattr(y, "shape", [len(y)]))
-            raise ValueError(f"y: expected {n} targets as predictions, got {found}")
+        check_lengths(y, n)
         if sample_weight is not None and list(sample_weight.shape) != [n]:
             raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
         if self.task_loss is None:
             check_classes("y", y, n, out.prediction)
         if self.router_supervision:
             check_router(out.routing, self.router_temperature)
-        task = self._per_sample(out.prediction, y)
-        if sample_weight is not None:
-            task = task * sample_weight
-        task = task.mean()
+        per_sample = self._per_sample(out.prediction, y)
+        task = (per_sample if sample_weight is None else per_sample * sample_weight).mean()
         explore = HF.exploration_loss(_mean_over_ranks(out.routing.mean))
         by_row = self._by_row(out, y, sample_weight)
         exploit = self._exploit(out, y, by_row, sample_weight) if self.exploit else _zero(task)
         total = task + self.explore * explore + exploit
         if not self.router_supervision:
-            return PathwayLosses(total, task, explore, exploit, _zero(task))
+            return PathwayLosses(total, task, explore, exploit, _zero(task), per_sample)
         router = self._router(out, y, by_row, sample_weight)
         total = total + self.router_supervision * router
-        return PathwayLosses(total, task, explore, exploit, router)
+        return PathwayLosses(total, task, explore, exploit, router, per_sample)
 
-    def _by_row(self, out: PathwayOutput, y: Tensor, sample_weight: Tensor | None) -> Tensor | None:
+    def _by_row(
+        self, out: PathwayOutput, y: Targets, sample_weight: Tensor | None
+    ) -> Tensor | None:
         """[R]: the loss of each row; None where an operation of ``functional`` computes it and all
         that is made of it."""
         if self.task_loss is None and sample_weight is None:
@@ -141,10 +145,10 @@ class HubPathwayLoss(nn.Module):
         if not (self.exploit or self.router_supervision):
             return None
         sample = sample_of_row(out.routing.rows, out.routing.k)
-        return self._per_sample(out.expert_outputs, y.index_select(0, sample))
+        return self._per_sample(out.expert_outputs, of_samples(y, sample))
 
     def _exploit(
-        self, out: PathwayOutput, y: Tensor, by_row: Tensor | None, sample_weight: Tensor | None
+        self, out: PathwayOutput, y: Targets, by_row: Tensor | None, sample_weight: Tensor | None
     ) -> Tensor:
         routing = out.routing
         if by_row is None:
@@ -155,10 +159,10 @@ class HubPathwayLoss(nn.Module):
             return loss
         if sample_weight is not None:
             by_row = by_row * sample_weight.index_select(0, sample_of_row(routing.rows, routing.k))
-        return by_row.sum() / len(y)
+        return by_row.sum() / routing.num_samples
 
     def _router(
-        self, out: PathwayOutput, y: Tensor, by_row: Tensor | None, sample_weight: Tensor | None
+        self, out: PathwayOutput, y: Targets, by_row: Tensor | None, sample_weight: Tensor | None
     ) -> Tensor:
         routing, temperature = out.routing, self.router_temperature
         if by_row is None:
@@ -171,7 +175,7 @@ class HubPathwayLoss(nn.Module):
             return loss
         return router_loss_of_rows(by_row, routing.weights, routing, temperature, sample_weight)
 
-    def _per_sample(self, prediction: Tensor, y: Tensor) -> Tensor:
+    def _per_sample(self, prediction: Tensor, y: Targets) -> Tensor:
         n = prediction.shape[0]
         if self.task_loss is not None:
             loss = self.task_loss(prediction, y)

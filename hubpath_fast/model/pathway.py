@@ -41,8 +41,11 @@ class HubPathway(nn.Module):
     inactive experts never see it.
 
     Args:
-        experts: M modules, x [n, ...] -> [n, C, ...], the same C for all; kept as ``experts``.
-        generator: a module, x -> (clean [N, M], noise [N, M]); kept as ``generator``.
+        experts: M modules, x [n, ...] -> [n, C, ...], the same C for all; kept as ``experts``. Each
+            gets rows of its own; where all have an attribute ``keeps_input`` that is true, which
+            says that they never write to their input, and K = M, they may get x itself.
+        generator: a module, x -> (clean [N, M], noise [N, M]); kept as ``generator``. It gets
+            uint8 images divided by 255, and x as it is where its attribute ``takes_uint8`` is true.
         aggregator: a module on the concatenation [N, M*C, ...]; None for
             ``LinearAggregator(M, num_outputs)``, or, where that would have more than 50 M weights
             (M*C*C), ``SumAggregator(M, num_outputs)``; kept as ``aggregator``.
@@ -65,7 +68,8 @@ class HubPathway(nn.Module):
     ``hubpath_fast._onednn``.
 
     In training mode ``model(x)`` draws noise and returns a ``PathwayOutput``; in evaluation mode
-    there is no noise and it returns the prediction [N, C, ...], a plain tensor.
+    there is no noise and it returns the prediction [N, C, ...], a plain tensor, which
+    ``model.predict(x)`` does in either mode.
 
     Raises:
         ValueError: k out of range, no experts, an unknown executor, a wrong normalization, a
@@ -145,8 +149,7 @@ class HubPathway(nn.Module):
         """
         refuse_recording(x)
         routing = self.route(x, eps) if routing is None else routing
-        source = self._row_source(x, routing)
-        outputs = self._executor(x.device)(self.experts, source, self.min_group)
+        outputs = self._outputs(x, routing)
         if not self.training:
             return self._aggregate(outputs, routing)
         if target is None:
@@ -167,13 +170,36 @@ class HubPathway(nn.Module):
         output.fused_exploit = FusedExploit(exploit, target, label_smoothing, *with_router)
         return output
 
+    def predict(self, x: Tensor) -> Tensor:
+        """The prediction [N, C, ...] for x [N, ...]: no pathway noise, and nothing kept for losses.
+
+        So is ``model(x)`` in evaluation mode. Here every part stays in the mode it is in: an expert
+        in training mode draws its own noise (dropout, noisy layers), as a policy does that acts
+        while it learns. Gradients are recorded unless the caller turns them off.
+        """
+        refuse_recording(x)
+        routing = self.route(x, noisy=False)
+        return self._aggregate(self._outputs(x, routing), routing)
+
+    def _outputs(self, x: Tensor, routing: Routing) -> Tensor:
+        """[R, C, ...] of the experts, in row order."""
+        source = self._row_source(x, routing)
+        return self._executor(x.device)(self.experts, source, self.min_group)
+
     def _aggregate(self, outputs: Tensor, routing: Routing) -> Tensor:
         if isinstance(self.aggregator, LinearAggregator):
             return self.aggregator.from_rows(outputs, routing)
         return self.aggregator(HF.combine(outputs, routing))
 
-    def route(self, x: Tensor, eps: Tensor | None = None) -> Routing:
-        """The routing of x [N, ...]: with noise in training mode, without in evaluation mode."""
+    def route(self, x: Tensor, eps: Tensor | None = None, noisy: bool | None = None) -> Routing:
+        """The routing of x [N, ...].
+
+        Args:
+            x: the samples.
+            eps: [N, M], the noise.
+            noisy: whether to draw noise where none is given; None: in training mode, and not in
+                evaluation mode.
+        """
         if len(x) == 0:
             raise ValueError(
                 f"x: empty batch, shape {list(x.shape)}; the model needs N >= 1 samples"
@@ -182,7 +208,7 @@ class HubPathway(nn.Module):
             return self.generator.routing(x)
         clean, noise = self._executor(x.device).scores(self.generator, self._unit_images(x))
         check_scores(clean, noise, len(x), len(self.experts))
-        if eps is None and self.training:
+        if eps is None and (self.training if noisy is None else noisy):
             eps = "draw"
         return HF.noisy_topk(clean, noise, self.k, eps, self.renormalize)
 
@@ -200,12 +226,13 @@ class HubPathway(nn.Module):
         return rows.unflatten(0, (count, len(x))).transpose(0, 1)
 
     def _unit_images(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.uint8:
+        if x.dtype != torch.uint8 or getattr(self.generator, "takes_uint8", False):
             return x
         if self.input_mean is None:
             raise ValueError(
                 "x: uint8 images need the experts' normalization=(mean, std); pass it to "
-                "HubPathway or give float inputs"
+                "HubPathway or give float inputs (or experts and a generator that take uint8, the "
+                "latter with takes_uint8 = True)"
             )
         return x.to(self.input_mean.dtype) / 255
 
@@ -258,7 +285,8 @@ class HubPathway(nn.Module):
             scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
             dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
         dtype = self._precision.rows_dtype(self.experts, x, dtype)
-        layout = self._rows_format(x)
+        # Bytes are for networks that read them in a way of their own.
+        layout = self._rows_format(x) if dtype.is_floating_point else HF.own_memory_format(x)
         return RowSource(x, routing, scale, shift, dtype, layout, self._precision)
 
     def _rows_format(self, x: Tensor) -> torch.memory_format:
