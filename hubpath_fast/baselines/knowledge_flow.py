@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ LOGIT_TRAVEL = 20.0  # see knowledge_flow_groups
 
 class KnowledgeFlow(nn.Module):
     """The student and its teachers; images uint8 or floats in [0, 1], [N, 3, S, S] -> [N, C].
+
+    Images have as many channels as the experts' normalisation, which for photographs are 3.
 
     In training the student is helped by its teachers, and the prediction comes from its own head;
     in eval mode it is alone, and no teacher runs.
@@ -82,7 +84,7 @@ class KnowledgeFlow(nn.Module):
             teacher.eval().requires_grad_(False)
         own = SingleModel(copy.deepcopy(experts[student]))
         body = network(own.module)
-        shapes = layer_shapes(own, body, experts[student].size)
+        shapes = layer_shapes(own, body, experts[student].size, len(experts[student].mean))
         names = stage_layers(body, shapes) if layers is None else list(layers)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"layers: expected at least one and none twice, got {names}")
@@ -143,19 +145,16 @@ class Flow(nn.Module):
         self.projections = nn.ModuleList(
             nn.ModuleList(_identity(width) for _ in range(teachers)) for width in channels
         )
-        logits = torch.zeros(len(layers), 1 + teachers)
-        logits[:, 0] = math.log(OWN / (1 - OWN) * teachers)
-        self.logits = nn.Parameter(logits)
+        self.logits = nn.Parameter(start_logits(len(layers), teachers))
 
     def forward(self, images: Tensor, taught: Sequence[Sequence[Tensor]]) -> Tensor:
         """images [N, 3, S, S] and, for each depth, the teachers' outputs -> logits [N, C]."""
         weights = self.logits.softmax(dim=1)
 
         def mix(depth: int, own: Tensor) -> Tensor:
-            mixed = weights[depth, 0] * own
-            for t, project in enumerate(self.projections[depth]):
-                mixed = mixed + weights[depth, 1 + t] * _fit(project(taught[depth][t]), own)
-            return mixed
+            projected = zip(self.projections[depth], taught[depth], strict=True)
+            theirs = (_fit(project(outputs), own) for project, outputs in projected)
+            return blend(weights[depth], own, theirs)
 
         body = network(self.student.module)
         with hooked(body, self.layers, lambda depth: lambda _, __, own: mix(depth, own)):
@@ -206,7 +205,7 @@ class KnowledgeFlowObjective:
         dependency = -log_own.sum()
         keep = self._change(model, images, taught, outputs)
         # From 0 to 1, by the batches that the model has seen.
-        rise = (model.batches / (RISE * self.steps * self.accumulate)).clamp(max=1)
+        rise = rise_of(model.batches, self.steps * self.accumulate)
         total = task + self.dependency * rise * dependency + self.keep * keep
         model.batches += 1
         own = log_own.mean().exp()
@@ -242,6 +241,26 @@ def knowledge_flow_groups(model: KnowledgeFlow, config: TrainerConfig) -> list[P
         ParameterGroup("projections", list(model.flow.projections.parameters()), config.lr_router),
         ParameterGroup("weights", [model.flow.logits], LOGIT_TRAVEL / config.steps),
     ]
+
+
+def start_logits(depths: int, teachers: int) -> Tensor:
+    """[L, 1 + M]: softmax gives the student OWN, and the teachers equal shares of the rest."""
+    logits = torch.zeros(depths, 1 + teachers)
+    logits[:, 0] = math.log(OWN / (1 - OWN) * teachers)
+    return logits
+
+
+def blend(weights: Tensor, own: Tensor, theirs: Iterable[Tensor]) -> Tensor:
+    """The formula of a depth: weights [1 + M], the student's output and the teachers' projected."""
+    mixed = weights[0] * own
+    for t, output in enumerate(theirs):
+        mixed = mixed + weights[1 + t] * output
+    return mixed
+
+
+def rise_of(done: Tensor, steps: int) -> Tensor:
+    """The share of the dependency's weight after ``done`` of all steps, from 0 to 1."""
+    return (done / (RISE * steps)).clamp(max=1)
 
 
 def _identity(width: int) -> nn.Conv2d:

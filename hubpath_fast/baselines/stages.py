@@ -52,9 +52,11 @@ def stage_layers(body: nn.Module, shapes: dict[str, tuple[int, ...]]) -> list[st
     return ends
 
 
-def layer_shapes(model: nn.Module, body: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
+def layer_shapes(
+    model: nn.Module, body: nn.Module, size: int, channels: int = 3
+) -> dict[str, tuple[int, ...]]:
     """What ``stage_layers`` reads of the network ``body`` inside a model, from one grey image of
-    ``size`` pixels a side."""
+    ``channels`` channels and ``size`` pixels a side."""
     shapes: dict[str, tuple[int, ...]] = {}
     several: set[str] = set()
     names = [name for name, _ in body.named_modules() if name]
@@ -66,7 +68,8 @@ def layer_shapes(model: nn.Module, body: nn.Module, size: int) -> dict[str, tupl
         shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else ()
 
     parameter = next(model.parameters())
-    image = torch.full((1, 3, size, size), 0.5, device=parameter.device, dtype=parameter.dtype)
+    like = {"device": parameter.device, "dtype": parameter.dtype}
+    image = torch.full((1, channels, size, size), 0.5, **like)
     hooks = hooked(body, names, lambda index: partial(note, index))
     with eval_mode(model), torch.no_grad(), hooks:
         model(image)

@@ -1,4 +1,4 @@
-"""Zoo-Tuning's convolution: the kernel of each image is mixed from the experts' kernels.
+"""Zoo-Tuning's layers: the kernel of each image is mixed from the experts' kernels.
 
     K_n = sum_m a[n, m] * (T_m W_m)        y_n = x_n * K_n + sum_m a[n, m] * b_m
 
@@ -12,7 +12,7 @@ A convolution is linear in its kernel, so the kernels of an image can be mixed, 
 convolutions; ``MixedConv2d`` takes what costs less: kernels for large maps, outputs for small ones.
 On one CPU thread, 48 images of 32 x 32 and five of timm's test_resnet, a training step so took
 83 ms (a single network: 33), with kernels alone 200 and with outputs alone 174. On a GPU the choice
-has not been measured.
+has not been measured. A linear layer is a 1 x 1 convolution, whose channels come last.
 """
 
 from __future__ import annotations
@@ -106,52 +106,115 @@ def outputs_are_cheaper(
     return by_outputs < by_kernels
 
 
-class MixedConv2d(nn.Module):
+def mix_linear(
+    x: Tensor, kernels: Tensor, biases: Tensor | None, alignment: Tensor | None,
+    coefficients: Tensor,
+) -> Tensor:  # fmt: skip
+    """Products with a mixed matrix for each sample, in the order that costs less.
+
+    Args:
+        x: [N, ..., I]. kernels: [M*O, I], expert by expert. biases: [M*O], mixed but not aligned,
+            or None. alignment: [M, O, O] or None. coefficients: [B, M].
+
+    Returns:
+        [N, ..., O].
+    """
+    count, inputs = coefficients.shape[1], kernels.shape[1]
+    rows = x.reshape(len(x), -1, inputs)
+    shape, align = (len(kernels) // count, inputs), alignment is not None
+    if outputs_are_cheaper(
+        rows.shape[1], len(x), len(coefficients), shape, count, groups=1, align=align
+    ):
+        outputs = F.linear(rows, kernels).unflatten(2, (count, -1)) * coefficients[:, None, :, None]
+        if align:  # after the product: one matrix [O, M*O] aligns and adds up
+            y = F.linear(outputs.flatten(2), alignment.transpose(0, 1).flatten(1))
+        else:
+            y = outputs.sum(2)
+    else:
+        mixed = coefficients @ _aligned(kernels, alignment).reshape(count, -1)
+        y = rows @ mixed.view(-1, *shape).transpose(1, 2)  # [B, I, O]
+    if biases is not None:
+        y = y + (coefficients @ biases.view(count, -1))[:, None]
+    return y.view(*x.shape[:-1], -1)
+
+
+class MixedLayer(nn.Module):
+    """What layers mixed from M experts share: the gate, [N, I] -> coefficients [N, M].
+
+    The gate sees the input's mean over all positions. As in the authors' code it has I // 4 + 1
+    hidden channels. Our choice: it starts near coefficients of 1/M each, so that the first kernels
+    are about the experts' mean (the authors' begins around 1/2).
+
+    lite: in training the batch's mean of the coefficients holds for all of its images; their moving
+    average, ``average`` [M], which takes no gradient, is what evaluation uses.
+    """
+
+    alignment: nn.Parameter | None
+
+    def __init__(self, num_experts: int, lite: bool):
+        super().__init__()
+        self.lite, self.num_experts = lite, num_experts
+
+    def add_gate(self, inputs: int, like: nn.Parameter) -> None:
+        """Registers the gate on I channels, and what a lite one remembers."""
+        hidden, count = inputs // 4 + 1, self.num_experts
+        options = {"dtype": like.dtype, "device": like.device}
+        # On the pooled input, [N, I], a 1 x 1 convolution is a linear layer.
+        self.gate = nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False, **options),
+            nn.ReLU(),
+            nn.Linear(hidden, count, **options),
+        )
+        nn.init.normal_(self.gate[2].weight, std=GATE_STD)
+        nn.init.constant_(self.gate[2].bias, -math.log(count - 1))  # the sigmoid of it is 1/M
+        average = torch.full((count,), 1 / count, **options) if self.lite else None
+        self.register_buffer("average", average)
+
+    def gated(self, pooled: Tensor) -> Tensor:
+        """Pooled inputs [N, I] -> [N, M] between 0 and 1, or [1, M] for all images if lite."""
+        if self.lite and not self.training:
+            return self.average[None]
+        coefficients = torch.sigmoid(self.gate(pooled))
+        if not self.lite:
+            return coefficients
+        coefficients = coefficients.mean(dim=0, keepdim=True)
+        self.average.lerp_(coefficients.detach()[0].to(self.average.dtype), MOMENTUM)
+        return coefficients
+
+    def router_parameters(self) -> list[nn.Parameter]:
+        """The gate's and the alignment's: what is new, and no expert's."""
+        alignment = [] if self.alignment is None else [self.alignment]
+        return [*self.gate.parameters(), *alignment]
+
+
+class MixedConv2d(MixedLayer):
     """M equal convolutions as one, mixed for each image by a gate: [N, I, ...] -> [N, O, H, W].
 
     Parameters: ``kernels`` [M*O, I/G, kh, kw], ``biases`` [M*O] (mixed by the coefficients, not
     aligned), ``alignment`` [M, O, O], and the ``gate``. As in the authors' code, 1 x 1 kernels have
-    no alignment, and the gate has I // 4 + 1 hidden channels. Our choice: the gate starts near
-    coefficients of 1/M each, so that the first kernels are about the experts' mean (the authors'
-    begins around 1/2).
-
-    lite: in training the batch's mean of the coefficients holds for all of its images; their moving
-    average, ``average`` [M], which takes no gradient, is what evaluation uses.
+    no alignment. lite: see ``MixedLayer``.
 
     Raises ValueError for a convolution whose weight is not simply a parameter to convolve with (a
     subclass with its own forward, weight normalisation), or that is not 2-dimensional.
     """
 
     def __init__(self, convolutions: Sequence[nn.Conv2d], lite: bool = False):
-        super().__init__()
         first, count = convolutions[0], len(convolutions)
+        super().__init__(count, lite)
         for convolution in convolutions:
             _check(convolution)
         channels, inputs = first.out_channels, first.in_channels
-        self.lite, self.num_experts = lite, count
         self.shape = tuple(first.weight.shape)
         self.settings = {"stride": first.stride, "dilation": first.dilation, "groups": first.groups}
         self.padding = {"padding": first.padding, "padding_mode": first.padding_mode}
         self.edges = None  # what F.pad is given where a convolution cannot pad by itself
         if isinstance(first.padding, str) or first.padding_mode != "zeros":
             self.edges = tuple(first._reversed_padding_repeated_twice)
-        self.kernels = _joined([convolution.weight for convolution in convolutions])
-        self.biases = (
-            None if first.bias is None else _joined([layer.bias for layer in convolutions])
-        )
-        like = {"dtype": first.weight.dtype, "device": first.weight.device}
-        eye = torch.eye(channels, **like).repeat(count, 1, 1)
-        self.alignment = nn.Parameter(eye) if max(first.kernel_size) > 1 else None
-        hidden = inputs // 4 + 1
-        # On the pooled input, [N, I], a 1 x 1 convolution is a linear layer.
-        self.gate = nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False, **like),
-            nn.ReLU(),
-            nn.Linear(hidden, count, **like),
-        )
-        nn.init.normal_(self.gate[2].weight, std=GATE_STD)
-        nn.init.constant_(self.gate[2].bias, -math.log(count - 1))  # the sigmoid of it is 1/M
-        self.register_buffer("average", torch.full((count,), 1 / count, **like) if lite else None)
+        self.kernels = joined([convolution.weight for convolution in convolutions])
+        self.biases = None if first.bias is None else joined([layer.bias for layer in convolutions])
+        needed = max(first.kernel_size) > 1
+        self.alignment = identities(count, channels, first.weight) if needed else None
+        self.add_gate(inputs, first.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         coefficients = self.coefficients(x)
@@ -169,19 +232,7 @@ class MixedConv2d(nn.Module):
 
     def coefficients(self, x: Tensor) -> Tensor:
         """x [N, I, ...] -> [N, M] between 0 and 1, or [1, M] for all images if lite."""
-        if self.lite and not self.training:
-            return self.average[None]
-        coefficients = torch.sigmoid(self.gate(x.mean(dim=(2, 3))))
-        if not self.lite:
-            return coefficients
-        coefficients = coefficients.mean(dim=0, keepdim=True)
-        self.average.lerp_(coefficients.detach()[0].to(self.average.dtype), MOMENTUM)
-        return coefficients
-
-    def router_parameters(self) -> list[nn.Parameter]:
-        """The gate's and the alignment's: what is new, and no expert's."""
-        alignment = [] if self.alignment is None else [self.alignment]
-        return [*self.gate.parameters(), *alignment]
+        return self.gated(x.mean(dim=(2, 3)))
 
     @torch.no_grad()
     def merged(self) -> nn.Conv2d:
@@ -214,6 +265,76 @@ class MixedConv2d(nn.Module):
         return f"{self.num_experts} experts, {list(self.shape)}, {self.settings}, lite={self.lite}"
 
 
+class MixedLinear(MixedLayer):
+    """M equal linear layers as one, mixed for each sample by a gate: [N, ..., I] -> [N, ..., O].
+
+    Parameters as of ``MixedConv2d``: ``kernels`` [M*O, I], ``biases`` [M*O], ``alignment``
+    [M, O, O] only if ``align``, and the ``gate``, which sees the mean over the dimensions between.
+
+    ``kind`` is the type of layer that is mixed; a class for another one gives it and what the
+    products are with, ``matrices``.
+
+    Raises ValueError for a layer whose weight is not simply a parameter to multiply with.
+    """
+
+    kind: type[nn.Linear] = nn.Linear
+
+    def __init__(self, layers: Sequence[nn.Linear], lite: bool = False, align: bool = False):
+        first, count = layers[0], len(layers)
+        super().__init__(count, lite)
+        for layer in layers:
+            plain = type(layer).forward is self.kind.forward and "weight" in layer._parameters
+            if not plain:
+                raise _unknown(layer, self.kind)
+        self.in_features, self.out_features = first.in_features, first.out_features
+        self.kernels = joined([layer.weight for layer in layers])
+        self.biases = None if first.bias is None else joined([layer.bias for layer in layers])
+        outputs = first.out_features
+        self.alignment = identities(count, outputs, first.weight) if align else None
+        self.add_gate(first.in_features, first.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernels, biases = self.matrices()
+        return mix_linear(x, kernels, biases, self.alignment, self.coefficients(x))
+
+    def matrices(self) -> tuple[Tensor, Tensor | None]:
+        """The kernels [M*O, I] and the biases [M*O]."""
+        return self.kernels, self.biases
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """x [N, ..., I] -> [N, M] between 0 and 1, or [1, M] for all samples if lite."""
+        return self.gated(mean_of_positions(x))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The plain layer that a lite one is at evaluation."""
+        count = self.num_experts
+        layer = nn.Linear(
+            self.in_features, self.out_features, bias=self.biases is not None,
+            dtype=self.kernels.dtype, device=self.kernels.device,
+        )  # fmt: skip
+        aligned = _aligned(self.kernels, self.alignment).reshape(count, -1)
+        layer.weight.copy_((self.average @ aligned).view(layer.weight.shape))
+        if self.biases is not None:
+            layer.bias.copy_(self.average @ self.biases.view(count, -1))
+        return layer
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_features} -> {self.out_features}"
+        return f"{self.num_experts} experts, {sizes}, lite={self.lite}"
+
+
+def mean_of_positions(x: Tensor) -> Tensor:
+    """[N, ..., I] -> [N, I]."""
+    return x if x.dim() == 2 else x.flatten(1, -2).mean(dim=1)
+
+
+def identities(count: int, channels: int, like: nn.Parameter) -> nn.Parameter:
+    """An alignment at its start, [M, O, O]."""
+    eye = torch.eye(channels, dtype=like.dtype, device=like.device)
+    return nn.Parameter(eye.repeat(count, 1, 1))
+
+
 def _aligned(kernels: Tensor, alignment: Tensor | None) -> Tensor:
     """T_m W_m of all experts, [M*O, I/G, kh, kw]."""
     if alignment is None:
@@ -221,7 +342,7 @@ def _aligned(kernels: Tensor, alignment: Tensor | None) -> Tensor:
     return torch.bmm(alignment, kernels.reshape(*alignment.shape[:2], -1)).reshape(kernels.shape)
 
 
-def _joined(tensors: Sequence[nn.Parameter]) -> nn.Parameter:
+def joined(tensors: Sequence[nn.Parameter]) -> nn.Parameter:
     return nn.Parameter(torch.cat([t.detach() for t in tensors]), tensors[0].requires_grad)
 
 
@@ -231,7 +352,11 @@ def _check(layer: nn.Module) -> None:
         kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
     )
     if not plain or "weight" not in layer._parameters:
-        raise ValueError(
-            f"experts: Zoo-Tuning mixes the weights of plain nn.Conv2d layers, and does not know "
-            f"what a {kind.__name__} makes of its weight; take networks without such layers"
-        )
+        raise _unknown(layer, nn.Conv2d)
+
+
+def _unknown(layer: nn.Module, known: type[nn.Module]) -> ValueError:
+    return ValueError(
+        f"experts: Zoo-Tuning mixes the weights of plain nn.{known.__name__} layers, and does not "
+        f"know what a {type(layer).__name__} makes of its weight; take networks without such layers"
+    )

@@ -1,7 +1,8 @@
 """Zoo-Tuning and Zoo-Tuning-Lite (Shu et al., "Zoo-Tuning: Adaptive Transfer from A Zoo of Models",
 ICML 2021): equal convolutional networks become one, whose kernels are mixed for each image.
 
-- Convolutions: ``MixedConv2d`` (zoo_layers.py), with a gate each.
+- Convolutions: ``MixedConv2d`` (zoo_layers.py), with a gate each. Other layers can be mixed, too,
+  where they are most of a network: see ``mixed_network``.
 - BatchNorm: the mean of the experts' affine parameters; running statistics start over.
 - Everything else in the body (linear layers, other norms): the experts' mean, as are buffers of
   floating point; of other buffers the first expert's are kept.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +28,10 @@ from ..model.heads import head_names, head_parameters, lr_factor
 from ..training import ParameterGroup, TrainerConfig
 from .architectures import difference, tensors_of
 from .single import SingleModel
-from .zoo_layers import MixedConv2d
+from .zoo_layers import MixedConv2d, MixedLayer, MixedLinear
+
+# For a type of layer: the experts' layers -> the mixed one.
+MixedKinds = dict[type[nn.Module], Callable[[Sequence[Any]], nn.Module]]
 
 
 class ZooTuning(SingleModel):
@@ -37,6 +43,7 @@ class ZooTuning(SingleModel):
         experts: at least two, of the same architecture, normalisation and working size.
         lite: one set of coefficients for a whole batch in training, and their moving average at
             evaluation, so that the network is then a plain one; ``merged()`` returns that.
+        linear: mix linear layers too, as 1 x 1 convolutions, instead of taking their mean.
 
     Raises:
         ValueError: experts that are too few or differ (in architecture, and the reason why; in
@@ -45,9 +52,18 @@ class ZooTuning(SingleModel):
             or none; experts that keep their running statistics, which start over here.
     """
 
-    def __init__(self, experts: Sequence[Expert], lite: bool = False):
+    def __init__(self, experts: Sequence[Expert], lite: bool = False, linear: bool = False):
         _check(experts)
-        super().__init__(replace(experts[0], module=_one_network(experts, lite)))
+        kinds: MixedKinds = {_ConvNd: partial(MixedConv2d, lite=lite)}
+        if linear:
+            kinds[nn.Linear] = partial(MixedLinear, lite=lite)
+        module, count = mixed_network([expert.module for expert in experts], kinds)
+        if count == 0:
+            raise ValueError(
+                f"experts: there is no convolution in the body of {experts[0].name}, and "
+                "Zoo-Tuning mixes those; take convolutional networks"
+            )
+        super().__init__(replace(experts[0], module=module))
         self.lite, self.size = lite, experts[0].size
 
     def merged(self) -> SingleModel:
@@ -64,7 +80,7 @@ class ZooTuning(SingleModel):
         module = copy.deepcopy(self.module)
         _replace_layers(
             module,
-            lambda _, layer: layer.merged() if isinstance(layer, MixedConv2d) else None,
+            lambda _, layer: layer.merged() if isinstance(layer, MixedLayer) else None,
         )
         mean, std = (tuple(t.flatten().tolist()) for t in (self.mean, self.std))
         plain = Expert("zoo-tuning-lite", module, mean, std, self.size)
@@ -76,7 +92,7 @@ def zoo_tuning_groups(model: ZooTuning, config: TrainerConfig) -> list[Parameter
     the experts' factor, if they have one), the head at ``lr_head``, and the gates and alignments at
     ``lr_router``."""
     heads = head_parameters(model.module)
-    layers = [layer for layer in model.modules() if isinstance(layer, MixedConv2d)]
+    layers = [layer for layer in model.modules() if isinstance(layer, MixedLayer)]
     router = [p for layer in layers for p in layer.router_parameters()]
     taken = {id(p) for p in (*heads, *router)}
     body = [p for p in model.parameters() if id(p) not in taken]
@@ -89,26 +105,30 @@ def zoo_tuning_groups(model: ZooTuning, config: TrainerConfig) -> list[Parameter
     return [group for group in groups if group.params]
 
 
-def _one_network(experts: Sequence[Expert], lite: bool) -> nn.Module:
-    """The first expert's module, wrappers and head and all, with the rest mixed or averaged."""
-    module = copy.deepcopy(experts[0].module)
-    target, sources = network(module), [network(expert.module) for expert in experts]
+def mixed_network(modules: Sequence[nn.Module], kinds: MixedKinds) -> tuple[nn.Module, int]:
+    """A copy of the first module, wrappers and head and all, with the rest mixed or averaged.
+
+    modules: of one architecture. kinds: for a type of layer what makes one mixed layer of the
+    experts' layers of this type, or of one derived from it; the first that fits is taken.
+
+    Returns the module, and how many of its layers are mixed.
+    """
+    module = copy.deepcopy(modules[0])
+    target, sources = network(module), [network(source) for source in modules]
     heads = head_names(target)
 
     def mixed(name: str, layer: nn.Module) -> nn.Module | None:
-        if not isinstance(layer, _ConvNd) or f"{name}.weight" in heads:
+        make = next((make for kind, make in kinds.items() if isinstance(layer, kind)), None)
+        own = [f"{name}.{tensor}" for tensor in layer._parameters]
+        if make is None or any(tensor in heads for tensor in own):
             return None
-        return MixedConv2d([source.get_submodule(name) for source in sources], lite)
+        return make([source.get_submodule(name) for source in sources])
 
-    if _replace_layers(target, mixed) == 0:
-        raise ValueError(
-            f"experts: there is no convolution in the body of {experts[0].name}, and Zoo-Tuning "
-            "mixes those; take convolutional networks"
-        )
+    count = _replace_layers(target, mixed)
     tensors = [tensors_of(source) for source in sources]
     with torch.no_grad():
         for name, tensor in tensors_of(target).items():
-            # A name that the experts lack is a mixed convolution's own.
+            # A name that the experts lack is a mixed layer's own.
             if name in tensors[0] and name not in heads and tensor.is_floating_point():
                 same = [source[name] for source in tensors]
                 if any(not torch.equal(same[0], other) for other in same[1:]):
@@ -116,7 +136,7 @@ def _one_network(experts: Sequence[Expert], lite: bool) -> nn.Module:
     for layer in target.modules():
         if isinstance(layer, _BatchNorm):
             layer.reset_running_stats()
-    return module
+    return module, count
 
 
 def _replace_layers(root: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> int:

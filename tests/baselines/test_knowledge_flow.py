@@ -15,7 +15,7 @@ from hubpath_fast.baselines.knowledge_flow import (
     knowledge_flow_groups,
 )
 from hubpath_fast.baselines.single import SingleModel
-from hubpath_fast.hub import ExpertSpec, build_experts
+from hubpath_fast.hub import Expert, ExpertSpec, build_experts
 from hubpath_fast.tasks import Classification
 from hubpath_fast.training import Trainer, TrainerConfig
 
@@ -120,6 +120,25 @@ def test_evaluation_is_the_student_alone():
         alone = SingleModel(experts[1]).eval()(images)
         assert torch.equal(model(images), alone)
         assert torch.equal(model(images / 255), alone)
+
+
+def test_images_have_as_many_channels_as_the_experts_take():
+    """Four grey frames, say; the teachers' outputs are those of a plain forward pass."""
+    experts = []
+    for _ in range(2):
+        module = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3), nn.Flatten())
+        experts.append(Expert("frames", module.double(), (0.25,) * 4, (0.5,) * 4, 6))
+    model = KnowledgeFlow(experts).double().train()
+    assert model.layers == ("1", "2")
+    random_mixture(model)
+    images = torch.rand(2, 4, 6, 6, dtype=torch.float64)
+    w, q, x = model.weights(), model.flow.projections, (images - 0.25) / 0.5
+    ends = [expert.module[0](x).relu() for expert in experts]
+    taught = [expert.module[2](end) for expert, end in zip(experts, ends, strict=True)]
+    h = w[0, 0] * ends[0] + sum(w[0, 1 + t] * q[0][t](ends[t]) for t in range(2))
+    h = experts[0].module[2](h)
+    h = w[1, 0] * h + sum(w[1, 1 + t] * q[1][t](taught[t]) for t in range(2))
+    torch.testing.assert_close(model(images), h.flatten(1), rtol=1e-9, atol=1e-10)
 
 
 def test_teachers_stay_as_they_are_and_out_of_checkpoints():
