@@ -38,6 +38,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Flushes a file, or a folder's entries, to the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def remove_leftovers(folder: Path, pattern: str = f".*{UNFINISHED}", older: float = 0.0) -> None:
     """Deletes what killed processes left of ``replacing``.
 

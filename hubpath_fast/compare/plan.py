@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .methods import Method
-from .results import run_folder
+from .results import FAILED, run_folder
 
 PREPARE, PRETRAIN = "prepare", "pretrain-"
 
@@ -42,6 +42,20 @@ class Job:
 
     def folder(self, out_dir: Path) -> Path:
         return run_folder(out_dir, self.seed, self.run, self.rate if self.tried else None)
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """The same at all rates."""
+        return self.seed, self.run
+
+    @property
+    def before(self) -> tuple[tuple[int, str], ...]:
+        if self.run == PREPARE:
+            return ()
+        return tuple((self.seed, run) for run in (*self.needs, PREPARE))
+
+    def failed(self, out_dir: Path) -> Path:
+        return self.folder(out_dir) / FAILED
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -12,14 +13,61 @@ from rich.text import Text
 
 from ..training import read_log
 from .plan import PRETRAIN, Job
-from .results import FAILED, RESULT, SeedResults, read
+from .results import RESULT, SeedResults, read
 
 
-class Progress:
-    """A line for every run that ends; on a terminal, below them, one that tells of those at work.
+class JobProgress:
+    """A line for every job that ends; on a terminal, below them, one that tells of those at work.
 
-    steps: of (a run of length 1, a pre-training).
+    What a job came to, how far one is, and what else there is to tell, subclasses say. A job's
+    ``name`` stands in the line of those at work, itself as text where it ends.
     """
+
+    def __init__(self, console: Console, total: int):
+        self.console, self.total, self.done = console, total, 0
+        shown = console.is_terminal and not console.quiet
+        self._live = Live(console=console, auto_refresh=False, transient=True) if shown else None
+
+    def said(self, job: Any) -> str:
+        """What it came to, with markup."""
+        raise NotImplementedError
+
+    def share(self, job: Any) -> float:
+        """Of a job's steps, those that it took."""
+        raise NotImplementedError
+
+    def more(self) -> str:
+        """The end of the line of those at work."""
+        return ""
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def ended(self, job: Any, seconds: float) -> None:
+        self.done += 1
+        self.console.print(
+            f"\\[{self.done}/{self.total}] {escape(str(job))}: {self.said(job)}, {seconds:.0f} s",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+    def refresh(self, running: Sequence[Any]) -> None:
+        if self._live is None or not running:
+            return
+        shares = ", ".join(f"{job.name} {self.share(job):.0%}" for job in running)
+        text = f"[{self.done}/{self.total}] {len(running)} running: {shares}{self.more()}"
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+class Progress(JobProgress):
+    """Of runs that are judged by the task's metric. steps: of (a run of length 1, a
+    pre-training)."""
 
     def __init__(
         self,
@@ -29,51 +77,26 @@ class Progress:
         out_dir: Path,
         steps: tuple[int, int],
     ):
-        self.console, self.results, self.total = console, results, total
-        self.out_dir, self.steps = out_dir, steps
-        self.done, self.best = 0, None
-        shown = console.is_terminal and not console.quiet
-        self._live = Live(console=console, auto_refresh=False, transient=True) if shown else None
+        super().__init__(console, total)
+        self.results, self.out_dir, self.steps, self.best = results, out_dir, steps, None
 
-    def __enter__(self) -> Progress:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def ended(self, job: Job, seconds: float) -> None:
-        self.done += 1
-        folder, metric = job.folder(self.out_dir), self.results[job.seed].task.metric
-        result = read(folder / RESULT)
+    def said(self, job: Job) -> str:
+        metric = self.results[job.seed].task.metric
+        result = read(job.folder(self.out_dir) / RESULT)
         if result is None:
-            said = f"[red]failed:[/] {escape(read(folder / FAILED)['error'])}"
-        elif "validation" not in result:
-            said = "pre-trained"
-        else:
-            value = result["validation"][metric.name]
-            said = f"validation {metric.name} {metric.text(value)}"
-            if self.best is None or metric.is_better(value, than=self.best[0]):
-                self.best = value, f"{metric.text(value)} ({job.name})"
-        self.console.print(
-            f"\\[{self.done}/{self.total}] {escape(str(job))}: {said}, {seconds:.0f} s",
-            soft_wrap=True,
-            highlight=False,
-        )
+            return f"[red]failed:[/] {escape(read(job.failed(self.out_dir))['error'])}"
+        if "validation" not in result:
+            return "pre-trained"
+        value = result["validation"][metric.name]
+        if self.best is None or metric.is_better(value, than=self.best[0]):
+            self.best = value, f"{metric.text(value)} ({job.name})"
+        return f"validation {metric.name} {metric.text(value)}"
 
-    def refresh(self, running: Sequence[Job]) -> None:
-        if self._live is None or not running:
-            return
-        shares = ", ".join(f"{job.name} {self._share(job):.0%}" for job in running)
-        parts = [f"[{self.done}/{self.total}] {len(running)} running: {shares}"]
-        if self.best is not None:
-            parts += [f" | best so far {self.best[1]} on validation"]
-        self._live.update(Text("".join(parts), no_wrap=True, overflow="ellipsis"), refresh=True)
-
-    def _share(self, job: Job) -> float:
-        """Of a job's steps, as its log has it."""
+    def share(self, job: Job) -> float:
+        """As its log has it."""
         log = read_log(job.folder(self.out_dir) / "log.jsonl")
         steps = self.steps[job.run.startswith(PRETRAIN)] * job.length
         return log[-1]["step"] / steps if log else 0.0
+
+    def more(self) -> str:
+        return "" if self.best is None else f" | best so far {self.best[1]} on validation"

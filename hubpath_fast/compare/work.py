@@ -1,12 +1,8 @@
-"""The body of a worker process: one job, done and written down."""
+"""What a worker process does: one job, done and written down."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import threading
-import traceback
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +17,21 @@ from ..hub import expert_names
 from ..hub.costs import count_flops
 from ..runs.measure import PeakMemory, inference_costs, predict
 from ..runs.warm_up import warm_up_steps
-from ..training import NonFiniteLoss, RoutingCollapseWarning
+from ..training import RoutingCollapseWarning
 from ..training.random_state import seed_all
 from .methods import PATHWAY, methods_of
 from .plan import PREPARE, PRETRAIN, Job
 from .problems import Problem, open_problem
-from .results import COSTS, FAILED, OUTPUTS, RESULT, TARGETS, SeedResults, files_of, seed_folder
+from .process import process_of_a_job
+from .results import COSTS, OUTPUTS, RESULT, TARGETS, SeedResults, files_of, seed_folder
 from .routing import judge_routing
 from .runs import Constant, Context
 from .settings import PROBLEM, CompareSettings
 
-INTERRUPTED = 130
-
 
 @dataclass(frozen=True)
 class Body:
-    """Does a job, whose failure is written down. Ends by itself when the process that started it is
-    gone, so that nobody writes into a folder that another command took over.
+    """Does a job; see ``process_of_a_job``.
 
     cache: where the digits' pre-trained experts are kept. threads: of torch.
     """
@@ -48,33 +42,14 @@ class Body:
     threads: int
 
     def __call__(self, job: Job) -> None:
-        if hasattr(os, "setsid"):
-            os.setsid()  # Ctrl-C in a terminal goes to the command, which hands it on once
-        parent = multiprocessing.parent_process()
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
-        torch.set_num_threads(self.threads)
         warnings.simplefilter("ignore", RoutingCollapseWarning)  # the run's log has it
-        try:
-            (job.folder(self.out_dir) / FAILED).unlink(missing_ok=True)
+        with process_of_a_job(job.failed(self.out_dir), self.threads):
             if job.run == PREPARE:
                 prepare(self.settings, job.seed, self.out_dir, self.cache)
             elif job.run.startswith(PRETRAIN):
                 pretrain(self.settings, job, self.out_dir, self.cache)
             else:
                 run_job(self.settings, job, self.out_dir, self.cache)
-        except InterruptedError:
-            os._exit(INTERRUPTED)
-        except Exception as error:
-            expected = isinstance(error, (ValueError, NonFiniteLoss, OSError))
-            text = str(error) if expected else f"{type(error).__name__}: {error}"
-            record = {"error": text.strip(), "traceback": traceback.format_exc()}
-            write_json(job.folder(self.out_dir) / FAILED, record)
-            os._exit(1)
 
 
 def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) -> None:

@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -23,8 +24,6 @@ from ..devices import check_device
 from ..files import write_json
 from ..hub.costs import BYTES_PER_ADAMW_PARAMETER
 from ..training import Interrupt
-from .plan import PREPARE, Job
-from .results import FAILED
 
 MAX_WORKERS = 4
 MEMORY_FRACTION = 0.8  # of what is available
@@ -51,40 +50,69 @@ def choose_workers(asked: int | None, device: str) -> tuple[int, int]:
     return count, max(1, min(cores // count, torch.get_num_threads()))
 
 
-def workers_that_fit(count: int, parameters: int, available: int | None) -> int:
+def workers_that_fit(
+    count: int, parameters: int, available: int | None, more_bytes: int = 0
+) -> int:
     """At most ``count`` workers, and at least one, for which there is memory.
 
     Args:
         count: wanted.
         parameters: of the hub, which each holds.
         available: bytes of memory; None: unknown, then ``count``.
+        more_bytes: what each needs besides.
     """
     if available is None:
         return count
-    each = WORKER_BYTES + BYTES_PER_ADAMW_PARAMETER * parameters
+    each = WORKER_BYTES + BYTES_PER_ADAMW_PARAMETER * parameters + more_bytes
     return max(1, min(count, int(MEMORY_FRACTION * available) // each))
 
 
-class Workers:
-    """Runs jobs in up to ``count`` processes with ``threads`` threads each.
+class AnyJob(Protocol):
+    """What a process of its own is made for; it is pickled.
 
-    body: what a process does with its job; it is pickled.
+    key: what it is to others; several may share one. before: keys of the jobs that must be over
+    before it starts, well or not. failed: where in the command's folder it says why it failed.
     """
 
-    def __init__(self, body: Callable[[Job], None], out_dir: Path, count: int, threads: int):
+    @property
+    def key(self) -> Hashable: ...
+
+    @property
+    def before(self) -> Collection[Hashable]: ...
+
+    def failed(self, out_dir: Path) -> Path: ...
+
+
+J = TypeVar("J", bound=AnyJob)
+
+
+class Workers(Generic[J]):
+    """Runs jobs in up to ``count`` processes with ``threads`` threads each.
+
+    body: what a process does with its job; it is pickled. preload: what it imports, by module.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[J], None],
+        out_dir: Path,
+        count: int,
+        threads: int,
+        preload: Sequence[str] = PRELOAD,
+    ):
         self.body, self.out_dir = body, out_dir
         self.count, self.threads = count, threads
-        self._processes = start_server(threads)
-        self._running: dict[int, tuple[Job, BaseProcess, float]] = {}
+        self._processes = start_server(threads, preload)
+        self._running: dict[int, tuple[J, BaseProcess, float]] = {}
 
     def run(
         self,
-        jobs: Sequence[Job],
-        is_done: Callable[[Job], bool],
-        ended: Callable[[Job, float], None],
-        refresh: Callable[[list[Job]], None] = lambda running: None,
+        jobs: Sequence[J],
+        is_done: Callable[[J], bool],
+        ended: Callable[[J, float], None],
+        refresh: Callable[[list[J]], None] = lambda running: None,
     ) -> None:
-        """Does all jobs, in their order, each when those of its seed that it needs are over.
+        """Does all jobs, in their order, each when those that it needs are over.
 
         Args:
             jobs: what to do.
@@ -103,9 +131,9 @@ class Workers:
                         waiting.remove(job)
                         self._start(job)
                     wait(list(self._running), timeout=REFRESH_SECONDS)
-                    for job, seconds in self._collect():
+                    for job, seconds, code in self._collect():
                         if not is_done(job):
-                            self._note_death(job)
+                            self._note_death(job, code)
                         ended(job, seconds)
                     refresh([job for job, _, _ in self._running.values()])
             finally:
@@ -115,36 +143,33 @@ class Workers:
                 f"stopped by {interrupt.requested}; the same command goes on from here"
             )
 
-    def _ready(self, waiting: Sequence[Job]) -> list[Job]:
-        unfinished = {(job.seed, job.run) for job in waiting}
-        unfinished |= {(job.seed, job.run) for job, _, _ in self._running.values()}
-        return [
-            job
-            for job in waiting
-            if job.run == PREPARE
-            or not any((job.seed, name) in unfinished for name in (*job.needs, PREPARE))
-        ]
+    def _ready(self, waiting: Sequence[J]) -> list[J]:
+        unfinished = {job.key for job in waiting}
+        unfinished |= {job.key for job, _, _ in self._running.values()}
+        return [job for job in waiting if unfinished.isdisjoint(job.before)]
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: J) -> None:
         process = self._processes.Process(target=self.body, args=(job,), name=str(job))
         with _environment(OMP_NUM_THREADS=str(self.threads)):  # of processes that are not forked
             process.start()
         self._running[process.sentinel] = (job, process, time.monotonic())
 
-    def _collect(self) -> list[tuple[Job, float]]:
+    def _collect(self) -> list[tuple[J, float, int]]:
+        """The jobs that ended, with their seconds and how their processes ended."""
         ended = []
         for sentinel, (job, process, began) in list(self._running.items()):
             if not process.is_alive():
                 process.join()
                 del self._running[sentinel]
-                ended.append((job, time.monotonic() - began))
+                ended.append((job, time.monotonic() - began, process.exitcode))
         return ended
 
-    def _note_death(self, job: Job) -> None:
+    def _note_death(self, job: J, code: int) -> None:
         """A process that could not even write why it failed, such as one out of memory."""
-        path = job.folder(self.out_dir) / FAILED
+        path = job.failed(self.out_dir)
         if not path.is_file():
-            write_json(path, {"error": "its process died; was there enough memory?"})
+            by = f" of {signal.Signals(-code).name}" if -code in set(signal.Signals) else ""
+            write_json(path, {"error": f"its process died{by}; was there enough memory?"})
 
     def _stop(self) -> None:
         for _, process, _ in self._running.values():
@@ -155,16 +180,18 @@ class Workers:
         self._running.clear()
 
 
-def start_server(threads: int) -> multiprocessing.context.BaseContext:
+def start_server(
+    threads: int, preload: Sequence[str] = PRELOAD
+) -> multiprocessing.context.BaseContext:
     """Where there can be, a server that has imported everything once and forks itself for each run:
     a process of one's own then starts at once, and not after the seconds that torch takes. It
-    begins to import here, at the first call, while the caller goes on."""
+    begins to import here, at the first call, while the caller goes on. preload: what it imports."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOAD))
+    context.set_forkserver_preload(list(preload))
     # A Ctrl-C is the command's, also while the server imports: it would end in midst of that.
     resource_tracker.ensure_running()  # here, since it unblocks the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -26,6 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..files import sync
+
 MODEL_FILE, STATE_FILE, CONFIG_FILE = "model.safetensors", "state.pt", "config.json"
 T = TypeVar("T")
 READS = 100  # of a checkpoint that a running trainer replaces meanwhile
@@ -60,12 +62,12 @@ def save_checkpoint(
         shutil.copymode(new / STATE_FILE, new / MODEL_FILE)
         (new / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in (MODEL_FILE, STATE_FILE, CONFIG_FILE):
-            _sync(new / name)
-        _sync(new)
+            sync(new / name)
+        sync(new)
         if folder.exists():
             _rename(folder, old)
         _rename(new, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except BaseException as error:
         _recover(folder)
         shutil.rmtree(new, ignore_errors=True)
@@ -232,17 +234,6 @@ def _rename(folder: Path, to: Path) -> None:
             if time.monotonic() >= until:
                 raise
             time.sleep(0.05)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
-    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _errno(error: BaseException) -> int | None:

@@ -64,7 +64,8 @@ class ProgressLine:
             self._best = " ".join(f"val {k} {scores[k]:.3f}" for k in names)
         rate = record.get("time", {}).get("images_per_second")
         shown = [f"{k} {record[k]:.3g}" for k in losses if record.get(k) is not None]
-        parts = [f"{rate:.0f} images/s"] * (rate is not None) + [self._best] * bool(self._best)
+        parts = [] if rate is None else [f"{rate:.0f} images/s"]
+        parts += [self._best] * bool(self._best)
         parts += [" ".join(shown)] * bool(shown)
         if "entropy_fraction" in record:
             parts.append(f"entropy {record['entropy_fraction']:.2f}")

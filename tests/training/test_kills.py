@@ -46,7 +46,7 @@ save_file, torch_save = checkpoint.save_file, torch.save
 HALF = {"save_file": half_of_the_weights, "save": half_of_the_state, "write": half_a_line}
 OWNERS = {
     "_step": Trainer, "_report": Trainer, "write": log.JsonLog, "save_file": checkpoint,
-    "save": torch, "_sync": checkpoint, "_rename": checkpoint, "rmtree": checkpoint.shutil,
+    "save": torch, "sync": checkpoint, "_rename": checkpoint, "rmtree": checkpoint.shutil,
     "replace": files.os,
 }  # fmt: skip
 # The n-th call of what, and whether it dies before, in midst of, or after it. In the run's order
@@ -57,7 +57,7 @@ POINTS = [
     *[("write", n, when) for n in (1, 5) for when in ("before", "midst", "after")],
     *[("save_file", n, when) for n in (1, 2, 5) for when in ("midst", "after")],
     *[("save", n, "midst") for n in (1, 4)],
-    *[("_sync", n, "after") for n in (1, 4, 5, 10)],
+    *[("sync", n, "after") for n in (1, 4, 5, 10)],
     *[("_rename", n, when) for n in (1, 3, 4, 5, 6) for when in ("before", "after")],
     *[("rmtree", n, "before") for n in (1, 4, 7, 8, 9)],
     ("replace", 1, "before"),  # of the log, when it is opened
