@@ -1,0 +1,104 @@
+"""Medley: every episode is one of the small games, drawn, with its buttons in another place.
+
+Each game has its own fixed order of buttons, so that a policy's last layer, which knows them, has
+to be learned anew, while all that it knows of what is on the board remains of use. Which game is
+played stands in ``info`` for reports, never in the observation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .board import BUTTONS, FRAME_SHAPE, HISTORY, MAX_STEPS, PATCHES, SmallGame, describe
+from .catch import Catch
+from .cross import Cross
+from .keep import Keep
+
+GAMES: tuple[type[SmallGame], ...] = (Catch, Cross, Keep)
+# ORDERS[game][button pressed] = the game's own button. No button is where it was, and none does the
+# same in two games.
+ORDERS = {"catch": (1, 2, 0, 4, 5, 3), "cross": (2, 3, 4, 5, 0, 1), "keep": (5, 4, 3, 1, 2, 0)}
+
+
+class Medley:
+    """The games as one environment; see ``SmallGame`` for arguments and calls."""
+
+    name = "medley"
+    action_names = tuple(f"button {i}" for i in range(len(BUTTONS)))
+    num_actions = len(BUTTONS)
+    frame_shape, history, patches = FRAME_SHAPE, HISTORY, PATCHES
+
+    def __init__(self, seed: int, training: bool = False, max_steps: int = MAX_STEPS):
+        self.max_steps = max_steps
+        self._random = random.Random(seed)
+        self._games = [game(self._random.randrange(2**32), training, max_steps) for game in GAMES]
+        self._current = 0
+
+    @property
+    def game(self) -> SmallGame:
+        """That of the current episode."""
+        return self._games[self._current]
+
+    def reset(
+        self, seed: int | None = None, options: Any = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """As a game's. The order of games hangs on the seed alone, not on how they are played."""
+        if seed is not None:
+            self._random.seed(seed)
+            for game in self._games:
+                game.reset(self._random.randrange(2**32))
+        self._current = self._random.randrange(len(GAMES))
+        return self.game.reset()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """As a game's, whose button is at another place."""
+        if not 0 <= action < self.num_actions:
+            raise ValueError(f"action: expected 0..{self.num_actions - 1}, got {action}")
+        return self.game.step(ORDERS[self.game.name][action])
+
+    def render(self) -> np.ndarray:
+        return self.game.render()
+
+    def describe(self) -> str:
+        names = ", ".join(game.name for game in GAMES)
+        return f"each episode one of {names}, buttons permuted; {describe(self.max_steps)}"
+
+    def state_dict(self) -> dict[str, Any]:
+        version, internal, _ = self._random.getstate()
+        return {
+            "game": self.name,
+            "current": self._current,
+            "random": [version, *internal],
+            "games": [game.state_dict() for game in self._games],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there, to the bit. Raises ValueError where the state is damaged."""
+        before = self.state_dict()
+        try:
+            self._load(state)
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self._load(before)
+            raise ValueError(f"the state of the game {self.name} is damaged: {error}") from None
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if state["game"] != self.name:
+            raise ValueError(f"it is one of {state['game']!r}")
+        if state["current"] not in range(len(GAMES)):
+            raise ValueError(f"it plays game {state['current']!r}")
+        for game, own in zip(self._games, state["games"], strict=True):
+            game.load_state_dict(own)
+        version, *internal = state["random"]
+        self._random.setstate((version, tuple(internal), None))
+        self._current = state["current"]
