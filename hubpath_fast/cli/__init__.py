@@ -10,6 +10,7 @@ import sys
 import typer
 
 from .._onednn import enlarge_primitive_cache
+from .atari import app as atari_app
 from .compare import compare, report
 from .data import app as data_app
 from .demo import demo
@@ -31,6 +32,7 @@ for command in (demo, fit, evaluate, predict, compare, report):
 app.add_typer(hub_app, name="hub")
 app.add_typer(data_app, name="data")
 app.add_typer(landmarks_app, name="landmarks")
+app.add_typer(atari_app, name="atari")
 
 
 def main() -> None:

@@ -1,0 +1,164 @@
+"""A run from its first step to its result, on a small game: log, checkpoint, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from hubpath_fast.recipes.atari_fit import fit_atari
+from hubpath_fast.recipes.atari_settings import read_settings
+from hubpath_fast.tasks.atari.agent import Agent
+from hubpath_fast.tasks.atari.open_game import open_game
+from hubpath_fast.tasks.atari.sources import open_policy, open_run
+from hubpath_fast.training import NonFiniteLoss
+from hubpath_fast.training.checkpoint import CheckpointError, load_state
+
+QUIET = Console(quiet=True)
+SHORT = {
+    "game": "catch", "method": "scratch", "steps": 140, "learn_start": 60, "batch_size": 8,
+    "hidden": 8, "atoms": 11, "target_every": 25, "n_step": 5, "log_every": 20, "eval_every": 70,
+    "eval_episodes": 2, "final_episodes": 3, "save_every": 50,
+}  # fmt: skip
+
+
+def settings(**changes):
+    return read_settings({**SHORT, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("atari") / "catch"
+    return folder, fit_atari(settings(), folder, console=QUIET)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_says_what_came_of_it(run):
+    folder, result = run
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert (result["method"], result["game"], result["steps"]) == ("scratch", "catch", 140)
+    assert len(result["scores"]) == len(result["episode_steps"]) == 3
+    assert [step for step, _ in result["curve"]] == [70, 140]
+    means = [sum(line["evaluation"]) / 2 for line in lines(folder) if "evaluation" in line]
+    assert [mean for _, mean in result["curve"]] == pytest.approx(means)
+
+
+def test_the_log_has_the_losses_and_games_of_its_steps(run):
+    folder, _ = run
+    training = [line for line in lines(folder) if "evaluation" not in line]
+    assert [line["step"] for line in training] == list(range(20, 141, 20))
+    assert ["loss" in line for line in training] == [False, False, True, True, True, True, True]
+    games = [game for line in training for game in line["episodes"]]
+    assert [game["step"] for game in games] == sorted(game["step"] for game in games)
+    # Every step belongs to the game that ended with it, or to the one that is still played.
+    assert sum(game["steps"] for game in games) <= 140
+    assert games[0]["steps"] == games[0]["step"]
+
+
+def test_the_last_checkpoint_is_the_policy_that_was_scored(run):
+    folder, result = run
+    policy, kept = open_policy(folder)
+    assert kept == settings()
+    assert not policy.training
+    agent = Agent(
+        kept, folder, policy, open_game("catch", 0, training=True),
+        lambda seed: open_game("catch", seed, training=False), open_run(folder).networks,
+        resume=True, console=QUIET,
+    )  # fmt: skip
+    again = agent.evaluate(3, final=True)
+    assert [episode.score for episode in again] == result["scores"]
+
+
+def test_a_run_without_its_result_is_only_scored_again(run, tmp_path):
+    folder, result = run
+    (folder / "result.json").unlink()
+    before = (folder / "log.jsonl").read_text()
+    again = fit_atari(settings(), folder, resume=True, console=QUIET)
+    assert again == result
+    assert (folder / "log.jsonl").read_text() == before
+
+
+def test_a_run_that_goes_on_equals_one_that_never_stopped(run, tmp_path, monkeypatch):
+    whole, _ = run
+    folder, step = tmp_path / "stopped", Agent.step
+
+    def crash(self):
+        if self.progress.step == 113:  # not a step that is saved, nor one that is logged
+            raise RuntimeError("the power failed")
+        step(self)
+
+    monkeypatch.setattr(Agent, "step", crash)
+    with pytest.raises(RuntimeError, match="power"):
+        fit_atari(settings(), folder, console=QUIET)
+    monkeypatch.undo()
+    assert load_state(folder / "last")["progress"]["step"] == 100
+    fit_atari(settings(), folder, resume=True, console=QUIET)
+    assert (folder / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
+    model = "last/model.safetensors"
+    assert (folder / model).read_bytes() == (whole / model).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_priorities_are_written(
+    tmp_path, monkeypatch
+):
+    from hubpath_fast.tasks.atari.replay import PrioritizedReplay
+
+    folder, step, updated = tmp_path / "run", Agent.step, []
+    update = PrioritizedReplay.update
+
+    def spoil(self):
+        if self.progress.step == 80:
+            with torch.no_grad():
+                next(self.learner.policy.parameters()).fill_(torch.nan)
+        step(self)
+
+    def watch(self, indices, losses):
+        updated.append(bool(torch.isfinite(losses).all()))
+        update(self, indices, losses)
+
+    monkeypatch.setattr(Agent, "step", spoil)
+    monkeypatch.setattr(PrioritizedReplay, "update", watch)
+    with pytest.raises(NonFiniteLoss, match=r"step 81 is not finite; the last good checkpoint"):
+        fit_atari(settings(), folder, console=QUIET)
+    assert updated
+    assert all(updated)
+    assert load_state(folder / "last")["progress"]["step"] == 50
+
+
+def test_a_source_is_tuned_and_its_head_is_new(run, tmp_path):
+    folder, _ = run
+    result = fit_atari(
+        settings(method="finetune", hub=[str(folder)], seed=3, steps=70),
+        tmp_path / "tuned", console=QUIET,
+    )  # fmt: skip
+    assert (result["sources"], result["heads"]) == (["catch"], "new")
+    assert result["title"] == "fine-tuned from catch"
+    assert open_run(tmp_path / "tuned").settings.hub == (str(folder),)
+
+
+def test_what_cannot_be_done_is_said(run, tmp_path):
+    folder, _ = run
+    with pytest.raises(ValueError, match=r"holds another run .*--resume"):
+        fit_atari(settings(), folder, console=QUIET)
+    with pytest.raises(CheckpointError, match=r"another run \(steps: 140 there, 150 now\)"):
+        fit_atari(settings(steps=150), folder, resume=True, console=QUIET)
+    with pytest.raises(CheckpointError, match=r"nowhere holds no run .*no such folder"):
+        open_policy(tmp_path / "nowhere")
+    small = settings(method="finetune", hub=[str(folder)], hidden=16)
+    with pytest.raises(ValueError, match="expected hidden 16 as this run has, got a source with 8"):
+        fit_atari(small, tmp_path / "other", console=QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+def test_two_runs_of_a_seed_are_equal_and_of_two_are_not(run, tmp_path):
+    whole, _ = run
+    for seed, equal in ((0, True), (1, False)):
+        folder = tmp_path / str(seed)
+        fit_atari(settings(seed=seed), folder, console=QUIET)
+        model = "last/model.safetensors"
+        assert ((folder / model).read_bytes() == (whole / model).read_bytes()) is equal

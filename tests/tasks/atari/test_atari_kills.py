@@ -1,0 +1,261 @@
+"""A run on a game that is killed at any point of a step or a save goes on to the same bits, and
+what a user meets who finds its files damaged, its disk full or its folder in use."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from support.command import hubpath, refused
+from tasks.atari.atari_random_kills import differences
+
+from hubpath_fast import files
+from hubpath_fast.locks import locked
+from hubpath_fast.recipes.atari_fit import fit_atari
+from hubpath_fast.recipes.atari_settings import read_settings
+from hubpath_fast.tasks.atari import replay_files
+from hubpath_fast.tasks.atari.agent import REPLAY, Agent
+from hubpath_fast.tasks.atari.replay_files import ReplayFiles
+from hubpath_fast.training import checkpoint
+from hubpath_fast.training.checkpoint import find_checkpoint, load_state
+
+QUIET = Console(quiet=True)
+TINY = {
+    "steps": 45, "learn_start": 20, "batch_size": 4, "hidden": 4, "atoms": 5, "target_every": 15,
+    "n_step": 3, "log_every": 5, "eval_every": 30, "eval_episodes": 1, "final_episodes": 1,
+    "save_every": 8,
+}  # fmt: skip
+COMMAND = ["atari", "pretrain", "catch", *(
+    word for name, value in TINY.items() for word in ("--set", f"{name}={value}"))]  # fmt: skip
+
+
+def fit(out: Path, resume: bool = False, **changes):
+    settings = {"game": "catch", "method": "scratch"} | TINY | changes
+    return fit_atari(read_settings(settings), out, resume, QUIET)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    fit(out)
+    return out
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_of_a_chunk(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f".{path.name}.0123{files.UNFINISHED}").write_bytes(data[: len(data) // 2])
+    die()
+
+
+def half_of_the_state(state, file):
+    torch_save(state, buffer := io.BytesIO())
+    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.flush()
+    die()
+
+
+torch_save = torch.save
+HALF = {"write_bytes": half_of_a_chunk, "save": half_of_the_state}
+# What, whose, the n-th call of it, and whether it dies before, in midst of, or after it.
+POINTS = [
+    ("step", Agent, 5, "after"),  # before the first checkpoint
+    ("step", Agent, 21, "before"),  # of the second update
+    ("write_bytes", replay_files, 3, "midst"),
+    ("write_bytes", replay_files, 1, "after"),
+    ("write_bytes", replay_files, 4, "after"),
+    ("save", torch, 4, "midst"),
+    ("_rename", checkpoint, 4, "after"),  # the old one was moved away, the new one not yet there
+    ("tidy", ReplayFiles, 4, "before"),
+    ("evaluate", Agent, 1, "after"),
+    ("evaluate", Agent, 3, "before"),  # the final one
+]
+
+
+def fit_and_die(out, call, owner, nth, when):
+    """In a process that was forked for it: the ``nth`` call is its last."""
+    original, calls = getattr(owner, call), []
+
+    def deadly(*args, **kwargs):
+        calls.append(call)
+        if len(calls) == nth and when != "after":
+            die() if when == "before" else HALF[call](*args, **kwargs)
+        found = original(*args, **kwargs)
+        if len(calls) == nth:
+            die()
+        return found
+
+    setattr(owner, call, deadly)
+    fit(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize(
+    ("call", "owner", "nth", "when"), POINTS, ids=[f"{c}-{n}-{w}" for c, _, n, w in POINTS]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path, call, owner, nth, when):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        child = os.fork()
+    if child == 0:
+        try:
+            fit_and_die(tmp_path / "run", call, owner, nth, when)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    torch.manual_seed(12345)  # the second process starts from anywhere
+    fit(tmp_path / "run", resume=True)
+    assert differences(whole, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_where_the_run_stands_and_it_goes_on_from_there(
+    whole, tmp_path, monkeypatch, name
+):
+    out, step = tmp_path / "run", Agent.step
+
+    def signalled(self):
+        step(self)
+        if self.progress.step == 33:  # not a step that is saved
+            os.kill(os.getpid(), signal.Signals[name])
+
+    monkeypatch.setattr(Agent, "step", signalled)
+    said = hubpath(*COMMAND, "--out", out, status=130).stdout
+    assert f"stopped by {name} at step 33" in said
+    assert load_state(out / "last")["progress"]["step"] == 33
+    monkeypatch.undo()
+    hubpath(*COMMAND, "--out", out, "--resume")
+    assert differences(whole, out) == []
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run that has saved step 32 and then crashed, with four chunks."""
+    out, step = tmp_path / "run", Agent.step
+
+    def crash(self):
+        step(self)
+        if self.progress.step == 35:
+            raise MemoryError
+
+    monkeypatch.setattr(Agent, "step", crash)
+    with pytest.raises(MemoryError):
+        fit(out)
+    monkeypatch.undo()
+    return out
+
+
+def before_and_after(out: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in out.rglob("*")
+            if path.is_file() and "tensorboard" not in path.parts}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is cut short"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?!"), "is damaged"),
+        (lambda path: path.unlink(), "is missing"),
+    ],
+)
+def test_a_damaged_chunk_is_named_and_nothing_is_lost(whole, stopped, spoil, message):
+    chunk = sorted((stopped / REPLAY).iterdir())[1]
+    good = chunk.read_bytes()
+    spoil(chunk)
+    held = before_and_after(stopped / REPLAY), before_and_after(stopped / "last")
+    said = refused(*COMMAND, "--out", stopped, "--resume")
+    assert f"{chunk} {message}" in said
+    assert "restore the file from a copy, or start the run anew with another --out" in said
+    assert "Traceback" not in said
+    assert held == (before_and_after(stopped / REPLAY), before_and_after(stopped / "last"))
+    chunk.write_bytes(good)  # from a copy
+    hubpath(*COMMAND, "--out", stopped, "--resume")
+    assert differences(whole, stopped) == []
+
+
+@pytest.mark.parametrize("where", ["the chunk", "the state"])
+def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_whole(
+    whole, stopped, monkeypatch, where
+):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if where == "the chunk":
+        monkeypatch.setattr(replay_files, "write_bytes", full)
+    else:
+        monkeypatch.setattr(torch, "save", full)
+    said = hubpath(*COMMAND, "--out", stopped, "--resume", status=1).stderr
+    assert "No space left on device" in said
+    assert "checkpoint is whole" in said
+    assert "make room and resume" in said
+    assert "Traceback" not in said
+    monkeypatch.undo()
+    assert load_state(stopped / "last")["progress"]["step"] == 32
+    hubpath(*COMMAND, "--out", stopped, "--resume")
+    assert differences(whole, stopped) == []
+
+
+def test_two_runs_in_one_folder(stopped):
+    held = before_and_after(stopped)
+    with locked(stopped):
+        said = refused(*COMMAND, "--out", stopped, "--resume")
+    assert "out: another run is at work in" in said
+    assert held == before_and_after(stopped)
+
+
+def test_chunks_that_no_checkpoint_names_do_no_harm(whole, stopped):
+    """Such as of a run in the same folder whose checkpoint was deleted to start anew."""
+    held = {path.name for path in (stopped / REPLAY).iterdir()}
+    assert len(held) == 4
+    for path in find_checkpoint(stopped / "last").iterdir():
+        path.unlink()
+    (stopped / "last").rmdir()
+    (stopped / REPLAY / "000000000-0123456789abcdef.chunk").write_bytes(b"of another")
+    fit(stopped)
+    assert differences(whole, stopped) == []
+
+
+@pytest.fixture(scope="module")
+def sources(whole, tmp_path_factory):
+    """Two runs of one architecture."""
+    other = tmp_path_factory.mktemp("sources") / "keep"
+    fit(other, game="keep")
+    return [str(whole), str(other)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "hub", "k": 1, "pathway_noise": "all"},  # torch's own generator draws, too
+        {"method": "knowledge-flow"},  # whose losses hang on the step and on the update before
+        {"method": "zoo-tuning"},
+    ],
+    ids=lambda changes: changes["method"],
+)
+def test_every_method_goes_on_to_the_same_bits(sources, tmp_path, monkeypatch, changes):
+    changes = {"game": "medley", "hub": sources, "steps": 34, "save_every": 13} | changes
+    fit(tmp_path / "whole", **changes)
+    step = Agent.step
+
+    def crash(self):
+        if self.progress.step == 30:
+            raise MemoryError
+        step(self)
+
+    monkeypatch.setattr(Agent, "step", crash)
+    with pytest.raises(MemoryError):
+        fit(tmp_path / "run", **changes)
+    monkeypatch.undo()
+    torch.manual_seed(12345)
+    fit(tmp_path / "run", resume=True, **changes)
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
