@@ -11,6 +11,8 @@ from .figures.cost import cost_table, measure_against_cost, pareto_front
 from .figures.counts import count_matrix
 from .figures.curves import history_table, training_curves
 from .figures.heat import heat_map, mean_weights, measure_by_group
+from .figures.interval_bars import IntervalBar, interval_bars
+from .figures.learning import LearningCurve, learning_curves, learning_table
 from .figures.maps import Maps, maps_of_experts
 from .figures.measure_bars import measure_bars
 from .figures.over_k import k_table, measure_over_k
@@ -26,6 +28,8 @@ from .tables import Table, best_cells, matrix_table, short_count
 __all__ = [
     "Analysis",
     "FigureFolder",
+    "IntervalBar",
+    "LearningCurve",
     "Maps",
     "Picture",
     "Quality",
@@ -38,7 +42,10 @@ __all__ = [
     "cumulative_table",
     "heat_map",
     "history_table",
+    "interval_bars",
     "k_table",
+    "learning_curves",
+    "learning_table",
     "maps_of_experts",
     "matrix_table",
     "mean_weights",

@@ -19,13 +19,14 @@ NAME_WIDTH = 2.9
 
 class Bar(NamedTuple):
     """value: None draws nothing. spread: a whisker to both sides, or (below, above), their lengths.
-    hollow: only its outline."""
+    hollow: only its outline. points: single values behind it, such as those of seeds."""
 
     value: float | None
     color: str
     hatch: str = ""
     spread: float | tuple[float, float] | None = None
     hollow: bool = False
+    points: Sequence[float] = ()
 
 
 def draw_bars(
@@ -37,6 +38,8 @@ def draw_bars(
     formatter: Formatter | None = None,
     bold: Sequence[bool] = (),
     notes: Sequence[str] = (),
+    base: float | None = None,
+    references: Mapping[str, float] | None = None,
 ) -> Figure:
     """A line for each name, the first on top, with one bar of each series.
 
@@ -44,6 +47,8 @@ def draw_bars(
     head, one for each name, right of the axes. label, limits, formatter: of the axis of values;
     where 0 is not within the limits, rows are dots, since the length of a cut bar says nothing.
     bold: names that stand out with their texts. notes: for each name, a text in place of a bar.
+    base: rows are dots in any case, with a line from there. references: values that are marked
+    across all rows, with their names above.
     """
     many = len(names) > 20
     row = max(LOW_ROW if many else ROW, 0.23 * len(series))
@@ -51,11 +56,19 @@ def draw_bars(
     figure = style.new_figure(style.WIDTH, row * len(names) + 1.0 + 0.25 * (len(series) > 1))
     axes = figure.add_subplot()
     thickness = (0.66 if len(series) == 1 else 0.76) / len(series)
+    for name, value in (references or {}).items():
+        axes.axvline(value, color=style.PLAIN, linewidth=1.1, linestyle="--", zorder=0.9)
+        axes.annotate(
+            name, (value, 1), (0, 3), axes.get_xaxis_transform(), "offset points", ha="center",
+            color=style.FAINT, size=style.SMALL,
+        )  # fmt: skip
+    if base is None and not limits[0] <= 0 <= limits[1]:
+        base = limits[0]
     for i, bars in enumerate(series.values()):
         shift = (i - (len(series) - 1) / 2) * thickness
         for y, bar in enumerate(bars):
             if bar.value is not None:
-                _draw(axes, y + shift, 0.95 * thickness, bar, limits)
+                _draw(axes, y + shift, 0.95 * thickness, bar, base)
     _write_columns(axes, columns, bold)
     for y, note in enumerate(notes):
         axes.annotate(
@@ -78,13 +91,14 @@ def draw_bars(
     return figure
 
 
-def _draw(axes: Axes, y: float, thickness: float, bar: Bar, limits: tuple[float, float]) -> None:
+def _draw(axes: Axes, y: float, thickness: float, bar: Bar, base: float | None) -> None:
+    """base: where the line of a dot begins; None draws a bar."""
     face = "white" if bar.hollow else bar.color
-    if limits[0] <= 0 <= limits[1]:
+    if base is None:
         edge = "white" if bar.hatch else bar.color
         axes.barh(y, bar.value, thickness, facecolor=face, edgecolor=edge, hatch=bar.hatch)
     else:
-        axes.plot([limits[0], bar.value], [y, y], color=style.RULE, linewidth=1.0, zorder=1)
+        axes.plot([base, bar.value], [y, y], color=style.RULE, linewidth=1.0, zorder=1)
         axes.plot(
             [bar.value], [y], marker="o", markersize=9, markerfacecolor=face,
             markeredgecolor=bar.color, markeredgewidth=1.5, clip_on=False, zorder=3,
@@ -92,6 +106,12 @@ def _draw(axes: Axes, y: float, thickness: float, bar: Bar, limits: tuple[float,
     if bar.spread:
         lengths = [[part] for part in bar.spread] if isinstance(bar.spread, tuple) else bar.spread
         axes.errorbar(bar.value, y, xerr=lengths, color=style.INK, linewidth=1.2, capsize=3)
+    if bar.points:  # below the whisker, whose ends they would hide
+        axes.plot(
+            bar.points, [y + 0.28 * thickness] * len(bar.points), linestyle="", marker="o",
+            markersize=4.5, markerfacecolor="white", markeredgecolor=style.INK, markeredgewidth=0.9,
+            zorder=4,
+        )  # fmt: skip
 
 
 def _write_columns(axes: Axes, columns: Mapping[str, Sequence[str]], bold: Sequence[bool]) -> None:
