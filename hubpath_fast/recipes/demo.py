@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ def run_demo(
     settings = settings or kind.settings(quick, device)
     methods = choose_methods(kind.methods, methods_of(settings))
     count, threads = choose_workers(None, settings.fit.trainer.device)
-    _check_folder(out_dir)
+    check_folder(out_dir)
     start_server(threads)  # imports what runs need, while the digits are read here
     task = kind.digits(seed, settings.digits_validation)
     console.print(
@@ -130,7 +130,7 @@ def run_demo(
         f"{len(task.validation)} to choose on, {len(task.test)} to test on; seed {seed}"
     )
     with locked(out_dir, "demo", console):
-        _make_room(out_dir, settings)
+        make_room(out_dir, settings.to_dict())
         open_folder(out_dir, settings)
         train_missing(settings, methods, [seed], out_dir, count, threads, console, cache)
         # They draw figures: what takes a second to import can wait until here.
@@ -187,12 +187,13 @@ def _summary(
     }  # fmt: skip
 
 
-def _check_folder(out_dir: Path) -> None:
-    """Makes the folder where there is none; refuses one that holds anything but a demo."""
+def check_folder(out_dir: Path, ours: Collection[str] = OURS) -> None:
+    """Makes the folder where there is none; refuses one that holds anything but a demo, whose files
+    and folders are ``ours``."""
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"out: {out_dir} is a file; give a folder")
     out_dir.mkdir(parents=True, exist_ok=True)
-    strange = sorted(path.name for path in out_dir.iterdir() if path.name not in OURS)
+    strange = sorted(path.name for path in out_dir.iterdir() if path.name not in ours)
     if strange:
         raise ValueError(
             f"out: {out_dir} holds something that is no demo ({', '.join(strange[:5])}); choose "
@@ -200,13 +201,14 @@ def _check_folder(out_dir: Path) -> None:
         )
 
 
-def _make_room(out_dir: Path, settings: CompareSettings) -> None:
-    """Empties the folder, unless it holds this demo, stopped before its end."""
-    held = read(out_dir / COMPARE_FILE)
+def make_room(out_dir: Path, settings: dict[str, Any], record: str = COMPARE_FILE) -> None:
+    """Empties the folder, unless it holds the demo of these settings, stopped before its end.
+    record: the file that says of which it is."""
+    held = read(out_dir / record)
     stopped = held is not None and not (out_dir / SUMMARY).exists()
-    if stopped and held["settings"] == settings.to_dict():
+    if stopped and held["settings"] == settings:
         return
     for name in ("runs", "experts"):
         shutil.rmtree(out_dir / name, ignore_errors=True)
-    for name in (SUMMARY, REPORT, COMPARE_FILE):
+    for name in (SUMMARY, REPORT, record):
         (out_dir / name).unlink(missing_ok=True)
