@@ -11,7 +11,8 @@ those of most worth first:
   graphs on 8, 2 and 1 streams; dense and reference.
 - ``glue``, ``aggregate``, ``roof``: the glue; the aggregate against its dense form; kernels at
   sizes that fill the GPU.
-- ``atari``, ``large``: the step of Atari's networks, and the paper's with 256 images.
+- ``atari``, ``large``: steps of an Atari agent, eager and captured, and the step of its hub in
+  other ways; the paper's with 256 images.
 - ``growth``: how a step of small networks grows from M = 4 to 64; ``predict``: one image and 64.
 - ``compiled``: the reference's glue under torch.compile, which takes half a minute to compile.
 - ``cpu``, only where it is asked for: executors on 1, 2, 4, 8 and 16 of the host's threads; it
@@ -34,8 +35,10 @@ from dataclasses import asdict, dataclass
 import torch
 
 from hubpath_fast._onednn import enlarge_primitive_cache
+from hubpath_fast.executors.graphs.backend import CudaBackend
 
 from . import (
+    agent_step,
     children,
     glue,
     gpu_check,
@@ -85,6 +88,7 @@ class Place:
     batches: tuple[int, ...] = (1, 64)  # of predictions
     compiled: tuple[tuple[int, int, int, int], ...] = ((48, 5, 2, 100),)
     cpu: tuple[str, int] = ("tiny", 96)
+    captures: Callable = CudaBackend  # an agent's steps
 
     @property
     def backend(self) -> str:
@@ -120,7 +124,8 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         "roof": group(
             "roof", 10, roofs, about=", ".join(f"{n} {size.n}" for n, size in place.roof)
         ),
-        "atari": group("atari", 18, steps, "atari", 84, rows, about=", ".join(rows)),
+        "agent": group("agent", 10, agent_steps, about="from scratch and a hub, eager, captured"),
+        "atari": group("atari", 12, steps, "atari", 84, rows, about=", ".join(rows)),
         "large": group(
             "large", 35, large, about=f"N = {place.large[0]}: {'; '.join(place.large_rows)}"
         ),
@@ -130,7 +135,8 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
             "compiled", 50, glues, place.compiled, True, about="the glue under torch.compile"
         ),
     }
-    found += [others[part] for part in PARTS if part in others and part in only]
+    asked = [*(["agent"] if "atari" in only else []), *only]
+    found += [others[part] for part in others if part in asked]
     if "cpu" in only:
         for threads, planned in THREADS.items():
             if threads <= precompile.cores():
@@ -152,6 +158,10 @@ def steps(
     place: Place, preset: str, px: int, rows: Sequence[str], write: Writer, seconds: float
 ) -> None:
     speed_step.measure(write, PRESETS[preset], px, rows, place.device, seconds)
+
+
+def agent_steps(place: Place, write: Writer, seconds: float) -> None:
+    agent_step.measure(write, place.device, seconds, place.captures)
 
 
 def large(place: Place, write: Writer, seconds: float) -> None:

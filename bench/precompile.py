@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import hubpath_fast as hp
 from hubpath_fast import Routing
 from hubpath_fast import functional as HF
 from hubpath_fast.executors.graphs.eligible import bucket
+from hubpath_fast.model import losses
 
 from . import check_executors, check_operations, glue, operations, ops, step_rows, timing
 from .check_kernels import cases_of
@@ -68,7 +68,8 @@ def jobs() -> list[Job]:
     half, full = torch.bfloat16, torch.float32
     for title, (preset, px) in STEPS.items():
         # As rows run it, as replays are compared, and as a hub is checked before it is timed.
-        for n, dtype in ((preset.n, half), (preset.n, full), (preset.n // 3, full)):
+        usual = half if preset.half else full
+        for n, dtype in {(preset.n, usual), (preset.n, full), (preset.n // 3, full)}:
             found[f"{title} N={n} {dtype}"] = functools.partial(_step, preset, px, n, dtype)
     networks = checks.NETWORKS | {"dropout": checks.dropped_ones}
     for title, network in networks.items():
@@ -99,7 +100,7 @@ def _step(preset: Preset, px: int, n: int, dtype: torch.dtype) -> None:
     for _ in range(2):  # rows take the dtype that the experts were seen to use
         step()
     with setting.autocast():
-        loss = hp.HubPathwayLoss()(model(setting.x, setting.noise[0]), setting.y)
+        loss = setting.criterion()(model(setting.x, setting.noise[0]), setting.y)
     loss.total.backward()
     _static_buffers(setting.x, len(setting.experts), preset.k, dtype)
 
@@ -150,10 +151,11 @@ def _step_images(source: torch.dtype, target: torch.dtype) -> None:
 
 
 def _static_buffers(x: torch.Tensor, m: int, k: int, dtype: torch.dtype) -> None:
-    """The static input buffers that captured graphs read."""
-    n, last = len(x), torch.channels_last
+    """The static input buffers that captured graphs read. dtype: of rows of images."""
+    n, dtype = len(x), dtype if x.is_floating_point() else x.dtype
     routing = Inputs(Size(n, m, k, 1), "cpu", None).routing()
-    out = torch.empty((m * bucket(n), *x.shape[1:]), dtype=dtype).contiguous(memory_format=last)
+    out = torch.empty((m * bucket(n), *x.shape[1:]), dtype=dtype)
+    out = out.contiguous(memory_format=HF.own_memory_format(x))
     HF.gather_into(out, x, routing, backend="triton")
 
 
@@ -183,7 +185,7 @@ def cpu_tensors_are_taken() -> Iterator[None]:
     """Within, public operations take CPU tensors to the kernels, of which nothing may be run."""
     from hubpath_fast import kernels
 
-    pick, counts = HF._backend, Routing.counts
+    pick, counts, of_samples = HF._backend, Routing.counts, losses.of_samples
 
     def shares(routing: Routing) -> list[int]:
         """Nothing was routed: every expert is given its share of the rows."""
@@ -191,12 +193,13 @@ def cpu_tensors_are_taken() -> Iterator[None]:
         return [len(part) for part in torch.arange(n * k).tensor_split(routing.num_experts)]
 
     Routing.counts = shares
+    losses.of_samples = lambda y, rows: y[:1].expand(len(rows), *y.shape[1:])  # nor are rows known
     # The public operations refuse Triton for CPU tensors, rightly: nothing could run there.
     HF._backend = lambda name, x: pick(name, x) if name == "torch" else kernels
     try:
         yield
     finally:
-        HF._backend, Routing.counts = pick, counts
+        HF._backend, Routing.counts, losses.of_samples = pick, counts, of_samples
 
 
 @contextlib.contextmanager

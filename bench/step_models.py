@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+import hubpath_fast as hp
 from hubpath_fast.reference import ReferenceHubPathway, ReferenceOutput, noisy_topk
+from hubpath_fast.tasks.atari.distribution import categorical_loss
+from hubpath_fast.tasks.atari.hub import StateGenerator
+from hubpath_fast.tasks.atari.network import RainbowNetwork
+from hubpath_fast.tasks.atari.patches import FramePatches
 
 TINY = ("test_resnet", "test_efficientnet", "test_byobnet", "test_resnet", "test_nfnet")
 HETEROGENEOUS = (
@@ -25,7 +30,10 @@ HETEROGENEOUS = (
 @dataclass(frozen=True)
 class Preset:
     """A setting. sizes: pixels a side, the first is the one of the summary. stride: pixels a side
-    that the generator's pooling makes one, by size; width: of the generator."""
+    that the generator's pooling makes one, by size; width: of the generator.
+
+    outputs: C of an expert's [n, C, *trailing]. half: whether steps on a GPU are in bfloat16.
+    """
 
     experts: Callable[[], list[nn.Module]]
     n: int
@@ -34,7 +42,18 @@ class Preset:
     sizes: tuple[int, ...]
     stride: dict[int, int]
     width: int = 16
-    channels: int = 3
+    trailing: tuple[int, ...] = ()
+    half: bool = True
+
+    def batch(self, n: int, px: int) -> tuple[Tensor, Tensor]:
+        """Samples and their targets, from torch's generator."""
+        return torch.rand(n, 3, px, px), torch.randint(self.outputs, (n,))
+
+    def generator(self, num_experts: int, px: int) -> nn.Module:
+        return hp.PathwayGenerator(num_experts, 3, self.width, self.stride[px])
+
+    # (prediction [n, C, ...], y [n, ...]) -> [n]; None: cross-entropy
+    task_loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def timm_experts(names, outputs: int) -> list[nn.Module]:
@@ -43,12 +62,25 @@ def timm_experts(names, outputs: int) -> list[nn.Module]:
     return [timm.create_model(name, num_classes=outputs) for name in names]
 
 
-def atari_network(actions: int = 18, atoms: int = 51) -> nn.Module:
-    """The data-efficient Rainbow's network in size: two convolutions and one hidden layer."""
-    return nn.Sequential(
-        nn.Conv2d(4, 32, 5, 5), nn.ReLU(), nn.Conv2d(32, 64, 5, 5), nn.ReLU(), nn.Flatten(),
-        nn.Linear(576, 256), nn.ReLU(), nn.Linear(256, actions * atoms),
-    )  # fmt: skip
+HISTORY = 4  # frames of a state
+
+
+class AtariPreset(Preset):
+    """Networks of Data-Efficient Rainbow and the hub of them, on stored states. A target is the
+    action that was taken, then the distribution [Z] of its return: one tensor [n, 1 + Z]."""
+
+    def batch(self, n: int, px: int) -> tuple[Tensor, Tensor]:
+        packed = FramePatches((px, px)).shape
+        states = torch.randint(256, (n, HISTORY, *packed)).to(torch.uint8)
+        distribution = torch.rand(n, *self.trailing).softmax(dim=1)
+        return states, torch.cat([torch.randint(self.outputs, (n, 1)), distribution], dim=1)
+
+    def generator(self, num_experts: int, px: int) -> nn.Module:
+        return StateGenerator(num_experts, HISTORY, FramePatches((px, px)))
+
+
+def atari_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return categorical_loss(logits, y[:, 0].long(), y[:, 1:])
 
 
 PRESETS = {
@@ -58,8 +90,16 @@ PRESETS = {
         lambda: timm_experts(("resnet50",) * 5, 100), 48, 2, 100, (224,), {224: 8}
     ),
     "heterogeneous": Preset(lambda: timm_experts(HETEROGENEOUS, 100), 48, 2, 100, (224,), {224: 8}),
-    "atari": Preset(
-        lambda: [atari_network() for _ in range(2)], 32, 1, 18 * 51, (84,), {84: 4}, 8, 4
+    "atari": AtariPreset(
+        lambda: [RainbowNetwork(18) for _ in range(2)],
+        32,
+        2,
+        18,
+        (84,),
+        {},
+        trailing=(51,),
+        half=False,
+        task_loss=atari_loss,
     ),
 }
 
@@ -76,12 +116,15 @@ class DenseHubPathway(ReferenceHubPathway):
         if eps is None and self.training:
             eps = torch.randn_like(clean)
         routing = noisy_topk(clean, noise, self.k, eps, self.renormalize)
-        outputs = torch.stack([expert(x) for expert in self.experts], dim=1)  # [N, M, C]
+        outputs = torch.stack([expert(x) for expert in self.experts], dim=1)  # [N, M, C, ...]
         dense = torch.zeros_like(clean).scatter(1, routing.experts, routing.weights.to(clean.dtype))
-        prediction = self.aggregator((outputs * dense.to(outputs.dtype)[:, :, None]).flatten(1))
+        ones = [1] * (outputs.dim() - 2)
+        weighted = outputs * dense.to(outputs.dtype).view(*dense.shape, *ones)
+        prediction = self.aggregator(weighted.flatten(1, 2))
         if not self.training:
             return prediction
-        slots = outputs.gather(1, routing.experts[:, :, None].expand(-1, -1, outputs.shape[2]))
+        index = routing.experts.view(*routing.experts.shape, *ones)
+        slots = outputs.gather(1, index.expand(-1, -1, *outputs.shape[2:]))
         rows = slots.flatten(0, 1).index_select(0, routing.rows.long())
         return ReferenceOutput(prediction, rows, routing)
 
@@ -107,7 +150,7 @@ def recorded_noise(n: int, m: int, k: int, count: int, seed: int = 0) -> list[Te
 
 
 class Given(nn.Module):
-    """An expert of no cost: gives the first rows of outputs [N, C] that require a gradient.
+    """An expert of no cost: gives the first rows of outputs [N, C, ...] that require a gradient.
 
     They are a new leaf each time: neither is the gradient of a slice filled up to all rows, nor are
     gradients added up over steps, which no expert's step has.
@@ -123,6 +166,8 @@ class Given(nn.Module):
 
 class Scores(nn.Module):
     """A generator of no cost: given scores, clean and noise [N, M]."""
+
+    takes_uint8 = True
 
     def __init__(self, clean: Tensor, noise: Tensor):
         super().__init__()

@@ -54,20 +54,38 @@ class Setting:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.amp)
 
+    def loss(self, prediction: Tensor) -> Tensor:
+        """Of one network on the whole batch."""
+        if self.preset.task_loss is None:
+            return F.cross_entropy(prediction, self.y)
+        return self.preset.task_loss(prediction, self.y).mean()
+
+    def criterion(self) -> hp.HubPathwayLoss:
+        return hp.HubPathwayLoss(self.preset.task_loss, EXPLORE)
+
+    def reference_loss(self, output: reference.ReferenceOutput, y: Tensor) -> Tensor:
+        return reference.losses(output, y, EXPLORE, self.preset.task_loss)[0]
+
+    def forward(self, model: hp.HubPathway, eps: Tensor | None) -> hp.PathwayOutput:
+        """In training: where it can, the model computes the experts' loss along with the rest."""
+        fused = self.y if self.preset.task_loss is None else None
+        return model(self.x, eps, target=fused)
+
 
 def make(preset: Preset, px: int, device: str, n: int | None = None, recorded: int = 0) -> Setting:
     """recorded: so many routings, the same in every run, are gone through in turn."""
     torch.manual_seed(0)
     experts = preset.experts()
-    generator = hp.PathwayGenerator(len(experts), preset.channels, preset.width, preset.stride[px])
+    generator = preset.generator(len(experts), px)
     n = preset.n if n is None else n
-    x = torch.rand(n, preset.channels, px, px)
-    y = torch.randint(preset.outputs, (n,))
+    x, y = preset.batch(n, px)
     modules = nn.ModuleList([*experts, generator]).to(device, memory_format=torch.channels_last)
-    x = x.to(device, memory_format=torch.channels_last)
+    images = x.is_floating_point()
+    x = x.to(device, memory_format=torch.channels_last if images else torch.contiguous_format)
     noise = recorded_noise(n, len(experts), preset.k, recorded)
     noise = tuple(part.to(device) for part in noise)
-    return Setting(preset, device, device == "cuda", x, y.to(device), experts, modules[-1], noise)
+    half = preset.half and device == "cuda"
+    return Setting(preset, device, half, x, y.to(device), experts, modules[-1], noise)
 
 
 def variants(setting: Setting) -> dict[str, Setting]:
@@ -127,7 +145,7 @@ def single_step(setting: Setting, index: int) -> Callable[[], None]:
 
     def forward_backward() -> None:
         with setting.autocast():
-            loss = F.cross_entropy(model(setting.x), setting.y)
+            loss = setting.loss(model(setting.x))
         loss.backward()
 
     return updated(model, forward_backward)
@@ -145,7 +163,7 @@ def captured_single_step(setting: Setting, index: int) -> Callable[[], None]:
 
     def forward_backward() -> None:
         with autocast():
-            loss = F.cross_entropy(model(setting.x), setting.y)
+            loss = setting.loss(model(setting.x))
         loss.backward()
 
     return updated(module, forward_backward)
@@ -163,11 +181,11 @@ def generator_step(setting: Setting) -> Callable[[], None]:
 
 
 def hub_losses(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
-    criterion, noises = hp.HubPathwayLoss(explore=EXPLORE), setting.noises()
+    criterion, noises = setting.criterion(), setting.noises()
 
     def forward_backward() -> None:
         with setting.autocast():
-            losses = criterion(model(setting.x, next(noises), target=setting.y), setting.y)
+            losses = criterion(setting.forward(model, next(noises)), setting.y)
         losses.total.backward()
 
     return forward_backward
@@ -182,8 +200,7 @@ def reference_step(setting: Setting, model: nn.Module) -> Callable[[], None]:
 
     def forward_backward() -> None:
         with setting.autocast():
-            out = model(setting.x, next(noises))
-            total, *_ = reference.losses(out, setting.y, explore=EXPLORE)
+            total = setting.reference_loss(model(setting.x, next(noises)), setting.y)
         total.backward()
 
     return updated(model, forward_backward)
@@ -197,7 +214,8 @@ def glue_step(setting: Setting) -> Callable[[], None]:
     """
     (n, m), preset = (len(setting.x), len(setting.experts)), setting.preset
     dtype = torch.bfloat16 if setting.amp else torch.float32
-    experts = [Given(torch.randn(n, preset.outputs, dtype=dtype)) for _ in range(m)]
+    shape = (n, preset.outputs, *preset.trailing)
+    experts = [Given(torch.randn(shape, dtype=dtype)) for _ in range(m)]
     scores = Scores(torch.zeros(n, m), torch.zeros(n, m))
     model = hp.HubPathway(
         experts, scores, k=preset.k, num_outputs=preset.outputs, executor="sequential"
@@ -268,8 +286,8 @@ def _results(setting: Setting, model: hp.HubPathway) -> tuple[Tensor, Tensor]:
     """Of one training step: the prediction, and all experts' gradients."""
     model.train().zero_grad(set_to_none=True)
     with setting.autocast():
-        out = model(setting.x, next(setting.noises()), target=setting.y)
-        loss = hp.HubPathwayLoss(explore=EXPLORE)(out, setting.y).total
+        out = setting.forward(model, next(setting.noises()))
+        loss = setting.criterion()(out, setting.y).total
     loss.backward()
     gradients = [p.grad.flatten() for p in model.experts.parameters() if p.grad is not None]
     return out.prediction.detach().float(), torch.cat(gradients).float()
@@ -292,16 +310,16 @@ def _difference(setting: Setting, model: hp.HubPathway, compiled: bool) -> str |
     n = max(1, min(CHECKED, len(setting.x) // 3))
     x, y = setting.x[:n], setting.y[:n]
     eps = torch.randn(len(x), len(setting.experts), device=setting.device)
-    criterion = hp.HubPathwayLoss(explore=EXPLORE)
+    criterion, wide = setting.criterion(), x.double() if x.is_floating_point() else x
     dropouts = [m for part in (model, truth) for m in part.modules()]
     for module in dropouts:  # two draws of dropout have nothing in common
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    out, expected = model(x, eps), truth(x.double(), eps.double())
+    out, expected = model(x, eps), truth(wide, eps.double())
     criterion(out, y).total.backward()
-    reference.losses(expected, y, explore=EXPLORE)[0].backward()
+    setting.reference_loss(expected, y).backward()
     if out.routing.counts() != expected.routing.counts():
         return "other experts are chosen"
     pairs = {

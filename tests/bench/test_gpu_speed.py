@@ -56,6 +56,7 @@ def place(monkeypatch):
         glues=((7, 3, 2, 4),), roof=(("gather", Size(9, 3, 2, 5)),), cpu=("tiny", 16),
         aggregate=(Size(9, 3, 2, 5),), large=(30, 2), large_rows=("sequential", "graphs, 8 lanes"),
         growth=((8, 4, 2), (64, 64, 2)), batches=(1, 5), compiled=((7, 3, 2, 4),),
+        captures=Backend,
     )  # fmt: skip
 
 
@@ -95,6 +96,10 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
         roof["fewest_bytes"] / roof["p50"] / copy["bytes_per_second"]
     )
     assert rows["atari", "dense"]["to_k_single"] > 0
+    for method in ("scratch", "hub"):
+        for way in ("eager", "captured"):
+            row = rows["agent", f"{method} {way}"]
+            assert row["steps_per_second"] == pytest.approx(1 / row["p50"])
     for row in ("torch", "dense", "reference"):
         assert rows["aggregate", f"aggregate 9,3,2,5 float32 {row} eager"]["p50"] > 0
     for name in place.large_rows:
@@ -359,7 +364,7 @@ def test_a_dry_run_keeps_to_the_seconds_and_names_the_rows(capsys):
     seconds = planned(listed)
     assert 280 < sum(seconds.values()) <= 300
     assert list(seconds)[3:] == [
-        "step", "graphs", "glue", "aggregate", "roof", "atari", "large",
+        "step", "graphs", "glue", "aggregate", "roof", "agent", "atari", "large",
         "growth", "predict", "compiled",
     ]  # fmt: skip
     preset, px = gpu_speed.Place().step  # the paper's

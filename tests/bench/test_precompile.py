@@ -78,7 +78,7 @@ def test_a_step_that_is_measured(title, write, compiled, whatever_is_found, monk
 
     def in_autocast(*arguments, **options):
         setting = make(*arguments, **options)
-        setting.amp = True  # as on a GPU
+        setting.amp = setting.preset.half  # as on a GPU
         return setting
 
     def once(functions, *_, **__):

@@ -265,3 +265,25 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         step.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("executor", ["sequential", "threads"])
+def test_the_step_of_atari_is_the_hub_of_two_policies(executor):
+    setting = step_rows.make(step_models.PRESETS["atari"], 84, "cpu", n=6)
+    assert [type(expert).__name__ for expert in setting.experts] == ["RainbowNetwork"] * 2
+    assert (setting.x.dtype, setting.x.shape) == (torch.uint8, (6, 4, 225, 25))
+    assert sum(p.numel() for p in setting.experts[0].parameters()) == 1_143_410
+    model = step_rows.hub(setting, executor)
+    assert sum(p.numel() for p in model.aggregator.parameters()) == 666  # 2 * 18 * 18 + 18
+    assert step_rows.check(setting, model) is None
+    out = setting.forward(model.train(), None)
+    assert out.prediction.shape == (6, 18, 51)
+    assert out.routing.counts() == [6, 6]  # K = M = 2
+
+
+def test_a_wrong_step_of_atari_is_found():
+    setting = step_rows.make(step_models.PRESETS["atari"], 84, "cpu", n=6)
+    model = step_rows.hub(setting)
+    with torch.no_grad():
+        model.experts[1].value_out.noise_in.mul_(1.5)  # another draw than the other's
+    assert "relative error" in step_rows.check(setting, model)
