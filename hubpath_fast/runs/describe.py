@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import MISSING
 
 from ..data.settings import DataSettings
 from ..fields import Setting
 from ..hub.settings import ModelSettings
+from ..tasks.atari.settings import AtariSettings
 from ..tasks.landmarks.settings import LandmarkSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
@@ -25,6 +27,7 @@ PARTS: dict[str, Sequence[Setting]] = {
         for known in FitConfig.settings()
         if known.name in FitConfig.__annotations__ and known.inner is None
     ],
+    "Atari": [known for known in AtariSettings.settings() if known.default is not MISSING],
 }
 HEAD = """# Settings of a run
 
@@ -34,7 +37,8 @@ HEAD = """# Settings of a run
 them all as JSON, which `--config FILE` reads. Those of the training lie in `trainer` there, and
 `--set` takes `decay=0.2` as well as `trainer.decay=0.2`; those of `hubpath landmarks fit` likewise
 in `landmarks`. Values are JSON or plain text:
-`flip=false`, `milestones=[60,120]`, `executor=graphs`, `workers=null`.
+`flip=false`, `milestones=[60,120]`, `executor=graphs`, `workers=null`. Runs on games have
+settings of their own, which stand last here.
 
 What hangs on another setting moves along unless it is given, too: with `steps` the milestones and
 `eval_every` (a tenth of them), with `lr_expert` the rates of heads and router: 3 and 10 times it,
