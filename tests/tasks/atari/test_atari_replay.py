@@ -495,3 +495,15 @@ def test_n_step_return_refuses(changes, message):
     right = {"rewards": REWARDS, "terminated": NEVER, "truncated": NEVER, "start": 0, "n": 2}
     with pytest.raises(ValueError, match=message):
         n_step_return(**right | {"gamma": 0.5} | changes)
+
+
+def test_frames_after_truncations_go_with_their_steps():
+    replay = PrioritizedReplay(5, SHAPE)
+    for step in range(40):
+        replay.add(FRAME, 0, 0.0, False, step % 2 == 0, FRAME)
+        kept = replay.items(replay.oldest, replay.count)["after"]
+        assert (
+            len(kept)
+            == len(replay._ring._after)
+            == sum(s % 2 == 0 for s in range(replay.oldest, replay.count))
+        )
