@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.atari_folders import DIES, FAILS, WAITS, asked, quick_fit, read_json
+from support.atari_folders import DIES, FAILS, SLOW, WAITS, asked, quick_fit, read_json
 from support.command import refused
 
 from hubpath_fast.recipes.atari_compare import compare_atari, make_asked, plan_jobs
@@ -246,7 +246,7 @@ class TestRuns:
         of, out = small(methods="finetune", seeds=(0,)), tmp_path / "cmp"
         open_comparison(out, of)
         (out / "sources/keep").mkdir(parents=True)
-        (out / "sources/keep/attempt").touch()  # so that it does not fail
+        (out / "sources/keep/attempt").write_text(SLOW)  # does not fail, and ends after the other
         results = compare_atari(of, out, 3, console=Console(file=io.StringIO()), fit=quick_fit)
         assert results.failures == {
             "sources/catch": "lr: far too large",

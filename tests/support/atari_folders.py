@@ -71,6 +71,7 @@ def write_comparison(
 
 
 DIES, FAILS, WAITS = 13, 14, 15  # seeds
+SLOW = "slow"  # in a run's file "attempt"
 
 
 def quick_fit(settings, out_dir: Path, resume: bool, console):
@@ -81,6 +82,8 @@ def quick_fit(settings, out_dir: Path, resume: bool, console):
     out_dir.mkdir(parents=True, exist_ok=True)
     attempt = out_dir / "attempt"
     again = attempt.exists()
+    if again and attempt.read_text() == SLOW:
+        time.sleep(1.5)
     attempt.write_text(str(os.getpid()))
     console.print(f"{settings.method} on {settings.game}")
     if not again and settings.seed == DIES:
