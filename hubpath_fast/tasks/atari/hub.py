@@ -44,17 +44,15 @@ class StateGenerator(nn.Module):
 
     A cell is a window of the experts' first layer, 5 x 5 pixels of an Atari screen: which of 15 x
     15 places are bright, in each frame. What needs finer detail than that is the experts' to see;
-    a generator on pixels would cost a third of an expert, most of it to make numbers of bytes.
+    a generator on pixels would cost a third of an expert, in time.
 
     Args:
         num_experts: M. history: H. patches: how states are packed. hidden: width. noise_init: raw
             noise scale at the start.
 
-    Packed states of uint8 [n, H, *patches.shape] -> clean [n, M], noise [n, M]. Both heads start
+    What ``RainbowNetwork.cells`` makes of states -> clean [n, M], noise [n, M]. Both heads start
     with zero weights, so that all experts start equally likely.
     """
-
-    takes_uint8 = True
 
     def __init__(
         self,
@@ -66,7 +64,7 @@ class StateGenerator(nn.Module):
     ):
         super().__init__()
         cells, pixels = patches.shape
-        self.num_experts, self.scale = num_experts, 1 / (255 * pixels)
+        self.num_experts, self.history, self.scale = num_experts, history, 1 / (255 * pixels)
         self.hidden = nn.Linear(history * cells, hidden)
         self.clean = nn.Linear(hidden, num_experts)
         self.noise = nn.Linear(hidden, num_experts)
@@ -75,8 +73,8 @@ class StateGenerator(nn.Module):
             nn.init.zeros_(head.bias)
         nn.init.constant_(self.noise.bias, noise_init)
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        sums = states.sum(dim=-1, dtype=self.hidden.weight.dtype)
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        sums = cells.unflatten(2, (self.history, -1)).sum(dim=3)  # [n, cells, H]
         features = torch.relu(self.hidden(sums.flatten(1) * self.scale))
         return self.clean(features), self.noise(features)
 
@@ -141,8 +139,8 @@ class HubPolicy(nn.Module):
         return self._logits(states, self.training and self.pathway_noise != "update")
 
     def _logits(self, states: Tensor, noisy: bool) -> Tensor:
-        states = self._packed(states)
-        return self.hub(states).prediction if noisy else self.hub.predict(states)
+        cells = self._cells(states)
+        return self.hub(cells).prediction if noisy else self.hub.predict(cells)
 
     def losses(
         self, states: Tensor, actions: Tensor, target: Tensor, weights: Tensor
@@ -155,7 +153,7 @@ class HubPolicy(nn.Module):
         """
         if not self.training:
             raise ValueError("losses: the policy is in evaluation mode; call policy.train() first")
-        output = self.hub(self._packed(states))
+        output = self.hub(self._cells(states))
         losses = self.criterion(output, (actions, target), weights)
         routing = output.routing
         terms = {
@@ -173,10 +171,11 @@ class HubPolicy(nn.Module):
     @torch.no_grad()
     def expert_weights(self, states: Tensor) -> Tensor:
         """[n, M]: the weight of each expert in each state, without noise, 0 where not asked."""
-        return _by_expert(self.hub.route(self._packed(states), noisy=False))
+        return _by_expert(self.hub.route(self._cells(states), noisy=False))
 
-    def _packed(self, states: Tensor) -> Tensor:
-        return self.hub.experts[0].packed(states)
+    def _cells(self, states: Tensor) -> Tensor:
+        """Numbers are made of bytes once for all experts and the generator."""
+        return self.hub.experts[0].cells(states)
 
     def extra_repr(self) -> str:
         return f"pathway_noise={self.pathway_noise}"

@@ -158,7 +158,15 @@ class RainbowNetwork(nn.Module):
         return self.head(*self.body(self.cells(states)))
 
     def cells(self, states: Tensor) -> Tensor:
-        """States in either form -> what ``body`` takes, in the parameters' dtype."""
+        """States in either form -> what ``body`` takes, in the parameters' dtype.
+
+        What it gives, it also takes, and leaves as it is: several networks can share it.
+        """
+        count, pixels = self.patches.shape
+        shape = (count, self.history * pixels)
+        floats = isinstance(states, Tensor) and states.is_floating_point()
+        if floats and tuple(states.shape[1:]) == shape:
+            return states
         return self.trunk.cells(self.packed(states))
 
     def body(self, cells: Tensor, mix: Mix | None = None) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def routes(made, states, eps=None):
     """p [n, M] and the weights [n, M] of the kept: a loop over states."""
     hub, packed = made.hub, made.hub.experts[0].packed(states)
     generator = hub.generator
-    means = packed.double().mean(-1).flatten(1) / 255
+    means = packed.double().mean(-1).transpose(1, 2).flatten(1) / 255  # by cell, then frame
     hidden = (means @ generator.hidden.weight.T + generator.hidden.bias).clamp_min(0)
     clean = hidden @ generator.clean.weight.T + generator.clean.bias
     noise = hidden @ generator.noise.weight.T + generator.noise.bias
@@ -330,12 +330,27 @@ def test_different_widths_may_be_one_hub():
 
 def test_the_generator_sees_the_mean_of_each_cell():
     patches = network().patches
+    cells, pixels = patches.shape
     generator = StateGenerator(2, 2, patches, noise_init=-1.0).double()
-    clean, noise = generator(torch.zeros(3, 2, *patches.shape, dtype=torch.uint8))
+    clean, noise = generator(torch.zeros(3, cells, 2 * pixels, dtype=torch.float64))
     assert torch.equal(clean, torch.zeros(3, 2, dtype=torch.float64))
     assert torch.equal(noise, torch.full((3, 2), -1.0, dtype=torch.float64))
     torch.nn.init.normal_(generator.clean.weight)
-    states = torch.randint(0, 256, (3, 2, *patches.shape), dtype=torch.uint8)
-    within = states.flip(-1)  # other pixels, of the same cells
-    assert torch.equal(generator(states)[0], generator(within)[0])
-    assert not torch.equal(generator(states)[0], generator(states.flip(-2))[0])
+    states = torch.randint(0, 256, (3, 2, cells, pixels), dtype=torch.uint8)
+
+    def scores(states):
+        return generator(network().double().cells(states))[0]
+
+    assert torch.equal(scores(states), scores(states.flip(3)))  # other pixels, of the same cells
+    for other in (1, 2):
+        assert not torch.allclose(scores(states), scores(states.flip(other)))
+
+
+def test_numbers_are_made_of_bytes_once():
+    """What a network makes of states it takes as it is, but of no other shape."""
+    one, states = network().double(), batch()[0]
+    cells = one.cells(states)
+    assert one.cells(cells) is cells
+    assert torch.equal(one(cells), one(states))
+    with pytest.raises(ValueError, match=r"states: expected uint8 .*got torch.float64"):
+        one(cells[:, 1:])
