@@ -3,6 +3,7 @@
 from .distribution import categorical_loss, categorical_projection, double_q_target
 from .environments import make_env
 from .games import find_game, games, human_normalized, reference_scores
+from .hub import HubPolicy
 from .network import RainbowNetwork, dueling_logits
 from .noisy import NoisyLinear, draw_noise
 from .patches import FramePatches
@@ -12,6 +13,7 @@ from .screens import preprocess_frames
 
 __all__ = [
     "FramePatches",
+    "HubPolicy",
     "NoisyLinear",
     "PrioritizedReplay",
     "RainbowNetwork",

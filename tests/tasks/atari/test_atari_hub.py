@@ -31,6 +31,8 @@ def policy(count=2, k=2, seed=0, **options):
     """In float64, with a router that has preferences and an aggregator that mixes."""
     torch.manual_seed(seed)
     made = HubPolicy([network() for _ in range(count)], make_atoms(Z, -2, 2), k, **options).double()
+    # The formula below reads these from the model.
+    assert (made.hub.k, made.hub.renormalize) == (k, options.get("renormalize", False))
     generator, aggregator = made.hub.generator, made.hub.aggregator
     for parameter in (generator.clean.weight, generator.noise.weight):
         torch.nn.init.normal_(parameter)
