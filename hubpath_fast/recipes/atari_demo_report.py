@@ -214,7 +214,9 @@ def _routing(demo: Demo) -> report.Section:
                 f"Heat map of the mean weight of each policy on each game, {hub.title}",
             )
         )
-    pictures += [_boards(demo, hub) for hub in demo.hubs[:1] if read_moments(demo.runs[hub.name])]
+    best = max(demo.hubs, key=lambda hub: demo.played[hub.name].mean)
+    if read_moments(demo.runs[best.name]):
+        pictures.append(_boards(demo, best))
     return report.Section(
         "Who is asked?",
         "The generator was never told which game is played, nor what a policy was trained on. It "
