@@ -42,13 +42,19 @@ STREAMS = ("noise", "sampling")  # generators of an agent beside torch's own
 REPLAY = "replay"  # folder of a run's stored frames
 
 
+class Stopped(Exception):
+    """A signal came in the middle of an evaluation."""
+
+
 @dataclass
 class Progress:
-    """Where a run stands. score, game_steps: of the game that is played; episodes: finished since
-    the last line of the log; curve: [step, mean score] of evaluations; seconds: of steps, without
+    """Where a run stands. reported: the last step whose line of the log and evaluation, if it has
+    them, are done; score, game_steps: of the game that is played; episodes: finished since the last
+    line of the log; curve: [step, mean score] of evaluations; seconds: of steps, without
     evaluations and checkpoints; sums: of the updates since the last line, by name."""
 
     step: int = 0
+    reported: int = 0
     updates: int = 0  # since the last line of the log
     score: float = 0.0
     game_steps: int = 0
@@ -110,6 +116,7 @@ class Agent:
         self.files = ReplayFiles(out_dir / REPLAY)
         self.config = checkpoint_config(settings, env.action_names, networks)
         self.progress, self.obs = Progress(), None
+        self._interrupt = Interrupt()
         self.last = out_dir / LAST
         discard_unfinished(self.last)
         if resume and find_checkpoint(self.last):
@@ -121,30 +128,51 @@ class Agent:
         """Plays the steps that are left, then the final evaluation. None: a signal stopped it, and
         what it has is saved."""
         settings, progress = self.settings, self.progress
-        state = RunState(step=progress.step, reported=progress.step)
+        state = RunState(step=progress.step, reported=progress.reported)
         log = RunLog(self.out_dir, Reporting(self.console), settings.steps, state)
         try:
             with Interrupt() as interrupt:
-                while progress.step < settings.steps:
-                    began = time.perf_counter()
-                    self.step()
-                    progress.seconds += time.perf_counter() - began
-                    while self.learner.notes:
-                        log.message(self.learner.notes.pop(0))
-                    log.advance(progress.step)
-                    self._report(log)
-                    stopped = interrupt.requested is not None
-                    last = progress.step == settings.steps
-                    if stopped or last or progress.step % settings.save_every == 0:
-                        self.save(log)
-                    if stopped and not last:
-                        log.message(f"stopped by {interrupt.requested} at step {progress.step}")
-                        return None
-                episodes = self.evaluate(settings.final_episodes, final=True)
+                self._interrupt = interrupt
+                return self._fit(log)
+        except Stopped:
+            log.message(f"stopped by {interrupt.requested} at step {progress.step}")
+            return None
         finally:
             log.close()
+
+    def _fit(self, log: RunLog) -> Result:
+        settings, progress = self.settings, self.progress
+        saved, stopped = (progress.step, progress.reported), False
+        while True:
+            try:
+                if progress.reported < progress.step:
+                    self._report(log)
+                self._stop_if_asked()
+            except Stopped:
+                stopped = True
+            last = progress.step == settings.steps
+            place = progress.step, progress.reported
+            due = stopped or last or progress.step % settings.save_every == 0
+            if due and place != saved:
+                self.save(log)
+                saved = place
+            if stopped:
+                raise Stopped
+            if last:
+                break
+            began = time.perf_counter()
+            self.step()
+            progress.seconds += time.perf_counter() - began
+            while self.learner.notes:
+                log.message(self.learner.notes.pop(0))
+            log.advance(progress.step)
+        episodes = self.evaluate(settings.final_episodes, final=True)
         scores = [float(episode.score) for episode in episodes]
         return Result(scores, [episode.steps for episode in episodes], progress)
+
+    def _stop_if_asked(self) -> None:
+        if self._interrupt.requested:
+            raise Stopped
 
     def step(self) -> None:
         """One step of the game, then one update."""
@@ -213,9 +241,12 @@ class Agent:
         )  # fmt: skip
 
     def _report(self, log: RunLog) -> None:
-        """A line of the log, and an evaluation, where the step is one for it."""
+        """An evaluation and a line of the log, where the step is one for it."""
         settings, progress = self.settings, self.progress
-        last = progress.step == settings.steps
+        last, evaluated = progress.step == settings.steps, []
+        if settings.eval_episodes and (progress.step % settings.eval_every == 0 or last):
+            # Before anything is written: a signal in between leaves this step to be reported.
+            evaluated = [episode.score for episode in self.evaluate(settings.eval_episodes)]
         if progress.step % settings.log_every == 0 or last:
             means = {
                 name: (value / progress.updates).tolist() for name, value in progress.sums.items()
@@ -225,12 +256,12 @@ class Agent:
                 record["score"] = float(np.mean([done["score"] for done in progress.episodes]))
             log.write(record, ("score", "task"))
             progress.sums, progress.episodes, progress.updates = {}, [], 0
-        if settings.eval_episodes and (progress.step % settings.eval_every == 0 or last):
-            scores = [episode.score for episode in self.evaluate(settings.eval_episodes)]
-            progress.curve.append([progress.step, float(np.mean(scores))])
-            log.write({"step": progress.step, "evaluation": scores}, ())
-            mean = f"{np.mean(scores):.1f} points, the mean of {len(scores)} games"
+        if evaluated:
+            progress.curve.append([progress.step, float(np.mean(evaluated))])
+            log.write({"step": progress.step, "evaluation": evaluated}, ())
+            mean = f"{np.mean(evaluated):.1f} points, the mean of {len(evaluated)} games"
             log.message(f"step {progress.step}: {mean}")
+        progress.reported = progress.step
 
     def evaluate(self, episodes: int, final: bool = False) -> list[Any]:
         """Whole games by the policy as it is, in an environment of their own, whose seed depends on
@@ -238,7 +269,10 @@ class Agent:
         place = [self.settings.seed, self.progress.step, int(final)]
         env_seed, seed = map(int, np.random.SeedSequence(place).generate_state(2))
         generator = torch.Generator().manual_seed(seed)
-        return play_episodes(self.learner.policy, self.make_env(env_seed), episodes, generator)
+        return play_episodes(
+            self.learner.policy, self.make_env(env_seed), episodes, generator,
+            check=self._stop_if_asked,
+        )  # fmt: skip
 
     def save(self, log: RunLog) -> None:
         """The checkpoint: the frames first, then all that refers to them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,13 @@ def known_game(name: str) -> tuple[str, Mapping[str, Any]]:
     small = str(name).strip().lower()
     if small in NAMES:
         return small, SETTINGS
-    return find_game(name), {}
+    try:
+        return find_game(name), {}
+    except ValueError as error:
+        close = difflib.get_close_matches(small, NAMES, n=1)
+        if close:
+            raise ValueError(f"{error}; or is the small game {close[0]} meant?") from None
+        raise
 
 
 def about(game: str) -> str:

@@ -57,6 +57,7 @@ def play_episodes(
     epsilon: float = EPSILON,
     max_steps: int | None = None,
     on_step: Callable[[Moment], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> list[Episode]:
     """Plays so many games, one after the other.
 
@@ -69,13 +70,14 @@ def play_episodes(
         epsilon: share of actions that are drawn.
         max_steps: of a game, beside the environment's own limit.
         on_step: is shown each step.
+        check: is called before each step; what it raises ends the playing.
 
     Raises ValueError for wrong numbers, and for a policy of another game's actions.
     """
     _check(policy, env, episodes, epsilon, max_steps)
     with contextlib.nullcontext() if policy is None else eval_mode(policy):
         return [
-            _play(policy, env, episode, generator, epsilon, max_steps, on_step)
+            _play(policy, env, episode, generator, epsilon, max_steps, on_step, check)
             for episode in range(episodes)
         ]
 
@@ -88,11 +90,14 @@ def _play(
     epsilon: float,
     max_steps: int | None,
     on_step: Callable[[Moment], None] | None,
+    check: Callable[[], None] | None,
 ) -> Episode:
     device = None if policy is None else policy.atoms.device
     obs, _ = env.reset()
     score, steps = 0.0, 0
     while True:
+        if check is not None:
+            check()
         states, logits, action = None, None, None
         drawn = policy is None or float(torch.rand((), generator=generator)) < epsilon
         if not drawn or (policy is not None and on_step is not None):  # who looks on sees it asked

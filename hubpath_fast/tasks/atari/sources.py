@@ -32,8 +32,8 @@ class Source:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run as its last checkpoint has it. actions: of its game. step: updates are of that many
-    steps of the game."""
+    """A run as its last checkpoint has it. actions: names of its game's; networks: constructors'
+    arguments of those that the policy was made of."""
 
     policy: Policy
     settings: AtariSettings

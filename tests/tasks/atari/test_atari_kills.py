@@ -138,6 +138,28 @@ def test_a_signal_saves_where_the_run_stands_and_it_goes_on_from_there(
     assert differences(whole, out) == []
 
 
+@pytest.mark.parametrize(("step", "final"), [(30, False), (45, False), (45, True)])
+def test_a_signal_in_an_evaluation_is_not_kept_waiting(whole, tmp_path, monkeypatch, step, final):
+    out, evaluate, games = tmp_path / "run", Agent.evaluate, []
+
+    def signalled(self, episodes, is_final=False):
+        if (self.progress.step, is_final) == (step, final):
+            os.kill(os.getpid(), signal.SIGTERM)
+        found = evaluate(self, episodes, is_final)
+        games.append((self.progress.step, is_final))
+        return found
+
+    monkeypatch.setattr(Agent, "evaluate", lambda self, n, final=False: signalled(self, n, final))
+    said = hubpath(*COMMAND, "--out", out, status=130).stdout
+    assert f"stopped by SIGTERM at step {step}" in said
+    assert (step, final) not in games
+    assert load_state(out / "last")["progress"]["step"] == step
+    assert not (out / "result.json").exists()
+    monkeypatch.undo()
+    hubpath(*COMMAND, "--out", out, "--resume")
+    assert differences(whole, out) == []
+
+
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
     """A run that has saved step 32 and then crashed, with four chunks."""
