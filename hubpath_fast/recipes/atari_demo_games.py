@@ -94,7 +94,7 @@ def play_medley(folder: Path | None, episodes: int, seed: int, device: str = "cp
     The games and their order depend on the seed alone: episode i is the same game whoever plays.
     folder: None for actions drawn at random; nothing is written then.
     """
-    policy = None if folder is None else open_run(folder, device).policy
+    policy = None if folder is None else open_run(folder, device)[0]
     # Of no run's training, which takes the seed itself.
     env_seed, draws = map(int, np.random.SeedSequence([seed, len(NAMES)]).generate_state(2))
     env = make_small_game(Medley.name, env_seed)

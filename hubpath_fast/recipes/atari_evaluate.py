@@ -16,7 +16,7 @@ from ..tasks.atari.games import SCORES, human_normalized, reference_scores
 from ..tasks.atari.open_game import known_game, open_game
 from ..tasks.atari.play import EPSILON, Episode, play_episodes
 from ..tasks.atari.policy import Policy
-from ..tasks.atari.sources import LAST, open_policy
+from ..tasks.atari.sources import LAST, open_run
 from ..tasks.atari.statistics import bootstrap
 from ..tasks.atari.video import VIDEO_ENDINGS, Video
 from ..training.checkpoint import CheckpointError, find_checkpoint, load_state
@@ -50,7 +50,8 @@ def open_player(run: str | Path | None, random: str | None, device: str = "cpu")
     check_device(device)
     if random is not None:
         return Player(None, known_game(random)[0], RANDOM, "random play", None)
-    policy, settings = open_policy(run, device)
+    policy, record = open_run(run, device)
+    settings = record.settings
     step = _step_of(find_checkpoint(Path(run) / LAST))
     sources = tuple(Path(folder).name for folder in settings.hub)
     title = " of ".join(filter(None, (settings.method, ", ".join(sources)))) + ", "

@@ -15,7 +15,7 @@ from ..tasks.atari.agent import Agent, Result
 from ..tasks.atari.open_game import about, open_game
 from ..tasks.atari.policies import make_policy
 from ..tasks.atari.settings import HUB, KNOWLEDGE_FLOW, SCRATCH, ZOO_TUNING, AtariSettings
-from ..tasks.atari.sources import LAST, open_sources, saved_networks
+from ..tasks.atari.sources import LAST, open_sources, read_record
 from ..training.checkpoint import find_checkpoint
 from ..training.random_state import seed_all
 
@@ -57,7 +57,7 @@ def _fit(
     env = open_game(settings.game, settings.seed, training=True)
     seed_all(settings.seed)
     torch.set_flush_denormal(True)  # Adam's averages of units that are never used become denormal
-    networks = saved_networks(out_dir) if held else _networks(settings, env)
+    networks = read_record(out_dir / LAST).bodies() if held else _networks(settings, env)
     policy = make_policy(settings, networks, env.num_actions).to(settings.device)
     _banner(settings, env, policy, console)
     agent = Agent(

@@ -19,11 +19,11 @@ from ...training.checkpoint import (
     CheckpointError,
     discard_unfinished,
     find_checkpoint,
-    load_config,
     load_state,
     load_weights,
     save_checkpoint,
 )
+from ...training.guard import FiniteGuard
 from ...training.interrupt import Interrupt
 from ...training.log import RunLog
 from ...training.random_state import random_state, set_random_state
@@ -36,7 +36,7 @@ from .policy import Policy
 from .replay import PrioritizedReplay
 from .replay_files import ReplayFiles
 from .settings import AtariSettings
-from .sources import LAST, checkpoint_config
+from .sources import LAST, Record, read_record
 
 STREAMS = ("noise", "sampling")  # generators of an agent beside torch's own
 REPLAY = "replay"  # folder of a run's stored frames
@@ -108,13 +108,16 @@ class Agent:
             for name, seed in zip(STREAMS, streams, strict=True)
         }
         self.learner = make_learner(policy, settings, self.generators["noise"])
+        self.guard = FiniteGuard(
+            self.learner.modules(), self.learner.optimizer, out_dir, expert_name=str
+        )
         self.frames = FramePatches(env.frame_shape, settings.patches)
         self.replay = PrioritizedReplay(
             settings.steps, self.frames.shape, env.history, settings.n_step, settings.gamma,
             settings.exponent,
         )  # fmt: skip
         self.files = ReplayFiles(out_dir / REPLAY)
-        self.config = checkpoint_config(settings, env.action_names, networks)
+        self.config = Record(settings, tuple(env.action_names), tuple(networks)).to_dict()
         self.progress, self.obs = Progress(), None
         self._interrupt = Interrupt()
         self.last = out_dir / LAST
@@ -213,8 +216,8 @@ class Agent:
         if hasattr(self.learner.policy, "set_progress"):
             self.learner.policy.set_progress(progress.step - settings.learn_start, learning)
         update = self.learner.update(batch)
-        task = update.losses.task.cpu()
-        if not bool(torch.isfinite(task).all()):
+        task, norm = update.losses.task.cpu(), update.norm.cpu()
+        if not bool(torch.isfinite(task).all() and torch.isfinite(norm)):
             raise self._not_finite(update)
         self.replay.update(found.indices, task)
         self._add(update)
@@ -227,16 +230,17 @@ class Agent:
             "clipped": (norm > self.settings.clip_norm),
         }  # fmt: skip
         for name, value in values.items():
-            value = value.double()
-            sums[name] = sums[name] + value if name in sums else value
+            value = value.double()  # a sum that was loaded is on the CPU
+            sums[name] = sums[name].to(value.device) + value if name in sums else value
         self.progress.updates += 1
 
     def _not_finite(self, update: Update) -> NonFiniteLoss:
         step, kept = self.progress.step, find_checkpoint(self.last)
-        terms = {"loss": float(update.losses.total)}
+        terms = {"loss": float(update.losses.total), "grad_norm": float(update.norm)}
         where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
         return NonFiniteLoss(
-            f"the loss of step {step} is not finite; {where}. Lower lr or clip_norm",
+            f"the loss of step {step} or its gradient is not finite; {where}. Lower lr or "
+            "clip_norm",
             step, terms, checkpoint=kept,
         )  # fmt: skip
 
@@ -275,7 +279,11 @@ class Agent:
         )  # fmt: skip
 
     def save(self, log: RunLog) -> None:
-        """The checkpoint: the frames first, then all that refers to them."""
+        """The checkpoint: the frames first, then all that refers to them.
+
+        Raises NonFiniteLoss where a weight or an average of Adam's is not finite.
+        """
+        self.guard.check_state(self.progress.step)
         log.sync()
         steps = self.files.save(self.replay)
         progress = vars(self.progress) | {"episodes": list(self.progress.episodes)}
@@ -293,11 +301,7 @@ class Agent:
 
     def _load(self) -> None:
         """Goes on with the folder's checkpoint."""
-        there = load_config(self.last)
-        try:
-            settings = AtariSettings.from_dict(there["atari"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.last} is not of a run of `hubpath atari`") from error
+        settings = read_record(self.last).settings
         found = differences(settings.identity(), self.settings.identity())
         if found:
             raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,38 +20,53 @@ LAST = "last"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A network that plays a game. actions: names of its actions."""
+class Record:
+    """What a checkpoint's ``config.json`` says: all that the weights need to be a policy again.
 
-    name: str
-    game: str
-    network: RainbowNetwork
-    actions: tuple[str, ...]
+    actions: names of the game's. networks: constructors' arguments of those that the policy was
+    made of.
+    """
 
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A run as its last checkpoint has it. actions: names of its game's; networks: constructors'
-    arguments of those that the policy was made of."""
-
-    policy: Policy
     settings: AtariSettings
     actions: tuple[str, ...]
     networks: tuple[dict[str, Any], ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "atari": self.settings.to_dict(),
+            "actions": list(self.actions),
+            "networks": list(self.networks),
+        }
 
-def checkpoint_config(
-    settings: AtariSettings, actions: Sequence[str], networks: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """What ``config.json`` of a checkpoint says: all that ``open_run`` needs beside the weights."""
-    return {
-        "atari": settings.to_dict(),
-        "actions": list(actions),
-        "networks": [dict(config) for config in networks],
-    }
+    def bodies(self) -> list[RainbowNetwork]:
+        """Networks of these sizes, with weights of their own."""
+        return [RainbowNetwork(**config) for config in self.networks]
 
 
-def open_run(folder: str | Path, device: str = "cpu") -> OpenRun:
+@dataclass(frozen=True)
+class Source:
+    """A network that plays a game. record: of its run."""
+
+    network: RainbowNetwork
+    record: Record
+
+
+def read_record(last: Path) -> Record:
+    """Of the checkpoint in ``last``.
+
+    Raises CheckpointError where it is damaged or of another kind of run.
+    """
+    kept = load_config(last)
+    try:
+        settings = AtariSettings.from_dict(kept["atari"])
+        record = Record(settings, tuple(kept["actions"]), tuple(kept["networks"]))
+        record.bodies()
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{last} is not of a run of `hubpath atari` ({error!r})") from error
+    return record
+
+
+def open_run(folder: str | Path, device: str = "cpu") -> tuple[Policy, Record]:
     """The policy of a run's last checkpoint, in evaluation mode.
 
     Raises CheckpointError where there is none, or one that is damaged or of another kind of run.
@@ -65,31 +79,13 @@ def open_run(folder: str | Path, device: str = "cpu") -> OpenRun:
             f"{folder} holds no run of `hubpath atari`{hint}: expected {folder / LAST}, which "
             "`hubpath atari pretrain` and `fit` write"
         )
-    record = load_config(last)
-    try:
-        settings = AtariSettings.from_dict(record["atari"])
-        actions, networks = tuple(record["actions"]), tuple(record["networks"])
-        bodies = [RainbowNetwork(**config) for config in networks]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{last} is not of a run of `hubpath atari` ({error})") from error
-    policy = make_policy(settings, bodies, len(actions))
-    # Twice the policy, as it was saved: the target network beside the one that learns.
-    weights = nn.ModuleDict(
-        {"online": policy, "target": make_policy(settings, bodies, len(actions))}
+    record = read_record(last)
+    # The target network, too, is among the weights.
+    policy, target = (
+        make_policy(record.settings, record.bodies(), len(record.actions)) for _ in range(2)
     )
-    load_weights(weights, last)
-    return OpenRun(policy.to(device).eval(), settings, actions, networks)
-
-
-def saved_networks(folder: Path) -> list[RainbowNetwork]:
-    """Networks like those that a run's policy was made of, without their weights."""
-    return [RainbowNetwork(**config) for config in load_config(folder / LAST)["networks"]]
-
-
-def open_policy(folder: str | Path, device: str = "cpu") -> tuple[Policy, AtariSettings]:
-    """See ``open_run``."""
-    found = open_run(folder, device)
-    return found.policy, found.settings
+    load_weights(nn.ModuleDict({"online": policy, "target": target}), last)
+    return policy.to(device).eval(), record
 
 
 def open_source(folder: str | Path) -> Source:
@@ -97,13 +93,13 @@ def open_source(folder: str | Path) -> Source:
 
     Raises ValueError for a run of several networks, which is no source.
     """
-    found = open_run(folder)
-    if found.settings.method not in (SCRATCH, FINETUNE):
+    policy, record = open_run(folder)
+    if record.settings.method not in (SCRATCH, FINETUNE):
         raise ValueError(
-            f"hub: {folder} is a run of the method {found.settings.method}; a source is one "
+            f"hub: {folder} is a run of the method {record.settings.method}; a source is one "
             f"network, of `hubpath atari pretrain`"
         )
-    return Source(Path(folder).name, found.settings.game, found.policy.network, found.actions)
+    return Source(policy.network, record)
 
 
 def open_sources(settings: AtariSettings, env: Any) -> list[Source]:
@@ -127,21 +123,23 @@ def open_sources(settings: AtariSettings, env: Any) -> list[Source]:
 
 
 def _misfits(source: Source, settings: AtariSettings, env: Any) -> list[str]:
-    config, found = source.network.config(), []
+    there, found = source.record.settings, []
+    mine = source.network.config() | {"v_min": there.v_min, "v_max": there.v_max}
     wanted = {
         "hidden": settings.hidden, "num_atoms": settings.atoms, "history": env.history,
         "frame_shape": list(env.frame_shape), "patches": list(settings.patches),
         "widths": list(settings.widths),
     }  # fmt: skip
+    if settings.heads == "keep":  # a kept head speaks of its own returns and actions
+        wanted |= {"v_min": settings.v_min, "v_max": settings.v_max}
     for name, value in wanted.items():
-        if config[name] != value:
-            said = "atoms" if name == "num_atoms" else name
-            found.append(
-                f"expected {said} {value} as this run has, got a source with {config[name]}"
-            )
-    if settings.heads == "keep" and source.actions != tuple(env.action_names):
+        if mine[name] != value:
+            said = name.removeprefix("num_")
+            found.append(f"expected {said} {value} as this run has, got a source with {mine[name]}")
+    actions = source.record.actions
+    if settings.heads == "keep" and actions != tuple(env.action_names):
         found.append(
-            f"its head is of the actions of {source.game} ({len(source.actions)}), the game has "
+            f"its head is of the actions of {there.game} ({len(actions)}), the game has "
             f"{env.num_actions} or others; --heads new"
         )
     return found

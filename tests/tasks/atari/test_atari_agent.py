@@ -12,7 +12,7 @@ from hubpath_fast.recipes.atari_fit import fit_atari
 from hubpath_fast.recipes.atari_settings import read_settings
 from hubpath_fast.tasks.atari.agent import Agent
 from hubpath_fast.tasks.atari.open_game import open_game
-from hubpath_fast.tasks.atari.sources import open_policy, open_run
+from hubpath_fast.tasks.atari.sources import open_run, open_sources
 from hubpath_fast.training import NonFiniteLoss
 from hubpath_fast.training.checkpoint import CheckpointError, load_state
 
@@ -62,12 +62,12 @@ def test_the_log_has_the_losses_and_games_of_its_steps(run):
 
 def test_the_last_checkpoint_is_the_policy_that_was_scored(run):
     folder, result = run
-    policy, kept = open_policy(folder)
-    assert kept == settings()
+    policy, record = open_run(folder)
+    assert record.settings == settings()
     assert not policy.training
     agent = Agent(
-        kept, folder, policy, open_game("catch", 0, training=True),
-        lambda seed: open_game("catch", seed, training=False), open_run(folder).networks,
+        record.settings, folder, policy, open_game("catch", 0, training=True),
+        lambda seed: open_game("catch", seed, training=False), record.networks,
         resume=True, console=QUIET,
     )  # fmt: skip
     again = agent.evaluate(3, final=True)
@@ -123,11 +123,58 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_priorities_are_written(
 
     monkeypatch.setattr(Agent, "step", spoil)
     monkeypatch.setattr(PrioritizedReplay, "update", watch)
-    with pytest.raises(NonFiniteLoss, match=r"step 81 is not finite; the last good checkpoint"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"step 81 or its gradient is not finite; the last good"
+    ):
         fit_atari(settings(), folder, console=QUIET)
     assert updated
     assert all(updated)
     assert load_state(folder / "last")["progress"]["step"] == 50
+
+
+def test_a_gradient_that_is_not_finite_is_in_no_checkpoint(tmp_path, monkeypatch):
+    folder, save = tmp_path / "run", Agent.save
+
+    def spoil(self, log):
+        if self.progress.step == 100:  # as a step does whose loss is finite and gradient is not
+            with torch.no_grad():
+                next(self.learner.policy.parameters()).view(-1)[0] = torch.nan
+        save(self, log)
+
+    monkeypatch.setattr(Agent, "save", spoil)
+    with pytest.raises(NonFiniteLoss, match="a parameter is not finite after step 100"):
+        fit_atari(settings(), folder, console=QUIET)
+    assert load_state(folder / "last")["progress"]["step"] == 50
+
+
+def test_a_kept_head_plays_as_its_source_does(run, tmp_path):
+    folder, _ = run
+    kept = settings(method="finetune", hub=[str(folder)], heads="keep", seed=3, steps=61)
+    out = tmp_path / "kept"
+    assert fit_atari(kept, out, console=QUIET)["heads"] == "keep"
+    (source, _), (tuned, _) = open_run(folder), open_run(out)
+    states = torch.randint(0, 256, (4, 2, 20, 20), dtype=torch.uint8)
+    away = (tuned(states) - source(states)).abs().max()
+    assert away < 0.05  # two updates at a rate of 2.5e-4 from it; a new head is 0.3 away
+
+
+@pytest.mark.parametrize(
+    ("game", "changes", "message"),
+    [
+        ("catch", {"v_max": 5.0}, "expected v_max 5.0 as this run has, got a source with 10.0"),
+        ("catch", {"atoms": 13}, "expected atoms 13 as this run has, got a source with 11"),
+        ("medley", {}, None),
+    ],
+)
+def test_kept_heads_are_held_against_the_run(run, tmp_path, game, changes, message):
+    folder, _ = run
+    asked = settings(game=game, method="finetune", hub=[str(folder)], heads="keep", **changes)
+    env = open_game(game, 0, training=True)
+    if message is None:
+        env.action_names = ("other", *env.action_names[1:])
+        message = r"its head is of the actions of catch \(6\)"
+    with pytest.raises(ValueError, match=message):
+        open_sources(asked, env)
 
 
 def test_a_source_is_tuned_and_its_head_is_new(run, tmp_path):
@@ -138,7 +185,7 @@ def test_a_source_is_tuned_and_its_head_is_new(run, tmp_path):
     )  # fmt: skip
     assert (result["sources"], result["heads"]) == (["catch"], "new")
     assert result["title"] == "fine-tuned from catch"
-    assert open_run(tmp_path / "tuned").settings.hub == (str(folder),)
+    assert open_run(tmp_path / "tuned")[1].settings.hub == (str(folder),)
 
 
 def test_what_cannot_be_done_is_said(run, tmp_path):
@@ -148,11 +195,19 @@ def test_what_cannot_be_done_is_said(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"another run \(steps: 140 there, 150 now\)"):
         fit_atari(settings(steps=150), folder, resume=True, console=QUIET)
     with pytest.raises(CheckpointError, match=r"nowhere holds no run .*no such folder"):
-        open_policy(tmp_path / "nowhere")
+        open_run(tmp_path / "nowhere")
     small = settings(method="finetune", hub=[str(folder)], hidden=16)
     with pytest.raises(ValueError, match="expected hidden 16 as this run has, got a source with 8"):
         fit_atari(small, tmp_path / "other", console=QUIET)
     assert not (tmp_path / "other").exists()
+    (tmp_path / "images" / "last").mkdir(parents=True)
+    (tmp_path / "images" / "last" / "config.json").write_text("{}")  # as of `hubpath fit`
+    for go_on in (
+        lambda: fit_atari(settings(), tmp_path / "images", resume=True, console=QUIET),
+        lambda: open_run(tmp_path / "images"),
+    ):
+        with pytest.raises(CheckpointError, match="is not of a run of `hubpath atari`"):
+            go_on()
 
 
 def test_two_runs_of_a_seed_are_equal_and_of_two_are_not(run, tmp_path):

@@ -14,7 +14,7 @@ from hubpath_fast.tasks.atari.network import RainbowNetwork
 from hubpath_fast.tasks.atari.open_game import known_game, open_game
 from hubpath_fast.tasks.atari.policies import make_policy
 from hubpath_fast.tasks.atari.settings import AtariSettings
-from hubpath_fast.tasks.atari.sources import checkpoint_config
+from hubpath_fast.tasks.atari.sources import Record
 from hubpath_fast.training.checkpoint import save_checkpoint
 
 GAMES = 8
@@ -33,7 +33,7 @@ def save_run(folder, game="catch", step=2_000, **changes):
     modules = nn.ModuleDict({
         name: make_policy(settings, [network], env.num_actions) for name in ("online", "target")
     })  # fmt: skip
-    config = checkpoint_config(settings, env.action_names, [network.config()])
+    config = Record(settings, tuple(env.action_names), (network.config(),)).to_dict()
     save_checkpoint(folder / "last", modules, {"progress": {"step": step}}, config)
     return folder
 
