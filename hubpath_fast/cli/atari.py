@@ -29,7 +29,6 @@ Set = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--set", help="KEY=VALUE: any setting that --print-config shows"),
 ]
-Config = Annotated[OptionalPath, typer.Option(hidden=True)]
 Print = Annotated[bool, typer.Option("--print-config", help="the settings as JSON, and no run")]
 
 

@@ -64,7 +64,7 @@ class StateGenerator(nn.Module):
     ):
         super().__init__()
         cells, pixels = patches.shape
-        self.num_experts, self.history, self.scale = num_experts, history, 1 / (255 * pixels)
+        self.history, self.scale = history, 1 / (255 * pixels)
         self.hidden = nn.Linear(history * cells, hidden)
         self.clean = nn.Linear(hidden, num_experts)
         self.noise = nn.Linear(hidden, num_experts)

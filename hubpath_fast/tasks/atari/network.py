@@ -53,7 +53,8 @@ class PatchLinear(nn.Linear):
 
 
 class PatchTrunk(nn.Module):
-    """The two convolutions: packed states [n, H, cells, p*p] of uint8 -> features [n, D].
+    """The two convolutions: ``cells`` of packed states [n, H, cells, p*p] of uint8, then
+    ``features`` [n, D].
 
     D = blocks * widths[1], block by block. Layers: ``first`` on cells, its inputs by frame, then
     pixel; ``second`` on blocks, its inputs by cell, then channel. ``kernels`` gives them as
@@ -68,9 +69,6 @@ class PatchTrunk(nn.Module):
         self.num_features = self.blocks * w2
         self.first = PatchLinear(history * p * p, w1, scale=1 / 255)
         self.second = PatchLinear(q * q * w1, w2)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.features(self.cells(states))
 
     def features(self, cells: Tensor, mix: Mix | None = None) -> Tensor:
         """Of what ``cells`` gives. mix: see ``RainbowNetwork.body``."""

@@ -43,7 +43,6 @@ class Moment(NamedTuple):
     reward: float
     score: float  # with this reward
     info: dict[str, Any]
-    last: bool
     states: Tensor | None
     logits: Tensor | None
 
@@ -114,8 +113,7 @@ def _play(
             answer = None if logits is None else logits[0]
             on_step(
                 Moment(
-                    episode, steps - 1, screen, action, float(reward), score, info,
-                    terminated or truncated, states, answer,
+                    episode, steps - 1, screen, action, float(reward), score, info, states, answer
                 )
             )  # fmt: skip
         if terminated or truncated:

@@ -25,7 +25,7 @@ from .comparison import (
     run_place,
     source_place,
 )
-from .games import SCORES, ReferenceScores, human_normalized
+from .games import SCORES, human_normalized
 from .settings import FINETUNE, SCRATCH
 from .statistics import (
     Interval,
@@ -210,11 +210,6 @@ def read_results(out_dir: Path, asked: Asked) -> Results:
         elif reason := read_failure(failed_of(out_dir, place)):
             failures[place] = reason
     return Results(asked, outcomes, sources, failures)
-
-
-def references(game: str) -> ReferenceScores | None:
-    """What a human and chance score; None where that is not known."""
-    return SCORES.get(game)
 
 
 def short_steps(steps: int) -> str:

@@ -98,7 +98,6 @@ def test_who_looks_on_sees_each_step_and_changes_none():
     assert found == play_episodes(Reads(), other, 2, generator(3), 0.3)
     assert env.actions == other.actions == [moment.action for moment in seen]
     assert [(m.episode, m.step) for m in seen] == [(e, s) for e in (0, 1) for s in range(12)]
-    assert [m.last for m in seen] == ([False] * 11 + [True]) * 2
     assert sum(m.reward for m in seen[:12]) == seen[11].score == found[0].score
     assert [int(m.screen[0, 0, 0]) for m in seen[:12]] == list(range(0, 120, 10))  # before it
     shown = [int(m.states[0, -1, 0, 0]) for m in seen]

@@ -120,7 +120,7 @@ def test_a_gate_that_picks_one_source_gives_its_body(training):
         layer.gate[2].bias.data = torch.tensor([-1e4, 1e4], dtype=F64)
     states, *_ = batch()
     one, network = pair[1].eval(), policy.network
-    features = one.trunk(one.packed(states))
+    features = one.trunk.features(one.cells(states))
     hidden = [
         plain_noisy(one.get_submodule(name), features, network.get_submodule(name).noisy, training)
         for name in LAYERS[2:]

@@ -26,7 +26,6 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
 
 __all__ = [
     "GAMES",
-    "MAX_STEPS",
     "NAMES",
     "SETTINGS",
     "STEPS",

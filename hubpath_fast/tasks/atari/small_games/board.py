@@ -56,7 +56,7 @@ class SmallGame:
 
     action_names = BUTTONS
     num_actions = len(BUTTONS)
-    frame_shape, history, patches = FRAME_SHAPE, HISTORY, PATCHES
+    frame_shape, history = FRAME_SHAPE, HISTORY
 
     def __init__(self, seed: int, training: bool = False, max_steps: int = MAX_STEPS):
         self.training, self.max_steps = training, max_steps
@@ -127,10 +127,6 @@ class SmallGame:
         np.copyto(picture, squares, where=(inside[:, None] & inside)[..., None])
         return picture
 
-    def describe(self) -> str:
-        """What a run's first lines say of it."""
-        return describe(self.max_steps)
-
     def state_dict(self) -> dict[str, Any]:
         """All that the next step hangs on, as plain types."""
         version, internal, _ = self._random.getstate()
@@ -189,13 +185,6 @@ class SmallGame:
         for kind, plane in enumerate(self._planes()):
             frame[kind // 2 :: 2, kind % 2 :: 2] = 255 * plane
         return frame
-
-
-def describe(max_steps: int) -> str:
-    return (
-        f"a small game, {SIDE} x {SIDE} squares, {LIVES} lives, at most {max_steps} steps, no "
-        "sticky actions"
-    )
 
 
 def _copy(value: Any) -> Any:

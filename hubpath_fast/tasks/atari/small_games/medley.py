@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .board import BUTTONS, FRAME_SHAPE, HISTORY, MAX_STEPS, PATCHES, SmallGame, describe
+from .board import BUTTONS, FRAME_SHAPE, HISTORY, MAX_STEPS, SmallGame
 from .catch import Catch
 from .cross import Cross
 from .keep import Keep
@@ -30,10 +30,9 @@ class Medley:
     name = "medley"
     action_names = tuple(f"button {i}" for i in range(len(BUTTONS)))
     num_actions = len(BUTTONS)
-    frame_shape, history, patches = FRAME_SHAPE, HISTORY, PATCHES
+    frame_shape, history = FRAME_SHAPE, HISTORY
 
     def __init__(self, seed: int, training: bool = False, max_steps: int = MAX_STEPS):
-        self.max_steps = max_steps
         self._random = random.Random(seed)
         self._games = [game(self._random.randrange(2**32), training, max_steps) for game in GAMES]
         self._current = 0
@@ -62,10 +61,6 @@ class Medley:
 
     def render(self) -> np.ndarray:
         return self.game.render()
-
-    def describe(self) -> str:
-        names = ", ".join(game.name for game in GAMES)
-        return f"each episode one of {names}, buttons permuted; {describe(self.max_steps)}"
 
     def state_dict(self) -> dict[str, Any]:
         version, internal, _ = self._random.getstate()
