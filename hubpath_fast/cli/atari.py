@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..files import write_json
 from ..notes import show_notes
 from ..tasks.atari.settings import SCRATCH, AtariSettings
 from .fit import Device, OptionalPath, OptionalStr
@@ -101,9 +102,10 @@ def evaluate(
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         show_notes(result["notes"], errors)
         path = out or (run / recipe.EVALUATION if run is not None else None)
-        for written in (video, path and recipe.write_evaluation(result, path)):
-            if written is not None:
-                print(written)
+        if path is not None:
+            write_json(path, result)
+        for written in filter(None, (video, path)):
+            print(written)
 
 
 @app.command()

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ..devices import check_device
-from ..files import write_json
 from ..tasks.atari.games import SCORES, human_normalized, reference_scores
 from ..tasks.atari.open_game import known_game, open_game
 from ..tasks.atari.play import EPSILON, Episode, play_episodes
@@ -144,11 +143,6 @@ def _summary(player: Player, found: list[Episode]) -> dict[str, Any]:
         "random": reference_scores(player.game).random if known else None,
         "notes": notes,
     }
-
-
-def write_evaluation(result: dict[str, Any], path: str | Path) -> Path:
-    """The figures as JSON, whole or not at all."""
-    return write_json(path, result)
 
 
 def evaluation_lines(result: dict[str, Any]) -> list[str]:

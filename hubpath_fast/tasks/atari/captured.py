@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...executors.graphs.backend import BrokenCaptureError, CudaBackend
 from .learn import Batch, Learner, Update
-from .noisy import NoisyLayer, noisy_layers, scaled_draw, set_drawn
+from .noisy import NoisyLinear, noisy_layers, scaled_draw, set_drawn
 from .policy import Policy, PolicyLosses
 from .settings import FINETUNE, HUB, SCRATCH, AtariSettings
 
@@ -119,7 +119,7 @@ class CapturedLearner(Learner):
     def _record(
         self,
         function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
-        layers: list[NoisyLayer],
+        layers: list[NoisyLinear],
         values: Mapping[str, Tensor],
     ) -> Replay | None:
         """A graph of the function; None where there is none, and all is eager from now on."""

@@ -88,7 +88,6 @@ class HubPolicy(nn.Module):
         atoms: [Z], the returns that probabilities are of.
         k: K. At K = M, as in the paper, every network is asked, with weights that differ by state.
         explore: weight of the exploration loss.
-        exploit: whether each expert learns from its own loss, too.
         renormalize: divide the K weights by their sum. Not in the paper: there a weight below 1
             flattens the distributions, at K = 1 to a power of the expert's.
         pathway_noise: where the routing is noisy in training mode: "update", in the losses; "act",
@@ -106,7 +105,6 @@ class HubPolicy(nn.Module):
         atoms: Tensor,
         k: int = 2,
         explore: float = 0.5,
-        exploit: bool = True,
         renormalize: bool = False,
         pathway_noise: str = "update",
     ):
@@ -126,7 +124,7 @@ class HubPolicy(nn.Module):
             executor="sequential",  # of small networks; a whole update can be captured around it
             renormalize=renormalize,
         )
-        self.criterion = HubPathwayLoss(_task_loss, explore, exploit=exploit)
+        self.criterion = HubPathwayLoss(_task_loss, explore)
         self.register_buffer("atoms", atoms.clone())
 
     def forward(self, states: Tensor) -> Tensor:

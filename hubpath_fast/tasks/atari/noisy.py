@@ -22,43 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class NoisyLayer(nn.Module):
-    """What layers with factorised noise share: the noise itself and how it is set.
-
-    Buffers: ``noise_in`` [in] and ``noise_out`` [out], which hold f(eps). They are not in the state
-    dict, since each step draws anew; setting them writes in place, so that a captured CUDA graph
-    reads what was drawn last.
-    """
-
-    def __init__(self, in_features: int, out_features: int, device=None, dtype=None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        for name, size in (("noise_in", in_features), ("noise_out", out_features)):
-            start = scale_noise(torch.randn(size, device=device, dtype=dtype))
-            self.register_buffer(name, start, persistent=False)
-
-    def set_noise(self, eps_in: Tensor, eps_out: Tensor) -> None:
-        """Takes raw normals, [in_features] and [out_features], of any float dtype and device."""
-        for name, eps, size in (
-            ("eps_in", eps_in, self.in_features),
-            ("eps_out", eps_out, self.out_features),
-        ):
-            if not isinstance(eps, Tensor) or list(eps.shape) != [size]:
-                found = list(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
-                raise ValueError(f"{name}: expected raw normals [{size}], got {found}")
-        with torch.no_grad():
-            self.set_scaled_noise(scale_noise(eps_in), scale_noise(eps_out))
-
-    def set_scaled_noise(self, noise_in: Tensor, noise_out: Tensor) -> None:
-        """Takes f(eps_in) and f(eps_out)."""
-        self.noise_in.copy_(noise_in)
-        self.noise_out.copy_(noise_out)
-
-
-class NoisyLinear(NoisyLayer):
+class NoisyLinear(nn.Module):
     """[..., in_features] -> [..., out_features], noisy in training mode and plain in eval mode.
 
     Parameters: ``weight_mu``, ``weight_sigma`` [out, in], ``bias_mu``, ``bias_sigma`` [out].
+    Buffers: ``noise_in`` [in] and ``noise_out`` [out], which hold f(eps). They are not in the state
+    dict, since each step draws anew; setting them writes in place, so that a captured CUDA graph
+    reads what was drawn last.
 
     The noisy weight is formed once for the forward passes of a step, which share a draw: it is kept
     as long as noise and parameters are the same, up to the first pass with gradients. An update
@@ -81,8 +51,10 @@ class NoisyLinear(NoisyLayer):
         if isinstance(std, bool) or not isinstance(std, (int, float)) or not 0 <= std < math.inf:
             raise ValueError(f"std: expected a finite number of at least 0, got {std!r}")
         like = {"device": device, "dtype": dtype}
-        super().__init__(in_features, out_features, **like)
-        self.std = float(std)
+        super().__init__()
+        self.in_features, self.out_features, self.std = in_features, out_features, float(std)
+        for name, size in (("noise_in", in_features), ("noise_out", out_features)):
+            self.register_buffer(name, scale_noise(torch.randn(size, **like)), persistent=False)
         self.weight_mu = nn.Parameter(torch.empty(out_features, in_features, **like))
         self.weight_sigma = nn.Parameter(torch.empty(out_features, in_features, **like))
         self.bias_mu = nn.Parameter(torch.empty(out_features, **like))
@@ -135,8 +107,22 @@ class NoisyLinear(NoisyLayer):
         self._kept = (state, weight) if keep else None
         return weight
 
+    def set_noise(self, eps_in: Tensor, eps_out: Tensor) -> None:
+        """Takes raw normals, [in_features] and [out_features], of any float dtype and device."""
+        for name, eps, size in (
+            ("eps_in", eps_in, self.in_features),
+            ("eps_out", eps_out, self.out_features),
+        ):
+            if not isinstance(eps, Tensor) or list(eps.shape) != [size]:
+                found = list(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
+                raise ValueError(f"{name}: expected raw normals [{size}], got {found}")
+        with torch.no_grad():
+            self.set_scaled_noise(scale_noise(eps_in), scale_noise(eps_out))
+
     def set_scaled_noise(self, noise_in: Tensor, noise_out: Tensor) -> None:
-        super().set_scaled_noise(noise_in, noise_out)
+        """Takes f(eps_in) and f(eps_out)."""
+        self.noise_in.copy_(noise_in)
+        self.noise_out.copy_(noise_out)
         self._kept, self._learning = None, False
 
     def __getstate__(self) -> dict:
@@ -191,21 +177,21 @@ def draw_noise(module: nn.Module, generator: torch.Generator) -> None:
         set_drawn(layers, drawn.to(layers[0].noise_in.device))  # one copy for all layers
 
 
-def noisy_layers(module: nn.Module) -> list[NoisyLayer]:
-    return [layer for layer in module.modules() if isinstance(layer, NoisyLayer)]
+def noisy_layers(module: nn.Module) -> list[NoisyLinear]:
+    return [layer for layer in module.modules() if isinstance(layer, NoisyLinear)]
 
 
-def scaled_draw(layers: list[NoisyLayer], generator: torch.Generator) -> Tensor:
+def scaled_draw(layers: list[NoisyLinear], generator: torch.Generator) -> Tensor:
     """f of new normals for all of these layers, one after another, on the CPU."""
     return scale_noise(torch.randn(sum(_sizes(layers)), generator=generator))
 
 
-def set_drawn(layers: list[NoisyLayer], drawn: Tensor) -> None:
+def set_drawn(layers: list[NoisyLinear], drawn: Tensor) -> None:
     """Gives each layer its part of what ``scaled_draw`` gave, in place."""
     parts = iter(drawn.split(_sizes(layers)))
     for layer in layers:
         layer.set_scaled_noise(next(parts), next(parts))
 
 
-def _sizes(layers: list[NoisyLayer]) -> list[int]:
+def _sizes(layers: list[NoisyLinear]) -> list[int]:
     return [size for layer in layers for size in (layer.in_features, layer.out_features)]

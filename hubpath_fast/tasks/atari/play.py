@@ -24,8 +24,8 @@ EPSILON = 0.001
 
 @dataclass(frozen=True)
 class Episode:
-    """A game that was played. score: raw, the sum of its rewards; truncated: stopped by a limit of
-    steps, not over."""
+    """A game that was played. score: raw, the sum of its rewards; truncated: stopped by the
+    environment's limit of steps, not over."""
 
     score: float
     steps: int
@@ -54,7 +54,6 @@ def play_episodes(
     episodes: int,
     generator: torch.Generator,
     epsilon: float = EPSILON,
-    max_steps: int | None = None,
     on_step: Callable[[Moment], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[Episode]:
@@ -67,16 +66,15 @@ def play_episodes(
             ends no game here in any case.
         generator: of the random actions, on the CPU. The games' own draws are the environment's.
         epsilon: share of actions that are drawn.
-        max_steps: of a game, beside the environment's own limit.
         on_step: is shown each step.
         check: is called before each step; what it raises ends the playing.
 
     Raises ValueError for wrong numbers, and for a policy of another game's actions.
     """
-    _check(policy, env, episodes, epsilon, max_steps)
+    _check(policy, env, episodes, epsilon)
     with contextlib.nullcontext() if policy is None else eval_mode(policy):
         return [
-            _play(policy, env, episode, generator, epsilon, max_steps, on_step, check)
+            _play(policy, env, episode, generator, epsilon, on_step, check)
             for episode in range(episodes)
         ]
 
@@ -87,7 +85,6 @@ def _play(
     episode: int,
     generator: torch.Generator,
     epsilon: float,
-    max_steps: int | None,
     on_step: Callable[[Moment], None] | None,
     check: Callable[[], None] | None,
 ) -> Episode:
@@ -108,7 +105,6 @@ def _play(
         screen = None if on_step is None else env.render()
         obs, reward, terminated, truncated, info = env.step(action)
         score, steps = score + float(reward), steps + 1
-        truncated = not terminated and (truncated or steps == max_steps)
         if on_step is not None:
             answer = None if logits is None else logits[0]
             on_step(
@@ -117,17 +113,12 @@ def _play(
                 )
             )  # fmt: skip
         if terminated or truncated:
-            return Episode(score, steps, truncated)
+            return Episode(score, steps, truncated and not terminated)
 
 
-def _check(
-    policy: Policy | None, env: Any, episodes: int, epsilon: float, max_steps: int | None
-) -> None:
-    for name, value in (("episodes", episodes), ("max_steps", max_steps)):
-        if name == "max_steps" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+def _check(policy: Policy | None, env: Any, episodes: int, epsilon: float) -> None:
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+        raise ValueError(f"episodes: expected an integer of at least 1, got {episodes!r}")
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon: expected a share in 0..1, got {epsilon!r}")
     if policy is not None and policy.num_actions != env.num_actions:

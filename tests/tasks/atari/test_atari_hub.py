@@ -156,15 +156,6 @@ def test_each_loss_reaches_only_its_part(term, monkeypatch):
     assert reached == {"generator" if term == "explore" else "experts"}
 
 
-def test_without_exploit_the_total_is_task_and_exploration():
-    made = policy(exploit=False)
-    states, _, actions, target, weights = batch()
-    losses = made.losses(states, actions, target, weights)
-    expected = (losses.task * weights).mean() + 0.5 * losses.terms["explore"]
-    torch.testing.assert_close(losses.total, expected, **CLOSE)
-    assert losses.terms["exploit"] == 0
-
-
 def test_it_starts_as_the_mean_of_its_networks():
     networks = [network() for _ in range(3)]
     made = HubPolicy(networks, make_atoms(Z, -2, 2), 3)

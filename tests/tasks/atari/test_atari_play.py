@@ -58,9 +58,9 @@ def test_modes_come_back():
 
 def test_limits_truncate():
     assert play_episodes(None, Follow(limit=7), 1, generator())[0].truncated
-    [found] = play_episodes(Reads(), Follow(), 1, generator(), 0.0, max_steps=5)
+    [found] = play_episodes(Reads(), Follow(limit=5), 1, generator(), 0.0)
     assert found == Episode(25.0, 5, True)
-    [found] = play_episodes(Reads(), Follow(), 1, generator(), 0.0, max_steps=12)
+    [found] = play_episodes(Reads(), Follow(limit=12), 1, generator(), 0.0)
     assert found == Episode(60.0, 12, False)  # over, at the same step
 
 
@@ -129,7 +129,6 @@ def test_a_network_plays_by_its_means():
     [
         ({"episodes": 0}, "episodes: expected an integer of at least 1, got 0"),
         ({"episodes": 1.0}, "episodes: expected an integer"),
-        ({"max_steps": 0}, "max_steps: expected an integer of at least 1, got 0"),
         ({"epsilon": 1.5}, r"epsilon: expected a share in 0\.\.1, got 1.5"),
         ({"epsilon": float("nan")}, r"epsilon: expected a share in 0\.\.1, got nan"),
     ],

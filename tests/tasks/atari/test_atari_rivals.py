@@ -14,7 +14,7 @@ from hubpath_fast.baselines.knowledge_flow import LOGIT_TRAVEL
 from hubpath_fast.model.heads import head_names
 from hubpath_fast.tasks.atari import RainbowNetwork, categorical_loss, draw_noise
 from hubpath_fast.tasks.atari.distribution import make_atoms
-from hubpath_fast.tasks.atari.noisy import NoisyLayer
+from hubpath_fast.tasks.atari.noisy import NoisyLinear
 from hubpath_fast.tasks.atari.policy import Policy
 from hubpath_fast.tasks.atari.rivals import (
     KnowledgeFlowPolicy,
@@ -135,7 +135,7 @@ def test_a_gate_that_picks_one_source_gives_its_body(training):
 
 def plain_parameters(own, layer, training):
     """Weight and bias of a source's layer, under the noise of the mixed one."""
-    if not isinstance(own, NoisyLayer):
+    if not isinstance(own, NoisyLinear):
         return own.weight, own.bias
     noise = layer.noisy
     eps = torch.outer(noise.noise_out, noise.noise_in) * training
@@ -340,7 +340,7 @@ def test_the_weights_go_to_the_student_over_a_run_of_any_length():
 
 def test_noise_is_drawn_for_the_student_alone():
     policy = moved_flow(3)
-    layers = [layer for layer in policy.modules() if isinstance(layer, NoisyLayer)]
+    layers = [layer for layer in policy.modules() if isinstance(layer, NoisyLinear)]
     assert len(layers) == 4
     assert {id(layer) for layer in layers} < {id(layer) for layer in policy.student.modules()}
 

@@ -190,9 +190,9 @@ def test_screens_of_the_emulator_keep_their_colours():
     pytest.importorskip("ale_py", reason="the Atari emulator is in the extra [atari]")
     from hubpath_fast.tasks.atari import make_env
 
-    env = make_env("seaquest", seed=0, training=False)
+    env = make_env("seaquest", seed=0, training=False, max_steps=60)
     video = Video(None, "seaquest, random play", env.action_names)
-    play_episodes(None, env, 1, torch.Generator().manual_seed(0), max_steps=60, on_step=video)
+    play_episodes(None, env, 1, torch.Generator().manual_seed(0), on_step=video)
     drawing = Drawing(video)
     assert drawing.scale == 2
     for step in (0, 59):
@@ -203,9 +203,9 @@ def test_screens_of_the_emulator_keep_their_colours():
 
 @pytest.mark.parametrize("title", ["x" * 300, "猫 \udce9", ""])
 def test_titles_that_are_too_long_or_odd(title, tmp_path):
-    env = Follow()
+    env = Follow(limit=2)
     video = Video(None, title, env.action_names)
-    play_episodes(None, env, 1, torch.Generator().manual_seed(0), max_steps=2, on_step=video)
+    play_episodes(None, env, 1, torch.Generator().manual_seed(0), on_step=video)
     assert Image.open(video.save(tmp_path / "out.gif")).size[0] == WIDTH
 
 
