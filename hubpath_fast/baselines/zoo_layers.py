@@ -356,7 +356,8 @@ def _check(layer: nn.Module) -> None:
 
 
 def _unknown(layer: nn.Module, known: type[nn.Module]) -> ValueError:
+    name = f"nn.{known.__name__}" if hasattr(nn, known.__name__) else known.__name__
     return ValueError(
-        f"experts: Zoo-Tuning mixes the weights of plain nn.{known.__name__} layers, and does not "
+        f"experts: Zoo-Tuning mixes the weights of plain {name} layers, and does not "
         f"know what a {type(layer).__name__} makes of its weight; take networks without such layers"
     )

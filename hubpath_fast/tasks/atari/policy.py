@@ -12,7 +12,7 @@ from .distribution import categorical_loss
 
 class PolicyLosses(NamedTuple):
     """total: the scalar that is differentiated. task: [N], the unweighted loss of each sample, from
-    which its priority is made. terms: scalars for the log, by name."""
+    which its priority is made. terms: for the log, by name: scalars, or [M] of a hub's experts."""
 
     total: Tensor
     task: Tensor
@@ -25,16 +25,17 @@ class Policy(Protocol):
 
     States are uint8, frames [n, H, h, w] or packed [n, H, cells, pixels] (``FramePatches``). A is
     the number of actions, Z of atoms. A policy may have ``expert_weights(states) -> [n, M]`` (0
-    where an expert is not asked), ``names`` of these experts, ``set_progress(step, steps)``,
-    which is called before each update, and ``acting_logits(states)``, by which it acts while it
-    learns, where these are others than those of a call.
+    where an expert is not asked), ``set_progress(step, steps)``, which is called before each
+    update, and ``acting_logits(states)``, by which it acts while it learns, where these are others
+    than those of a call.
     """
 
     num_actions: int
     atoms: Tensor  # [Z], the returns that probabilities are of
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Logits [n, A, Z]. Noisy layers are noisy in training mode; routing never is."""
+        """Logits [n, A, Z]. Noisy layers are noisy in training mode; routing only where a setting
+        asks for noise everywhere."""
         ...
 
     def losses(

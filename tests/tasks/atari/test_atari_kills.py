@@ -177,7 +177,7 @@ def stopped(tmp_path, monkeypatch):
     return out
 
 
-def before_and_after(out: Path) -> dict[str, bytes]:
+def contents(out: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in out.rglob("*")
             if path.is_file() and "tensorboard" not in path.parts}  # fmt: skip
 
@@ -194,12 +194,12 @@ def test_a_damaged_chunk_is_named_and_nothing_is_lost(whole, stopped, spoil, mes
     chunk = sorted((stopped / REPLAY).iterdir())[1]
     good = chunk.read_bytes()
     spoil(chunk)
-    held = before_and_after(stopped / REPLAY), before_and_after(stopped / "last")
+    held = contents(stopped / REPLAY), contents(stopped / "last")
     said = refused(*COMMAND, "--out", stopped, "--resume")
     assert f"{chunk} {message}" in said
     assert "restore the file from a copy, or start the run anew with another --out" in said
     assert "Traceback" not in said
-    assert held == (before_and_after(stopped / REPLAY), before_and_after(stopped / "last"))
+    assert held == (contents(stopped / REPLAY), contents(stopped / "last"))
     chunk.write_bytes(good)  # from a copy
     hubpath(*COMMAND, "--out", stopped, "--resume")
     assert differences(whole, stopped) == []
@@ -228,11 +228,11 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_whole(
 
 
 def test_two_runs_in_one_folder(stopped):
-    held = before_and_after(stopped)
+    held = contents(stopped)
     with locked(stopped):
         said = refused(*COMMAND, "--out", stopped, "--resume")
     assert "out: another run is at work in" in said
-    assert held == before_and_after(stopped)
+    assert held == contents(stopped)
 
 
 def test_chunks_that_no_checkpoint_names_do_no_harm(whole, stopped):

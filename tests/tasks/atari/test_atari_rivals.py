@@ -14,6 +14,7 @@ from hubpath_fast.baselines.knowledge_flow import LOGIT_TRAVEL
 from hubpath_fast.model.heads import head_names
 from hubpath_fast.tasks.atari import RainbowNetwork, categorical_loss, draw_noise
 from hubpath_fast.tasks.atari.distribution import make_atoms
+from hubpath_fast.tasks.atari.network import PatchLinear
 from hubpath_fast.tasks.atari.noisy import NoisyLinear
 from hubpath_fast.tasks.atari.policy import Policy
 from hubpath_fast.tasks.atari.rivals import (
@@ -169,6 +170,15 @@ def test_mixing_is_the_formula_for_each_state(training):
                 hidden.append(y[None])
         rows.append(head(network, *hidden, training=training))
     torch.testing.assert_close(policy(states), torch.cat(rows), **CLOSE)
+
+
+def test_a_layer_that_is_no_plain_one_is_refused_by_the_name_of_what_is():
+    class Other(PatchLinear):
+        def forward(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="of plain PatchLinear layers, and does not know what a O"):
+        MixedPatches([Other(2, 3)] * 2)
 
 
 def test_zoo_gradients_reach_all_there_is():
