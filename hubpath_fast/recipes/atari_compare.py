@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from ..fields import differences
 from ..locks import locked
 from ..runs.resolve import parse_set
 from ..tasks.atari.comparison import (
+    FROM_SCRATCH,
     PAPER_K,
     Asked,
     ComparisonSettings,
@@ -36,8 +38,9 @@ from ..tasks.atari.comparison import (
     source_place,
 )
 from ..tasks.atari.open_game import known_game
+from ..tasks.atari.patches import FramePatches
 from ..tasks.atari.results import Results, read_results
-from ..tasks.atari.settings import SCRATCH, AtariSettings
+from ..tasks.atari.settings import AtariSettings
 from ..training import read_log
 from .atari_fit import fit_atari
 from .atari_report import write_report
@@ -46,7 +49,8 @@ from .atari_settings import read_settings
 THREADS = 1  # of each run: a second one gains little on layers this small
 EVALUATIONS = 5  # of a run, for its curve
 SOURCE_SEED = 0
-FRAME_BYTES = 5_700  # of a replay, for each step
+# Of a replay, for each step of an Atari game; what else it holds of one is a hundredth of that.
+FRAME_BYTES = math.prod(FramePatches().shape)
 PRELOAD = (__name__,)  # imported once, by the server that forks itself for each run
 Fit = Callable[[AtariSettings, Path, bool, Console], "dict[str, Any] | None"]
 # Settings in which a source's network must be as those of the runs that it is a source of.
@@ -156,11 +160,10 @@ def plan_jobs(asked: Asked, out_dir: Path, device: str = "cpu") -> list[Job]:
 
     Raises ValueError for settings that are impossible, or networks that do not fit each other.
     """
-    scratch = Method(SCRATCH, "from scratch", SCRATCH)
     jobs = []
     for game in asked.needed_sources():
         steps = asked.settings.source_steps
-        made = _settings(asked.settings, game, scratch, SOURCE_SEED, steps, out_dir, device)
+        made = _settings(asked.settings, game, FROM_SCRATCH, SOURCE_SEED, steps, out_dir, device)
         jobs.append(Job(f"source {game}", source_place(game), made))
     for game, method, seed in asked.places():
         made = _settings(asked.settings, game, method, seed, asked.settings.steps, out_dir, device)

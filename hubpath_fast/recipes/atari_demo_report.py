@@ -13,16 +13,16 @@ from rich.table import Table as TerminalTable
 from .. import report
 from ..compare.results import read
 from ..measure import Measure
-from ..tasks.atari.comparison import Method
+from ..tasks.atari.comparison import RESULT, Method
+from ..tasks.atari.run_report import as_history
 from ..tasks.atari.settings import FINETUNE, HUB, SCRATCH
 from ..tasks.atari.statistics import Interval, bootstrap
 from ..training import read_log
 from .atari_demo_games import NAMES, SHOWN, Played, read_moments
-from .atari_fit import RESULT
 
 POINTS = Measure("points", decimals=2)
 CHANCE = "actions at random"
-LOSSES = ("loss", "task", "explore", "exploit")
+OF = {"ahead": "ahead of", "level": "level with", "behind": "behind"}
 INTERVALS = (
     "Intervals are bootstrap intervals of 95 % over the episodes that were played: they say how "
     "well this run was measured, not how much another seed would change."
@@ -140,12 +140,12 @@ def verdicts(summary: Mapping[str, Any]) -> list[str]:
     return [
         f"{titles[hub]} is "
         + " and ".join(
-            f"{d['said']} {'with' if d['said'] == 'level' else 'of'} "
+            f"{OF[d['said']]} "
             f"{'learning ' if d['rival'] == SCRATCH else 'the policy '}{titles[d['rival']]} "
             f"({d['value']:+.2f} points, {d['low']:+.2f} to {d['high']:+.2f})"
             for d in summary["differences"]
             if d["method"] == hub
-        ).replace("behind of", "behind")
+        )
         + "."
         for hub in summary["weights"]
     ]
@@ -273,23 +273,14 @@ def _training(demo: Demo, summary: Mapping[str, Any]) -> report.Section:
         )
     ]
     for hub in demo.hubs:
-        history = [_record(line, hub.k) for line in read_log(demo.runs[hub.name] / "log.jsonl")]
-        history = [record for record in history if record is not None]
+        log = read_log(demo.runs[hub.name] / "log.jsonl")
+        history = as_history(log, routed=True, measure=POINTS)
         pictures.append(
             report.Picture(
                 report.training_curves(history, list(NAMES), POINTS),
-                f"{hub.title}: its losses, the share of rows that each policy got, and its mean "
-                "weight, with the noise of training.",
-                f"Curves of losses, load and mean weight over the steps, {hub.title}",
+                f"{hub.title}: its losses, its points, the share of rows that each policy got, and "
+                "its mean weight, with the noise of training.",
+                f"Curves of losses, points, load and mean weight over the steps, {hub.title}",
             )
         )
     return report.Section("How did it learn?", "", pictures)
-
-
-def _record(line: Mapping[str, Any], k: int) -> dict[str, Any] | None:
-    """A line of a hub's log as ``training_curves`` takes it; None where it has no losses."""
-    if "loss" not in line:
-        return None
-    losses = {name: line[name] for name in LOSSES if name in line}
-    load = [share / k for share in line["share"]]
-    return {"step": line["step"], **losses, "load": load, "mean_weight": line["weights"]}

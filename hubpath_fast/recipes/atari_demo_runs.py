@@ -20,14 +20,14 @@ from ..compare.progress import JobProgress
 from ..compare.results import read
 from ..compare.workers import Workers
 from ..notes import show_notes
-from ..tasks.atari.comparison import HUB_K1, Method, choose_methods, methods_of
+from ..tasks.atari.comparison import HUB_K1, RESULT, Method, choose_methods, methods_of
 from ..tasks.atari.settings import FINETUNE, HUB, SCRATCH, AtariSettings
 from ..tasks.atari.small_games import GAMES, SETTINGS, Medley, SmallGame
 from ..tasks.atari.sources import open_source
 from ..training import read_log
 from ..training.checkpoint import CheckpointError
 from .atari_demo_games import play_medley, read_played
-from .atari_fit import RESULT, fit_atari
+from .atari_fit import fit_atari
 
 TARGET = Medley.name
 SOURCES = tuple(game.name for game in GAMES)

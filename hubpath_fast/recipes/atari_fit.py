@@ -12,18 +12,13 @@ from ..devices import check_device
 from ..files import write_json
 from ..locks import locked
 from ..tasks.atari.agent import Agent, Result
+from ..tasks.atari.comparison import RESULT, title_of
 from ..tasks.atari.open_game import about, open_game
 from ..tasks.atari.policies import make_policy
-from ..tasks.atari.settings import HUB, KNOWLEDGE_FLOW, SCRATCH, ZOO_TUNING, AtariSettings
+from ..tasks.atari.settings import HUB, SCRATCH, AtariSettings
 from ..tasks.atari.sources import LAST, open_sources, read_record
 from ..training.checkpoint import find_checkpoint
 from ..training.random_state import seed_all
-
-RESULT = "result.json"
-TITLES = {
-    SCRATCH: "from scratch", HUB: "Hub-Pathway", KNOWLEDGE_FLOW: "Knowledge Flow",
-    ZOO_TUNING: "Zoo-Tuning",
-}  # fmt: skip
 
 
 def fit_atari(
@@ -96,12 +91,9 @@ def _networks(settings: AtariSettings, env: Any) -> list[Any]:
 def _result(settings: AtariSettings, found: Result) -> dict[str, Any]:
     progress = found.progress
     sources = [Path(folder).name for folder in settings.hub]
-    title = TITLES.get(settings.method, f"fine-tuned from {', '.join(sources)}")
-    if settings.method == HUB and settings.k != 2:
-        title += f", K = {settings.k}"
     return {
         "method": settings.method,
-        "title": title,
+        "title": title_of(settings.method, sources, settings.k),
         "game": settings.game,
         "sources": sources,
         "seed": settings.seed,

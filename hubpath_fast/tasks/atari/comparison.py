@@ -31,6 +31,10 @@ SOURCES, RUNS = "sources", "runs"
 HUB_K1 = "hub-k1"
 PAPER_K = 2
 PAPER_STEPS = 100_000
+TITLES = {
+    SCRATCH: "from scratch", HUB: "Hub-Pathway", KNOWLEDGE_FLOW: "Knowledge Flow",
+    ZOO_TUNING: "Zoo-Tuning",
+}  # fmt: skip
 # Of a run's settings, what the comparison itself decides.
 OWN = ("game", "method", "hub", "seed", "steps", "final_episodes", "device")
 
@@ -96,17 +100,34 @@ class Method:
     k: int | None = None
 
 
+def title_of(method: str, sources: Sequence[str] = (), k: int | None = None) -> str:
+    """What tables call a run. method, k: of its settings; sources: names."""
+    if method == FINETUNE:
+        return f"fine-tuned from {', '.join(sources)}"
+    if method == HUB and k != PAPER_K:
+        return f"{TITLES[HUB]}, K = {k}"
+    return TITLES[method]
+
+
+def method_of(
+    name: str, method: str, sources: tuple[str, ...] = (), k: int | None = None
+) -> Method:
+    return Method(name, title_of(method, sources, k), method, sources, k)
+
+
+FROM_SCRATCH = method_of(SCRATCH, SCRATCH)
+
+
 def methods_of(sources: Sequence[str], k: int = PAPER_K) -> list[Method]:
     """All methods of a comparison, in the order of its tables. k: of the hub."""
     sources = tuple(sources)
-    title = "Hub-Pathway" if k == PAPER_K else f"Hub-Pathway, K = {k}"
     return [
-        Method(SCRATCH, "from scratch", SCRATCH),
-        *(Method(f"{FINETUNE}-{s}", f"fine-tuned from {s}", FINETUNE, (s,)) for s in sources),
-        Method(KNOWLEDGE_FLOW, "Knowledge Flow", KNOWLEDGE_FLOW, sources),
-        Method(ZOO_TUNING, "Zoo-Tuning", ZOO_TUNING, sources),
-        *([Method(HUB_K1, "Hub-Pathway, K = 1", HUB, sources, 1)] if k > 1 else []),
-        Method(HUB, title, HUB, sources, k),
+        FROM_SCRATCH,
+        *(method_of(f"{FINETUNE}-{source}", FINETUNE, (source,)) for source in sources),
+        method_of(KNOWLEDGE_FLOW, KNOWLEDGE_FLOW, sources),
+        method_of(ZOO_TUNING, ZOO_TUNING, sources),
+        *([method_of(HUB_K1, HUB, sources, 1)] if k > 1 else []),
+        method_of(HUB, HUB, sources, k),
     ]
 
 

@@ -31,12 +31,14 @@ from torch import Tensor, nn
 from ...model import HubPathway, HubPathwayLoss, LinearAggregator
 from ...routing import Routing
 from .distribution import categorical_loss
-from .network import RainbowNetwork
+from .network import RainbowNetwork, check_alike
 from .patches import FramePatches
 from .policy import PolicyLosses
+from .settings import PATHWAY_NOISE
 
-PATHWAY_NOISE = ("update", "act", "all")
 GENERATOR_HIDDEN = 64
+# Of the networks' arguments. Experts may be of any widths.
+ALIKE = ("num_actions", "num_atoms", "history", "frame_shape", "patches")
 
 
 class StateGenerator(nn.Module):
@@ -109,7 +111,7 @@ class HubPolicy(nn.Module):
         pathway_noise: str = "update",
     ):
         super().__init__()
-        _check_networks(networks, atoms)
+        check_alike(networks, atoms, "a hub", 1, ALIKE)
         if pathway_noise not in PATHWAY_NOISE:
             allowed = ", ".join(PATHWAY_NOISE)
             raise ValueError(f"pathway_noise: expected one of {allowed}, got {pathway_noise!r}")
@@ -188,22 +190,3 @@ def _by_expert(routing: Routing) -> Tensor:
     weights = routing.weights.detach()
     dense = weights.new_zeros(routing.num_samples, routing.num_experts)
     return dense.scatter(1, routing.experts, weights)
-
-
-def _check_networks(networks: Sequence[RainbowNetwork], atoms: Tensor) -> None:
-    if len(networks) == 0:
-        raise ValueError("networks: the hub is empty; give at least one")
-    first = networks[0].config()
-    for i, network in enumerate(networks):
-        config = network.config()
-        for name in ("num_actions", "num_atoms", "history", "frame_shape", "patches"):
-            if config[name] != first[name]:
-                raise ValueError(
-                    f"networks: expected the same {name} of all, got {first[name]} of the first "
-                    f"and {config[name]} of number {i}; new heads give sources the actions of a "
-                    "game, all else must be equal"
-                )
-    if list(atoms.shape) != [first["num_atoms"]]:
-        raise ValueError(
-            f"atoms: expected [{first['num_atoms']}] as the networks have, got {list(atoms.shape)}"
-        )

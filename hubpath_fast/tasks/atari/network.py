@@ -219,6 +219,33 @@ class RainbowNetwork(nn.Module):
         }
 
 
+def check_alike(
+    networks: Sequence[RainbowNetwork], atoms: Tensor, method: str, least: int,
+    names: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """Raises ValueError unless networks are enough for a method, fit each other and the atoms.
+
+    names: of ``config()`` that must be equal. None: all but the noise at the start, which says
+    nothing of what is there now.
+    """
+    if len(networks) < least:
+        raise ValueError(f"networks: {method} needs at least {least}, got {len(networks)}")
+    configs = [network.config() for network in networks]
+    first = configs[0]
+    for name in names or [name for name in first if name != "noise_std"]:
+        for number, config in enumerate(configs, 1):
+            if config[name] != first[name]:
+                raise ValueError(
+                    f"networks: {method} needs the same {name} in all, but it is {first[name]} in "
+                    f"the first and {config[name]} in number {number}; take sources that were "
+                    "trained with the same settings, with heads for one game"
+                )
+    if list(atoms.shape) != [first["num_atoms"]]:
+        raise ValueError(
+            f"atoms: expected [{first['num_atoms']}] as the networks, got {list(atoms.shape)}"
+        )
+
+
 def dueling_logits(value: Tensor, advantage: Tensor) -> Tensor:
     """[N, 1, Z] and [N, A, Z] -> [N, A, Z]: value + advantage - its mean over actions.
 

@@ -28,7 +28,7 @@ from ...baselines.zoo_layers import (
 )
 from ...baselines.zoo_tuning import mixed_network
 from .distribution import categorical_loss
-from .network import BODY, HEAD, PatchLinear, RainbowNetwork
+from .network import BODY, HEAD, PatchLinear, RainbowNetwork, check_alike
 from .noisy import NoisyLinear
 from .policy import PolicyLosses, SinglePolicy
 
@@ -53,7 +53,7 @@ class ZooTuningPolicy(SinglePolicy):
     """
 
     def __init__(self, networks: Sequence[RainbowNetwork], atoms: Tensor):
-        check_alike(networks, atoms, "Zoo-Tuning mixes", least=2)
+        check_alike(networks, atoms, "Zoo-Tuning", least=2)
         mixed, _ = mixed_network(networks, {PatchLinear: MixedPatches, NoisyLinear: MixedNoisy})
         super().__init__(mixed, atoms)
 
@@ -150,7 +150,7 @@ class KnowledgeFlowPolicy(nn.Module):
         dependency: float = 1.0, keep: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_alike(networks, atoms, "Knowledge Flow needs", least=1)
+        check_alike(networks, atoms, "Knowledge Flow", least=1)
         for name, value in (("lr", lr), ("dependency", dependency), ("keep", keep)):
             if not 0 <= value < float("inf") or (name == "lr" and value == 0):
                 least = "above" if name == "lr" else "of at least"
@@ -272,26 +272,6 @@ class PolicyFlow(nn.Module):
     def weights(self) -> Tensor:
         """[L, 1 + M]: at each depth the weight of the student, then of every teacher."""
         return self.logits().softmax(dim=1)
-
-
-def check_alike(networks: Sequence[RainbowNetwork], atoms: Tensor, needs: str, least: int) -> None:
-    """Raises ValueError unless the networks are as many, of one architecture, and fit the atoms."""
-    if len(networks) < least:
-        raise ValueError(f"networks: {needs} at least {least}, got {len(networks)}")
-    configs = [network.config() for network in networks]
-    for name, value in configs[0].items():
-        for i, config in enumerate(configs):
-            # The noise at the start says nothing of what is there now.
-            if config[name] != value and name != "noise_std":
-                raise ValueError(
-                    f"networks: {needs} sources of one architecture, but {name} is {value} in the "
-                    f"first and {config[name]} in number {i + 1}; take sources that were trained "
-                    "with the same settings"
-                )
-    if list(atoms.shape) != [configs[0]["num_atoms"]]:
-        raise ValueError(
-            f"atoms: expected [{configs[0]['num_atoms']}] as the networks, got {list(atoms.shape)}"
-        )
 
 
 def _divergence(before: Tensor, now: Tensor) -> Tensor:

@@ -63,19 +63,21 @@ def run_sections(
     ]
 
 
-def as_history(log: Sequence[Mapping[str, Any]], routed: bool) -> list[dict[str, Any]]:
+def as_history(
+    log: Sequence[Mapping[str, Any]], routed: bool, measure: Measure = SCORE
+) -> list[dict[str, Any]]:
     """Lines of a run's log as ``report.training_curves`` takes them. routed: of a hub, whose shares
-    and weights are of its policies."""
+    and weights are of its policies. measure: what the curves call a game's score."""
     found = []
     for line in log:
         made: dict[str, Any] = {"step": line["step"]}
         if "evaluation" in line:
-            made["evaluation"] = {SCORE.name: _mean(line["evaluation"])}
+            made["evaluation"] = {measure.name: _mean(line["evaluation"])}
         for name, value in line.items():
             if isinstance(value, (int, float)) and name not in NOT_LOSSES:
                 made[name] = value
         if episodes := line.get("episodes"):
-            made["in training"] = {SCORE.name: _mean([one["score"] for one in episodes])}
+            made["in training"] = {measure.name: _mean([one["score"] for one in episodes])}
         if routed and "share" in line:
             rows = sum(line["share"])  # a state has K of them
             load = [share / rows for share in line["share"]]

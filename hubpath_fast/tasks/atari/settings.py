@@ -9,6 +9,7 @@ from ...fields import Settings, setting
 
 HUB, SCRATCH, FINETUNE = "hub", "scratch", "finetune"
 KNOWLEDGE_FLOW, ZOO_TUNING = "knowledge-flow", "zoo-tuning"
+PATHWAY_NOISE = ("update", "act", "all")  # where routing is noisy, see ``HubPolicy``
 METHODS = (SCRATCH, FINETUNE, HUB, KNOWLEDGE_FLOW, ZOO_TUNING)
 LEAST_HUB = 2  # sources that a method needs which combines them
 
@@ -31,7 +32,7 @@ class AtariSettings(Settings):
     renormalize: bool = setting(False, "divide the K weights by their sum (not in the paper)")
     pathway_noise: str = setting(
         "update", "where routing is noisy: in the loss of an update, also in acting, everywhere",
-        choices=("update", "act", "all"),
+        choices=PATHWAY_NOISE,
     )  # fmt: skip
 
     learn_start: int = setting(1_600, "steps before the first update", low=1)

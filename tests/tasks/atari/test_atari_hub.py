@@ -288,8 +288,8 @@ def test_bodies_are_kept_under_new_heads():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (list, "networks: the hub is empty"),
-        (lambda: [network(3), network(4)], "same num_actions .* 3 of the first and 4 of number 1"),
+        (list, "networks: a hub needs at least 1, got 0"),
+        (lambda: [network(3), network(4)], "same num_actions .* 3 in the first and 4 in number 2"),
         (lambda: [network(), network(num_atoms=7)], "same num_atoms"),
         (lambda: [network(), network(history=3)], "same history"),
         (lambda: [network(), network(frame_shape=(12, 12))], "same frame_shape"),

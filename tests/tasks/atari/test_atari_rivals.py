@@ -448,10 +448,10 @@ def test_sources_stay_as_they_are(policy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": 8}, "one architecture, but hidden is 6 in the first and 8 in number 2"),
-        ({"num_atoms": 7}, "num_atoms is 5 in the first and 7 in number 2"),
-        ({"widths": (4, 8)}, r"widths is \[4, 7\] in the first and \[4, 8\] in number 2"),
-        ({"frame_shape": (12, 12)}, r"frame_shape is \[12, 13\] in the first"),
+        ({"hidden": 8}, "the same hidden in all, but it is 6 in the first and 8 in number 2"),
+        ({"num_atoms": 7}, "num_atoms in all, but it is 5 in the first and 7 in number 2"),
+        ({"widths": (4, 8)}, r"it is \[4, 7\] in the first and \[4, 8\] in number 2"),
+        ({"frame_shape": (12, 12)}, r"frame_shape in all, but it is \[12, 13\] in the first"),
     ],
 )
 @pytest.mark.parametrize("kind", [ZooTuningPolicy, KnowledgeFlowPolicy])
@@ -462,7 +462,7 @@ def test_sources_of_another_architecture_are_refused(kind, changes, message):
 
 
 def test_too_few_sources_and_wrong_weights_are_refused():
-    with pytest.raises(ValueError, match="Zoo-Tuning mixes at least 2, got 1"):
+    with pytest.raises(ValueError, match="Zoo-Tuning needs at least 2, got 1"):
         ZooTuningPolicy(sources(1), atoms())
     with pytest.raises(ValueError, match="Knowledge Flow needs at least 1, got 0"):
         KnowledgeFlowPolicy([], atoms())

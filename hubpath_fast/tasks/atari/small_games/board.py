@@ -38,7 +38,50 @@ GROUND, RULE = (24, 28, 34), (36, 41, 49)
 COLORS = ((86, 180, 233), (240, 228, 66), (213, 94, 0))  # of the kinds
 
 
-class SmallGame:
+class Stored:
+    """The exact state of something that draws from ``_random`` and has a ``name``; it says what
+    else there is in ``_held``, plain types by name, and takes it in ``_hold``."""
+
+    name: ClassVar[str]
+    _random: random.Random
+
+    def _held(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _hold(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step hangs on, as plain types."""
+        version, internal, _ = self._random.getstate()
+        return {"game": self.name, "random": [version, *internal], **self._held()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there, to the bit. Raises ValueError where the state is damaged or of
+        another game; the game is then as it was."""
+        before = self.state_dict()
+        try:
+            self._load(state)
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self._load(before)
+            raise ValueError(f"the state of the game {self.name} is damaged: {error}") from None
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if state["game"] != self.name:
+            raise ValueError(f"it is one of {state['game']!r}")
+        version, *internal = state["random"]
+        self._random.setstate((version, tuple(internal), None))
+        self._hold(state)
+
+
+class SmallGame(Stored):
     """A game as an environment. Subclasses say the rules.
 
     Args:
@@ -51,7 +94,6 @@ class SmallGame:
     lists of them, made by ``_begin``), and ``_begin``, ``_play`` and ``_draw``.
     """
 
-    name: ClassVar[str]
     STATE: ClassVar[tuple[str, ...]]
 
     action_names = BUTTONS
@@ -127,41 +169,16 @@ class SmallGame:
         np.copyto(picture, squares, where=(inside[:, None] & inside)[..., None])
         return picture
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step hangs on, as plain types."""
-        version, internal, _ = self._random.getstate()
+    def _held(self) -> dict[str, Any]:
         return {
-            "game": self.name,
             "lives": self.lives,
             "steps": self.steps,
-            "random": [version, *internal],
             "stack": self._stack.tolist(),
             "board": {name: _copy(getattr(self, name)) for name in self.STATE},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there, to the bit. Raises ValueError where the state is damaged or of
-        another game; the game is then as it was."""
-        before = self.state_dict()
-        try:
-            self._load(state)
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            OverflowError,
-            TypeError,
-            ValueError,
-        ) as error:
-            self._load(before)
-            raise ValueError(f"the state of the game {self.name} is damaged: {error}") from None
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        if state["game"] != self.name:
-            raise ValueError(f"it is one of {state['game']!r}")
+    def _hold(self, state: Mapping[str, Any]) -> None:
         board = {name: _copy(state["board"][name]) for name in self.STATE}
-        version, *internal = state["random"]
-        self._random.setstate((version, tuple(internal), None))
         stack = np.array(state["stack"], dtype=np.uint8)
         if stack.shape != self._stack.shape:
             raise ValueError(f"its frames have shape {list(stack.shape)}")

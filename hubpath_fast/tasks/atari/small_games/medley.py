@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .board import BUTTONS, FRAME_SHAPE, HISTORY, MAX_STEPS, SmallGame
+from .board import BUTTONS, FRAME_SHAPE, HISTORY, MAX_STEPS, SmallGame, Stored
 from .catch import Catch
 from .cross import Cross
 from .keep import Keep
@@ -24,7 +24,7 @@ GAMES: tuple[type[SmallGame], ...] = (Catch, Cross, Keep)
 ORDERS = {"catch": (1, 2, 0, 4, 5, 3), "cross": (2, 3, 4, 5, 0, 1), "keep": (5, 4, 3, 1, 2, 0)}
 
 
-class Medley:
+class Medley(Stored):
     """The games as one environment; see ``SmallGame`` for arguments and calls."""
 
     name = "medley"
@@ -62,38 +62,12 @@ class Medley:
     def render(self) -> np.ndarray:
         return self.game.render()
 
-    def state_dict(self) -> dict[str, Any]:
-        version, internal, _ = self._random.getstate()
-        return {
-            "game": self.name,
-            "current": self._current,
-            "random": [version, *internal],
-            "games": [game.state_dict() for game in self._games],
-        }
+    def _held(self) -> dict[str, Any]:
+        return {"current": self._current, "games": [game.state_dict() for game in self._games]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there, to the bit. Raises ValueError where the state is damaged."""
-        before = self.state_dict()
-        try:
-            self._load(state)
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            OverflowError,
-            TypeError,
-            ValueError,
-        ) as error:
-            self._load(before)
-            raise ValueError(f"the state of the game {self.name} is damaged: {error}") from None
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        if state["game"] != self.name:
-            raise ValueError(f"it is one of {state['game']!r}")
+    def _hold(self, state: Mapping[str, Any]) -> None:
         if state["current"] not in range(len(GAMES)):
             raise ValueError(f"it plays game {state['current']!r}")
         for game, own in zip(self._games, state["games"], strict=True):
             game.load_state_dict(own)
-        version, *internal = state["random"]
-        self._random.setstate((version, tuple(internal), None))
         self._current = state["current"]
