@@ -114,14 +114,16 @@ def games(
         OptionalStr, typer.Argument(help="part of a name, or a pattern such as *quest")
     ] = None,
 ) -> None:
-    """The games of the emulator, with what humans and chance score where that is known."""
-    with messages():
-        from ..tasks.atari.games import SCORES, match_games
+    """The games of the emulator, with what humans and chance score where that is known, and ours.
 
-        for name in match_games(pattern):
-            known = SCORES.get(name)
-            text = f"  human {known.human:g}, random {known.random:g}" if known else ""
-            print(f"{name:<18}{text}".rstrip())
+    Without the emulator only our own small games are there.
+    """
+    with messages():
+        from ..recipes.atari_games import list_games
+
+        lines, notes = list_games(pattern)
+        print("\n".join(lines))
+        show_notes(notes, errors)
 
 
 def _fit(

@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 EXTRA = 'pip install "hubpath-fast[atari]"'
@@ -90,17 +90,17 @@ def find_game(name: str) -> str:
     return game
 
 
-def match_games(pattern: str | None = None) -> tuple[str, ...]:
-    """Games whose name has this text in it, or fits this pattern (``*quest``), however it is
-    spelt; None: all. ValueError where there is none."""
+def match_games(pattern: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Of known games those whose name has this text in it, or fits this pattern (``*quest``),
+    however it is spelt; None: all. ValueError where there is none."""
     if pattern is None:
-        return games()
+        return tuple(known)
     wanted = _plain(pattern, "*?")
     wanted = wanted if set(wanted) & set("*?") else f"*{wanted}*"
-    found = tuple(game for game in games() if fnmatch.fnmatchcase(_plain(game), wanted))
+    found = tuple(game for game in known if fnmatch.fnmatchcase(_plain(game), wanted))
     if not found:
         raise ValueError(
-            f"pattern: no game fits {pattern!r}; {_closest(pattern, games())}"
+            f"pattern: no game fits {pattern!r}; {_closest(pattern, known)}"
             "`hubpath atari games` lists all"
         )
     return found

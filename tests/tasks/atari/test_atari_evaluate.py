@@ -1,6 +1,7 @@
 """``hubpath atari evaluate`` and ``games``: figures of whole games, and what is wrong in words."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from support.command import hubpath, refused
 from torch import nn
 
 from hubpath_fast.recipes.atari_evaluate import evaluate_atari, evaluation_lines, open_player
+from hubpath_fast.tasks.atari.games import games
 from hubpath_fast.tasks.atari.network import RainbowNetwork
 from hubpath_fast.tasks.atari.open_game import known_game, open_game
 from hubpath_fast.tasks.atari.policies import make_policy
@@ -156,3 +158,29 @@ def test_games():
     named = hubpath("atari", "games", "ms. pac").stdout.splitlines()
     assert [line.split()[0] for line in named] == ["ms_pacman"]
     assert "no game fits 'gofer'; did you mean gopher?" in refused("atari", "games", "gofer")
+
+
+OURS = [
+    f"{name:<20}a small game of our own, without the emulator"
+    for name in ("catch", "cross", "keep", "medley")
+]
+
+
+def test_our_small_games_are_among_them():
+    pytest.importorskip("ale_py", reason="the emulator lists the games")
+    assert hubpath("atari", "games").stdout.splitlines()[-4:] == OURS
+    ours = hubpath("atari", "games", "?ross*").stdout.splitlines()
+    assert ours == ["crossbow", OURS[1]]
+
+
+def test_games_without_the_emulator_are_our_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py.roms", None)
+    games.cache_clear()
+    done = hubpath("atari", "games")
+    assert done.stdout.splitlines() == OURS
+    assert "note Atari games need the emulator ale_py" in done.stderr
+    assert 'pip install "hubpath-fast[atari]"' in done.stderr
+    assert hubpath("atari", "games", "ke?p").stdout.splitlines() == [OURS[2]]
+    said = refused("atari", "games", "kep")
+    assert "no game fits 'kep'; did you mean keep?" in said
+    assert 'pip install "hubpath-fast[atari]"' in said
