@@ -17,6 +17,8 @@ from ..files import write_text
 from .progress import ProgressLine
 from .run_state import RunState
 
+SAMPLES = ("evaluation",)  # lists of scores, one a game
+
 
 @dataclass(frozen=True)
 class Reporting:
@@ -91,7 +93,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 class TensorBoardLog:
     """The same records as scalars; a nested or per-expert value becomes ``key/name``, such as
-    ``routes/share/EXPERT``."""
+    ``routes/share/EXPERT``. Of ``SAMPLES`` it is the mean; a list of words or of events is left
+    out."""
 
     def __init__(self, folder: Path, last_step: int, names: Sequence[str] | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where wanted
@@ -108,11 +111,19 @@ class TensorBoardLog:
         if isinstance(value, Mapping):
             for key, item in value.items():
                 self._add(f"{tag}/{key}", item, step)
-        elif isinstance(value, (list, tuple)) and tag != "warnings":
-            for i, item in enumerate(value):
-                self._add(f"{tag}/{self.names[i] if self.names else i}", item, step)
+        elif isinstance(value, (list, tuple)):
+            self._add_list(tag, value, step)
         elif isinstance(value, (int, float)):
             self._writer.add_scalar(tag, value, step)
+
+    def _add_list(self, tag: str, values: Sequence[Any], step: int) -> None:
+        if any(isinstance(item, (str, Mapping)) for item in values):
+            return
+        if tag in SAMPLES:
+            self._add(tag, math.fsum(values) / len(values), step)
+            return
+        for i, item in enumerate(values):
+            self._add(f"{tag}/{self.names[i] if self.names else i}", item, step)
 
     def close(self) -> None:
         self._writer.close()

@@ -33,6 +33,7 @@ from hubpath_fast.training import (
     read_log,
 )
 from hubpath_fast.training.collapse import CollapseWatch
+from hubpath_fast.training.log import TensorBoardLog
 from hubpath_fast.training.progress import ProgressLine
 from hubpath_fast.training.step_window import StepWindow
 
@@ -145,6 +146,19 @@ def test_a_collapsed_run_warns_in_python_and_in_the_log(tmp_path):
         history = trainer.fit().history
     assert len(caught) == 1
     assert ["warnings" in record for record in history] == [True, False]
+
+
+def test_tensorboard_has_the_mean_of_samples_and_nothing_of_events(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = TensorBoardLog(tmp_path, 0, None)
+    log.write({"step": 3, "evaluation": [1.0, 5.0], "loss": 2.0})
+    events = [{"step": 2, "score": 7.0}, {"step": 3, "score": 9.0}]
+    log.write({"step": 3, "episodes": events, "warnings": ["a word"], "share": [0.25, 0.75]})
+    log.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    scalars = {tag: found.Scalars(tag)[0].value for tag in found.Tags()["scalars"]}
+    assert scalars == {"evaluation": 3.0, "loss": 2.0, "share/0": 0.25, "share/1": 0.75}
 
 
 def test_tensorboard_has_the_experts_by_name_and_no_step_twice_after_a_resume(tmp_path):
