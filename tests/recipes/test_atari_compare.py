@@ -103,7 +103,7 @@ class TestWrongInput:
         [
             ({"methods": "zoo-tunig"}, "methods: 'zoo-tunig' is unknown; did you mean zoo-tuning"),
             ({"methods": " ,"}, "methods: expected names"),
-            ({"targets": "medly"}, "targets: "),
+            ({"targets": "medly"}, "targets: .*; or is the small game medley meant"),
             ({"targets": "medley,medley"}, "targets: expected different games"),
             ({"targets": ""}, "targets: expected games, apart by commas, got none"),
             ({"sources": "catch"}, "sources: expected at least 2 different games, got catch"),
