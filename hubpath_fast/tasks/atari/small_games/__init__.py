@@ -13,8 +13,8 @@ from .medley import GAMES, Medley
 
 NAMES = (*(game.name for game in GAMES), Medley.name)
 
-# Of a run on one, where they differ from those of Atari's games: chosen on seed 0 so that each game
-# is learned from scratch in STEPS. Returns are sums of points, none of which is lost again.
+# Of a run on one, where they differ from those of Atari's games: chosen on seed 0 in runs of STEPS.
+# Returns are sums of points, none of which is lost again.
 STEPS = 6_000
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
