@@ -12,8 +12,7 @@ import pytest
 import torch
 from support.replays import SHAPE, Steps, filled
 
-from hubpath_fast.tasks.atari import PrioritizedReplay, n_step_return
-from hubpath_fast.tasks.atari.tree import SumTree
+from hubpath_fast.tasks.atari import PrioritizedReplay
 
 CASES = {  # capacity, history, n_step, (terminated, truncated), steps
     "n longer than history, the ring not full": (90, 4, 6, (0.05, 0.05), 80),
@@ -423,84 +422,6 @@ def test_memory_is_touched_only_as_it_fills():
         replay.add(np.ones((84, 84), np.uint8), 0, 0.0, False, False)
     replay.sample(8, 0.5, torch.Generator())
     assert resident() - before < 60e6
-
-
-def test_a_tree_sums_its_leaves_and_depends_on_nothing_else():
-    draw = np.random.default_rng(0)
-    for size in (1, 2, 3, 7, 64, 1000):
-        one, two, masses = SumTree(size), SumTree(size), draw.random(size)
-        for _ in range(50):
-            places = draw.integers(size, size=5)
-            one.set(places, draw.random(5))
-        for places in np.array_split(draw.permutation(size), 3):
-            one.set(places, masses[places])
-        two.set_all(masses)
-        assert np.array_equal(one.masses, masses)
-        assert one.total == two.total == pytest.approx(masses.sum())
-        points = draw.random(100) * one.total
-        assert np.array_equal(one.draw(points), two.draw(points))
-        wanted = np.searchsorted(masses.cumsum(), points, side="right")
-        assert (one.draw(points) == wanted).mean() >= 0.99  # but for points on a border
-
-
-def test_a_tree_draws_no_place_without_mass_at_any_border():
-    masses = np.zeros(37)
-    masses[[3, 4, 18, 30]] = [0.1, 0.2, 0.3, 1e-300]
-    tree = SumTree(37)
-    tree.set_all(masses)
-    borders = np.array([0.0, 0.1, 0.1 + 0.2, tree.total / 2, tree.total])
-    points = np.concatenate(
-        [borders, np.nextafter(borders, 1), np.nextafter(borders, 0), borders * (1 + 1e-9)]
-    )
-    found = tree.draw(points)
-    assert set(found.tolist()) == {3, 4, 18, 30}
-    assert tree.draw(np.array([tree.total, 2 * tree.total])).tolist() == [30, 30]
-
-
-REWARDS, NEVER = [1.0, 2.0, 4.0, 8.0], [False] * 4
-
-
-@pytest.mark.parametrize(
-    ("terminated", "truncated", "start", "n", "expected"),
-    [
-        (NEVER, NEVER, 0, 2, (1 + 0.5 * 2, 0.25, 2)),
-        (NEVER, NEVER, 2, 2, (4 + 0.5 * 8, 0.25, 2)),  # the last that is whole
-        (NEVER, NEVER, 3, 1, (8.0, 0.5, 1)),
-        ([False, True, False, False], NEVER, 0, 4, (2.0, 0.0, 2)),
-        (NEVER, [False, True, False, False], 0, 4, (2.0, 0.25, 2)),
-        ([False, True, False, False], NEVER, 1, 3, (2.0, 0.0, 1)),
-        ([False] * 3 + [True], NEVER, 1, 20, (2 + 0.5 * 4 + 0.25 * 8, 0.0, 3)),
-        ([False, True, False, False], [False, True, False, False], 0, 4, (2.0, 0.0, 2)),
-        ([False, True, False, False], [True, False, False, False], 0, 4, (1.0, 0.5, 1)),
-        (NEVER, [False, True, False, False], 0, 2, (2.0, 0.25, 2)),  # at the n-th step itself
-    ],
-)
-def test_n_step_return(terminated, truncated, start, n, expected):
-    found = n_step_return(REWARDS, terminated, truncated, start, n, 0.5)
-    assert found == expected
-    assert [type(value) for value in found] == [float, float, int]
-    arrays = [np.array(value) for value in (REWARDS, terminated, truncated)]
-    again = n_step_return(*arrays, start, n, 0.5)
-    assert again == expected
-    assert [type(value) for value in again] == [float, float, int]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"start": 2, "n": 3}, "n: expected 3 steps from step 2 on or an episode's end.* got 2"),
-        ({"start": 4}, r"start: expected a stored step in 0..3, got 4"),
-        ({"start": -1}, "start: expected a stored step"),
-        ({"n": 0}, "n: expected at least 1 step, got 0"),
-        ({"gamma": 1.5}, r"gamma: expected a number in 0..1, got 1.5"),
-        ({"truncated": [False]}, "terminated, truncated: expected one flag for each of 4"),
-        ({"rewards": [], "terminated": [], "truncated": []}, "start: expected a stored step"),
-    ],
-)
-def test_n_step_return_refuses(changes, message):
-    right = {"rewards": REWARDS, "terminated": NEVER, "truncated": NEVER, "start": 0, "n": 2}
-    with pytest.raises(ValueError, match=message):
-        n_step_return(**right | {"gamma": 0.5} | changes)
 
 
 def test_frames_after_truncations_go_with_their_steps():
