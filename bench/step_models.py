@@ -66,12 +66,13 @@ HISTORY = 4  # frames of a state
 
 
 class AtariPreset(Preset):
-    """Networks of Data-Efficient Rainbow and the hub of them, on stored states. A target is the
-    action that was taken, then the distribution [Z] of its return: one tensor [n, 1 + Z]."""
+    """Networks of Data-Efficient Rainbow and the hub of them, on what ``HubPolicy`` gives them:
+    the numbers [n, cells, H*p*p], 0 to 255, that it makes of stored states once for all. A target
+    is the action that was taken, then the distribution [Z] of its return: one tensor [n, 1 + Z]."""
 
     def batch(self, n: int, px: int) -> tuple[Tensor, Tensor]:
-        packed = FramePatches((px, px)).shape
-        states = torch.randint(256, (n, HISTORY, *packed)).to(torch.uint8)
+        cells, pixels = FramePatches((px, px)).shape
+        states = torch.randint(256, (n, cells, HISTORY * pixels)).float()
         distribution = torch.rand(n, *self.trailing).softmax(dim=1)
         return states, torch.cat([torch.randint(self.outputs, (n, 1)), distribution], dim=1)
 
@@ -166,8 +167,6 @@ class Given(nn.Module):
 
 class Scores(nn.Module):
     """A generator of no cost: given scores, clean and noise [N, M]."""
-
-    takes_uint8 = True
 
     def __init__(self, clean: Tensor, noise: Tensor):
         super().__init__()

@@ -80,7 +80,7 @@ def make(preset: Preset, px: int, device: str, n: int | None = None, recorded: i
     n = preset.n if n is None else n
     x, y = preset.batch(n, px)
     modules = nn.ModuleList([*experts, generator]).to(device, memory_format=torch.channels_last)
-    images = x.is_floating_point()
+    images = x.is_floating_point() and x.dim() == 4
     x = x.to(device, memory_format=torch.channels_last if images else torch.contiguous_format)
     noise = recorded_noise(n, len(experts), preset.k, recorded)
     noise = tuple(part.to(device) for part in noise)
@@ -251,9 +251,9 @@ def predict(setting: Setting, model: nn.Module, n: int) -> Callable[[], Tensor]:
     model = model.eval()
     repeats = -(-n // len(setting.x))
     layout = torch.channels_last
-    if not setting.x.is_contiguous(memory_format=layout):
+    if setting.x.dim() != 4 or not setting.x.is_contiguous(memory_format=layout):
         layout = torch.contiguous_format
-    x = setting.x.repeat(repeats, 1, 1, 1)[:n].contiguous(memory_format=layout)
+    x = torch.cat([setting.x] * repeats)[:n].contiguous(memory_format=layout)
 
     def call() -> Tensor:
         with torch.inference_mode(), setting.autocast():

@@ -45,7 +45,7 @@ class HubPathway(nn.Module):
             gets rows of its own; where all have an attribute ``keeps_input`` that is true, which
             says that they never write to their input, and K = M, they may get x itself.
         generator: a module, x -> (clean [N, M], noise [N, M]); kept as ``generator``. It gets
-            uint8 images divided by 255, and x as it is where its attribute ``takes_uint8`` is true.
+            uint8 images divided by 255.
         aggregator: a module on the concatenation [N, M*C, ...]; None for
             ``LinearAggregator(M, num_outputs)``, or, where that would have more than 50 M weights
             (M*C*C), ``SumAggregator(M, num_outputs)``; kept as ``aggregator``.
@@ -226,13 +226,12 @@ class HubPathway(nn.Module):
         return rows.unflatten(0, (count, len(x))).transpose(0, 1)
 
     def _unit_images(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.uint8 or getattr(self.generator, "takes_uint8", False):
+        if x.dtype != torch.uint8:
             return x
         if self.input_mean is None:
             raise ValueError(
                 "x: uint8 images need the experts' normalization=(mean, std); pass it to "
-                "HubPathway or give float inputs (or experts and a generator that take uint8, the "
-                "latter with takes_uint8 = True)"
+                "HubPathway or give float inputs"
             )
         return x.to(self.input_mean.dtype) / 255
 
@@ -285,9 +284,7 @@ class HubPathway(nn.Module):
             scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
             dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
         dtype = self._precision.rows_dtype(self.experts, x, dtype)
-        # Bytes are for networks that read them in a way of their own.
-        layout = self._rows_format(x) if dtype.is_floating_point else HF.own_memory_format(x)
-        return RowSource(x, routing, scale, shift, dtype, layout, self._precision)
+        return RowSource(x, routing, scale, shift, dtype, self._rows_format(x), self._precision)
 
     def _rows_format(self, x: Tensor) -> torch.memory_format:
         """channels_last where the experts' convolutions are, else x's own.

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hubpath_fast as hp
 from bench import plot, step, step_counts, step_growth, step_models, step_rows
+from hubpath_fast.tasks.atari.distribution import make_atoms
+from hubpath_fast.tasks.atari.hub import HubPolicy
 
 
 @pytest.fixture
@@ -271,7 +273,7 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
 def test_the_step_of_atari_is_the_hub_of_two_policies(executor):
     setting = step_rows.make(step_models.PRESETS["atari"], 84, "cpu", n=6)
     assert [type(expert).__name__ for expert in setting.experts] == ["RainbowNetwork"] * 2
-    assert (setting.x.dtype, setting.x.shape) == (torch.uint8, (6, 4, 225, 25))
+    assert (setting.x.dtype, setting.x.shape) == (torch.float32, (6, 225, 100))
     assert sum(p.numel() for p in setting.experts[0].parameters()) == 1_143_410
     model = step_rows.hub(setting, executor)
     assert sum(p.numel() for p in model.aggregator.parameters()) == 666  # 2 * 18 * 18 + 18
@@ -279,6 +281,27 @@ def test_the_step_of_atari_is_the_hub_of_two_policies(executor):
     out = setting.forward(model.train(), None)
     assert out.prediction.shape == (6, 18, 51)
     assert out.routing.counts() == [6, 6]  # K = M = 2
+
+
+def test_the_step_of_atari_gets_what_a_policy_gives_its_hub():
+    setting, given = step_rows.make(step_models.PRESETS["atari"], 84, "cpu", n=6), []
+    policy = HubPolicy(setting.experts, make_atoms(51, -10, 10), k=2).eval()
+    policy.hub.generator.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    policy(torch.randint(256, (6, 4, 225, 25)).to(torch.uint8))
+    assert (setting.x.dtype, setting.x.shape) == (given[0].dtype, given[0].shape)
+    for x in (setting.x, given[0]):  # bytes, as numbers
+        assert torch.equal(x, x.round())
+        assert (x.min(), x.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("n", [1, 6, 8])
+def test_the_hub_of_atari_predicts(n):
+    setting = step_rows.make(step_models.PRESETS["atari"], 84, "cpu", n=6)
+    plain = step_rows.predict(setting, step_rows.reference_hub(setting), n)()
+    assert plain.shape == (n, 18, 51)
+    found = step_rows.predict(setting, step_rows.hub(setting), n)()
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)  # float32, other sums
+    assert torch.equal(plain[6:], plain[: len(plain[6:])])  # the batch once more
 
 
 def test_a_wrong_step_of_atari_is_found():

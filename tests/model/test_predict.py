@@ -1,11 +1,9 @@
-"""Prediction without pathway noise, whatever the mode; experts and generator of bytes."""
+"""Prediction without pathway noise, whatever the mode."""
 
 import pytest
 import torch
-from support.pathway import CLOSE, TableGenerator, build, conv_expert
+from support.pathway import CLOSE, build, conv_expert
 from torch import nn
-
-import hubpath_fast as hp
 
 
 class Noisy(nn.Module):
@@ -57,46 +55,3 @@ def test_predict_refuses_what_forward_refuses():
     ours, _, x, *_ = build(6, 3, 2)
     with pytest.raises(ValueError, match="x: empty batch"):
         ours.predict(x[:0])
-
-
-class Bytes(nn.Module):
-    """Takes uint8, and nothing else."""
-
-    def __init__(self, num_outputs=7):
-        super().__init__()
-        self.head = nn.Linear(4 * 9 * 5, num_outputs)
-
-    def forward(self, x):
-        assert x.dtype == torch.uint8, x.dtype
-        return self.head(x.flatten(1).to(self.head.weight.dtype) / 255)
-
-
-class BytesGenerator(TableGenerator):
-    takes_uint8 = True
-
-    def forward(self, x):
-        assert x.dtype == torch.uint8, x.dtype
-        return super().forward(x)
-
-
-@pytest.mark.parametrize("k", [1, 2])
-def test_bytes_reach_experts_and_generator_as_they_are(k):
-    """Three dimensions beside the samples, of which none is an image's: packed frames."""
-    x = torch.randint(0, 256, (6, 4, 9, 5), dtype=torch.uint8)
-    generator = BytesGenerator(torch.randn(6, 2), torch.randn(6, 2))
-    model = hp.HubPathway([Bytes(), Bytes()], generator, k=k, num_outputs=7)
-    p = torch.softmax(generator.clean, 1)
-    outputs = torch.stack([expert(x) for expert in model.experts], 1)
-    kept = p * (p >= p.max(1, keepdim=True).values) if k == 1 else p
-    # float32: two products of about 1 and their sum
-    expected = (kept[:, :, None] * outputs).sum(1)
-    torch.testing.assert_close(model.predict(x), expected, rtol=1e-5, atol=1e-5)
-    out = model(x)
-    assert out.expert_outputs.shape == (6 * k, 7)
-    assert hp.HubPathwayLoss()(out, torch.arange(6)).total.isfinite()
-
-
-def test_a_generator_of_floats_still_refuses_bytes():
-    model = hp.HubPathway([Bytes(), Bytes()], TableGenerator(torch.zeros(3, 2), torch.zeros(3, 2)))
-    with pytest.raises(ValueError, match=r"uint8 images need .*takes_uint8 = True"):
-        model(torch.zeros(3, 4, 9, 5, dtype=torch.uint8))
