@@ -3,11 +3,16 @@
     python -m bench.atari [--game seaquest] [--seconds 60] [--clock wall] [--out FILE]
 
 A step is: act, play 4 frames, store, draw a batch of 32, update the network, write priorities. Its
-parts are taken from loops that do one thing only: a step of the game, an acting forward pass, and
-the update of a plain loop that is written here, on one batch. All are timed in turns, in one
-process, as agents run them: on one thread, where denormal numbers are zero. The columns say the
-fifth, the median and the fastest; ratios are of medians, since a step of the game has no usual
-length. ``--clock cpu`` counts the process's own seconds, which other processes disturb less.
+parts are a step of the game, and what a plain loop that is written here does in a step: draw the
+policy's noise, act, draw the target's, update, on the same state and batch each time. So "step /
+its parts" says what an agent adds to them: replay, stacks of frames, log, and whatever its acting
+and its update have beyond the plain ones. Both of these are timed alone, too, and then each draws
+the policy's noise for itself, the bare ones as the agent's.
+
+All are timed in turns, in one process, as agents run them: on one thread, where denormal numbers
+are zero. The columns say the fifth, the median and the fastest; ratios are of medians, since a step
+of the game has no usual length. ``--clock cpu`` counts the process's own seconds, which other
+processes disturb less.
 
 Without the extra [atari] there is no game: its step then costs nothing, which the output says.
 """
@@ -34,11 +39,11 @@ from hubpath_fast.tasks.atari.distribution import (
     greedy_actions,
     make_atoms,
 )
+from hubpath_fast.tasks.atari.environments import make_env
 from hubpath_fast.tasks.atari.hub import HubPolicy
 from hubpath_fast.tasks.atari.learn import Batch
 from hubpath_fast.tasks.atari.network import RainbowNetwork
 from hubpath_fast.tasks.atari.noisy import draw_noise
-from hubpath_fast.tasks.atari.open_game import known_game, open_game
 from hubpath_fast.tasks.atari.policy import Policy, SinglePolicy
 from hubpath_fast.tasks.atari.settings import AtariSettings
 
@@ -52,11 +57,12 @@ SCRATCH, HUB, ROUTED = "scratch", "hub K=2", "hub K=1"
 
 # (what is compared, as a quotient of sums of rows; the goal, at most or at least)
 RATIOS = {
-    "step / its parts": ((f"{SCRATCH}: step",), ("game", f"{SCRATCH}: act", "bare update"), 1.15),
+    "step / its parts": ((f"{SCRATCH}: step",), ("game", "bare act and update"), 1.15),
     "hub K=2 / scratch, step": ((f"{HUB}: step",), (f"{SCRATCH}: step",), 2.2),
     "hub K=2 / scratch, update": ((f"{HUB}: update",), (f"{SCRATCH}: update",), 2.2),
     "hub K=2 / scratch, act": ((f"{HUB}: act",), (f"{SCRATCH}: act",), None),
     "hub K=1 / scratch, step": ((f"{ROUTED}: step",), (f"{SCRATCH}: step",), None),
+    "act / bare act": ((f"{SCRATCH}: act",), ("bare act",), None),
     "update / bare update": ((f"{SCRATCH}: update",), ("bare update",), None),
     "replay / step": (("replay",), (f"{SCRATCH}: step",), 0.05),
 }
@@ -69,7 +75,8 @@ class NoGame:
     num_actions, history, frame_shape = 18, 4, (84, 84)
     action_names = tuple(map(str, range(18)))
 
-    def __init__(self):
+    def __init__(self, game: str, why: str):
+        self.game, self.why = game, why
         self._screens = np.random.default_rng(0).integers(0, 256, (64, 84, 84), np.uint8)
         self._steps = 0
 
@@ -84,17 +91,19 @@ class NoGame:
 
 
 def make_game(name: str) -> Any:
+    """``NoGame`` without the emulator. ValueError for a game that the emulator does not have."""
     try:
-        return open_game(name, 0, True)
+        return make_env(name, 0, True)
     except ValueError as error:
-        print(f"no game is played: {error}")
-        return NoGame()
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        return NoGame(name, str(error))
 
 
-def make_agent(game: str, policy: Policy, env: Any, folder: Path) -> Agent:
+def make_agent(policy: Policy, env: Any, folder: Path) -> Agent:
     """One that has played up to its first update."""
     settings = AtariSettings(
-        game=game, method="scratch", steps=STEPS, learn_start=FIRST_UPDATE, eval_episodes=0
+        game=env.game, method="scratch", steps=STEPS, learn_start=FIRST_UPDATE, eval_episodes=0
     )
     agent = Agent(settings, folder, policy, env, lambda seed: env, [])
     while agent.progress.step < FIRST_UPDATE:
@@ -103,7 +112,7 @@ def make_agent(game: str, policy: Policy, env: Any, folder: Path) -> Agent:
 
 
 class BareLoop:
-    """The same update without anything around it: what the learner's is held against."""
+    """The same acting and update without anything around them: what an agent is held against."""
 
     def __init__(self, num_actions: int, atoms: torch.Tensor, settings: AtariSettings):
         self.online, self.target = (RainbowNetwork(num_actions) for _ in range(2))
@@ -111,9 +120,12 @@ class BareLoop:
         parameters = self.online.parameters()
         self.adam = torch.optim.Adam(parameters, settings.lr, eps=settings.adam_eps, fused=True)
 
+    def new_noise(self) -> None:
+        """The policy's, under which it acts and then learns."""
+        draw_noise(self.online, self.noise)
+
     def update(self, batch: Batch) -> None:
-        for network in (self.online, self.target):
-            draw_noise(network, self.noise)
+        draw_noise(self.target, self.noise)
         with torch.no_grad():
             following = self.online(batch.next_states), self.target(batch.next_states)
             limits = self.settings.v_min, self.settings.v_max
@@ -126,13 +138,11 @@ class BareLoop:
 
     @torch.no_grad()
     def act(self, state: torch.Tensor) -> int:
-        draw_noise(self.online, self.noise)
         return int(greedy_actions(expected_values(self.online(state), self.atoms)))
 
 
-def functions(game: str, folder: Path) -> dict[str, Callable[[], object]]:
+def functions(env: Any, folder: Path) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    env = make_game(game)
     actions, atoms = env.num_actions, make_atoms(51, -10, 10)
     networks = [RainbowNetwork(actions) for _ in range(5)]
     policies = {
@@ -141,7 +151,7 @@ def functions(game: str, folder: Path) -> dict[str, Callable[[], object]]:
         ROUTED: HubPolicy(networks[3:], atoms, 1),
     }
     agents = {
-        name: make_agent(game, policy, make_game(game), folder / str(i))
+        name: make_agent(policy, make_game(env.game), folder / str(i))
         for i, (name, policy) in enumerate(policies.items())
     }
     scratch = agents[SCRATCH]
@@ -149,8 +159,9 @@ def functions(game: str, folder: Path) -> dict[str, Callable[[], object]]:
     batch = Batch(*(getattr(batch, name) for name in Batch._fields))
     state, bare = batch.states[:1], BareLoop(actions, atoms, scratch.settings)
     made = {
-        "game": game_step(env), "bare update": lambda: bare.update(batch),
-        "bare act": lambda: bare.act(state), "replay": replay_step(scratch),
+        "game": game_step(env), "replay": replay_step(scratch),
+        "bare act": acting(bare, state), "bare update": updating(bare, batch),
+        "bare act and update": acting_and_updating(bare, state, batch),
     }  # fmt: skip
     for name, agent in agents.items():
         made |= {
@@ -201,6 +212,15 @@ def updating(learner: Any, batch: Batch) -> Callable[[], object]:
     return update
 
 
+def acting_and_updating(learner: Any, state: torch.Tensor, batch: Batch) -> Callable[[], object]:
+    def act_and_update() -> None:
+        learner.new_noise()
+        learner.act(state)
+        learner.update(batch)
+
+    return act_and_update
+
+
 def ratios(times: dict[str, Times]) -> dict[str, float]:
     def total(names: tuple[str, ...]) -> float:
         return sum(times[name].p50 for name in names)
@@ -232,18 +252,20 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, help="append the row to this file, as a JSON line")
     args = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
-        game, _ = known_game(args.game)
+        env = make_game(args.game)
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        made = functions(game, Path(folder))
+        made = functions(env, Path(folder))
         times = interleaved(
             made, seconds=args.seconds, min_rounds=3, max_rounds=2_000, calls=1,
             clock=CLOCKS[args.clock],
         )  # fmt: skip
+    if isinstance(env, NoGame):
+        print(f"no game is played: {env.why}")
     print(f"{records.device_name('cpu')}, 1 thread, {args.clock} clock; ms a call")
     print(f"{'':<28}{'p20':>8}{'median':>8}{'least':>8}")
     for name, t in times.items():
@@ -252,7 +274,7 @@ def main(arguments: list[str] | None = None) -> dict:
     print("\n".join(line for line, _ in lines))
     print(f"{sum(missed for _, missed in lines)} goals are missed")
     row = {
-        "game": game, "clock": args.clock, "rounds": next(iter(times.values())).rounds,
+        "game": env.game, "clock": args.clock, "rounds": next(iter(times.values())).rounds,
         "ratios": ratios(times),
         "seconds": {name: [t.p20, t.p50, t.p80, t.best] for name, t in times.items()},
         **records.environment("cpu"),
