@@ -367,6 +367,9 @@ def test_a_dry_run_keeps_to_the_seconds_and_names_the_rows(capsys):
         "step", "graphs", "glue", "aggregate", "roof", "agent", "atari", "large",
         "growth", "predict", "compiled",
     ]  # fmt: skip
+    atari = next(line for line in listed.splitlines() if line.strip().startswith("atari"))
+    rows = "single 0, captured single 0, sequential, streams, dense, reference"
+    assert atari.endswith(rows)  # no graphs, which do not replay noisy networks
     preset, px = gpu_speed.Place().step  # the paper's
     assert (step_models.PRESETS[preset].n, step_models.PRESETS[preset].k, px) == (48, 2, 224)
 
