@@ -145,21 +145,17 @@ def beyond(rows: Rows) -> Found | None:
 
 
 def captured_agent(rows: Rows) -> Found | None:
-    """How many times as fast captured steps of an agent are, of the method with the least gain.
-
-    Where no agent was measured, the hub's executors on networks of a similar size.
-    """
+    """How many times as fast captured steps of an agent are, of the method with the least gain."""
     found = {
         method: over(
             row(rows, "agent", f"{method} eager"), row(rows, "agent", f"{method} captured")
         )
         for method in ("scratch", "hub")
     }
-    if all(found.values()):
-        least = min(found, key=found.__getitem__)
-        return Found(found[least], least)
-    value = over(row(rows, "atari", "sequential"), row(rows, "atari", "graphs"))
-    return None if value is None else Found(value, "no agent: executor graphs")
+    if not all(found.values()):
+        return None
+    least = min(found, key=found.__getitem__)
+    return Found(found[least], least)
 
 
 TIMES, SHARE = "{:.2f}x", "{:.0%}"

@@ -212,9 +212,9 @@ def test_goals_are_met_missed_or_not_measured():
         ["0.80x", "**missed**"], ["5.00x (scratch)", "met"], ["1.40 (graphs)", "**missed**"],
     ]  # fmt: skip
     old = {key: row for key, row in rows.items() if key[1] != "agent"}
-    assert gpu_goals.captured_agent(old) == gpu_goals.Found(2.5, "no agent: executor graphs")
     without = rows | {("speed", "agent", "hub captured"): {"ok": False}}
-    assert gpu_goals.captured_agent(without) == gpu_goals.captured_agent(old)
+    for other in (old, without):  # the hub's executors say nothing about an agent
+        assert gpu_goals.captured_agent(other) is None
     assert gpu_goals.lanes(rows) == "Fastest: graphs, 8 lanes; 1 lane 1.25x as long."
     rows = {key: row | {"ok": False} for key, row in rows.items()}
     assert {line[3] for line in gpu_goals.lines(rows)} == {"not measured"}
