@@ -15,22 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from hubpath_fast.tasks.atari import PrioritizedReplay
 from hubpath_fast.tasks.atari.agent import REPLAY
 from hubpath_fast.tasks.atari.replay_files import ReplayFiles
 from hubpath_fast.training.checkpoint import load_state
+from tests.support.random_kills import Run, stop_and_compare
 
 COMMAND = [sys.executable, str(Path(__file__).parents[3] / "hubpath_command.py")]
 STEPS, LOG_EVERY = 240, 10
@@ -47,13 +42,6 @@ def command(game: str, out: Path, resume: bool = False) -> list[str]:
         *COMMAND, "atari", "pretrain", game, "--steps", str(STEPS), "--save-every", "7",
         "--final-episodes", "1", *changes, "--out", str(out), *(["--resume"] if resume else []),
     ]  # fmt: skip
-
-
-def finish(game: str, out: Path, resume: bool = False) -> None:
-    """Runs it to its end."""
-    done = subprocess.run(command(game, out, resume), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ended with status {done.returncode}: {done.stderr}")
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -77,66 +65,17 @@ def contents(out: Path) -> dict[str, Any]:
     }
 
 
-def differences(one: Path, two: Path) -> list[str]:
-    """Names of what is not equal to the bit."""
-    leaves, others = (tree_flatten_with_path(contents(out))[0] for out in (one, two))
-    if [path for path, _ in leaves] != [path for path, _ in others]:
-        return ["what there is"]
-    return [
-        keystr(path)
-        for (path, a), (_, b) in zip(leaves, others, strict=True)
-        if not (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b)
-    ]
-
-
-def stop(
-    game: str, out: Path, number: signal.Signals, lines: int, share: float, resume: bool = False
-) -> str:
-    """Starts a run and sends it a signal when its log has ``lines`` lines more than at first and
-    ``share`` of the time of a further one has passed. Where that was, in words; empty if the run
-    had ended."""
-    log, times = out / "log.jsonl", []
-    first = log.read_bytes().count(b"\n") if log.exists() else 0
-    process = subprocess.Popen(
-        command(game, out, resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and len(times) < lines:
-        count = log.read_bytes().count(b"\n") - first if log.exists() else 0
-        times += [time.monotonic()] * (count - len(times))
-        time.sleep(0.002)
-    if len(times) > 1:
-        time.sleep(share * (times[-1] - times[0]) / (lines - 1))
-    process.send_signal(number)
-    status = process.wait()
-    if status not in (-number, 130):
-        return ""
-    left = [name for name in (".last.new", ".last.old") if (out / name).exists()]
-    left += [path.name for path in (out / REPLAY).glob(".*")]
-    where = f"in a save ({', '.join(left)} left)" if left else "between saves"
-    return f"after {log.read_bytes().count(bytes([10]))} lines of the log, {where}"
+def run_of(game: str) -> Run:
+    return Run(
+        lambda out, resume: command(game, out, resume), contents, (1, STEPS // LOG_EVERY),
+        (".last.*", f"{REPLAY}/.*"),
+    )  # fmt: skip
 
 
 def main(kills: int, seed: int, game: str, number: signal.Signals) -> int:
     """The number of runs that differ."""
-    moments, wrong, hits, done = random.Random(seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        finish(game, root / "whole")
-        print(f"uninterrupted: {STEPS} steps of {game}, each seventh saved", flush=True)
-        while done < kills:
-            out = root / f"run-{done}-{moments.random()}"
-            lines, share = moments.randint(1, STEPS // LOG_EVERY), moments.random()
-            place = stop(game, out, number, lines, share)
-            if not place:
-                continue
-            done, hits = done + 1, hits + ("in a save" in place)
-            finish(game, out, resume=True)  # at once
-            found = differences(root / "whole", out)
-            wrong += bool(found)
-            text = f"DIFFERENT: {', '.join(found[:5])}" if found else "equal"
-            print(f"{number.name} {done}: {place}; resumed: {text}", flush=True)
-    print(f"{kills} stops, {hits} of them in a save; {wrong} runs differ from the whole one")
-    return wrong
+        return stop_and_compare(run_of(game), Path(scratch), kills, seed, number)
 
 
 if __name__ == "__main__":

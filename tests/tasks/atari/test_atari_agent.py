@@ -83,26 +83,6 @@ def test_a_run_without_its_result_is_only_scored_again(run, tmp_path):
     assert (folder / "log.jsonl").read_text() == before
 
 
-def test_a_run_that_goes_on_equals_one_that_never_stopped(run, tmp_path, monkeypatch):
-    whole, _ = run
-    folder, step = tmp_path / "stopped", Agent.step
-
-    def crash(self):
-        if self.progress.step == 113:  # not a step that is saved, nor one that is logged
-            raise RuntimeError("the power failed")
-        step(self)
-
-    monkeypatch.setattr(Agent, "step", crash)
-    with pytest.raises(RuntimeError, match="power"):
-        fit_atari(settings(), folder, console=QUIET)
-    monkeypatch.undo()
-    assert load_state(folder / "last")["progress"]["step"] == 100
-    fit_atari(settings(), folder, resume=True, console=QUIET)
-    assert (folder / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
-    model = "last/model.safetensors"
-    assert (folder / model).read_bytes() == (whole / model).read_bytes()
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_before_priorities_are_written(
     tmp_path, monkeypatch
 ):

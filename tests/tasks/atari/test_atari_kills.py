@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from support.command import hubpath, refused
-from tasks.atari.atari_random_kills import differences
+from tasks.atari.atari_random_kills import run_of
 
 from hubpath_fast import files
 from hubpath_fast.locks import locked
@@ -27,6 +27,7 @@ from hubpath_fast.training import checkpoint
 from hubpath_fast.training.checkpoint import find_checkpoint, load_state
 
 QUIET = Console(quiet=True)
+differences = run_of("catch").differences
 TINY = {
     "steps": 45, "learn_start": 20, "batch_size": 4, "hidden": 4, "atoms": 5, "target_every": 15,
     "n_step": 3, "log_every": 5, "eval_every": 30, "eval_episodes": 1, "final_episodes": 1,
