@@ -89,12 +89,7 @@ def evaluate_atari(
 
     Raises ValueError for wrong arguments; OSError where the video cannot be written.
     """
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-        raise ValueError(f"episodes: expected an integer of at least 1, got {episodes!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected an integer of at least 0, got {seed!r}")
-    if video is not None and Path(video).suffix.lower() not in VIDEO_ENDINGS:
-        raise ValueError(f"video: expected a name that ends in .gif, got {video}")
+    _check(episodes, seed, video)
     env_seed, own = map(int, np.random.SeedSequence(seed).generate_state(2))
     env = open_game(player.game, env_seed, training=False)
     generator = torch.Generator().manual_seed(own)
@@ -113,6 +108,14 @@ def evaluate_atari(
     result = _summary(player, found) | {"seed": seed, "epsilon": epsilon}
     result["notes"] += [] if recorder is None else recorder.notes
     return result
+
+
+def _check(episodes: int, seed: int, video: str | Path | None) -> None:
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if video is not None and Path(video).suffix.lower() not in VIDEO_ENDINGS:
+        raise ValueError(f"video: expected a name that ends in .gif, got {video}")
 
 
 def _summary(player: Player, found: list[Episode]) -> dict[str, Any]:

@@ -262,53 +262,58 @@ def _over_games(results: Results, figures: report.FigureFolder) -> list[report.S
     totals, games = results.totals(), results.common_games
     if not totals:
         return []
-    table = totals_table(totals)
-    counts = sorted({total.count for total in totals})
-    values = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    where = f"{', '.join(games)}; {results.label}"
+    table, where = totals_table(totals), f"{', '.join(games)}; {results.label}"
     pictures = []
     if totals[0].mean is not None:
-        figure = report.interval_bars(
-            [_bar(results, t.method, Interval(*(100 * v for v in t.mean))) for t in totals],
-            "interquartile mean of human-normalised scores, %",
-            {
-                "mean": [f"{100 * t.mean.value:.1f} %" for t in totals],
-                "values": [str(t.count) for t in totals],
-            },
-            {"random": 0.0, "human": 100.0},
-            base=0.0,
-        )
-        trimmed = "" if counts[0] >= 4 else " Of fewer than four values it is the plain mean."
-        pictures.append(
-            figures.picture(
-                "interquartile-mean", figure, table,
-                f"Interquartile mean over games x seeds ({values} values: {where}), with its "
-                f"{PERCENT} bootstrap interval, stratified by game.{trimmed}",
-                "Interquartile mean of each method with its interval",
-            )
-        )  # fmt: skip
-    rivals = [t for t in totals if t.improvement is not None]
+        figure, caption = _means_over_games(results, totals, where)
+        alt = "Interquartile mean of each method with its interval"
+        pictures.append(figures.picture("interquartile-mean", figure, table, caption, alt))
+    rivals = [total for total in totals if total.improvement is not None]
     if rivals:
-        figure = report.interval_bars(
-            [_bar(results, t.method, t.improvement) for t in rivals],
-            "probability of improvement over scratch",
-            {"probability": [f"{t.improvement.value:.2f}" for t in rivals]},
-            {"even": 0.5},
-            base=0.5,
-            limits=(-0.02, 1.02),
-        )
-        pictures.append(
-            figures.picture(
-                "probability-of-improvement", figure, table,
-                "How probable it is that a run of the method scores higher than a run from scratch "
-                f"on the same game (Mann-Whitney, ties 1/2; mean over {where}), with its {PERCENT} "
-                "bootstrap interval.",
-                "Probability of improvement over scratch of each method with its interval",
-            )
-        )  # fmt: skip
+        figure, caption = _improvements_over_games(results, rivals, where)
+        alt = "Probability of improvement over scratch of each method with its interval"
+        pictures.append(figures.picture("probability-of-improvement", figure, table, caption, alt))
     left = [game for game in results.asked.targets if game not in games]
     text = f"Without {', '.join(left)}, where a method has no finished run." if left else ""
     return [report.Section("Over all games" if not left else "Over games", text, pictures)]
+
+
+def _means_over_games(results: Results, totals: Sequence[Total], where: str):
+    """(figure, its caption)."""
+    figure = report.interval_bars(
+        [_bar(results, t.method, Interval(*(100 * v for v in t.mean))) for t in totals],
+        "interquartile mean of human-normalised scores, %",
+        {
+            "mean": [f"{100 * t.mean.value:.1f} %" for t in totals],
+            "values": [str(t.count) for t in totals],
+        },
+        {"random": 0.0, "human": 100.0},
+        base=0.0,
+    )
+    counts = sorted({total.count for total in totals})
+    values = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    trimmed = "" if counts[0] >= 4 else " Of fewer than four values it is the plain mean."
+    return figure, (
+        f"Interquartile mean over games x seeds ({values} values: {where}), with its {PERCENT} "
+        f"bootstrap interval, stratified by game.{trimmed}"
+    )
+
+
+def _improvements_over_games(results: Results, rivals: Sequence[Total], where: str):
+    """(figure, its caption)."""
+    figure = report.interval_bars(
+        [_bar(results, t.method, t.improvement) for t in rivals],
+        "probability of improvement over scratch",
+        {"probability": [f"{t.improvement.value:.2f}" for t in rivals]},
+        {"even": 0.5},
+        base=0.5,
+        limits=(-0.02, 1.02),
+    )
+    return figure, (
+        "How probable it is that a run of the method scores higher than a run from scratch on the "
+        f"same game (Mann-Whitney, ties 1/2; mean over {where}), with its {PERCENT} bootstrap "
+        "interval."
+    )
 
 
 def _bar(
