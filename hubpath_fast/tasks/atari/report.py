@@ -348,7 +348,7 @@ def _difference(found: Interval | None, decimals: int) -> str | None:
         return text
     word = verdict(found)
     interval = f"[{found.low:+,.{decimals}f}, {found.high:+,.{decimals}f}]"
-    return f"{text} {interval}{', ' * bool(word)}{word}".replace("-", "−")
+    return f"{text} {interval}{', ' * bool(word)}{word}"
 
 
 LOOKS = {HUB: 0, HUB_K1: 4, KNOWLEDGE_FLOW: 3, ZOO_TUNING: 5, SCRATCH: 6}

@@ -73,7 +73,7 @@ class TestTables:
         hub = lines["Hub-Pathway"].split(" | ")
         assert re.fullmatch(r"320\.0 ± 22\.9", hub[1])
         assert hub[4].startswith("+200.0 [+187.6, +212.4], better")
-        assert hub[5].startswith("+10.0 [−87.0, +107.0] |")
+        assert hub[5].startswith("+10.0 [-87.0, +107.0] |")
         assert ", worse" in lines["fine-tuned from seaquest"]
         assert "better" not in lines["from scratch"]
         assert (
