@@ -91,8 +91,12 @@ def _check_hub(settings: AtariSettings) -> None:
     if count < wanted[0] or (wanted[1] is not None and count > wanted[1]):
         exactly = "" if wanted[1] is not None else "at least "
         raise ValueError(
-            f"hub: the method {method} takes {exactly}{wanted[0]} sources, got {count}"
+            f"hub: the method {method} takes {exactly}{_sources(wanted[0])}, got {count}"
             + (f" ({', '.join(settings.hub)})" if count else "; --hub RUN,RUN names them")
         )
     if method == HUB and settings.k > count:
-        raise ValueError(f"k: expected at most the {count} sources of the hub, got {settings.k}")
+        raise ValueError(f"k: expected at most the {_sources(count)} of the hub, got {settings.k}")
+
+
+def _sources(count: int) -> str:
+    return f"{count} source{'s' * (count != 1)}"

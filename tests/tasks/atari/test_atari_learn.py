@@ -157,7 +157,7 @@ def test_a_single_network_is_a_policy():
         ({"learn_start": 8}, "learn_start: expected at least the batch_size of 32, got 8"),
         ({"v_min": 3.0}, "v_min: expected less than v_max 2.0, got 3.0"),
         ({"patches": (5,)}, "patches: expected two"),
-        ({"method": "finetune"}, "hub: the method finetune takes 1 sources, got 0"),
+        ({"method": "finetune"}, "hub: the method finetune takes 1 source, got 0"),
         ({"method": "zoo-tuning", "hub": ("a",)}, "takes at least 2 sources, got 1"),
         ({"method": "scratch", "hub": ("a",)}, "takes 0 sources, got 1"),
         ({"method": "hub", "hub": ("a", "b"), "k": 3}, "k: expected at most the 2 sources"),
