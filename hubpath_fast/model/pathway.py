@@ -22,6 +22,7 @@ from ..executors import (
     make_executor,
     make_report,
 )
+from ..executors.groups import expert_name
 from ..routing import Routing
 from . import surgery
 from .aggregator import LinearAggregator, make_aggregator
@@ -31,6 +32,7 @@ from .fixed_routes import FixedRoutes
 from .generator import check_scores
 from .normalization import normalization_rows, read_normalization
 from .output import FusedExploit, PathwayOutput
+from .parts import check_modules, infer_num_outputs
 from .tracing import REFUSAL, refuse_recording
 
 
@@ -99,16 +101,16 @@ class HubPathway(nn.Module):
             raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
         if not isinstance(executor, Executor):
             check_executor(executor)
-        _check_modules(experts, generator, aggregator)
+        check_modules(experts, generator, aggregator)
         check_batch_norm(
             [
-                *((_expert_name(i, expert), expert) for i, expert in enumerate(experts)),
+                *((expert_name(experts, i), expert) for i, expert in enumerate(experts)),
                 ("generator", generator),
                 *([] if aggregator is None else [("aggregator", aggregator)]),
             ]
         )
         if aggregator is None:
-            num_outputs = _infer_num_outputs(experts) if num_outputs is None else num_outputs
+            num_outputs = infer_num_outputs(experts) if num_outputs is None else num_outputs
             aggregator = make_aggregator("auto", len(experts), num_outputs)
         self.experts = nn.ModuleList(experts)
         self.generator = generator
@@ -385,43 +387,3 @@ class HubPathway(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, min_group={self.min_group}, executor={self.executor!r}"
-
-
-def _check_modules(
-    experts: Sequence[nn.Module], generator: nn.Module, aggregator: nn.Module | None
-) -> None:
-    named = [(f"experts[{i}]", expert) for i, expert in enumerate(experts)]
-    named += [("generator", generator)]
-    if aggregator is not None:
-        named += [("aggregator", aggregator)]
-    for name, part in named:
-        if not isinstance(part, nn.Module):
-            way = {
-                "generator": "hp.PathwayGenerator(len(experts)), or one of your own",
-                "aggregator": "hp.LinearAggregator, hp.SumAggregator or hp.MLPAggregator "
-                "(num_experts, num_outputs), one of your own, or None",
-            }.get(name, "hp.create_model makes a model of names")
-            raise ValueError(f"{name}: expected an nn.Module, got {part!r}; {way}")
-
-
-def _expert_name(index: int, expert: nn.Module) -> str:
-    return f"experts[{index}] ({type(expert).__name__})"
-
-
-def _infer_num_outputs(experts: Sequence[nn.Module]) -> int:
-    widths = []
-    for expert in experts:
-        layers = [m for m in expert.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        last = layers[-1] if layers else None
-        name = "out_features" if isinstance(last, nn.Linear) else "out_channels"
-        widths.append(getattr(last, name, None))
-    if None in widths or len(set(widths)) != 1:
-        found = ", ".join(
-            f"{_expert_name(i, expert)}: {width}"
-            for i, (expert, width) in enumerate(zip(experts, widths, strict=True))
-        )
-        raise ValueError(
-            f"num_outputs: the experts' last layers do not agree on the outputs C ({found}); "
-            "replace their heads for the task, or pass num_outputs="
-        )
-    return widths[0]
