@@ -20,6 +20,14 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _autocast_cache():
+    """torch.onnx.export turns autocast's cache off, and leaves it so where the model raises."""
+    before = torch.is_autocast_cache_enabled()
+    yield
+    torch.set_autocast_cache_enabled(before)
+
+
 class Generator(nn.Module):
     def __init__(self):
         super().__init__()
