@@ -21,7 +21,7 @@ from ..files import write_json
 from ..locks import LOCK, locked
 from .atari_demo_games import play_medley, read_played
 from .atari_demo_runs import PRELOAD, SOURCES, TARGET, THREADS, Plan, run_folder, run_missing
-from .demo import REPORT, SUMMARY, check_folder, make_room
+from .demo import REPORT, SUMMARY, check_folder, make_room, say_where
 
 DEMO_FILE = "demo.json"
 OURS = {SUMMARY, REPORT, DEMO_FILE, "runs", "experts", LOCK}
@@ -96,10 +96,5 @@ def atari_demo(
     console.print(terminal_table(summary))
     for text in verdicts(summary):
         console.print(text, highlight=False, soft_wrap=True)
-    console.print(
-        f"{summary['seconds']:.0f} s. The numbers are in {out_dir / SUMMARY}, the figures in "
-        f"{out_dir / REPORT}.",
-        soft_wrap=True,
-        markup=False,  # of a path with brackets
-    )
+    say_where(console, summary["seconds"], out_dir)
     return summary

@@ -148,13 +148,18 @@ def run_demo(
         write_json(out_dir / SUMMARY, summary)
     table = as_table(rows, results.task.metric)
     console.print(terminal_table(table, describe_budget(settings)))
+    say_where(console, summary["seconds"], out_dir)
+    return summary
+
+
+def say_where(console: Console, seconds: float, out_dir: Path) -> None:
+    """The last line of a demo: how long it took, and where its files are."""
     console.print(
-        f"{summary['seconds']:.0f} s. The numbers are in {out_dir / SUMMARY}, the figures in "
+        f"{seconds:.0f} s. The numbers are in {out_dir / SUMMARY}, the figures in "
         f"{out_dir / REPORT}.",
         soft_wrap=True,
         markup=False,  # of a path with brackets
     )
-    return summary
 
 
 def _summary(

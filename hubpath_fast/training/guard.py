@@ -53,7 +53,7 @@ class FiniteGuard:
         named = [self.expert_name(i) for i in experts]
         culprits = [f"the outputs of {', '.join(named)}"] if named else []
         culprits += ["the generator's scores"] if router else []
-        raise self._non_finite(
+        raise self.non_finite(
             f"the loss of step {step} is not finite: "
             + ", ".join(f"{name} {value:.6g}" for name, value in terms.items())
             + (f"; so are {' and '.join(culprits)}" if culprits else ""),
@@ -77,9 +77,10 @@ class FiniteGuard:
         }
         for what, tensors in held.items():
             if not _all_finite(tensors):
-                raise self._non_finite(f"{what} is not finite after step {step}", step)
+                raise self.non_finite(f"{what} is not finite after step {step}", step)
 
-    def _non_finite(self, text: str, step: int, terms=None, experts=()) -> NonFiniteLoss:
+    def non_finite(self, text: str, step: int, terms=None, experts=()) -> NonFiniteLoss:
+        """The error of what ``text`` says, with the last good checkpoint and what may help."""
         kept = find_checkpoint(self.out_dir / "last") or find_checkpoint(self.out_dir / "best")
         where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
         return NonFiniteLoss(

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from support.dying import die, die_at
 from support.training import VALIDATION, assert_same_run, make, noisy_objective, pathway
 
 from hubpath_fast import files
@@ -17,10 +18,6 @@ SETTINGS = {
     "steps": 12, "log_every": 2, "eval_every": 3, "save_every": 2, "validation": VALIDATION,
     "objective": noisy_objective,
 }  # fmt: skip
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def half_of_the_weights(tensors, path, metadata):
@@ -66,19 +63,7 @@ POINTS = [
 
 def train_and_die(out, call, nth, when):
     """In a process that was forked for it: the ``nth`` call is its last."""
-    owner, calls = OWNERS[call], []
-    original = getattr(owner, call)
-
-    def deadly(*args, **kwargs):
-        calls.append(call)
-        if len(calls) == nth and when != "after":
-            die() if when == "before" else HALF[call](*args, **kwargs)
-        found = original(*args, **kwargs)
-        if len(calls) == nth:
-            die()
-        return found
-
-    setattr(owner, call, deadly)
+    die_at(OWNERS[call], call, nth, when, HALF)
     make(pathway(), out, **SETTINGS).fit()
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ...fields import differences
-from ...training import NonFiniteLoss, Reporting
+from ...training import Reporting
 from ...training.checkpoint import (
     CheckpointError,
     discard_unfinished,
@@ -218,7 +218,10 @@ class Agent:
         update = self.learner.update(batch)
         task, norm = update.losses.task.cpu(), update.norm.cpu()
         if not bool(torch.isfinite(task).all() and torch.isfinite(norm)):
-            raise self._not_finite(update)
+            step, losses = progress.step, update.losses
+            terms = {"loss": float(losses.total), "grad_norm": float(update.norm)}
+            text = f"the loss of step {step} or its gradient is not finite"
+            raise self.guard.non_finite(text, step, terms)
         self.replay.update(found.indices, task)
         self._add(update)
 
@@ -233,16 +236,6 @@ class Agent:
             value = value.double()  # a sum that was loaded is on the CPU
             sums[name] = sums[name].to(value.device) + value if name in sums else value
         self.progress.updates += 1
-
-    def _not_finite(self, update: Update) -> NonFiniteLoss:
-        step, kept = self.progress.step, find_checkpoint(self.last)
-        terms = {"loss": float(update.losses.total), "grad_norm": float(update.norm)}
-        where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
-        return NonFiniteLoss(
-            f"the loss of step {step} or its gradient is not finite; {where}. Lower lr or "
-            "clip_norm",
-            step, terms, checkpoint=kept,
-        )  # fmt: skip
 
     def _report(self, log: RunLog) -> None:
         """An evaluation and a line of the log, where the step is one for it."""

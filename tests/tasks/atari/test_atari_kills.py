@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from support.command import hubpath, refused
+from support.dying import die, die_at
 from tasks.atari.atari_random_kills import run_of
 
 from hubpath_fast import files
@@ -49,10 +50,6 @@ def whole(tmp_path_factory):
     return out
 
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def half_of_a_chunk(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(f".{path.name}.0123{files.UNFINISHED}").write_bytes(data[: len(data) // 2])
@@ -85,18 +82,7 @@ POINTS = [
 
 def fit_and_die(out, call, owner, nth, when):
     """In a process that was forked for it: the ``nth`` call is its last."""
-    original, calls = getattr(owner, call), []
-
-    def deadly(*args, **kwargs):
-        calls.append(call)
-        if len(calls) == nth and when != "after":
-            die() if when == "before" else HALF[call](*args, **kwargs)
-        found = original(*args, **kwargs)
-        if len(calls) == nth:
-            die()
-        return found
-
-    setattr(owner, call, deadly)
+    die_at(owner, call, nth, when, HALF)
     fit(out)
 
 
