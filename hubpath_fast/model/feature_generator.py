@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import functional as HF
 from ..devices import eval_mode
+from .generator import start_equal
 
 
 class Source(Protocol):
@@ -69,10 +70,7 @@ class FeatureGenerator(nn.Module):
         self.norm = nn.LayerNorm(num_features)
         self.clean = nn.Linear(num_features, num_experts)
         self.noise = nn.Linear(num_features, num_experts)
-        for head in (self.clean, self.noise):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        nn.init.constant_(self.noise.bias, noise_init)
+        start_equal(self.clean, self.noise, noise_init)
         self.train(self.training)
 
     @property

@@ -80,10 +80,7 @@ class PathwayGenerator(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for head in (self.clean, self.noise):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        nn.init.constant_(self.noise.bias, noise_init)
+        start_equal(self.clean, self.noise, noise_init)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.from_seen(self.seen(x))
@@ -116,6 +113,15 @@ class PathwayGenerator(nn.Module):
             total += (9 * 2 + 9 * 4 + 2) * features**2 * side**2
             features *= 2
         return 2 * (total + 2 * features * num_experts)
+
+
+def start_equal(clean: nn.Linear, noise: nn.Linear, noise_init: float) -> None:
+    """Heads of zero weights, so that all experts start equally likely; the raw noise scale starts
+    as ``noise_init``."""
+    for head in (clean, noise):
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    nn.init.constant_(noise.bias, noise_init)
 
 
 @torch.no_grad()

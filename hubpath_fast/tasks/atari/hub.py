@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ...model import HubPathway, HubPathwayLoss, LinearAggregator
+from ...model.generator import start_equal
 from ...routing import Routing
 from .distribution import categorical_loss
 from .network import RainbowNetwork, check_alike
@@ -70,10 +71,7 @@ class StateGenerator(nn.Module):
         self.hidden = nn.Linear(history * cells, hidden)
         self.clean = nn.Linear(hidden, num_experts)
         self.noise = nn.Linear(hidden, num_experts)
-        for head in (self.clean, self.noise):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        nn.init.constant_(self.noise.bias, noise_init)
+        start_equal(self.clean, self.noise, noise_init)
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         sums = cells.unflatten(2, (self.history, -1)).sum(dim=3)  # [n, cells, H]
