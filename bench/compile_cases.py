@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from hubpath_fast.kernels import _aggregate_backward as aggregate_backward
+from hubpath_fast.kernels._activation import ACTIVATIONS, FROM_RESULT
+from hubpath_fast.kernels._batch_norm_backward import plan_backward as plan_norm_backward
+from hubpath_fast.kernels._batch_statistics import plan_statistics
 from hubpath_fast.kernels._launch import Launch
 from hubpath_fast.kernels._layout import empty
 from hubpath_fast.kernels._tiles import FEW_CHANNELS
 from hubpath_fast.kernels.aggregate import plan_forward as plan_aggregate
+from hubpath_fast.kernels.batch_norm import plan_forward as plan_norm
 from hubpath_fast.kernels.combine import plan_backward as plan_combine_backward
 from hubpath_fast.kernels.combine import plan_forward as plan_combine
 from hubpath_fast.kernels.exploit_loss import plan_backward as plan_loss_backward
@@ -75,7 +79,7 @@ class CompileCase:
 def every_case() -> list[CompileCase]:
     routes = [case for size in ROUTES for case in router_cases(*size)]
     glue = [*_gather_cases(), *_combine_cases(), *_aggregate_cases(), *_loss_cases()]
-    return [*routes, *glue, *_router_loss_cases()]
+    return [*routes, *glue, *_router_loss_cases(), *_norm_cases()]
 
 
 def _meta(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
@@ -240,6 +244,59 @@ def _router_loss_cases() -> Iterator[CompileCase]:
     for n, k in [(48, 2), (4096, 8), (65536, 2), (300, 1024)]:
         plan = plan_router_loss(_meta(n * k), _meta(n, k), _integers(n, k), 0.5)
         yield CompileCase(f"router loss N={n} K={k}", plan.launches[0])
+
+
+def _norm_cases() -> Iterator[CompileCase]:
+    """BatchNorm of a ResNet-50's layers, of other networks' activations, and of features."""
+    for shape, dtype, last, activation, residual in [
+        ((24, 64, 112, 112), BF16, True, "relu", False),
+        ((24, 256, 56, 56), BF16, True, "relu", True),
+        ((24, 256, 56, 56), BF16, True, None, False),
+        ((24, 256, 56, 56), FP32, True, "relu", True),
+        ((24, 256, 56, 56), BF16, False, "relu", True),
+        ((24, 256, 56, 56), FP32, False, "silu", True),
+        ((24, 2048, 7, 7), BF16, True, "relu", True),
+        ((24, 2048, 7, 7), FP16, False, "relu", True),
+        ((24, 24, 112, 112), BF16, True, "relu6", True),
+        ((24, 72, 28, 28), FP16, True, "hardswish", False),
+        ((24, 72, 28, 28), FP32, False, "hardswish", True),
+        ((24, 40, 14, 14), FP16, True, "silu", True),
+        ((24, 3, 224, 224), FP32, True, None, False),
+        ((4096, 512), FP32, False, "relu", False),
+    ]:
+        maps = "x".join(map(str, shape[2:]))
+        size = f"N={shape[0]} C={shape[1]} {maps} {str(dtype).removeprefix('torch.')}"
+        size += f"{' last' if last else ''} {activation}{' residual' if residual else ''}"
+        vector = 16 // dtype.itemsize
+        along = shape[1] if last or not maps else shape[2] * shape[3]
+        launches = norm_launches(shape, dtype, last, activation, residual)
+        for name, launch in launches.items():
+            wide = along % vector == 0 and not name.startswith("joined")
+            yield CompileCase(f"norm {name} {size}", launch, wide)
+
+
+def norm_launches(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    activation: str | None,
+    residual: bool,
+) -> dict[str, Launch]:
+    """By name, of BatchNorm with all its parameters and statistics, forward and backward."""
+    x = empty(_meta(*shape), shape[0], dtype, channels_last=channels_last)
+    vector, count, tracked = _meta(shape[1]), _integers(), _meta(1, dtype=torch.int64)
+    added, number = x if residual else None, ACTIVATIONS[activation]
+    statistics = plan_statistics(x, count, vector, vector, tracked, 0.1, 1e-5)
+    parameters = (*statistics.results, vector, vector)
+    forward = plan_norm(x, count, added, *parameters, number)
+    gate = (forward.results if number in FROM_RESULT else x) if residual and number else None
+    given = (x, x, gate, count, *parameters, number, residual, True, True)
+    # With a residual the sums' kernel writes what goes back to it, too.
+    sums = "gradient and its sums" if residual else "sums of the gradient"
+    names = ("statistics", "joined statistics", "forward", sums, "joined sums", "backward")
+    plans = (statistics, forward, plan_norm_backward(*given))
+    launches = [launch for plan in plans for launch in plan.launches]
+    return dict(zip(names, launches, strict=True))
 
 
 def _words(trailing: tuple[int, ...], dtype: torch.dtype) -> str:

@@ -28,9 +28,12 @@ from . import timing
 from .compile_cases import CompileCase, every_case
 
 ARCHITECTURES = (80, 90, 100)
-# Kernels that reduce: a sample's M scores to K experts, a row's C outputs to one number. What they
-# store is a few numbers a sample, so only their loads have to be wide.
-FEW_STORES = ("route no eps", "route eps", "route draw", "exploit loss forward")
+# Kernels that reduce: a sample's M scores to K experts, a row's C outputs to one number, what a
+# channel has to sums. They store a few numbers of each, so only their loads have to be wide.
+FEW_STORES = (
+    "route no eps", "route eps", "route draw", "exploit loss forward", "norm statistics",
+    "norm sums of the gradient",
+)  # fmt: skip
 
 
 @dataclass

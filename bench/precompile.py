@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import os
 import sys
@@ -26,15 +27,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hubpath_fast import Routing
+from hubpath_fast import Routing, _backends
 from hubpath_fast import functional as HF
-from hubpath_fast.executors.graphs.eligible import bucket
+from hubpath_fast.executors.graphs.masked import masked, settled
 from hubpath_fast.model import losses
 
-from . import check_executors, check_operations, glue, operations, ops, step_rows, timing
+from . import (
+    check_executors,
+    check_operations,
+    check_padding,
+    glue,
+    operations,
+    ops,
+    step_rows,
+    timing,
+)
 from .check_kernels import cases_of
 from .children import die_with, first_line
-from .operations import Inputs, Size
+from .inputs import Inputs, Size
 from .step_models import PRESETS, Preset
 
 Job = tuple[str, Callable[[], object]]
@@ -72,9 +82,17 @@ def jobs() -> list[Job]:
         for n, dtype in {(preset.n, usual), (preset.n, full), (preset.n // 3, full)}:
             found[f"{title} N={n} {dtype}"] = functools.partial(_step, preset, px, n, dtype)
     networks = checks.NETWORKS | {"dropout": checks.dropped_ones}
-    for title, network in networks.items():
-        for dtype in (half, full):
+    padded = {title: (network, checks.PX) for title, network in checks.NETWORKS.items()}
+    if importlib.util.find_spec("timm") is not None:
+        own = check_padding.NETWORKS | check_padding.DRAWING
+        padded |= {title: (network, check_padding.PX) for title, network in own.items()}
+        found["padded ResNet-50"] = functools.partial(_padded, _resnet50, 64, half)
+    for dtype in (half, full):
+        for title, network in networks.items():
             found[f"executors {title} {dtype}"] = functools.partial(_small_hub, network, dtype)
+        found[f"padded hub {dtype}"] = functools.partial(_padded_hub, dtype)
+        for title, (network, px) in padded.items():
+            found[f"padded {title} {dtype}"] = functools.partial(_padded, network, px, dtype)
     return list(found.items())
 
 
@@ -99,6 +117,8 @@ def _step(preset: Preset, px: int, n: int, dtype: torch.dtype) -> None:
     step = step_rows.hub_losses(setting, model)
     for _ in range(2):  # rows take the dtype that the experts were seen to use
         step()
+    with setting.autocast():  # as ahead of captures, which draw their noise
+        model(setting.x)
     with setting.autocast():
         loss = setting.criterion()(model(setting.x, setting.noise[0]), setting.y)
     loss.total.backward()
@@ -116,6 +136,42 @@ def _small_hub(network: Callable[[], nn.Module], dtype: torch.dtype) -> None:
             model.train()(batch[0], batch[2]).expert_outputs.sum().backward()
         else:
             checks.step(model, batch, "cpu", half)
+    _static_buffers(batch[0], checks.M, checks.K, dtype)
+
+
+def _resnet50() -> nn.Module:
+    """The expert of the paper's step. Its layers' kernels are the same for all sizes of images."""
+    import timm
+
+    return timm.create_model("resnet50", num_classes=100)
+
+
+def _padded(network: Callable[[], nn.Module], px: int, dtype: torch.dtype) -> None:
+    """What captured graphs of an expert are made of, forward and backward."""
+    module = network().to(memory_format=torch.channels_last)
+    rows = torch.rand(4, 3, px, px).contiguous(memory_format=torch.channels_last)
+    count = torch.tensor(3, dtype=torch.int32)
+    half = dtype == torch.bfloat16
+    with masked(module, count), torch.autocast("cpu", torch.bfloat16, half, cache_enabled=False):
+        settled(module(rows)).float().sum().backward()
+
+
+def _padded_hub(dtype: torch.dtype) -> None:
+    """What ``check_padding`` launches besides its experts: training, prediction, captures ahead."""
+    checks, half = check_padding, dtype == torch.bfloat16
+
+    def network() -> nn.Module:
+        # A convolution first, as theirs: rows are gathered to what it takes.
+        maps = nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*maps, nn.Flatten(), nn.Linear(8, checks.C))
+
+    model = checks.hub_of(network, "sequential", "cpu", check_executors.make_hub)
+    batch = checks.batch(checks.COUNTS[0], 0, "cpu")
+    for _ in range(2):
+        checks.predict(model, batch[0], "cpu", half)
+        checks.step(model, batch, "cpu", half)
+    with torch.autocast("cpu", torch.bfloat16, half):
+        model(batch[0])
     _static_buffers(batch[0], checks.M, checks.K, dtype)
 
 
@@ -154,7 +210,7 @@ def _static_buffers(x: torch.Tensor, m: int, k: int, dtype: torch.dtype) -> None
     """The static input buffers that captured graphs read. dtype: of rows of images."""
     n, dtype = len(x), dtype if x.is_floating_point() else x.dtype
     routing = Inputs(Size(n, m, k, 1), "cpu", None).routing()
-    out = torch.empty((m * bucket(n), *x.shape[1:]), dtype=dtype)
+    out = torch.empty((m * n, *x.shape[1:]), dtype=dtype)
     out = out.contiguous(memory_format=HF.own_memory_format(x))
     HF.gather_into(out, x, routing, backend="triton")
 
@@ -185,7 +241,7 @@ def cpu_tensors_are_taken() -> Iterator[None]:
     """Within, public operations take CPU tensors to the kernels, of which nothing may be run."""
     from hubpath_fast import kernels
 
-    pick, counts, of_samples = HF._backend, Routing.counts, losses.of_samples
+    pick, counts, of_samples = _backends.choose, Routing.counts, losses.of_samples
 
     def shares(routing: Routing) -> list[int]:
         """Nothing was routed: every expert is given its share of the rows."""
@@ -195,11 +251,11 @@ def cpu_tensors_are_taken() -> Iterator[None]:
     Routing.counts = shares
     losses.of_samples = lambda y, rows: y[:1].expand(len(rows), *y.shape[1:])  # nor are rows known
     # The public operations refuse Triton for CPU tensors, rightly: nothing could run there.
-    HF._backend = lambda name, x: pick(name, x) if name == "torch" else kernels
+    _backends.choose = lambda name, x: pick(name, x) if name == "torch" else kernels
     try:
         yield
     finally:
-        HF._backend, Routing.counts, losses.of_samples = pick, counts, of_samples
+        _backends.choose, Routing.counts, losses.of_samples = pick, counts, of_samples
 
 
 @contextlib.contextmanager

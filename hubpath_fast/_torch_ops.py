@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._torch_batch_norm import masked_batch_norm  # noqa: F401  one of the operations
 from ._torch_grouped import GroupedAggregate
 from ._torch_maps import MapAggregate
 from ._torch_rows import accumulator, expert_of_row, sample_of_row, weight_of_row

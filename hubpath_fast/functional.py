@@ -8,6 +8,7 @@
     loss    = exploit_loss(outputs, routing, y)     equation 5
     loss    = router_loss(outputs, routing, y)      supervision of the router, ours
     loss    = exploration_loss(routing.mean)        equation 4
+    y       = masked_batch_norm(x, count, W, b)     BatchNorm over the valid rows of a padded group
 
 ``backend`` picks the implementation: "triton" (the fused kernels, on CUDA tensors or under Triton's
 interpreter), "torch" (vectorised PyTorch, any device), or None: Triton for CUDA tensors where it
@@ -19,15 +20,11 @@ Shapes: N samples, M experts, K active experts per sample, R = N*K rows, C outpu
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from . import _torch_ops
+from . import _backends
+from ._batch_norm import masked_batch_norm  # noqa: F401  one of the operations
 from ._checks import (
     check_device,
     check_float,
@@ -42,7 +39,7 @@ from ._checks import (
 )
 from .routing import Routing
 
-BACKENDS = ("triton", "torch")
+BACKENDS = _backends.BACKENDS
 
 
 def noisy_topk(
@@ -95,7 +92,7 @@ def noisy_topk(
     elif eps is not None and eps != "draw":
         raise ValueError(f'eps: expected a tensor, None or "draw", got {eps!r}')
     check_k(k, num_experts)
-    ops = _backend(backend, clean)
+    ops = _backends.choose(backend, clean)
     return Routing(*ops.noisy_topk(clean, noise, eps, k, renormalize))
 
 
@@ -141,7 +138,7 @@ def gather(
         )
     if memory_format == torch.channels_last and x.dim() != 4:
         raise ValueError(f"memory_format: channels_last needs x [N, C, H, W], got {list(x.shape)}")
-    ops = _backend(backend, x)
+    ops = _backends.choose(backend, x)
     return ops.gather(x, routing, scale, shift, dtype, memory_format)
 
 
@@ -183,7 +180,7 @@ def gather_into(
         raise ValueError(
             f"out: expected a contiguous or channels-last tensor, got strides {out.stride()}"
         )
-    ops = _backend(backend, x)
+    ops = _backends.choose(backend, x)
     ops.gather_into(out, x, routing, scale, shift)
 
 
@@ -205,7 +202,7 @@ def combine(outputs: Tensor, routing: Routing, backend: str | None = None) -> Te
         ValueError: outputs that do not fit the routing.
     """
     check_outputs(outputs, routing)
-    ops = _backend(backend, outputs)
+    ops = _backends.choose(backend, outputs)
     return ops.combine(outputs, routing.weights, routing)
 
 
@@ -240,7 +237,7 @@ def aggregate(
     check_matrix(weight, bias, outputs, routing, dtype)
     if outputs.dim() == 2:  # maps are cast where they are read, never all of them
         outputs = outputs.to(dtype)
-    ops = _backend(backend, outputs)
+    ops = _backends.choose(backend, outputs)
     return ops.aggregate(outputs, routing.weights, routing, weight, bias)
 
 
@@ -275,7 +272,7 @@ def exploit_loss(
     """
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, ignore_index)
-    ops = _backend(_loss_backend(backend, target), outputs)
+    ops = _backends.choose(_loss_backend(backend, target), outputs)
     return ops.exploit_loss(outputs, routing, target, label_smoothing, ignore_index)
 
 
@@ -312,7 +309,7 @@ def router_loss(
     check_outputs(outputs, routing)
     check_target(target, outputs, routing, label_smoothing, -100)
     check_router(routing, temperature)
-    ops = _backend(_loss_backend(backend, target), outputs)
+    ops = _backends.choose(_loss_backend(backend, target), outputs)
     return ops.router_loss(outputs, routing.weights, routing, target, temperature, label_smoothing)
 
 
@@ -339,7 +336,7 @@ def combine_with_exploit_loss(
     if target.is_floating_point():
         losses = _losses_of_probabilities(backend, outputs, routing, loss, temperature)
         return combine(outputs, routing, backend), *losses
-    ops = _backend(backend, outputs)
+    ops = _backends.choose(backend, outputs)
     return ops.combine_with_exploit_loss(
         outputs, routing.weights, routing, *loss, temperature=temperature
     )
@@ -368,7 +365,7 @@ def aggregate_with_exploit_loss(
         return aggregate(outputs, routing, weight, bias, backend), *losses
     dtype, weight, bias = _autocast(outputs, weight, bias)
     check_matrix(weight, bias, outputs, routing, dtype)
-    ops = _backend(backend, outputs)
+    ops = _backends.choose(backend, outputs)
     # The outputs as they came: autocast is the aggregation's, not the loss's.
     return ops.aggregate_with_exploit_loss(
         outputs, routing.weights, routing, weight, bias, *loss, temperature=temperature
@@ -390,34 +387,6 @@ def exploration_loss(mean: Tensor) -> Tensor:
     if mean.dim() != 1 or not mean.is_floating_point():
         raise ValueError(f"mean: expected a float vector [M], got {mean.dtype} {list(mean.shape)}")
     return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
-
-
-@functools.cache
-def _triton_ops() -> ModuleType | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from . import kernels
-
-    return kernels
-
-
-def _backend(name: str | None, x: Tensor) -> ModuleType:
-    if name is None:
-        ops = _triton_ops() if x.is_cuda else None
-        return ops or _torch_ops
-    if name == "torch":
-        return _torch_ops
-    if name != "triton":
-        raise ValueError(f"backend: expected None or one of {BACKENDS}, got {name!r}")
-    ops = _triton_ops()
-    if ops is None:
-        raise ValueError('backend: "triton" needs the triton package; install it or use "torch"')
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            f'backend: "triton" needs CUDA tensors, got {x.device}; move the tensors, use "torch", '
-            "or set TRITON_INTERPRET=1 before Triton is imported to interpret the kernels"
-        )
-    return ops
 
 
 def _loss_backend(name: str | None, target: Tensor) -> str | None:
@@ -446,7 +415,7 @@ def _losses_of_probabilities(
     backend: str | None, outputs: Tensor, routing: Routing, loss: tuple, temperature: float | None
 ) -> tuple[Tensor, ...]:
     """Against class probabilities, the first of ``loss``: torch's on every device."""
-    ops = _backend(_loss_backend(backend, loss[0]), outputs)
+    ops = _backends.choose(_loss_backend(backend, loss[0]), outputs)
     return ops.losses_of_rows(outputs, routing.weights, routing, *loss, temperature)
 
 

@@ -11,6 +11,7 @@ if triton.knobs.runtime.interpret:
     _interpreter.mend()
 
 from .aggregate import aggregate
+from .batch_norm import masked_batch_norm
 from .combine import combine
 from .exploit_loss import exploit_loss
 from .fused_loss import aggregate_with_exploit_loss, combine_with_exploit_loss
@@ -26,6 +27,7 @@ __all__ = [
     "exploit_loss",
     "gather",
     "gather_into",
+    "masked_batch_norm",
     "noisy_topk",
     "router_loss",
 ]

@@ -44,8 +44,8 @@ def printed(checkout: Path, *arguments: str) -> str:
 
 def test_the_kernels_are_the_checkouts_own(checkout):
     code = (
-        "import hubpath_fast, hubpath_fast.kernels, hubpath_fast.functional as HF\n"
-        "assert HF._triton_ops() is hubpath_fast.kernels\n"
+        "import hubpath_fast, hubpath_fast.kernels, hubpath_fast._backends\n"
+        "assert hubpath_fast._backends.triton_ops() is hubpath_fast.kernels\n"
         "print(hubpath_fast.__file__, hubpath_fast.kernels.__file__)"
     )
     folders = [Path(file).resolve().parent for file in printed(checkout, "-c", code).split()]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import torch
 from support.bench import FAILING, Lanes, graphs_for_cpu, make_hub
 from support.specialisation import specialisation
 
-from bench import check_executors, check_kernels, glue, gpu_check, precompile, speed_step, step_rows
+from bench import (
+    check_executors,
+    check_kernels,
+    check_padding,
+    glue,
+    gpu_check,
+    precompile,
+    speed_step,
+    step_rows,
+)
 from bench.timing import Times
+from hubpath_fast.executors.graphs.masked import masked, settled
 
 
 @pytest.mark.parametrize(
@@ -56,7 +69,7 @@ def compiled():
 def assert_compiled(found, compiled):
     names = {name for name, _ in found}
     assert {"route_and_plan_kernel", "_route_backward_kernel"} <= names
-    assert not found - compiled
+    assert sorted(found - compiled) == []
 
 
 @pytest.fixture
@@ -102,6 +115,33 @@ def test_the_checks_of_executors(write, compiled, whatever_is_found):
         check_executors.capture_failures(write, "cpu", make_hub, **FAILING)
 
     assert_compiled(keys_of(checks), compiled)
+
+
+def test_the_checks_of_padded_experts(write, compiled, whatever_is_found, monkeypatch):
+    monkeypatch.setattr(check_padding, "relative_error", lambda *_: 0.0)
+    monkeypatch.setattr(check_padding, "_problem", lambda model: None)  # nothing was routed
+    monkeypatch.setattr(check_padding, "COUNTS", check_padding.COUNTS[:5])
+    some = {"timm ResNet": check_padding.timm_resnet}
+    make = partial(make_hub, budget=10**9)
+    found = keys_of(lambda: check_padding.agreement(write, "cpu", make, some))
+    assert write.failed == []
+    assert {"_statistics_kernel", "_input_gradient_kernel"} <= {name for name, _ in found}
+    assert_compiled(found, compiled)
+
+
+def test_the_experts_of_the_papers_step(compiled):
+    """In a graph of 20 rows, of images of another size."""
+    module = precompile._resnet50().to(memory_format=torch.channels_last)
+    rows = torch.rand(20, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    count = torch.tensor(17, dtype=torch.int32)
+
+    def expert():
+        with masked(module, count), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            settled(module(rows)).float().sum().backward()
+
+    found = keys_of(expert)
+    assert len(found) > 6
+    assert not found - compiled
 
 
 def test_the_checks_of_the_router_and_of_the_glue(write, compiled):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bench.compile_cases import every_case
 
-from . import gather_cases, joining_cases, planted, router_cases
+from . import batch_norm_cases, gather_cases, joining_cases, planted, router_cases
 from .driver import emulated
 
 # One case of each operation beside the router's, and of what gather launches for turned layouts.
@@ -19,6 +19,7 @@ COVERING = (
     "aggregate 3,5,2,37 maps 9x11 float32",
     "loss 13,5,2,37 float32",
     "combine with both 13,5,2,37 float32",
+    "norm 4x3x5x5 no row float32",
 )
 
 
@@ -35,6 +36,7 @@ CASES: dict[str, Callable[[], None]] = {
     **router_cases.CASES,
     **gather_cases.CASES,
     **joining_cases.CASES,
+    **batch_norm_cases.CASES,
     **planted.CASES,
     "every kernel": every_kernel,
 }

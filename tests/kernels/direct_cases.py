@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 from hubpath_fast.kernels import _launch  # noqa: E402
+from support import norm_cases  # noqa: E402
 from support.operations import JOINING, SUPERVISED, aggregated, combined_with_loss  # noqa: E402
 from support.output_cases import SMALL, SMALL_LAST, SMALL_MAPS, Case, leaves, make  # noqa: E402
 
@@ -232,6 +233,27 @@ def routes() -> None:
     route(48, 5, 2, dtype=torch.float64)
 
 
+def norms() -> None:
+    """BatchNorm in both layouts and neither, with all that may be left out there and left out."""
+    small = norm_cases.Case("", c=16, trailing=(4, 4), activation="relu", residual=True)
+    for layout in ("contiguous", "last", "permuted"):
+        for dtype in (FP32, BF16):
+            norm(replace(small, layout=layout), dtype)
+            norm(replace(small, layout=layout, c=7, trailing=(3, 5)), dtype)
+    for options in (
+        {"running": False, "weight": False},
+        {"bias": False, "momentum": None},
+        {"residual": False, "activation": "silu"},
+        {"trailing": (), "activation": None},
+    ):
+        norm(replace(small, **options), FP16)
+    norm(replace(small, capacity=4096, trailing=(2, 2)), FP32)
+
+
+def norm(case: norm_cases.Case, dtype: torch.dtype) -> None:
+    norm_cases.outcome(case, norm_cases.make(case, dtype), "kernels")
+
+
 def in_comparison(case: Callable[[], None]) -> None:
     compared = Compared()
     with launches_end_here(compared.take), compared.operations():
@@ -360,7 +382,7 @@ def threads() -> None:
 
 
 CASES = (
-    *(partial(in_comparison, case) for case in (routes, moves, joins, settings)),
+    *(partial(in_comparison, case) for case in (routes, moves, joins, norms, settings)),
     another_driver,
     one_tensor_twice,
     nothing_is_held,

@@ -29,6 +29,13 @@ CASES = [
     "exploit loss forward, rows kept R=8192 C=1000",
     "router loss N=48 K=2",
     "router loss N=4096 K=8",
+    "norm statistics N=24 C=256 56x56 bfloat16 last relu residual",
+    "norm joined statistics N=24 C=256 56x56 bfloat16 last relu residual",
+    "norm forward N=24 C=256 56x56 bfloat16 last relu residual",
+    "norm sums of the gradient N=24 C=64 112x112 bfloat16 last relu",
+    "norm gradient and its sums N=24 C=2048 7x7 float16 relu residual",  # the narrowest loads
+    "norm joined sums N=24 C=256 56x56 bfloat16 last relu residual",
+    "norm backward N=24 C=64 112x112 bfloat16 last relu",
 ]
 
 

@@ -186,7 +186,7 @@ def test_under_autocast_the_loss_is_of_the_outputs_as_they_came(backend, device)
 GOOD, X = torch.zeros(6, 4), torch.zeros(6, 3)
 ROUTED = HF.noisy_topk(GOOD, GOOD, 2)
 BUFFERS, OUTPUTS, MATRIX = torch.zeros(24, 3), torch.zeros(12, 3), torch.zeros(3, 12)
-TARGET = torch.zeros(6, dtype=torch.int64)
+TARGET, COUNT = torch.zeros(6, dtype=torch.int64), torch.tensor(4, dtype=torch.int32)
 # The message, the operation and its arguments.
 BAD_CALLS = [
     (r"k: .*1\.\.4.*got 5", HF.noisy_topk, GOOD, GOOD, 5),
@@ -229,6 +229,47 @@ BAD_CALLS = [
     (r"ignore_index: expected an integer, got -100\.0",
      HF.exploit_loss, OUTPUTS, ROUTED, TARGET, 0.0, -100.0),
     ("mean: expected a float vector", HF.exploration_loss, GOOD),
+    ("x: expected a float dtype, got torch.int32", HF.masked_batch_norm, X.int(), COUNT),
+    (r"x: expected rows \[capacity, C, ...\] .* got \[6\]", HF.masked_batch_norm, X[:, 0], COUNT),
+    (r"x: .* at least one element, got \[0, 3\]", HF.masked_batch_norm, X[:0], COUNT),
+    (r"count: expected an int32 scalar tensor, got 4; take torch.tensor\(n, dtype=torch.int32",
+     HF.masked_batch_norm, X, 4),
+    (r"count: expected an int32 scalar on cpu, got torch.int64 \[\]",
+     HF.masked_batch_norm, X, COUNT.long()),
+    (r"count: .* got torch.int32 \[2\]", HF.masked_batch_norm, X, torch.stack([COUNT, COUNT])),
+    (r"count: .*on meta", HF.masked_batch_norm, X, COUNT.to("meta")),
+    (r"count: expected 0\.\.6 valid rows, since x has so many, got 7; give a larger buffer",
+     HF.masked_batch_norm, X, COUNT + 3),
+    (r"count: expected 0\.\.6 .*got -1", HF.masked_batch_norm, X, COUNT - 5),
+    (r"weight: expected \[C\] = \[3\] on cpu, got \[2\]",
+     HF.masked_batch_norm, X, COUNT, torch.ones(2)),
+    ("bias: expected a float dtype", HF.masked_batch_norm, X, COUNT, None, TARGET[:3]),
+    (r"bias: expected \[C\] = \[3\] on cpu, .*on meta",
+     HF.masked_batch_norm, X, COUNT, None, torch.ones(3, device="meta")),
+    ("running_mean, running_var: expected both or neither; give None for both",
+     HF.masked_batch_norm, X, COUNT, None, None, torch.ones(3)),
+    (r"running_var: expected \[C\] = \[3\]",
+     HF.masked_batch_norm, X, COUNT, None, None, torch.ones(3), torch.ones(4)),
+    ("running_mean: requires a gradient, but it is moved in place; detach it",
+     HF.masked_batch_norm, X, COUNT, None, None, torch.ones(3).requires_grad_(), torch.ones(3)),
+    (r"running_var: expected a contiguous vector, .* strides \(2,\); give a contiguous copy",
+     HF.masked_batch_norm, X, COUNT, None, None, torch.ones(3), torch.ones(3, 2)[:, 0]),
+    (r"momentum: expected a number in \[0, 1\] or None, got 1\.5",
+     HF.masked_batch_norm, X, COUNT, *[None] * 4, 1.5),
+    ("momentum: .*got nan", HF.masked_batch_norm, X, COUNT, *[None] * 4, float("nan")),
+    (r"eps: expected a finite number above 0, got 0\.0",
+     HF.masked_batch_norm, X, COUNT, *[None] * 4, 0.1, 0.0),
+    ("eps: .*got nan", HF.masked_batch_norm, X, COUNT, *[None] * 4, 0.1, float("nan")),
+    ("activation: .*relu, relu6, silu, hardswish, got 'gelu'; leave it out and apply your own",
+     HF.masked_batch_norm, X, COUNT, *[None] * 4, 0.1, 1e-5, "gelu"),
+    (r"residual: expected torch.float32 \[6, 3\] on cpu as x, got torch.float32 \[6, 4\]",
+     HF.masked_batch_norm, X, COUNT, *[None] * 4, 0.1, 1e-5, None, GOOD),
+    ("residual: .*got torch.float64",
+     HF.masked_batch_norm, X, COUNT, *[None] * 4, 0.1, 1e-5, None, X.double()),
+    ("backend: .*'cuda'",
+     HF.masked_batch_norm, X, COUNT, *[None] * 4, 0.1, 1e-5, None, None, "cuda"),
+    ("num_batches_tracked: expected an int64 scalar on cpu, got torch.int32",
+     HF.masked_batch_norm, X, COUNT, *[None] * 4, 0.1, 1e-5, None, None, None, COUNT),
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from support.pathway import CLOSE, MapExpert, assert_equal_step, build
 
 import hubpath_fast as hp
-from hubpath_fast import _torch_ops, reference
+from hubpath_fast import _backends, _torch_ops, reference
 from hubpath_fast import functional as HF
 
 N, M, K, C = 12, 5, 2, 7
@@ -139,7 +139,7 @@ def test_the_kernels_leave_the_loss_to_torch_and_keep_the_rest(monkeypatch, devi
         asked.append(name)
         return _torch_ops if name == "torch" else kernels
 
-    monkeypatch.setattr(HF, "_backend", backend)
+    monkeypatch.setattr(_backends, "choose", backend)
     concat, loss = HF.combine_with_exploit_loss(outputs, routing, target)
     assert asked == ["torch", None]
     monkeypatch.undo()

@@ -16,6 +16,7 @@ from hubpath_fast.kernels import (
     exploit_loss,
     gather,
     gather_into,
+    masked_batch_norm,
     noisy_topk,
     router_loss,
 )
@@ -61,6 +62,21 @@ def aggregated(outputs, weights, matrix, bias, i):
     return (aggregate(outputs, weights, i, matrix, bias, grouped=True),)
 
 
+def normalised(outputs, weights, matrix, bias, i):
+    """Of all experts' rows but the last one's, with everything that may be given."""
+    c, residual = outputs.shape[1], outputs.sin()
+    mean, var, batches = (
+        spread(matrix.new_empty(c)),
+        matrix.new_ones(c),
+        i.offsets.new_zeros(1).long(),
+    )
+    y = masked_batch_norm(
+        outputs, i.offsets[-2], matrix[0, :c], matrix[-1, :c], mean, var, batches, None, 1e-5,
+        "silu", residual,
+    )  # fmt: skip
+    return y, mean, var, batches
+
+
 def exploited(outputs, weights, matrix, bias, i):
     return (exploit_loss(outputs, i, i.target),)
 
@@ -91,6 +107,6 @@ def aggregated_with_both(outputs, weights, matrix, bias, i):
 
 # With the router's loss, which takes the outputs as numbers: no derivative of it in them.
 SUPERVISED = (supervised, aggregated_with_both, combined_with_both)
-# What takes the experts' outputs.
+# What joins the experts' outputs.
 JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited)
-OPERATIONS = (routed, routed_with_noise, routed_with_a_draw, gathered, *JOINING)
+OPERATIONS = (routed, routed_with_noise, routed_with_a_draw, gathered, normalised, *JOINING)
