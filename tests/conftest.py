@@ -30,3 +30,16 @@ def pytest_collection_modifyitems(items):
 def device() -> torch.device:
     """The device that Triton kernels run on here: CPU tensors only work under the interpreter."""
     return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture
+def user_cache(tmp_path, monkeypatch):
+    """An empty cache folder, of this process and of what it starts: the package's part of it."""
+    pytest.importorskip("platformdirs")
+    from hubpath_fast.executors import remembered
+    from hubpath_fast.files import user_cache_folder
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    remembered.read.cache_clear()
+    yield user_cache_folder()
+    remembered.read.cache_clear()

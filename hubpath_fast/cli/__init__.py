@@ -1,4 +1,4 @@
-"""The command line, ``hubpath``: demo, fit, evaluate, predict, compare, report, hub, data.
+"""The command line, ``hubpath``: demo, fit, evaluate, predict, tune, compare, report, hub, data.
 
 Every command is a thin call of a recipe; how each ends that cannot go on, see messages.py.
 """
@@ -19,6 +19,7 @@ from .hub import app as hub_app
 from .landmarks import app as landmarks_app
 from .messages import print_in_any_encoding
 from .predict import predict
+from .tune import tune
 
 app = typer.Typer(
     name="hubpath",
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, fit, evaluate, predict, compare, report):
+for command in (demo, fit, evaluate, predict, tune, compare, report):
     app.command()(command)
 app.add_typer(hub_app, name="hub")
 app.add_typer(data_app, name="data")

@@ -9,8 +9,9 @@ generator, whose scores come first, is run by the executor, too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .report import Counters
@@ -39,6 +40,10 @@ class Executor(ABC):
     @abstractmethod
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         """Outputs [R, C, ...] in row order. ``routing.counts()`` is the only host read allowed."""
+
+    def warm_up(self, step: Callable[[], object], device: torch.device) -> None:  # noqa: B027
+        """Gets ready for steps like this one, of which it runs some, as if none had been run: no
+        parameter, buffer, gradient or random state changes. Most executors have nothing to do."""
 
     def __reduce__(self):
         # Streams, graphs and counts belong to one model in one process.

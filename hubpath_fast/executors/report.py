@@ -11,8 +11,10 @@ class Counters:
 
     steps: calls. hits: groups run by a captured graph. misses: groups run eagerly although graphs
     are in use. captured: expert -> group sizes with a graph for forward and backward;
-    captured_predictions: for predictions. memory: bytes that the graphs hold. eager: expert -> why
-    it is never captured. notes: what else happened.
+    captured_predictions: for predictions. replayed_rows: that experts' graphs were run with;
+    padded_rows: of these, those that only filled a graph's size. memory: bytes that the graphs
+    hold. exact: expert -> why its groups are not padded in training. eager: expert -> why it is
+    never captured. notes: what else happened.
     """
 
     steps: int = 0
@@ -20,7 +22,10 @@ class Counters:
     misses: int = 0
     captured: dict[int, list[int]] = field(default_factory=dict)
     captured_predictions: dict[int, list[int]] = field(default_factory=dict)
+    replayed_rows: int = 0
+    padded_rows: int = 0
     memory: int = 0
+    exact: dict[int, str] = field(default_factory=dict)
     eager: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -57,9 +62,13 @@ class ExecutorReport(Counters):
                 f"  graphs: {self.hits} groups replayed, {self.misses} run eagerly, "
                 f"{self.memory / 2**20:.1f} MiB held"
             )
+        if self.replayed_rows:
+            share = self.padded_rows / self.replayed_rows
+            lines.append(f"  {share:.1%} of replayed rows were padding")
         captured = {"training": self.captured, "predictions": self.captured_predictions}
         for use, sizes in captured.items():
             lines += [f"  experts[{i}]: {use} at sizes {s}" for i, s in sizes.items()]
+        lines += [f"  experts[{i}]: exact sizes, since {why}" for i, why in self.exact.items()]
         lines += [f"  experts[{i}]: eager, {why}" for i, why in self.eager.items()]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)

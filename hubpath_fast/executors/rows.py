@@ -23,6 +23,11 @@ class Batch:
     def requires_grad(self) -> bool:
         return self.x.requires_grad and torch.is_grad_enabled()
 
+    @property
+    def row_bytes(self) -> int:
+        """Of what is read of a sample."""
+        return math.prod(self.x.shape[1:]) * self.x.element_size()
+
     def row_kind(self) -> tuple:
         """What two batches must share for the same graph to read them."""
         x = self.x
@@ -43,6 +48,10 @@ class RowSource(Batch):
     dtype: torch.dtype
     memory_format: torch.memory_format
     precision: RowPrecision
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.x.shape[1:]) * self.dtype.itemsize
 
     def row_kind(self) -> tuple:
         """What rows of two batches must share to lie in one tensor."""
@@ -85,8 +94,7 @@ class InputBuffers:
     @staticmethod
     def nbytes(source: RowSource, capacity: int) -> int:
         """What buffers for such rows take."""
-        elements = math.prod(source.x.shape[1:])
-        return capacity * source.routing.num_experts * elements * source.dtype.itemsize
+        return capacity * source.routing.num_experts * source.row_bytes
 
     def fit(self, source: RowSource) -> bool:
         return self.kind == source.row_kind() and source.routing.num_samples <= self.capacity
@@ -98,5 +106,9 @@ class InputBuffers:
 
     def of(self, index: int, size: int) -> Tensor:
         """The first ``size`` rows of an expert's buffer: a view. size: at most the capacity."""
-        assert size <= self.capacity, (size, self.capacity)
+        if size > self.capacity:
+            raise ValueError(
+                f"size: expected at most {self.capacity} rows, which the buffer of an expert has "
+                f"room for, got {size}; make larger buffers"
+            )
         return self.rows[index * self.capacity : index * self.capacity + size]

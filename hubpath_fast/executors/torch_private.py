@@ -25,6 +25,11 @@ def has_saved_tensors_hooks() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def in_backward() -> bool:
+    """Whether this thread is within a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def backward_retains_graph() -> bool:
     """Within a backward pass: whether it was asked to retain its graph."""
     return torch._C._autograd._get_current_graph_task_keep_graph()

@@ -72,6 +72,7 @@ class DenseNetwork(nn.Module):
             be taken out.
     """
 
+    row_wise = True  # see ``executors.graphs``
     prefix = "backbone"  # of the names of the network's layers; the others are the head's
 
     def __init__(self, backbone: nn.Module, make_head: Callable[[int, int], nn.Module]):

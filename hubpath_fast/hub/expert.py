@@ -57,6 +57,8 @@ class Resized(nn.Module):
     antialiased as timm and torchvision do it; anything else counts as bicubic.
     """
 
+    row_wise = True  # see ``executors.graphs``
+
     def __init__(self, body: nn.Module, size: int, interpolation: str = "bilinear"):
         super().__init__()
         self.body, self.size = body, size
@@ -82,6 +84,8 @@ class RunningStatistics(nn.Module):
 
     Those of a ``DenseNetwork``'s head do not: the head is new, and has no statistics yet.
     """
+
+    row_wise = True  # see ``executors.graphs``
 
     def __init__(self, body: nn.Module):
         super().__init__()

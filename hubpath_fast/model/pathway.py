@@ -15,12 +15,11 @@ from ..devices import eval_mode
 from ..executors import (
     Executor,
     ExecutorReport,
+    ModelExecutors,
     RowPrecision,
     RowSource,
     check_executor,
-    choose,
     make_executor,
-    make_report,
 )
 from ..executors.groups import expert_name
 from ..routing import Routing
@@ -120,7 +119,7 @@ class HubPathway(nn.Module):
         mean, std = read_normalization(normalization, len(experts))
         self.register_buffer("input_mean", mean)
         self.register_buffer("input_std", std)
-        self._running: Executor | None = None  # made at the first call, for the input's device
+        self._executors = ModelExecutors()
         self._precision = RowPrecision()
         self._compiled = False
 
@@ -186,7 +185,7 @@ class HubPathway(nn.Module):
     def _outputs(self, x: Tensor, routing: Routing) -> Tensor:
         """[R, C, ...] of the experts, in row order."""
         source = self._row_source(x, routing)
-        return self._executor(x.device)(self.experts, source, self.min_group)
+        return self._executor(x)(self.experts, source, self.min_group)
 
     def _aggregate(self, outputs: Tensor, routing: Routing) -> Tensor:
         if isinstance(self.aggregator, LinearAggregator):
@@ -208,7 +207,7 @@ class HubPathway(nn.Module):
             )
         if isinstance(self.generator, FixedRoutes):
             return self.generator.routing(x)
-        clean, noise = self._executor(x.device).scores(self.generator, self._unit_images(x))
+        clean, noise = self._executor(x).scores(self.generator, self._unit_images(x))
         check_scores(clean, noise, len(x), len(self.experts))
         if eps is None and (self.training if noisy is None else noisy):
             eps = "draw"
@@ -240,14 +239,32 @@ class HubPathway(nn.Module):
     def executor_report(self) -> ExecutorReport:
         """What runs the experts, why, and what it did so far: text by ``str``, or ``to_dict()``.
 
-        Before the first call: what would run where the model's parameters are now.
+        Of what runs training steps, or else predictions; where other batches are run otherwise, a
+        note says so. Before the first call: what would run where the model's parameters are now.
         """
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        executor = self._executor(device)
-        if executor is self.executor:
-            return make_report(executor.name, executor, ("it was given",), self._compiled)
-        _, reasons = choose(self.executor, device, len(self.experts))
-        return make_report(self.executor, executor, reasons, self._compiled)
+        return self._executors.report(self.executor, self.experts, self.k, device, self._compiled)
+
+    def warm_up(self, x: Tensor) -> ExecutorReport:
+        """Captures at once what later steps with such batches need, so that none of them stalls.
+
+        By itself ``executor="graphs"`` does so in the third step. Call it in the mode that the
+        steps will be in, within their autocast: in training mode it is for training steps, in
+        evaluation mode under ``torch.no_grad()`` for predictions of the group sizes of this batch.
+        In training mode under ``torch.no_grad()`` experts run eagerly: nothing is captured of them.
+        No parameter, buffer, gradient or random state changes. Executors other than "graphs" have
+        nothing to get ready, and nothing is run.
+
+        Args:
+            x: [N, ...], a batch as in training.
+
+        Returns:
+            ``executor_report()``.
+        """
+        refuse_recording(x)
+        step = lambda: self._outputs(x, self.route(x))  # noqa: E731
+        self._executor(x).warm_up(step, x.device)
+        return self.executor_report()
 
     def compile_experts(self, **options) -> HubPathway:
         """Compiles each expert by ``torch.compile`` with dynamic shapes, in place; returns self.
@@ -270,13 +287,8 @@ class HubPathway(nn.Module):
     def __getstate__(self):
         return super().__getstate__() | {"_compiled": False}  # modules drop their compiled calls
 
-    def _executor(self, device: torch.device) -> Executor:
-        if isinstance(self.executor, Executor):
-            return self.executor
-        name, _ = choose(self.executor, device, len(self.experts))
-        if self._running is None or self._running.name != name:
-            self._running = make_executor(name)
-        return self._running
+    def _executor(self, x: Tensor) -> Executor:
+        return self._executors(self.executor, self.experts, self.k, x)
 
     def _row_source(self, x: Tensor, routing: Routing) -> RowSource:
         if self.input_mean is None:
@@ -382,7 +394,7 @@ class HubPathway(nn.Module):
 
     def _restart_executor(self) -> None:
         """An executor may keep things by an expert's number; a copy starts with nothing."""
-        self._running = None
+        self._executors = ModelExecutors()
         self.executor = copy.copy(self.executor)
 
     def extra_repr(self) -> str:

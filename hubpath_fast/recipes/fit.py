@@ -20,7 +20,14 @@ from ..hub.labels import legend
 from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
 from ..notes import show_notes
-from ..runs.build import as_built, build_seeded, eval_batches, make_task, train_stream
+from ..runs.build import (
+    as_built,
+    build_seeded,
+    eval_batches,
+    make_task,
+    train_stream,
+    training_work,
+)
 from ..runs.config import FitConfig
 from ..runs.data import open_to_train
 from ..runs.folder import Record, RunFolder, check_apart
@@ -168,13 +175,13 @@ def _mixed(config: FitConfig) -> list[str]:
     return words
 
 
-def _speed(config: FitConfig) -> str:
+def _speed(config: FitConfig, model: HubPathway, image_size: int) -> str:
     """What decides how fast a step is: the executor and why it is that one, and the rest."""
-    device = torch.device(config.trainer.device)
-    executor, reasons = choose(config.executor, device, len(config.hub))
+    work = training_work(config, image_size)
+    device, choice = work.device, choose(config.executor, work, model.experts, config.k)
     workers = default_workers() if config.workers is None else config.workers
     settings = [
-        f"executor {executor} ({'; '.join(reasons)})",
+        f"executor {choice.executor} ({'; '.join([*choice.reasons, *choice.notes])})",
         f"amp {config.trainer.amp}",
         f"channels_last {'on' if config.channels_last else 'off'}",
         f"augment {config.augment}",
@@ -222,7 +229,7 @@ def _banner(
         f"{len(splits.validation)} validation, {len(splits.test)} test images at {image_size} px",
         "run": f"{trainer.steps} steps of {trainer.batch_size} on {trainer.device}, "
         f"{trainer.optimizer} {trainer.schedule}, rate {trainer.lr_expert:g}, seed {trainer.seed}",
-        "speed": _speed(config),
+        "speed": _speed(config, model, image_size),
     }
     for name, text in lines.items():
         _line(console, name, text)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import EvalBatches, SummedCrops, TrainStream
+from ..executors import Workload
 from ..hub import Expert, build_experts, create_model, head_parameters
 from ..hub.source import HeadTask
 from ..model import HubPathway, PathwayGenerator, always_on, make_aggregator
@@ -93,6 +94,16 @@ def draw_head(expert: nn.Module, std: float) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def training_work(config: FitConfig, image_size: int) -> Workload:
+    """What the experts are given at once in training: a micro-batch."""
+    trainer = config.trainer
+    size = -(-trainer.batch_size // trainer.accumulate)
+    precision = torch.bfloat16 if trainer.amp == "bf16" else None
+    return Workload(
+        torch.device(trainer.device), size, True, (3, image_size, image_size), precision
+    )
+
+
 def train_stream(split: Any, config: FitConfig, image_size: int, num_outputs: int) -> TrainStream:
     """The training batches, augmented as the settings say."""
     settings, kind = config.trainer, kind_of(config)
@@ -103,12 +114,14 @@ def train_stream(split: Any, config: FitConfig, image_size: int, num_outputs: in
         config.workers,
         settings.device,
         config.prefetch,
-        _in_turn(kind.batch_changes(config, image_size, num_outputs)),
+        batch_changes(config, image_size, num_outputs),
     )
 
 
-def _in_turn(changes: Sequence[Callable]) -> Callable | None:
-    """Changes (images, targets, step) -> (images, targets) as one; None of none."""
+def batch_changes(config: FitConfig, image_size: int, num_outputs: int) -> Callable | None:
+    """What happens to whole training batches, as one (images, targets, step) -> (images, targets);
+    None: nothing."""
+    changes = kind_of(config).batch_changes(config, image_size, num_outputs)
 
     def change(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         for each in changes:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data.images import default_workers
 from ..data.kept import FileList
 from ..data.named import DIGITS
 from ..tasks.landmarks.cache import cache_faces
-from ..tasks.landmarks.faces import FaceAugment, FaceDataset, FaceSplit, FaceSplits
+from ..tasks.landmarks.faces import CELL, FaceAugment, FaceDataset, FaceSplit, FaceSplits
 from ..tasks.landmarks.kept import face_list, reopen_faces
 from ..tasks.landmarks.sets import open_faces
 from ..tasks.landmarks.settings import layout_for
@@ -108,6 +109,14 @@ class FaceRuns:
 
     def targets(self, split: FaceSplit, config: FitConfig, image_size: int) -> Tensor:
         return FaceDataset(split, image_size).targets()
+
+    def random_targets(
+        self, task: Landmarks, count: int, image_size: int, draw: torch.Generator
+    ) -> Tensor:
+        cells = image_size // CELL
+        points = torch.rand(count, task.num_outputs, 2, generator=draw) * (cells - 1)
+        weight, unit = torch.ones(count, task.num_outputs, 1), cells / 2
+        return torch.cat([points, weight, unit * weight], dim=2)
 
 
 def _how(config: FitConfig) -> dict[str, Any]:

@@ -115,6 +115,11 @@ class ImageRuns:
     def targets(self, split: Split, config: FitConfig, image_size: int) -> Tensor:
         return torch.tensor(split.targets)
 
+    def random_targets(
+        self, task: Classification, count: int, image_size: int, draw: torch.Generator
+    ) -> Tensor:
+        return torch.randint(task.num_outputs, (count,), generator=draw)
+
 
 def mixing(config: FitConfig, num_outputs: int) -> Mixing | None:
     """What mixes the training images; None where the settings say nothing of it."""

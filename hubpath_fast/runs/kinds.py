@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..data.kept import FileList
@@ -84,6 +85,11 @@ class RunKind(Protocol):
 
     def targets(self, split: Any, config: FitConfig, image_size: int) -> Tensor:
         """The targets of ``eval_dataset``, [n, ...], without reading an image."""
+
+    def random_targets(
+        self, task: Any, count: int, image_size: int, draw: torch.Generator
+    ) -> Tensor:
+        """Targets of ``train_dataset``, [count, ...], of no image."""
 
 
 @lru_cache

@@ -112,7 +112,7 @@ def test_graphs_count_what_they_hold(monkeypatch):
         [nn.Linear(2, 2)], step_models.Scores(torch.zeros(1, 1), torch.zeros(1, 1)), k=1
     )
     model(torch.zeros(1, 2))
-    model._running.counters.memory = 100
+    model._executors.made["sequential"].counters.memory = 100
     monkeypatch.setattr(step, "peak_memory", lambda function, device: 10)
     assert step.count_replays(lambda: None, model, "cpu") == {"launches": None, "peak_memory": 110}
 

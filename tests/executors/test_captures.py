@@ -7,8 +7,14 @@ from functools import partial
 import pytest
 import torch
 from support.fake_cuda import FakeCudaBackend
-from support.graphs import FakeBackend, fixed_routing, row_wise_expert
-from support.models import M, batch, conv_expert
+from support.graphs import (
+    SIZES_AROUND_SIX,
+    FakeBackend,
+    exact_expert,
+    fixed_routing,
+    row_wise_expert,
+)
+from support.models import M, batch
 from torch.autograd.graph import get_gradient_edge
 
 import hubpath_fast as hp
@@ -119,13 +125,13 @@ def test_accumulators_that_live_on_another_stream_do_not_end_a_capture(make, cud
     train(model, MIN_SEEN + 1)
     report = model.executor_report()
     assert (report.notes, report.eager) == ((), {})
-    assert report.captured == {i: [8] for i in range(M)}
+    assert report.captured == dict.fromkeys(range(M), SIZES_AROUND_SIX)
     assert report.hits == 2 * M
 
 
 @pytest.mark.parametrize("one_random_state", [True, False])
 def test_a_loss_that_the_loop_keeps_does_not_end_a_capture(make, one_random_state):
-    model = make(conv_expert)  # with dropout
+    model = make(exact_expert)  # with dropout
     train(model)
     model.executor._backend.one_random_state = one_random_state
     train(model, MIN_SEEN)
@@ -151,7 +157,7 @@ def streams_of(cuda):
 def test_each_expert_replays_on_the_stream_that_it_was_captured_on(
     make, cuda, one_random_state, expected
 ):
-    model = make(conv_expert)
+    model = make(exact_expert)
     for expert in model.experts[::2]:
         expert[3].p = 0.0  # of dropout: the others draw random numbers
     train(model)
@@ -192,7 +198,7 @@ def test_nothing_is_collected_while_an_expert_is_captured(make, monkeypatch):
     monkeypatch.setattr(FakeCudaBackend, "capture", capture)
     model = make(row_wise_expert)
     train(model, MIN_SEEN)
-    assert enabled == [False] * 2 * M
+    assert enabled == [False] * 2 * len(SIZES_AROUND_SIX) * M
     assert gc.isenabled()
 
 
@@ -204,10 +210,10 @@ def test_a_capture_that_cuda_breaks_off_costs_one_expert_one_try(make, cuda):
     assert cuda.is_clean()
     cuda.draw()
     report = model.executor_report()
-    assert report.captured == {i: [8] for i in range(1, M)}
+    assert report.captured == dict.fromkeys(range(1, M), SIZES_AROUND_SIX)
     assert "it is tried once more" in report.notes[0]
     train(model, 2 * MIN_SEEN)
-    assert model.executor_report().captured == {i: [8] for i in range(M)}
+    assert model.executor_report().captured == dict.fromkeys(range(M), SIZES_AROUND_SIX)
 
 
 class ForgetfulBackend(FakeBackend):

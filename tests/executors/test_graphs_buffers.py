@@ -3,9 +3,11 @@
 import pytest
 import torch
 from support.graphs import (
+    SIZES_AROUND_SIX,
     assert_as_sequential,
     backward,
     fixed_routing,
+    norm_expert,
     predict,
     replays,
     row_wise_expert,
@@ -115,12 +117,33 @@ def test_a_larger_batch_gets_larger_buffers(trained, packed):
     larger, labels = batch(n=40)
     counts = [10, 10, 10, 10]
     settled(model, larger, labels, MIN_SEEN + 1, counts)
-    assert len(packed) == 2 * MIN_SEEN
+    assert packed == [24] * MIN_SEEN + [40]  # the first of them is copied
     assert model.executor_report().captured == {i: [10] for i in range(M)}
     backward(model, x, y, fixed_routing(model))  # the smaller one fits, and was seen often enough
-    assert len(packed) == 2 * MIN_SEEN
+    assert packed == [24] * MIN_SEEN + [40]
     assert model.executor_report().captured == {i: [6, 10] for i in range(M)}
     assert model.executor_report().hits == 4 * M + M
+
+
+def test_a_larger_batch_whose_groups_fit_has_all_sizes_captured_again_at_once(make, packed):
+    model = make(norm_expert)
+    settled(model, *batch())
+    assert model.executor_report().captured == dict.fromkeys(range(M), SIZES_AROUND_SIX)
+    with replays(model, 4 * M):
+        settled(model, *batch(n=40), 4, counts=[10] * M)
+    assert packed == [24] * MIN_SEEN + [40]
+    # Of a mean of 10 rows with a deviation of 2.74, after four steps.
+    sizes = [4, 8, 12, 16, 20, 24]
+    assert model.executor_report().captured == dict.fromkeys(range(M), sizes)
+
+
+def test_batches_that_grow_step_by_step_do_not_renew_the_buffers_at_each(make):
+    model, capacities = make(norm_expert), set()
+    for n in range(33, 49):
+        settled(model, *batch(n=n), 1, counts=[n - 24, 8, 8, 8])
+        if buffers := model.executor._store.buffers.get(True):
+            capacities.add(buffers.capacity)
+    assert sorted(capacities) == [35, 36, 40, 45, 50]
 
 
 def test_predictions_have_buffers_of_their_own(make, packed):
@@ -128,7 +151,7 @@ def test_predictions_have_buffers_of_their_own(make, packed):
     for _ in range(MIN_SEEN + 2):
         predict(model, x, [5, 6, 4, 9])
     assert len(packed) == MIN_SEEN
-    assert set(model.executor._buffers) == {False}
+    assert set(model.executor._store.buffers) == {False}
 
 
 def test_each_expert_keeps_its_stream(trained):

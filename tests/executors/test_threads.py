@@ -20,7 +20,7 @@ from support.models import M, batch, build, conv_expert, train, without_dropout
 from torch import nn
 
 import hubpath_fast as hp
-from hubpath_fast.executors import choose
+from hubpath_fast.executors import Workload, choose
 from hubpath_fast.executors.threads import ThreadsExecutor
 from hubpath_fast.executors.threads.inspector import Inspector
 from hubpath_fast.executors.threads.pools import ThreadPools, divide
@@ -390,10 +390,10 @@ def test_threads_end_with_the_model():
 def test_auto_takes_threads_where_there_are_several_and_experts_enough():
     for threads in (2, 8):
         torch.set_num_threads(threads)
-        name, [reason] = choose("auto", CPU, 4)
+        name, [reason], _ = choose("auto", Workload(CPU), [nn.Identity()] * 4, 2)
         assert name == "threads"
         assert f"at most {threads} at once, share torch's {threads} threads" in reason
-        name, [reason] = choose("auto", CPU, 3)
+        name, [reason], _ = choose("auto", Workload(CPU), [nn.Identity()] * 3, 2)
         assert (name, "4 experts or more" in reason) == ("sequential", True)
     with pytest.raises(ValueError, match=r"'threads' needs a CPU, .*cuda; move .*\"auto\""):
-        choose("threads", torch.device("cuda"), 4)
+        choose("threads", Workload(torch.device("cuda")), [nn.Identity()] * 4, 2)

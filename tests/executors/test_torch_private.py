@@ -39,6 +39,14 @@ def test_whether_a_backward_retains_its_graph():
     assert seen == [True, False]
 
 
+def test_backward_passes():
+    x, seen = torch.ones(1, requires_grad=True), []
+    y = x * 2
+    y.register_hook(lambda _: seen.append(torch_private.in_backward()))
+    y.backward()
+    assert (seen, torch_private.in_backward()) == ([True], False)
+
+
 def test_compiled_modules():
     module = nn.Linear(1, 1)
     assert not torch_private.is_compiled(module)

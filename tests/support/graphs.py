@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections import Counter
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,7 +11,11 @@ from torch import nn
 import hubpath_fast as hp
 from hubpath_fast.devices import eval_mode
 from hubpath_fast.executors.graphs import MIN_SEEN
-from support.models import C
+from support.models import C, batch, conv_expert
+
+# Of an expert that is padded, where each of four gets 6 of 24 rows at every step: around these 6,
+# and 1.2 (for three steps) times 4.5 standard deviations of 2.1 above them.
+SIZES_AROUND_SIX = [4, 8, 12, 20]
 
 
 def run_again(function, static):
@@ -71,7 +76,7 @@ class FakeBackend:
         return self.held[pool]
 
     def budget(self):
-        return 10**6  # buffers for the rows of ``batch()`` take 73,728 of them
+        return 10**8  # buffers for the rows of ``batch()`` take 73,728 of them
 
     def random_state(self):
         return torch.get_rng_state()
@@ -84,6 +89,22 @@ def row_wise_expert(outputs=C):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.LayerNorm(36), nn.Linear(36, outputs)
     )
+
+
+class Mixing(nn.Sequential):
+    """May mix rows, for all that is known: gets exact sizes."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+def exact_expert():
+    return Mixing(*conv_expert())
+
+
+def norm_expert():
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(144, C))
 
 
 class Recurrent(nn.Module):
@@ -141,6 +162,30 @@ def replays(model, expected):
     before = model.executor_report().hits
     yield
     assert model.executor_report().hits == before + expected
+
+
+# Of gradients, or outputs: in float64, padded batches sum in another order.
+assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
+
+
+def doubles(n=24, seed=0):
+    x, y = batch(n=n, seed=seed)
+    return x.double(), y
+
+
+def compare_steps(model, twin, steps, counts=None):
+    """Both are trained alike, and have the same gradients at each step and state in the end."""
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, twin)]
+    for i in range(steps):
+        x, y = doubles(seed=i)
+        for each in (model, twin):
+            torch.manual_seed(i)
+            backward(each, x, y, fixed_routing(each, counts=counts))
+        assert_close(grads(model), grads(twin))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_close(model.state_dict(), twin.state_dict())
 
 
 def settled(model, x, y, steps=MIN_SEEN, counts=None):

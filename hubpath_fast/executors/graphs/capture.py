@@ -15,6 +15,8 @@ Traps that the code below is about:
   gradients; they share their input, too. A second forward before the backward of the first would
   overwrite all that: ``Pool.busy`` says when the caller must run eagerly, and a backward that comes
   too late raises.
+- Rows that a group is padded with must not reach BatchNorm's statistics: how many are valid stands
+  in memory that the graphs read, and is written before each replay.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from ..autograd_graph import leaves_of
 from .backend import CudaBackend
+from .masked import masked
 from .slab import Slab
 
 
@@ -63,24 +66,37 @@ class CapturedModule:
     Made without gradients, or of a module without any, it is the forward alone.
 
     rows: some that it is warmed up with. inputs: [size, ...], which it reads from then on; rows
-    that it is called with are copied there, if they are not there already.
+    that it is called with are copied there, if they are not there already. masks, fuses: whether it
+    pads a module whose layers would take statistics of all rows, and how (see ``masked``).
     draws: whether the module draws random numbers.
+
+    Raises ValueError, when it is called too, for more rows than it has room for.
     """
 
     def __init__(
-        self, module: nn.Module, rows: Tensor, inputs: Tensor, pool: Pool, backend: CudaBackend
+        self,
+        module: nn.Module,
+        rows: Tensor,
+        inputs: Tensor,
+        pool: Pool,
+        backend: CudaBackend,
+        masks: bool = False,
+        fuses: bool = True,
     ):
-        self.pool, self.size = pool, len(inputs)
+        self.pool, self.size, self._fuses = pool, len(inputs), fuses
+        self._count: Tensor | None = None
         enabled, kind = torch.is_grad_enabled(), rows.device.type
         with (
             torch.inference_mode(False),  # its tensors are written outside of it, too
             torch.set_grad_enabled(enabled),
             backend.undisturbed(),
             # Some experts keep statistics in parameters, or write to their weights.
-            _untouched([*module.buffers(), *module.parameters(), inputs.data], backend),
+            untouched([*module.buffers(), *module.parameters(), inputs.data], backend),
             # Autocast's casts of the weights are part of the graph: replays cast the updated ones.
             torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False),
         ):
+            if masks:
+                self._count = torch.zeros((), dtype=torch.int32, device=inputs.device)
             self._capture(module, rows, inputs, backend)
         pool.memory = backend.memory(pool.handle)
 
@@ -96,8 +112,16 @@ class CapturedModule:
         stand_ins = dict(zip(self.parameters, aliases, strict=True))
         leaves = [self.inputs] * rows.requires_grad + aliases
 
+        @contextlib.contextmanager
+        def prepared() -> Iterator[None]:
+            mask = contextlib.nullcontext()
+            if self._count is not None:
+                mask = masked(module, self._count, self._fuses)
+            with _replaced(module, stand_ins), mask:
+                yield
+
         def run() -> list[Tensor]:
-            with _replaced(module, stand_ins):
+            with prepared():
                 found = module(self.inputs)
             self._single = isinstance(found, Tensor)
             outputs = [found] if self._single else found
@@ -111,7 +135,7 @@ class CapturedModule:
             outputs, d_outputs = zip(*pairs, strict=True)
             # A backward pass is run outside of autocast, whatever its forward pass was. It may call
             # the module again: checkpoints do.
-            with _replaced(module, stand_ins), torch.autocast(rows.device.type, enabled=False):
+            with prepared(), torch.autocast(rows.device.type, enabled=False):
                 return list(torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True))
 
         def wants_gradients(outputs: list[Tensor]) -> bool:
@@ -204,7 +228,14 @@ class CapturedModule:
 
     def _fill(self, rows: Tensor) -> None:
         """The rows, then the first of them again: what is finite for a row is so for its copy."""
+        if len(rows) > self.size:
+            raise ValueError(
+                f"rows: expected at most {self.size}, which the captured module has room for, got "
+                f"{len(rows)}; capture it at a larger size"
+            )
         with torch.no_grad():
+            if self._count is not None:
+                self._count.fill_(len(rows))
             static = self.inputs.detach()
             if rows.data_ptr() != static.data_ptr():
                 static[: len(rows)].copy_(rows)
@@ -282,7 +313,7 @@ def _check_leaves(outputs: list[Tensor], leaves: list[Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def _untouched(tensors: list[Tensor], backend: CudaBackend) -> Iterator[None]:
+def untouched(tensors: list[Tensor], backend: CudaBackend) -> Iterator[None]:
     """The tensors (rows may lie in the inputs already) and the random state are afterwards as they
     were."""
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors]

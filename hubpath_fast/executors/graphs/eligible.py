@@ -6,43 +6,42 @@ every row passes through the expert alone: then rows can be padded to a bucket.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..structure import hooks_of
-
-# Modules whose output of a row depends on that row only, and that are nothing but their parts. An
-# expert made of anything else may mix rows in its own forward, and gets exact sizes.
-ROW_WISE = (
-    nn.Sequential, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear, nn.LayerNorm,
-    nn.GroupNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh,
-    nn.Sigmoid, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.MaxPool2d,
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
-)  # fmt: skip
+from ..torch_private import is_compiled
+from .masked import takes_statistics
+from .row_wise import treats_rows_alone
 
 
-def may_pad(expert: nn.Module) -> bool:
-    """Whether rows may be added to a group without changing the others' outputs.
+def couples_rows(expert: nn.Module) -> str | None:
+    """None: rows may be added to a group of this expert, within ``masked``, without changing what
+    it gives for the others, in the mode that it is in. Else why not: "norm (EvoNorm2dB0) may mix
+    rows"; a clause that follows "since".
 
     In evaluation every expert is taken to treat rows alone, since the groups themselves depend on
     which samples came together; but not where a norm takes its statistics from the batch even then.
     """
-    modules = list(expert.modules())
-    if any(module.training for module in modules):
-        # BatchNorm couples rows in training: those padded with zeros moved its outputs by a fifth.
-        return all(type(module) in ROW_WISE for module in modules)
-    norms = (module for module in modules if isinstance(module, _BatchNorm))
-    return all(norm.running_mean is not None for norm in norms)
+    modules = list(expert.named_modules())
+    if not any(module.training for _, module in modules):
+        for name, module in modules:
+            if isinstance(module, _BatchNorm) and takes_statistics(module):
+                return f"{_where(name, module)} takes its statistics from the batch in evaluation"
+        return None
+    for name, module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{_where(name, module)} is scripted"
+        if is_compiled(module):
+            return f"{_where(name, module)} is compiled"
+        if not treats_rows_alone(module):
+            return f"{_where(name, module)} may mix rows"
+    return None
 
 
-def bucket(count: int) -> int:
-    """The smallest bucket that holds ``count`` rows: 1, 2, 4, 8, then steps of 4 up to 32, then
-    steps of an eighth of the next lower power of two. At least 8 rows waste a ninth at most there.
-    """
-    if count <= 8:
-        return 1 << (count - 1).bit_length()
-    step = 4 if count <= 32 else 1 << (count - 1).bit_length() - 4
-    return -(-count // step) * step
+def _where(name: str, module: nn.Module) -> str:
+    return f"{name or 'itself'} ({type(module).__name__})"
 
 
 def refusal(expert: nn.Module) -> str | None:
@@ -52,6 +51,12 @@ def refusal(expert: nn.Module) -> str | None:
     """
     if getattr(expert, "not_captured", None):
         return expert.not_captured
+    for name, module in expert.named_modules():
+        if isinstance(module, nn.SyncBatchNorm) and module.training:
+            return (
+                f"{_where(name, module)} exchanges statistics with other processes, which a replay "
+                "cannot; take BatchNorm"
+            )
     hooked = [name for name, module in expert.named_modules() if any(hooks_of(module))]
     if hooked:
         where = ", ".join(name or "itself" for name in hooked[:3])

@@ -4,10 +4,15 @@ So is the generator, whose few hundred small kernels would else cost the host as
 replays together. What is said of experts here goes for it, too, but that it reads the batch as it
 is, and is never padded.
 
-A graph is captured for an expert at a size once that pair was seen a few times: with gradients
-forward and backward, in predictions (evaluation mode without gradients) the forward alone. Training
-mode without gradients, and in training groups below ``min_group``, run eagerly. An expert whose
-captures failed twice runs eagerly from then on, and the report says why.
+With gradients graphs are captured forward and backward, in predictions (evaluation mode without
+gradients) the forward alone. At which sizes, and when, says ``capacities``: by themselves after a
+few steps, or at once by ``warm_up``. Training mode without gradients, and in training groups below
+``min_group``, run eagerly. An expert whose captures failed twice runs eagerly from then on, and the
+report says why.
+
+In training BatchNorm couples the rows of a group: padded groups take its statistics from the valid
+rows alone (``masked``), but for groups of one row, which run eagerly. An expert in which anything
+else may couple rows gets graphs of exact sizes, and the report says why.
 
 Experts run concurrently on a few streams, each always on the one that its graphs were captured on.
 Experts that share modules share a stream. Torch before 2.14 has one random state for all graphs,
@@ -15,35 +20,32 @@ which every replay writes: there all experts share a stream if one of them draws
 
 Rows are written straight to the static buffers that graphs read, unless those would be too large,
 still hold what a backward pass needs, or the input itself requires a gradient.
-
-Memory is freed by the expert: all its sizes share it. An expert's first capture is of the largest
-size it has had so far, since memory that is too small for the next size is no use to it. When all
-together outgrow the budget, the expert that was used least recently loses its graphs, and must be
-seen twice as often to get some again.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ... import functional as HF
 from ..base import Executor
 from ..groups import Group, call_expert, groups_of, join
 from ..rows import Batch, InputBuffers, RowSource
 from ..sharing import Sharing
-from .backend import BrokenCaptureError, CudaBackend
-from .capture import CapturedModule, Pool
-from .eligible import bucket, may_pad, refusal
+from ..torch_private import has_saved_tensors_hooks
+from .backend import CudaBackend
+from .capture import CapturedModule, untouched
+from .footprint import Footprint
 from .records import GENERATOR, Record, Step, Use
-from .signature import Signature
+from .store import GraphStore
 
-BUFFERS_FRACTION = 0.25  # of the budget, that the buffers of all rows may take
 Output = TypeVar("Output")  # of an expert, or of the generator
+# Of a step, when warming up: its first run may show that rows are to be gathered in another
+# precision, and that experts have to share a stream.
+REHEARSALS = 2
 
 
 class GraphsExecutor(Executor):
@@ -61,12 +63,17 @@ class GraphsExecutor(Executor):
     ):
         super().__init__(backend, budget, max_failures)
         self._make_backend, self._asked, self._max_failures = backend, budget, max_failures
-        self._device: torch.device | None = None  # that backend, records and buffers belong to
+        self._device: torch.device | None = None  # that backend and store belong to
         self._backend: CudaBackend | None = None
-        self._records: OrderedDict[Use, Record] = OrderedDict()  # least recently replayed first
-        self._buffers: dict[bool, InputBuffers] = {}  # with gradients, and without
+        self._store: GraphStore | None = None
         self._sharing = Sharing()
-        self._given_up = False
+        self._rehearsals = 0  # left, of the step that is rehearsed now
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why nothing is captured; None: nothing known speaks against it. Not told in the middle of
+        a rehearsal, the rest of which no other executor must run."""
+        return None if self._store is None or self._rehearsals else self._store.obstacle
 
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         self._start(source.x.device)
@@ -75,14 +82,17 @@ class GraphsExecutor(Executor):
         uses = [_use(i, expert, gradients) for i, expert in enumerate(experts)]
         for use in filter(None, uses):
             self._meet(use, experts[use.index], source)
-        buffers = self._written(source, gradients)
+        buffers = None if self._rehearsals else self._written(source, gradients)
         rows = source.rows() if buffers is None else buffers.rows
-        for use in [use for use in self._records if use.index >= len(experts)]:
-            del self._records[use]
+        self._store.forget(len(experts))
         streams = self._streams(experts, gradients)
         buffered = buffers is not None
         step = Step(experts, uses, streams, source, rows, buffered, gradients, min_group)
         groups = groups_of(source.routing)
+        self._tell_sizes(step)
+        self._store.renew_buffers(step)
+        if self._rehearsals:
+            return self._rehearse(step, groups)
         if buffered:
             groups = [group._replace(start=group.index * buffers.capacity) for group in groups]
         with self._backend.forked({streams[group.index] for group in groups}, rows):
@@ -94,69 +104,100 @@ class GraphsExecutor(Executor):
         gradients = torch.is_grad_enabled()
         use = _use(GENERATOR, generator, gradients)
         if use is None:
-            return generator(x)
+            return self._plain(generator, lambda: generator(x))
         source, stream = Batch(x), 0  # it runs alone; with experts that draw it shares theirs, 0
         self._meet(use, generator, source)
         step = Step([generator], [use], [stream], source, x, False, gradients, 0)
+        record = self._store.records[use]
+        record.sizes.step(len(x), len(x))
+        if self._rehearsals:
+            found = self._plain(generator, lambda: self._watched(record, lambda: generator(x)))
+            self._capture_ahead(step, use, x, len(x))
+            return found
         captured = self._captured(step, use, x)
-        if captured is not None and not captured.pool.busy:
+        if captured is not None and not self._store.waits(use):
             with self._backend.forked([stream], x), self._backend.on(stream):
                 return captured(x)
-        return self._watched(self._records[use], lambda: generator(x))
+        return self._watched(record, lambda: generator(x))
+
+    def warm_up(self, step: Callable[[], object], device: torch.device) -> None:
+        self._start(device)
+        steps, reads = self.counters.steps, self.host_reads
+        devices = [device] if device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                for self._rehearsals in range(REHEARSALS, 0, -1):
+                    step()
+        finally:
+            self._rehearsals = 0
+            self.counters.steps, self.host_reads = steps, reads
+            self._count()
 
     def _start(self, device: torch.device) -> None:
         """Afresh on another device than before: graphs, buffers and streams belong to one."""
         if self._device == device:
             return
         self._device, self._backend = device, self._make_backend(device)
-        self._budget = self._backend.budget() if self._asked is None else self._asked
-        self._records.clear()
-        self._buffers.clear()
-        self._given_up = False
+        budget = self._backend.budget() if self._asked is None else self._asked
+        self._store = GraphStore(self._backend, budget, self._max_failures)
+
+    def _meet(self, use: Use, module: nn.Module, source: Batch) -> None:
+        if self._store.meet(use, module, source):
+            self._count()
+
+    def _count(self) -> None:
+        self._store.summarize(self.counters)
 
     def _streams(self, experts: Sequence[nn.Module], gradients: bool) -> list[int]:
-        if self._backend.one_random_state and self._drawing(gradients):
+        if self._backend.one_random_state and self._store.drawing(gradients):
             return [0] * len(experts)
         return [first % self._backend.num_streams for first in self._sharing(experts)]
 
-    def _drawing(self, gradients: bool) -> set[int]:
-        """The experts, and the generator, whose graphs draw random numbers, or would."""
-        return {
-            use.index
-            for use, record in self._records.items()
-            if use.gradients == gradients and record.draws and record.eager is None
-        }
-
     def _written(self, source: RowSource, gradients: bool) -> InputBuffers | None:
         """What graphs read, with the rows of this batch; None where it must not be written."""
-        buffers = self._buffers.get(gradients)
+        buffers = self._store.buffers.get(gradients)
         if buffers is None or source.requires_grad or not buffers.fit(source):
             return None
         # Activations that a backward pass still needs include the rows.
-        if any(record.busy for record in self._of_experts(gradients)):
+        if self._store.any_waits(gradients):
             return None
         buffers.write(source)
         return buffers
 
-    def _of_experts(self, gradients: bool) -> list[Record]:
-        return [
-            record
-            for use, record in self._records.items()
-            if use.gradients == gradients and use.index != GENERATOR
-        ]
+    def _tell_sizes(self, step: Step) -> None:
+        """In a rehearsal those that have not heard of it: it is one step, run several times."""
+        routing = step.source.routing
+        again = 0 < self._rehearsals < REHEARSALS
+        for use, count in zip(step.uses, routing.counts(), strict=True):
+            if use is None:
+                continue
+            sizes = self._store.records[use].sizes
+            sizes.least = self._least(step, use)
+            if not (again and sizes.top):
+                sizes.step(count, routing.num_samples)
 
     def _run_group(self, step: Step, group: Group) -> Tensor:
         own = step.rows[group.start : group.start + group.count]
         use, captured = step.uses[group.index], None
-        if use is not None and (not use.training or group.count >= step.min_group):
+        if use is not None and self._may_replay(step, use, group.count):
             captured = self._captured(step, use, own)
         with self._backend.on(step.streams[group.index]):
-            if captured is not None and not captured.pool.busy:
+            if captured is not None and not self._store.waits(use):
                 self.counters.hits += 1
+                self.counters.replayed_rows += captured.size
+                self.counters.padded_rows += captured.size - group.count
                 return captured(own)
             self.counters.misses += 1
-            record = None if use is None else self._records[use]
-            return self._watched(record, lambda: self._eager(step, group, own))
+            record = None if use is None else self._store.records[use]
+            return self._watched(record, lambda: self._eager(step, group, own, record))
+
+    def _least(self, step: Step, use: Use) -> int:
+        """Rows of a group that is replayed."""
+        least = self._store.records[use].min_rows
+        return max(least, step.min_group) if use.training else least
+
+    def _may_replay(self, step: Step, use: Use, count: int) -> bool:
+        return count >= self._least(step, use)
 
     def _watched(self, record: Record | None, run: Callable[[], Output]) -> Output:
         """An eager run, which is looked at if its module may be captured later."""
@@ -175,157 +216,89 @@ class GraphsExecutor(Executor):
             self._count()
         return output
 
-    def _eager(self, step: Step, group: Group, own: Tensor) -> Tensor:
+    def _eager(self, step: Step, group: Group, own: Tensor, record: Record | None) -> Tensor:
         rows = step.rows
         if step.buffered and step.gradients:  # autograd keeps them; buffers are written again
             group, rows = group._replace(start=0), own.clone()
-        return call_expert(step.modules, group, rows, step.min_group, step.source.precision)
+        look = record is not None and step.gradients and self._tells_more(step, group, record)
+        if not look or has_saved_tensors_hooks():  # the caller's own would see nothing
+            return call_expert(step.modules, group, rows, step.min_group, step.source.precision)
+        own = rows[group.start : group.start + group.count]
+        with Footprint(step.modules[group.index], own) as kept:
+            output = call_expert(step.modules, group, rows, step.min_group, step.source.precision)
+        record.kept[group.count] = kept.nbytes
+        return output
 
-    def _meet(self, use: Use, expert: nn.Module, source: Batch) -> None:
-        """Starts a record of the expert, and again if what its graphs relied on has changed."""
-        record = self._records.get(use)
-        if record is None or not record.signature.holds(expert, source):
-            # Whether it draws is asked again when it runs; till then its stream is not given away.
-            draws = record is not None and record.draws
-            # A generator sees the whole batch, and may compare its samples.
-            pads = use.index != GENERATOR and may_pad(expert)
-            self._records[use] = Record(Signature(expert, source), pads, draws=draws)
-            self._count()
+    def _tells_more(self, step: Step, group: Group, record: Record) -> bool:
+        """Whether this run may tell more of what graphs would keep; a smaller group is run in
+        evaluation mode, which keeps something else."""
+        known = len(record.kept) == 2 or group.count in record.kept or bool(record.graphs)
+        return not known and self._may_replay(step, step.uses[group.index], group.count)
 
     def _captured(self, step: Step, use: Use, own: Tensor) -> CapturedModule | None:
-        record, stream = self._records[use], step.streams[use.index]
+        store, record = self._store, self._store.records[use]
         if record.eager is not None:
             return None
-        if record.graphs and record.stream != stream:  # they replay where they were captured
-            record.drop()
-        record.stream = stream
-        size = bucket(len(own)) if record.may_pad else len(own)
-        if size in record.graphs:
-            self._records.move_to_end(use)
-            return record.graphs[size]
-        record.seen[size] += 1
-        if self._given_up or record.seen[size] < record.needed or record.busy:
+        record.on(step.streams[use.index])
+        wanted = record.sizes.wanted(len(own), record.graphs)
+        if wanted and store.obstacle is None and not record.busy:
+            store.capture(step, use, own, wanted)
+            self._count()
+        size = record.sizes.place(len(own), record.graphs)
+        if size is None:
             return None
-        record.eager = refusal(step.modules[use.index])
-        if record.eager is None:
-            sizes = {size} if record.graphs else {size, max(record.seen)}
-            try:
-                for each in sorted(sizes, reverse=True):
-                    if not self._capture(step, use, own, each):
-                        break
-            except BrokenCaptureError:
-                raise
-            except Exception as error:  # whatever an expert does that a capture does not allow
-                self._failed(record, error)
-        self._count()
-        return record.graphs.get(size)
+        store.records.move_to_end(use)
+        return record.graphs[size]
 
-    def _capture(self, step: Step, use: Use, own: Tensor, size: int) -> bool:
-        """Whether there is a graph of that size now; if not, the expert needs another stream."""
-        record, backend = self._records[use], self._backend
-        buffers = None if use.index == GENERATOR else self._buffers_for(step)
-        if buffers is None:
-            layout, like = HF.own_memory_format(own), {"dtype": own.dtype, "device": own.device}
-            with torch.inference_mode(False):  # it is written outside of it, too
-                inputs = torch.empty((size, *own.shape[1:]), memory_format=layout, **like)
-        else:
-            inputs = buffers.of(use.index, size)
-        if record.pool is None:
-            record.pool = Pool(backend.new_pool())
-        stream = step.streams[use.index]
-        with backend.forked([stream], own), backend.on(stream):
-            captured = CapturedModule(step.modules[use.index], own, inputs, record.pool, backend)
-        if captured.draws and not record.draws:
-            record.draws = record.draws_unseen = True
-            if backend.one_random_state:  # it needs another stream
-                record.drop()
-                return False
-        record.graphs[size] = captured
-        self._records.move_to_end(use)
-        while self._held() > self._budget:
-            older = [u for u, r in self._records.items() if r.graphs and u != use]
-            if not older:
-                break
-            # The generator was used in this very step.
-            oldest = min(older, key=lambda each: each.index == GENERATOR)
-            self._records[oldest].drop()
-            self._records[oldest].needed *= 2
-        return True
+    def _rehearse(self, step: Step, groups: list[Group]) -> Tensor:
+        """Each expert runs eagerly as in a step, first on half of its rows too, which tells how
+        what autograd keeps grows with them, and is captured in the last rehearsal. One without
+        enough rows for it runs on others' in their place: it may well have some in later steps."""
+        given = {group.index: group for group in groups}
+        some = Group(0, 0, min(step.source.routing.num_samples, len(step.rows)))
+        outputs = {}
+        for index, use in enumerate(step.uses):
+            group, count = given.get(index), 0
+            if group is not None and (use is None or self._may_replay(step, use, group.count)):
+                count = group.count
+            else:
+                group = some._replace(index=index)
+            outputs[index] = self._rehearse_group(step, group, count)
+        return join(step.modules, groups, [outputs[group.index][: group.count] for group in groups])
 
-    def _buffers_for(self, step: Step) -> InputBuffers | None:
-        """What graphs read the rows of such batches from; None where it would take too much."""
-        source, gradients = step.source, step.gradients
-        buffers = self._buffers.get(gradients)
-        if buffers is not None and buffers.fit(source):
-            return buffers
-        own = self._of_experts(gradients)
-        # An earlier batch may have been larger, and its sizes are captured, too.
-        seen = (size for record in own for size in record.seen)
-        capacity = bucket(max(source.routing.num_samples, *seen))
-        if InputBuffers.nbytes(source, capacity) > BUFFERS_FRACTION * self._budget:
-            return None
-        for record in own:
-            record.graphs.clear()  # they read elsewhere; captured again when they are next seen
-        self._buffers[gradients] = InputBuffers(source, capacity)
-        return self._buffers[gradients]
+    def _rehearse_group(self, step: Step, group: Group, count: int) -> Tensor:
+        """count: of the rows, how many are the expert's in such a step."""
+        use, stream = step.uses[group.index], step.streams[group.index]
+        record = None if use is None else self._store.records[use]
+        own = step.rows[group.start : group.start + group.count]
 
-    def _failed(self, record: Record, error: Exception) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            for each in self._records.values():
-                each.drop()
-            self._buffers.clear()
-            self._given_up = True
-            return
-        first = (str(error).strip().splitlines() or [""])[0]
-        record.drop()
-        record.failures.append(f"{type(error).__name__}: {first}")
-        record.needed *= 2
-        if len(record.failures) == self._max_failures:
-            record.eager = f"cannot be captured: {record.failures[-1]}"
+        def run() -> Tensor:
+            fewer = group._replace(count=group.count // 2)
+            first = self._rehearsals == REHEARSALS and record is not None and step.gradients
+            if first and self._tells_more(step, fewer, record):
+                self._eager(step, fewer, own[: fewer.count], record)
+            return self._watched(record, lambda: self._eager(step, group, own, record))
 
-    def _held(self) -> int:
-        """Bytes of the pools, and of what graphs read, which many may share."""
-        records = self._records.values()
-        read = [buffers.rows for buffers in self._buffers.values()]
-        read += [graph.inputs for record in records for graph in record.graphs.values()]
-        storages = (tensor.untyped_storage() for tensor in read)
-        memory = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        pools = (record.pool for record in records if record.pool is not None)
-        return sum(memory.values()) + sum(pool.memory for pool in pools)
+        with self._backend.forked([stream], step.rows), self._backend.on(stream):
+            output = self._plain(step.modules[group.index], run)
+        if use is not None and self._may_replay(step, use, len(own)):
+            self._capture_ahead(step, use, own, count)
+        return output.detach()
 
-    def _count(self) -> None:
-        c = self.counters
-        c.memory, c.notes = self._held(), tuple(self._notes())
-        experts = {use: r for use, r in self._records.items() if use.index != GENERATOR}
-        c.eager = {use.index: r.eager for use, r in experts.items() if r.eager is not None}
-        c.captured, c.captured_predictions = {}, {}
-        for use in sorted(use for use in experts if experts[use].graphs):
-            sizes = c.captured if use.gradients else c.captured_predictions
-            sizes[use.index] = sorted({*sizes.get(use.index, []), *experts[use].graphs})
+    def _plain(self, module: nn.Module, run: Callable[[], Output]) -> Output:
+        """Runs it; in a rehearsal, so that its module is left as it was."""
+        tensors = [*module.buffers(), *module.parameters()] if self._rehearsals else []
+        kept = untouched(tensors, self._backend) if tensors else contextlib.nullcontext()
+        with kept:
+            return run()
 
-    def _notes(self) -> Iterator[str]:
-        if self._given_up:
-            yield "out of memory while capturing: all graphs were dropped"
-        if self._backend.one_random_state and (drawing := self._drawing(True)):
-            names = ", ".join(map(_name, sorted(drawing)))
-            yield (
-                f"all experts share a stream, since random numbers are drawn by {names}: torch "
-                "before 2.14 has one random state for all graphs"
-            )
-        for use, record in self._records.items():
-            if record.failures and record.eager is None:
-                failure = record.failures[-1]
-                yield f"{_name(use.index)}: a capture failed ({failure}); it is tried once more"
-            if use.index == GENERATOR and record.graphs:
-                what = "training" if use.training else "evaluation, with gradients"
-                what = what if use.gradients else "predictions"
-                yield f"the generator: {what} at sizes {sorted(record.graphs)}"
-            if use.index == GENERATOR and record.eager is not None:
-                yield f"the generator: eager, {record.eager}"
-
-
-def _name(index: int) -> str:
-    return "the generator" if index == GENERATOR else f"experts[{index}]"
+    def _capture_ahead(self, step: Step, use: Use, own: Tensor, count: int) -> None:
+        record = self._store.records[use]
+        record.on(step.streams[use.index])
+        wanted = [size for size in record.sizes.ahead(count) if size not in record.graphs]
+        ready = self._rehearsals == 1 and record.eager is None and not record.busy
+        if ready and wanted and self._store.obstacle is None:
+            self._store.capture(step, use, own, wanted)
 
 
 def _use(index: int, expert: nn.Module, gradients: bool) -> Use | None:

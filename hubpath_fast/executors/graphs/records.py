@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,10 +9,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..rows import Batch
+from .capacities import Sizes
 from .capture import CapturedModule, Pool
 from .signature import Signature
 
-MIN_SEEN = 3  # a capture costs several eager runs; rare sizes never earn it back
 GENERATOR = -1  # for an expert's index
 
 
@@ -30,9 +29,13 @@ class Record:
     """What is known of an expert in one use, as long as its signature holds."""
 
     signature: Signature
-    may_pad: bool
-    needed: int = MIN_SEEN  # times that a size must be seen
-    seen: Counter[int] = field(default_factory=Counter)  # by size
+    sizes: Sizes
+    exact: str | None = None  # why no rows may be added to a group
+    masks: bool = False  # whether graphs keep the rows that were added from BatchNorm's statistics
+    min_rows: int = 1  # of a group that is replayed
+    row_bytes: int = 0  # of a row that the expert is given
+    # rows of an eager run -> bytes that autograd kept of it; of two runs at most
+    kept: dict[int, int] = field(default_factory=dict)
     graphs: dict[int, CapturedModule] = field(default_factory=dict)  # by size
     stream: int | None = None  # that they were captured on
     pool: Pool | None = None
@@ -42,14 +45,47 @@ class Record:
     eager: str | None = None  # why it is never captured
 
     @property
+    def fuses(self) -> bool:
+        """Whether BatchNorm is computed with what follows it, as not every module allows."""
+        return not self.failures
+
+    @property
     def busy(self) -> bool:
         return self.pool is not None and self.pool.busy
 
-    def drop(self) -> None:
-        """Frees the graphs; a backward that is under way keeps its own until it is done."""
+    @property
+    def kept_bytes(self) -> float:
+        """That autograd would keep of the largest size, as far as eager runs tell; 0: not seen.
+
+        Some of it does not grow with the rows, such as weights that are standardised at each call:
+        where two runs had different rows, a line through both tells it apart."""
+        if not self.kept:
+            return 0.0
+        (few, fewer_bytes), *more = sorted(self.kept.items())
+        per_row = fewer_bytes / few
+        for many, more_bytes in more:
+            per_row = max(0.0, (more_bytes - fewer_bytes) / (many - few))
+        return fewer_bytes + per_row * (self.sizes.largest - few)
+
+    def on(self, stream: int) -> None:
+        """From now on it runs on that stream; graphs replay only where they were captured."""
+        if self.graphs and self.stream != stream:
+            self.drop()
+        self.stream = stream
+
+    def free(self) -> None:
+        """The graphs; a backward that is under way keeps its own until it is done."""
         self.graphs.clear()
-        self.seen.clear()
         self.pool = None
+
+    def drop(self) -> None:
+        """Frees the graphs, and has as much seen again before there are others."""
+        self.free()
+        self.sizes.dropped()
+
+
+def name_of(index: int) -> str:
+    return "the generator" if index == GENERATOR else f"experts[{index}]"
 
 
 class Step(NamedTuple):

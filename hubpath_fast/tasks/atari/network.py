@@ -40,6 +40,8 @@ class PatchLinear(nn.Linear):
     They also stay integers below 256 so, which bfloat16 holds exactly.
     """
 
+    row_wise = True  # see ``executors.graphs``
+
     def __init__(self, in_features: int, out_features: int, scale: float = 1.0) -> None:
         super().__init__(in_features, out_features)
         self.scale = scale
@@ -60,6 +62,8 @@ class PatchTrunk(nn.Module):
     pixel; ``second`` on blocks, its inputs by cell, then channel. ``kernels`` gives them as
     weights of ``F.conv2d``.
     """
+
+    row_wise = True  # see ``executors.graphs``
 
     def __init__(self, history: int, patches: FramePatches, widths: Sequence[int]) -> None:
         super().__init__()
@@ -117,6 +121,7 @@ class RainbowNetwork(nn.Module):
         ValueError: arguments out of range; on a call, states of another shape or dtype.
     """
 
+    row_wise = True  # see ``executors.graphs``
     keeps_input = True  # see ``HubPathway``
 
     def __init__(

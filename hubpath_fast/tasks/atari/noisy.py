@@ -42,6 +42,8 @@ class NoisyLinear(nn.Module):
         ValueError: sizes that are no positive integers, or a std that is negative or not finite.
     """
 
+    row_wise = True  # see ``executors.graphs``
+
     def __init__(
         self, in_features: int, out_features: int, std: float = 0.1, device=None, dtype=None
     ) -> None:

@@ -34,6 +34,8 @@ class HeatmapHead(nn.Module):
         HubError: another stride. ValueError: a number below 1.
     """
 
+    row_wise = True  # see ``executors.graphs``
+
     def __init__(self, in_channels: int, num_outputs: int, stride: int, width: int = WIDTH):
         super().__init__()
         given = {"in_channels": in_channels, "num_outputs": num_outputs, "width": width}
