@@ -20,7 +20,7 @@ from .precision import full_float32
 from .step_models import recorded_noise
 
 N, M, K, C, PX = 24, 4, 2, 6, 8
-MakeHub = Callable[[list[nn.Module], str], hp.HubPathway]  # (experts, executor) -> a model
+MakeHub = Callable[..., hp.HubPathway]  # (experts, executor, k=K, px=PX) -> a model
 # Other algorithms, padded batches and other streams add up in another order: a few roundings of
 # float32 (6e-8) or bfloat16 (4e-3) through six layers, one of which divides by a deviation. A row
 # or an expert that was lost, or whose weights are stale, is off by a tenth and more.
@@ -45,8 +45,9 @@ def layer_norm() -> nn.Module:
 NETWORKS = {"BatchNorm": batch_norm, "LayerNorm": layer_norm}
 
 
-def make_hub(experts: list[nn.Module], executor: str) -> hp.HubPathway:
-    return hp.HubPathway(experts, hp.PathwayGenerator(len(experts), width=4), executor=executor)
+def make_hub(experts: list[nn.Module], executor: str, k: int = K, px: int = PX) -> hp.HubPathway:
+    generator = hp.PathwayGenerator(len(experts), width=4, stride=px // PX)
+    return hp.HubPathway(experts, generator, k=k, executor=executor)
 
 
 def hub_of(

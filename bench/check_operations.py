@@ -17,9 +17,11 @@ from torch import Tensor
 from hubpath_fast import functional as HF
 from hubpath_fast import reference
 
-from . import operations
-from .operations import Inputs, Operation, Size, concat_loop, rows_loss
+from . import operations, ops
+from .inputs import Inputs, Size, batch_norm
+from .operations import Operation, concat_loop, rows_loss
 
+HALF = {"bfloat16": "bf16", "float16": "fp16"}
 PAPER, ODD = (48, 5, 2, 100), (37, 7, 3, 53)  # N, M, K, C
 LANDMARKS, MAPS = (16, 5, 2, 98), (64, 64)  # of WFLW
 TALL, WIDE = (65536, 16, 2, 100), (4096, 64, 2, 1000)  # many samples; a large hub of many outputs
@@ -49,6 +51,18 @@ CASES = {
     "aggregate+router": ("aggregate_router", [
         Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(65536, 16, 4, 10),
     ]),
+    # The paper's layers in all dtypes and layouts; ragged ones; features without maps.
+    "batch norm": ("masked_batch_norm", [
+        *ops.NORMS,
+        batch_norm(20, 24, 256, 56, 56, dtype="float16", activation="silu"),
+        batch_norm(20, 24, 256, 56, 56, dtype="bfloat16", activation="relu", layout="contiguous"),
+        batch_norm(2, 48, 512, 28, 28, activation="hardswish", residual=True, layout="contiguous"),
+        batch_norm(17, 19, 37, 5, 9, activation="relu6"),
+        batch_norm(17, 19, 37, 5, 9, dtype="float16", activation="relu6", layout="contiguous"),
+        batch_norm(13, 13, 3, 1, 13, dtype="bfloat16", residual=True),
+        batch_norm(11, 16, 1280, dtype="bfloat16", activation="hardswish"),
+        batch_norm(255, 256, 64, 56, 56, dtype="bfloat16", activation="relu"),
+    ]),
 }  # fmt: skip
 
 
@@ -61,10 +75,11 @@ def make(kind: str, size: Size, device: str, seed: int | None = 0) -> Operation:
 
 def label(name: str, size: Size) -> str:
     """``route 48,5,2``: how lines call a case."""
-    numbers = size[:3] if name in ("route", "images") else size[:4]
-    text = f"{name} {','.join(map(str, numbers))}"
-    text += f" {'x'.join(map(str, size.trailing))}" if size.trailing else ""
-    kind = {"float32": "", "bfloat16": " bf16", "float16": " fp16"}[size.dtype]
+    numbers = ",".join(map(str, size[:3])) if name in ("route", "images") else size.numbers
+    text = f"{name} {numbers}"
+    if size.trailing and size.norm is None:
+        text += f" {'x'.join(map(str, size.trailing))}"
+    kind = f" {HALF[size.dtype]}" if size.dtype in HALF else ""
     return text + (kind if name != "images" else "")
 
 

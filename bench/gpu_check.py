@@ -1,20 +1,22 @@
-"""Everything that can be wrong on a GPU, in three minutes; no times.
+"""Everything that can be wrong on a GPU, in four minutes; no times.
 
-    python -m bench.gpu_check [--seconds 180] [--only GROUP,...] [--out DIR] [--cache DIR]
+    python -m bench.gpu_check [--seconds 240] [--only GROUP,...] [--out DIR] [--cache DIR]
                               [--dry-run]
 
 Groups run one after another, the ones of most worth first, each in a process of its own with a
 time limit (``children``): kernels are compiled on all cores, each kernel is compared with float64
 at the paper's size, a ragged one and a large one, repeated, captured and replayed; executors are
-compared on small networks; captures fail on purpose; then come the GPU tests, the memory checker,
-and the tests that torch compiles for, the slowest. DIR gets ``check.jsonl``, a line a result as it
-comes, and ``check.log``, what the groups print. Standard output ends with a table, failures first.
-Exit status: 0 if all went well, 1 if something failed or was skipped, 2 if there is no GPU. In a
-copy of which git knows nothing, or an older commit, the variable HUBPATH_COMMIT names it.
+compared on small networks, and padded graphs on those of timm and torchvision; captures fail on
+purpose; then come the GPU tests, the memory checker, and the tests that torch compiles for, the
+slowest. DIR gets ``check.jsonl``, a line a result as it comes, and ``check.log``, what the groups
+print. Standard output ends with a table, failures first. Exit status: 0 if all went well, 1 if
+something failed or was skipped, 2 if there is no GPU. In a copy of which git knows nothing, or an
+older commit, the variable HUBPATH_COMMIT names it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -29,8 +31,10 @@ from pathlib import Path
 import torch
 
 from . import (
+    check_batch_norm,
     check_executors,
     check_kernels,
+    check_padding,
     children,
     jsonl,
     precompile,
@@ -49,6 +53,7 @@ KERNELS = {
     "aggregate": ("aggregate", "aggregate maps", "aggregate+loss", "aggregate+router"),
     "combine": ("combine", "loss", "combine+loss"),
 }
+NORM = "batch norm"
 
 
 ALWAYS = ("machine", "compile")
@@ -83,16 +88,19 @@ def groups(place: Place) -> list[Group]:
         group(name, seconds, functools.partial(values, names), f"float64: {', '.join(names)}")
         for (name, names), seconds in zip(KERNELS.items(), (6, 5, 5, 5), strict=True)
     ]
+    about = f"float64: {NORM}; statistics, replays of other counts"
+    kernels.append(group(NORM, 8, norms, about))
     return [
         group("machine", 4, machine, "the GPU, versions, compilers", needed=True),
-        group("compile", 14, compile_kernels, "all kernels, on all cores"),
+        group("compile", 20, compile_kernels, "all kernels, on all cores"),
         *kernels,
-        group("glue", 10, glue, f"{place.repeats} repeats, host waits, capture and replay"),
-        group("executors", 18, executors, f"{' and '.join(place.executors)} against sequential"),
+        group("glue", 12, glue, f"{place.repeats} repeats, host waits, capture and replay"),
+        group("executors", 16, executors, f"{' and '.join(place.executors)} against sequential"),
+        group("padding", 20, padding, f"padded to sizes: {', '.join(check_padding.NETWORKS)}"),
         group("captures", 9, captures, "captures that fail, and what comes after"),
-        group("tests", 39, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
-        group("memory", 20, memory, "compute-sanitizer on small cases, where it is installed"),
-        group("inductor", 45, inductor, f"pytest: {INDUCTOR}"),
+        group("tests", 55, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
+        group("memory", 30, memory, "compute-sanitizer on small cases, where it is installed"),
+        group("inductor", 45, inductor, f"pytest: {' '.join(INDUCTOR)}"),
     ]
 
 
@@ -125,6 +133,14 @@ def values(names: tuple[str, ...], place: Place, write: Writer, seconds: float) 
     check_kernels.drawn_noise(write, sizes, place.device, "triton")
 
 
+def norms(place: Place, write: Writer, seconds: float) -> None:
+    cases = place.named((NORM,))
+    arguments = (write, cases, place.device, "triton")
+    check_kernels.values(*arguments)
+    check_batch_norm.statistics(*arguments)
+    check_batch_norm.replays(*arguments, place.record)
+
+
 def glue(place: Place, write: Writer, seconds: float) -> None:
     # The paper's size and the ragged one of each; the large ones would take most of the time.
     cases = [case for case in place.cases if case[2].n <= 48]
@@ -140,13 +156,21 @@ def executors(place: Place, write: Writer, seconds: float) -> None:
     check_executors.dropout(write, names, place.device, place.make_hub)
 
 
+def padding(place: Place, write: Writer, seconds: float) -> None:
+    check_padding.agreement(write, place.device, place.make_hub)
+    check_padding.drawing(write, place.device, place.make_hub)
+
+
 def captures(place: Place, write: Writer, seconds: float) -> None:
     check = check_executors.capture_failures
     check(write, place.device, place.make_hub, read=place.read, capturing=place.capturing)
 
 
 FIRST = ("test_graphs_gpu", "test_executors")  # of most worth, should time not do for all
-INDUCTOR = "tests/kernels/test_gpu_outputs.py::test_compiled_by_inductor"
+INDUCTOR = (
+    "tests/kernels/test_gpu_outputs.py::test_compiled_by_inductor",
+    "tests/kernels/test_gpu_batch_norm.py::test_compiled_by_inductor",
+)
 
 
 def gpu_tests() -> list[Path]:
@@ -157,11 +181,12 @@ def gpu_tests() -> list[Path]:
 
 def tests(place: Place, write: Writer, seconds: float) -> None:
     # In parallel: most of the time is compiling. Each takes half a gigabyte of the GPU.
-    become_pytest(write, 14, "--deselect", INDUCTOR, *map(str, gpu_tests()))
+    deselected = [f"--deselect={name}" for name in INDUCTOR]
+    become_pytest(write, 14, *deselected, *map(str, gpu_tests()))
 
 
 def inductor(place: Place, write: Writer, seconds: float) -> None:
-    become_pytest(write, 5, INDUCTOR)  # one a test
+    become_pytest(write, 6, *INDUCTOR)  # one a test
 
 
 def become_pytest(write: Writer, workers: int, *chosen: str) -> None:
@@ -220,7 +245,7 @@ def main(
 ) -> int:
     start = children.begun(argv)
     place = place or Place()
-    parser = children.arguments("bench.gpu_check", __doc__.split("\n")[0], seconds=180)
+    parser = children.arguments("bench.gpu_check", __doc__.split("\n")[0], seconds=240)
     every = groups(place)
     names = [group.name for group in every if group.name not in ALWAYS]
     parser.add_argument(
@@ -228,6 +253,9 @@ def main(
         help=f"of {','.join(names)}; default: all",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    if not args.dry_run:
+        with contextlib.suppress(ImportError):  # their checks will say so
+            import timm  # noqa: F401  here, before the groups' processes are forked
     every = [group for group in every if group.name in (*ALWAYS, *args.only)]
     stamped = functools.partial(stamp, place)
     return children.command(args, "check", every, stamped, start, runner)

@@ -8,7 +8,7 @@ those of most worth first:
 
 - ``step``: the paper's step (48 images of 224 pixels, five ResNet-50, K = 2, bf16): one single
   network, eager and captured; the hub with experts one after another, on streams, and as captured
-  graphs on 8, 2 and 1 streams; dense and reference.
+  graphs on 8, 2 and 1 streams; dense and reference; single steps on routings that change.
 - ``glue``, ``aggregate``, ``roof``: the glue; the aggregate against its dense form; kernels at
   sizes that fill the GPU.
 - ``atari``, ``large``: steps of an Atari agent, eager and captured, and the step of its hub in
@@ -49,10 +49,11 @@ from . import (
     records,
     speed_step,
     step_growth,
+    step_stream,
     timing,
 )
 from .children import Group, Writer
-from .operations import Size
+from .inputs import Size
 from .step_models import PRESETS
 
 PARTS = ("step", "glue", "aggregate", "roof", "atari", "large", "growth", "predict", "compiled",
@@ -74,6 +75,7 @@ class Place:
     step_rows: tuple[str, ...] = (*SINGLES, "sequential", "streams", "dense", "reference", "glue",
                                   "generator")  # fmt: skip
     graph_rows: tuple[str, ...] = SINGLES
+    stream_steps: int = 240
     # Without "graphs": noisy networks are not captured, but an agent's whole update is.
     atari_rows: tuple[str, ...] = (*SINGLES, "sequential", "streams", "dense", "reference")
     glues: tuple[tuple[int, int, int, int], ...] = tuple(glue.SIZES)
@@ -108,15 +110,17 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         compiling = functools.partial(gpu_check.compile_kernels, gpu_check.Place())
         found += [
             Group("machine", 6, machine, "the GPU, versions, compilers", needed=True),
-            Group("compile", 8, compiling, "all kernels, on all cores, unless they are there"),
+            Group("compile", 14, compiling, "all kernels, on all cores, unless they are there"),
             group("ceilings", 4, ceilings, about="the fastest copy, a bf16 product"),
         ]
     if "step" in only:
         rows = place.step_rows
-        found.append(group("step", 48, steps, preset, px, rows, about=", ".join(rows)))
+        found.append(group("step", 45, steps, preset, px, rows, about=", ".join(rows)))
         lanes = [f"graphs, {lanes} lane{'s' * (lanes > 1)}" for lanes in LANES]
         rows = (*place.graph_rows, *lanes)
         found.append(group("graphs", 55, steps, preset, px, rows, about="; ".join(rows)))
+        about = f"single steps, {place.stream_steps} each: {', '.join(step_stream.STREAMS)}"
+        found.append(group("stream", 35, streams, about=about))
     rows = place.atari_rows
     others = {
         "glue": group("glue", 9, glues, place.glues, False, about=" ".join(map(str, place.glues))),
@@ -127,12 +131,12 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         "agent": group("agent", 10, agent_steps, about="from scratch and a hub, eager, captured"),
         "atari": group("atari", 12, steps, "atari", 84, rows, about=", ".join(rows)),
         "large": group(
-            "large", 35, large, about=f"N = {place.large[0]}: {'; '.join(place.large_rows)}"
+            "large", 30, large, about=f"N = {place.large[0]}: {'; '.join(place.large_rows)}"
         ),
-        "growth": group("growth", 30, growth, about=" ".join(f"M={m}" for _, m, _ in place.growth)),
+        "growth": group("growth", 27, growth, about=" ".join(f"M={m}" for _, m, _ in place.growth)),
         "predict": group("predict", 14, predict, about=f"N = {place.batches}"),
         "compiled": group(
-            "compiled", 50, glues, place.compiled, True, about="the glue under torch.compile"
+            "compiled", 20, glues, place.compiled, True, about="the glue under torch.compile"
         ),
     }
     asked = [*(["agent"] if "atari" in only else []), *only]
@@ -158,6 +162,11 @@ def steps(
     place: Place, preset: str, px: int, rows: Sequence[str], write: Writer, seconds: float
 ) -> None:
     speed_step.measure(write, PRESETS[preset], px, rows, place.device, seconds)
+
+
+def streams(place: Place, write: Writer, seconds: float) -> None:
+    preset, px = place.step
+    step_stream.measure(write, PRESETS[preset], px, place.device, seconds, place.stream_steps)
 
 
 def agent_steps(place: Place, write: Writer, seconds: float) -> None:
@@ -211,7 +220,9 @@ def aggregates(place: Place, write: Writer, seconds: float) -> None:
 def roofs(place: Place, write: Writer, seconds: float) -> None:
     each = seconds / len(place.roof) / 10  # two directions, two ways, and the float64 check
     for name, size in place.roof:
-        operation(place, write, name, size, (place.backend,), ("forward", "backward"), each)
+        # Beside BatchNorm, torch's on exactly the valid rows, the sum and the activation after it.
+        rows = (place.backend, *["reference"] * (size.norm is not None))
+        operation(place, write, name, size, rows, ("forward", "backward"), each)
 
 
 def operation(
@@ -223,10 +234,11 @@ def operation(
     directions: Sequence[str],
     seconds: float,
 ) -> None:
-    """Lines of one operation, named by row and direction where there are several, and by mode."""
+    """Lines of one operation, named by row, but for the first of BatchNorm's, and direction where
+    there are several, and by mode."""
     known = [row for row in jsonl.read(write.files.rows) if row["name"] == "copy"]
     copy = known[-1]["bytes_per_second"] if known else timing.copy_bandwidth(place.device)
-    text = f"{name} {','.join(map(str, size[:4]))} {size.dtype}"
+    text = f"{name} {size.numbers} {size.dtype}"
     try:
         found = ops.measure(name, size, place.device, seconds, False, copy, rows, directions)
     except Exception as error:
@@ -236,7 +248,8 @@ def operation(
         if "note" in row:
             write(f"{text} {row['row']}", ok=False, **row)
             continue
-        told = [row["row"]] * (len(rows) > 1) + [row["direction"]] * (len(directions) > 1)
+        unnamed = len(rows) == 1 or (size.norm is not None and row["row"] == rows[0])
+        told = [row["row"]] * (not unnamed) + [row["direction"]] * (len(directions) > 1)
         write(" ".join([text, *told, row["mode"]]), text=say(row), **row)
 
 

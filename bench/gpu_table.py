@@ -27,7 +27,7 @@ NOTHING = (
     "**Nothing here was run or measured on a GPU.** The kernels are tested for values and "
     "gradients under Triton's interpreter and compiled for sm_80, sm_90 and sm_100; the executors "
     f"`streams` and `graphs` are tested against a stand-in for CUDA. On a GPU, {COMMANDS} check "
-    "and measure everything in eight minutes."
+    "and measure everything in nine minutes."
 )
 
 
@@ -232,6 +232,21 @@ def growths(rows: Rows) -> list[str]:
     return markdown(head, body) + grown + notes_of(found)
 
 
+def streams(rows: Rows) -> list[str]:
+    """Single steps on routings that change: the slow ones, and what made them slow."""
+    found = part(rows, "speed", "stream")
+    body = [
+        [f"{row['name']}, {row['rounds']} steps", ms(row["p50"]), ms(row["p95"]),
+         cell(row["p95"] / row["p50"]), ms(row["slowest"]), str(row["hits"]), str(row["misses"]),
+         f"{row['captures_ahead']} + {row['captures']}", cell(row["padding"], "{:.1%}")]
+        for row in timed(found)
+    ]  # fmt: skip
+    head = ["the paper's step, each waited for", "median, ms", "p95, ms", "p95 / median",
+            "slowest, ms", "replayed groups", "eager groups", "captures, ahead + later",
+            "padded rows"]  # fmt: skip
+    return markdown(head, body) + notes_of(found)
+
+
 def agents(rows: Rows) -> list[str]:
     found, head = part(rows, "speed", "agent"), ["a step of an Atari agent", "ms (20-80 %)",
             "steps/s", "device busy, ms", "launches"]  # fmt: skip
@@ -270,6 +285,7 @@ def whole(devices: list[Rows]) -> str:
         blocks += filter(None, [gpu_goals.lanes(rows)])
         blocks += steps(step_rows(rows), "the paper's step") + host([rows])
         blocks += steps(part(rows, "speed", "large"), "the paper's step, 256 images")
+        blocks += streams(rows)
         blocks += agents(rows)
         blocks += steps(part(rows, "speed", "atari"), "the step of Atari's hub")
         blocks += glues(rows, "glue", "glue (N,M,K,C), us")

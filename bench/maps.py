@@ -31,7 +31,8 @@ from hubpath_fast import functional as HF
 
 from . import jsonl, operations, records, timing
 from .counting import allocated_peak
-from .operations import TOLERANCE, Inputs, Size, relative_error
+from .inputs import Inputs, Size
+from .operations import TOLERANCE, relative_error
 
 MEMORY_SHARE = 0.30  # of the convolution's, with gradients, at most
 Form = Callable[..., Tensor]

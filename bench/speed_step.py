@@ -26,7 +26,7 @@ RECORDED = 4  # routings: enough for a mean, few enough that captures of their s
 LEAST_CYCLES = 3  # that quantiles are of
 # Of the seconds that are left when all rows are built. On a GPU memory and profiles come after.
 TIMED = {"cpu": 0.9, "cuda": 0.5}
-SETTLE_CYCLES = 8  # of them, at most, until graphs capture nothing more: a size is met three times
+SETTLE_CYCLES = 8  # of them, at most, until graphs capture nothing more
 
 
 @dataclass
@@ -117,8 +117,9 @@ def build(setting: step_rows.Setting, name: str) -> Row:
 
 
 def settle(setting: step_rows.Setting, row: Row) -> None:
-    """Steps until graphs run all groups, then a comparison with the eager step."""
+    """Captures, and steps until graphs run all groups; then a comparison with the eager step."""
     start = time.monotonic()
+    step_rows.capture_ahead(setting, row.model)
     for _ in range(SETTLE_CYCLES):
         before = row.model.executor_report().misses
         for _ in setting.noise:
@@ -135,7 +136,8 @@ def settle(setting: step_rows.Setting, row: Row) -> None:
         "eager": {str(i): why for i, why in report.eager.items()},
     }
     if report.hits == 0:
-        raise ValueError(f"not timed: no graph was replayed; {report.eager}")
+        why = report.eager or "; ".join(report.notes) or "nothing was captured"
+        raise ValueError(f"not timed: no graph was replayed: {why}")
     problem = step_rows.replays_differ(setting, row.model)
     if problem is not None:
         raise ValueError(f"not timed: {problem}")

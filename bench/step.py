@@ -34,7 +34,8 @@ import torch
 
 import hubpath_fast as hp
 from hubpath_fast._onednn import enlarge_primitive_cache
-from hubpath_fast.executors import choose
+from hubpath_fast.executors import Workload
+from hubpath_fast.executors.choice import by_rule
 
 from . import records, step_rows, timing
 from .counting import peak_memory
@@ -44,7 +45,6 @@ from .step_models import PRESETS, Preset
 
 WARM_STEPS = 40  # of a hub: most group sizes have been met by then, and their primitives prepared
 WARM_SECONDS = 30  # at most, whatever has been met
-GRAPH_WARM, GRAPH_WARM_SECONDS = 5, 90  # times as many steps: a size is captured at its third sight
 STEPS_IN_A_ROW = 4
 REFERENCES = ("reference", "dense")
 
@@ -110,7 +110,8 @@ def measure(
     for name in ("sequential", "threads"):
         warm_up(functions.get(name, functions["reference"]), args.warm)
     if "graphs" in functions:
-        warm_up(functions["graphs"], GRAPH_WARM * args.warm, GRAPH_WARM_SECONDS)
+        step_rows.capture_ahead(setting, hubs["graphs"])
+        warm_up(functions["graphs"], args.warm)
         # Counted again: before, its steps were eager.
         counted["graphs"] |= count_replays(functions["graphs"], hubs["graphs"], args.device)
     # On a GPU steps follow one another as in training, where no step waits for the one before.
@@ -127,7 +128,7 @@ def measure(
         for name, t in times.items()
     ]  # fmt: skip
     rows += [{"row": name, "mode": "train", "px": px, "note": note} for name, note in notes.items()]
-    executor, _ = choose("auto", torch.device(args.device), len(setting.experts))
+    executor = by_rule(Workload(torch.device(args.device), n), setting.experts).executor
     found = {"px": px, "executor": executor, **ratios(times, preset.k, executor), "rows": rows}
     save(found)
     rows += prediction_rows(setting, px, args)

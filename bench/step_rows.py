@@ -195,6 +195,12 @@ def hub_step(setting: Setting, model: hp.HubPathway) -> Callable[[], None]:
     return updated(model, hub_losses(setting, model))
 
 
+def capture_ahead(setting: Setting, model: hp.HubPathway) -> None:
+    """What training steps will need of captured graphs, before any is timed."""
+    with setting.autocast():
+        model.train().warm_up(setting.x)
+
+
 def reference_step(setting: Setting, model: nn.Module) -> Callable[[], None]:
     noises = setting.noises()
 

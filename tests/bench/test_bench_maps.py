@@ -7,7 +7,7 @@ import torch
 
 from bench import jsonl, maps
 from bench.counting import allocated_peak
-from bench.operations import Size
+from bench.inputs import Size
 
 SIZE = Size(6, 3, 2, 8, trailing=(32, 32))
 MAP = 8 * 32 * 32 * 4  # bytes of one map in float32

@@ -11,16 +11,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import glue, jsonl, operations, ops, plot
-from bench.operations import NAMES, Size
+from bench import glue, inputs, jsonl, operations, ops, plot
+from bench.inputs import ROUTINGS, Size, batch_norm
+from bench.operations import NAMES
 
 SMALL = Size(11, 4, 2, 6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("routing", operations.ROUTINGS)
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_both_rows_of_an_operation_are_right(name, routing):
-    operation = operations.make(name, SMALL._replace(routing=routing), "cpu")
+    norm = batch_norm(9, 11, 6, 3, 5, activation="relu6", residual=True).norm
+    own = {"trailing": (3, 5), "norm": norm} if name == "masked_batch_norm" else {}
+    operation = operations.make(name, SMALL._replace(routing=routing, **own), "cpu")
     expected = operations.truth(operation)
     for row in ("reference", "torch"):
         # a few float32 roundings (6e-8), of sums of 24 terms at most
@@ -185,7 +188,15 @@ class Memory(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["noisy_topk", "gather", "combine", "exploit_loss"])
 def test_the_memory_that_a_check_needs_is_enough(name):
     (size,) = ops.ROOF[name]
-    small = size._replace(n=size.n // 1024)
+    assert_enough(name, size._replace(n=size.n // 1024))
+
+
+@pytest.mark.parametrize("size", ops.ROOF["masked_batch_norm"], ids=str)
+def test_the_memory_that_a_check_of_batch_norm_needs_is_enough(size):
+    assert_enough("masked_batch_norm", size._replace(c=16, trailing=(14, 14)))
+
+
+def assert_enough(name, small):
     with Memory() as memory:
         operation = operations.make(name, small, "cpu")
         expected = operations.truth(operation)
@@ -194,7 +205,8 @@ def test_the_memory_that_a_check_needs_is_enough(name):
 
 
 def test_sizes():
-    maps = [size for name in NAMES for size in ops.sizes(name) if size.trailing]
+    names = [name for name in NAMES if name != "masked_batch_norm"]
+    maps = [size for name in names for size in ops.sizes(name) if size.trailing]
     assert maps == [size for size in ops.sizes("aggregate", full=True) if size.trailing]
     assert str(maps[-1]) == "N=16 M=5 K=2 C=98 64x64 balanced"
     assert len(ops.sizes("combine", full=True)) == 4 * (2 + 2 + 3 + 3) * 3 * 2  # K = 8 > M = 2, 5
@@ -205,7 +217,7 @@ def test_sizes():
 def test_skewed_routing_is_skewed():
     def counts(skewed):
         random = torch.Generator().manual_seed(0)
-        clean, noise, eps = operations.scores(512, 8, 2, "cpu", random, skewed)
+        clean, noise, eps = inputs.scores(512, 8, 2, "cpu", random, skewed)
         return operations.HF.noisy_topk(clean, noise, 2, eps).counts()
 
     assert max(counts(False)) < 2 * 512 * 2 / 8

@@ -10,8 +10,8 @@ import pytest
 import torch
 from support.bench import SMALL, TINY_GLUE, small_cases
 
-from bench import check_kernels, check_operations, glue, operations
-from bench.operations import Size
+from bench import check_kernels, check_operations, glue, inputs, operations
+from bench.inputs import Size
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -66,7 +66,7 @@ def test_nan_an_error_and_a_wrong_plan_are_told(write, monkeypatch):
     assert check_kernels.first_wrong(["loss"], [torch.tensor(3.0)], loss, 1e-5) == (
         "loss[] got 3 expected 2 (1 of 1 wrong)"
     )
-    clean, noise, eps = operations.Inputs(SMALL, "cpu").scores()
+    clean, noise, eps = inputs.Inputs(SMALL, "cpu").scores()
     routing = operations.HF.noisy_topk(clean, noise, 2, eps)
     moved = replace(routing, rows=routing.rows.flip(0))
     assert check_kernels.first_unequal(routing, routing) is None
@@ -163,7 +163,22 @@ def test_copied_inputs_are_the_others():
 
 
 def test_every_kernel_has_the_papers_size_an_odd_and_a_large_one():
-    for name, (_, sizes) in check_operations.CASES.items():
+    for name, (kind, sizes) in check_operations.CASES.items():
+        if kind == "masked_batch_norm":
+            continue
         assert (48, 5, 2, 100) in {size[:4] for size in sizes}, name
         assert any(size.n % 2 and size.m % 2 and size.c % 2 for size in sizes), name
         assert max(size.n * size.k for size in sizes) >= 512, name
+
+
+def test_every_dtype_layout_and_follower_of_batch_norm_is_checked():
+    _, sizes = check_operations.CASES["batch norm"]
+    assert {size.dtype for size in sizes} == {"float32", "float16", "bfloat16"}
+    assert {size.norm.layout for size in sizes} == {"channels_last", "contiguous"}
+    assert {size.norm.activation for size in sizes} == {None, *operations.ACTIVATIONS}
+    assert {size.norm.residual for size in sizes} == {True, False}
+    shapes = {(size.norm.valid, size.n, size.c, size.trailing) for size in sizes}
+    assert {(20, 24, 256, (56, 56)), (20, 24, 2048, (7, 7)), (20, 24, 64, (112, 112))} <= shapes
+    assert any(size.norm.valid == size.n for size in sizes)
+    assert any(not size.trailing for size in sizes)
+    assert any(size.c % 2 and size.positions % 2 for size in sizes)

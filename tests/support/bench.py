@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from bench import check_executors, check_operations, step_models, step_rows
+from bench import check_executors, check_operations, check_padding, step_models, step_rows
 from bench.children import Writer
-from bench.operations import Size
+from bench.inputs import Size, batch_norm
+from hubpath_fast.executors import of_model
+from hubpath_fast.executors.choice import Choice
 from hubpath_fast.executors.graphs import GraphsExecutor
-from hubpath_fast.model import pathway
 from support.graphs import FakeBackend
 
 
@@ -73,20 +74,20 @@ def refuses(x):
 FAILING = {"read": refuses, "capturing": lambda: Backend.capturing}
 
 
-def make_hub(experts, executor, **options):
+def make_hub(experts, executor, k=check_executors.K, px=check_executors.PX, **options):
     """As ``check_executors.make_hub``, but graphs are stand-ins. options: of their executor."""
     chosen = GraphsExecutor(Backend, **options) if executor == "graphs" else executor
-    return check_executors.make_hub(experts, chosen)
+    return check_executors.make_hub(experts, chosen, k, px)
 
 
 def chosen_for_cpu(monkeypatch):
     """Lets a model on a CPU run graphs, if it is asked to."""
-    choose = pathway.choose
+    choose = of_model.choose
 
-    def chosen(asked, device, num_experts):
-        return ("graphs", ()) if asked == "graphs" else choose(asked, device, num_experts)
+    def chosen(asked, *rest):
+        return Choice("graphs", ()) if asked == "graphs" else choose(asked, *rest)
 
-    monkeypatch.setattr(pathway, "choose", chosen)
+    monkeypatch.setattr(of_model, "choose", chosen)
 
 
 def graphs_for_cpu(monkeypatch):
@@ -99,12 +100,17 @@ def graphs_for_cpu(monkeypatch):
 
 
 SMALL, TINY_GLUE = Size(9, 4, 2, 6), (9, 4, 2, 5)
+SMALL_NORM = batch_norm(6, 9, 5, 3, 4, activation="relu", residual=True)
 
 
 def small_cases(names=check_operations.CASES):
     changes = {"images": {"dtype": "bfloat16"}, "aggregate maps": {"trailing": (4, 5)}}
     return [
-        (name, check_operations.CASES[name][0], SMALL._replace(**changes.get(name, {})))
+        (
+            name,
+            check_operations.CASES[name][0],
+            SMALL_NORM if name == "batch norm" else SMALL._replace(**changes.get(name, {})),
+        )
         for name in names
     ]
 
@@ -118,6 +124,19 @@ PRESET = step_models.Preset(
     ],
     24, 2, 5, (16,), {16: 4}, 4,
 )  # fmt: skip
+
+
+def normed_expert():
+    """BatchNorm with an activation that has kinks and one that has none; of 32 pixels."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 4, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, check_executors.C),
+    )  # fmt: skip
+
+
+def small_padding(monkeypatch):
+    """Lets checks of padding be of a quarter of the pixels."""
+    monkeypatch.setattr(check_padding, "PX", 32)
 
 
 def linear_experts(names, outputs):

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import traceback
 import warnings
 
 import pytest
@@ -83,6 +84,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path, call, nth, when)
     if child == 0:
         try:
             train_and_die(tmp_path / "run", call, nth, when)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

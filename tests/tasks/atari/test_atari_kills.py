@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import signal
+import traceback
 import warnings
 from pathlib import Path
 
@@ -97,6 +98,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path, call, owner, nth
     if child == 0:
         try:
             fit_and_die(tmp_path / "run", call, owner, nth, when)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
