@@ -1,7 +1,8 @@
-"""A process that was forked for it, and kills itself in the middle of a call."""
+"""A process that was started for it, and kills itself in the middle of a call."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -29,3 +30,18 @@ def die_at(owner, call: str, nth: int, when: str, half: Mapping[str, Callable]) 
         return found
 
     setattr(owner, call, deadly)
+
+
+def is_killed(function: Callable, *arguments: object) -> bool:
+    """Whether a process that calls it dies of SIGKILL. Both must be picklable.
+
+    It is forked from a server that has done nothing yet, and not from the tests' own process: once
+    autograd has started a thread there, which it does where backward passes are nested, no fork of
+    it may use autograd.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "timm", "hubpath_fast"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode == -signal.SIGKILL

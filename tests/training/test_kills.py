@@ -2,13 +2,10 @@
 
 import io
 import os
-import signal
-import traceback
-import warnings
 
 import pytest
 import torch
-from support.dying import die, die_at
+from support.dying import die, die_at, is_killed
 from support.training import VALIDATION, assert_same_run, make, noisy_objective, pathway
 
 from hubpath_fast import files
@@ -63,7 +60,7 @@ POINTS = [
 
 
 def train_and_die(out, call, nth, when):
-    """In a process that was forked for it: the ``nth`` call is its last."""
+    """In a process that was started for it: the ``nth`` call is its last."""
     die_at(OWNERS[call], call, nth, when, HALF)
     make(pathway(), out, **SETTINGS).fit()
 
@@ -78,17 +75,7 @@ def whole(tmp_path_factory):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.parametrize(("call", "nth", "when"), POINTS)
 def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path, call, nth, when):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
-        child = os.fork()
-    if child == 0:
-        try:
-            train_and_die(tmp_path / "run", call, nth, when)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert is_killed(train_and_die, tmp_path / "run", call, nth, when)
     torch.manual_seed(12345)  # the second process starts from anywhere
     saved = find_checkpoint(tmp_path / "run" / "last") is not None
     model = pathway(seed=7 if saved else 0)  # without a checkpoint it begins as the first did

@@ -7,15 +7,13 @@ import errno
 import io
 import os
 import signal
-import traceback
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from support.command import hubpath, refused
-from support.dying import die, die_at
+from support.dying import die, die_at, is_killed
 from tasks.atari.atari_random_kills import run_of
 
 from hubpath_fast import files
@@ -81,28 +79,17 @@ POINTS = [
 ]
 
 
-def fit_and_die(out, call, owner, nth, when):
-    """In a process that was forked for it: the ``nth`` call is its last."""
+def fit_and_die(out, point):
+    """In a process that was started for it: the ``nth`` call is its last."""
+    call, owner, nth, when = POINTS[point]
     die_at(owner, call, nth, when, HALF)
     fit(out)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-@pytest.mark.parametrize(
-    ("call", "owner", "nth", "when"), POINTS, ids=[f"{c}-{n}-{w}" for c, _, n, w in POINTS]
-)
-def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path, call, owner, nth, when):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
-        child = os.fork()
-    if child == 0:
-        try:
-            fit_and_die(tmp_path / "run", call, owner, nth, when)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+@pytest.mark.parametrize("point", range(len(POINTS)), ids=[f"{c}-{n}-{w}" for c, _, n, w in POINTS])
+def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path, point):
+    assert is_killed(fit_and_die, tmp_path / "run", point)
     torch.manual_seed(12345)  # the second process starts from anywhere
     fit(tmp_path / "run", resume=True)
     assert differences(whole, tmp_path / "run") == []
