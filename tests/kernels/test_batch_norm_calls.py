@@ -18,8 +18,8 @@ from support.norm_cases import (
     outcome,
     truth,
 )
+from support.operations import Calls
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hubpath_fast import functional as HF
 
@@ -216,20 +216,6 @@ def test_a_count_that_is_too_large_is_the_capacity_where_nobody_may_look(device)
     compiled = torch.compile(HF.masked_batch_norm, fullgraph=True, backend="eager")
     expected, found = (compiled(x, count, backend="torch") for count in counts)
     assert torch.equal(found, expected)
-
-
-class Calls(TorchDispatchMode):
-    """Collects the calls of our operations with their arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[tuple] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "hubpath_fast":
-            copies = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
-            self.seen.append((func, copies))
-        return func(*args, **(kwargs or {}))
 
 
 @both

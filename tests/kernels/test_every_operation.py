@@ -6,10 +6,9 @@ from operator import attrgetter
 
 import pytest
 import torch
-from support.operations import OPERATIONS, SUPERVISED, aggregated
+from support.operations import OPERATIONS, SUPERVISED, Calls, aggregated
 from support.output_cases import SMALL, SMALL_LAST, Case, leaves, make, tiny_cases
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 name = attrgetter("__name__")
 every_operation = pytest.mark.parametrize("operation", [*OPERATIONS, *SUPERVISED], ids=name)
@@ -81,19 +80,6 @@ def test_compiles_without_a_break(operation, case, device):
     for eager, found in zip(step(function, inputs), step(compiled, inputs), strict=True):
         assert found.stride() == eager.stride()
         assert torch.equal(found, eager)
-
-
-class Calls(TorchDispatchMode):
-    """Collects the calls of our operations with their arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[tuple] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "hubpath_fast":
-            self.seen.append((func, [a.detach() if isinstance(a, Tensor) else a for a in args]))
-        return func(*args, **(kwargs or {}))
 
 
 def with_a_frozen_matrix(outputs, weights, matrix, bias, i):

@@ -20,6 +20,7 @@ from hubpath_fast.kernels import (
     noisy_topk,
     router_loss,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hubpath_fast import _torch_ops, kernels
 
@@ -110,3 +111,17 @@ SUPERVISED = (supervised, aggregated_with_both, combined_with_both)
 # What joins the experts' outputs.
 JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited)
 OPERATIONS = (routed, routed_with_noise, routed_with_a_draw, gathered, normalised, *JOINING)
+
+
+class Calls(TorchDispatchMode):
+    """Collects the calls of our operations with their arguments, as they were then."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "hubpath_fast":
+            copies = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+            self.seen.append((func, copies))
+        return func(*args, **(kwargs or {}))
