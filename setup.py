@@ -16,6 +16,7 @@ setup(
     package_dir={"hubpath_fast.kernels": "kernels"},
     package_data={
         "hubpath_fast.compare": ["paper_tables.json"],
+        "hubpath_fast.pretrained": ["card.md.jinja"],
         "hubpath_fast.report": ["page.html.jinja"],
     },
 )

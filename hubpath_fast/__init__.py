@@ -22,9 +22,12 @@ from .model import (
     PathwayGenerator,
     PathwayLosses,
     PathwayOutput,
+    RoutingPolicy,
     SumAggregator,
 )
+from .pretrained import from_pretrained, load_expert
 from .routing import Routing
+from .serving import export
 
 # An installation has the kernels as ``hubpath_fast/kernels``. A checkout that was never installed
 # has them at its top, and must run too: a machine with a GPU is not always one to install on.
@@ -43,8 +46,12 @@ __all__ = [
     "PathwayLosses",
     "PathwayOutput",
     "Routing",
+    "RoutingPolicy",
     "SumAggregator",
     "create_model",
+    "export",
+    "from_pretrained",
     "functional",
+    "load_expert",
     "reference",
 ]

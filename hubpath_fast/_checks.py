@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .routing import Routing
+from .routing import Routing, is_full
 
 
 def check_k(k: int, num_experts: int) -> None:
@@ -41,6 +41,25 @@ def check_no_gradient(name: str, x: Tensor, operation: str, instead: str = "deta
         raise ValueError(f"{name}: requires a gradient, which {operation} does not give; {instead}")
 
 
+def check_full(routing: Routing, what: str) -> None:
+    """Losses and gradients are of all K rows of every sample."""
+    if not is_full(routing):
+        slots = routing.experts.numel()
+        raise ValueError(
+            f"routing: expected the N*K = {slots} rows of all slots for {what}, got "
+            f"{routing.rows.numel()}; a routing with dropped slots is for predictions: call under "
+            "torch.no_grad(), or route without a policy"
+        )
+
+
+def check_prediction(routing: Routing, *tensors: Tensor | None) -> None:
+    """Nothing may require a gradient where slots were dropped."""
+    if is_full(routing) or not torch.is_grad_enabled():
+        return
+    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        check_full(routing, "gradients")
+
+
 def check_gather(x: Tensor, routing: Routing, scale: Tensor | None, shift: Tensor | None) -> None:
     """What moves samples to rows takes: N samples as routed, and factors by expert and channel."""
     if x.dim() < 1 or x.shape[0] != routing.num_samples:
@@ -48,6 +67,7 @@ def check_gather(x: Tensor, routing: Routing, scale: Tensor | None, shift: Tenso
             f"x: expected {routing.num_samples} samples as routed, got shape {list(x.shape)}"
         )
     check_device("x", x, routing)
+    check_prediction(routing, x)
     if not (x.is_floating_point() or x.dtype == torch.uint8):
         raise ValueError(f"x: expected a float dtype or uint8, got {x.dtype}; convert it first")
     for name, tensor in (("scale", scale), ("shift", shift)):
@@ -64,10 +84,11 @@ def check_gather(x: Tensor, routing: Routing, scale: Tensor | None, shift: Tenso
 
 
 def check_outputs(outputs: Tensor, routing: Routing) -> None:
-    num_rows = routing.num_samples * routing.k
+    num_rows = routing.rows.numel()
     if outputs.dim() < 2 or outputs.shape[0] != num_rows:
+        total = "R = N*K =" if is_full(routing) else "R ="
         raise ValueError(
-            f"outputs: expected [R, C, ...] with R = N*K = {num_rows} rows as routed, "
+            f"outputs: expected [R, C, ...] with {total} {num_rows} rows as routed, "
             f"got {list(outputs.shape)}"
         )
     check_float("outputs", outputs)
@@ -98,6 +119,7 @@ def check_target(
     target: Tensor, outputs: Tensor, routing: Routing, label_smoothing: float, ignore_index: int
 ) -> None:
     """Targets of the exploit loss; their range only on the CPU, where looking costs no wait."""
+    check_full(routing, "losses")
     check_classes("target", target, routing.num_samples, outputs)
     soft = target.is_floating_point()
     check_device("target", target, routing)

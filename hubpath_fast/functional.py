@@ -34,6 +34,7 @@ from ._checks import (
     check_matrix,
     check_no_gradient,
     check_outputs,
+    check_prediction,
     check_router,
     check_target,
 )
@@ -202,6 +203,7 @@ def combine(outputs: Tensor, routing: Routing, backend: str | None = None) -> Te
         ValueError: outputs that do not fit the routing.
     """
     check_outputs(outputs, routing)
+    check_prediction(routing, outputs, routing.weights)
     ops = _backends.choose(backend, outputs)
     return ops.combine(outputs, routing.weights, routing)
 
@@ -233,6 +235,7 @@ def aggregate(
         ValueError: arguments that do not fit each other.
     """
     check_outputs(outputs, routing)
+    check_prediction(routing, outputs, routing.weights, weight, bias)
     dtype, weight, bias = _autocast(outputs, weight, bias)
     check_matrix(weight, bias, outputs, routing, dtype)
     if outputs.dim() == 2:  # maps are cast where they are read, never all of them

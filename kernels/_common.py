@@ -19,9 +19,9 @@ TRITON_DTYPE = {
 class RowPlan(Protocol):
     """Where rows lie: what ``noisy_topk`` finds, as anything with these fields."""
 
-    experts: Tensor  # [N, K] int64, distinct within a sample
+    experts: Tensor  # [N, K] int64, distinct within a sample, but for dropped slots
     rows: Tensor  # [R] int32, row -> slot n*K + j; by expert, then by sample
-    positions: Tensor  # [N, K] int32, slot -> row
+    positions: Tensor  # [N, K] int32, slot -> row; of a dropped one, its sample's first row
     offsets: Tensor  # [M + 1] int32; the rows of expert i are offsets[i]:offsets[i + 1]
 
 

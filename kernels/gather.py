@@ -308,7 +308,11 @@ def gather(
     Differentiable: x.
     """
     channels_last = memory_format == torch.channels_last
-    return apply(_Gather, x, plan.positions, plan.offsets, scale, shift, dtype, channels_last)
+    out = apply(_Gather, x, plan.positions, plan.offsets, scale, shift, dtype, channels_last)
+    # A slot that was dropped for a prediction writes its sample's first row once more. There is
+    # room for a row of its own, which nothing is written to.
+    rows = plan.rows.numel()
+    return out if rows == plan.positions.numel() else out[:rows]
 
 
 def gather_into(

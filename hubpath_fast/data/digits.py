@@ -70,6 +70,17 @@ RENDERINGS = {
 }
 
 
+def striped(images: np.ndarray) -> np.ndarray:
+    """Upright and inverted by turns, in upright stripes half a pixel of the scan wide."""
+    size = images.shape[-1]
+    odd = (np.arange(size) * 2 * SCAN // size) % 2 == 1
+    return np.where(odd, 255 - images, images)
+
+
+# Further ones, in which no image of the task is drawn: for experts that join a hub later.
+EXTRA_RENDERINGS = {"striped": striped}
+
+
 @lru_cache(maxsize=1)
 def load_scans() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's digits: grey levels 0..16, float64 [1797, 8, 8], and classes, int64 [1797]."""
@@ -92,11 +103,11 @@ def enlarged_scans(size: int = SIZE) -> np.ndarray:
 def rendered_in(scans: np.ndarray, renderings: np.ndarray) -> torch.Tensor:
     """Digits, light on dark, in their renderings.
 
-    scans: uint8 [n, S, S]. renderings: int [n], positions in RENDERINGS. Returns uint8
-    [n, 3, S, S].
+    scans: uint8 [n, S, S]. renderings: int [n], positions in RENDERINGS, or behind
+    them in EXTRA_RENDERINGS. Returns uint8 [n, 3, S, S].
     """
     drawn = np.empty_like(scans)
-    for i, draw in enumerate(RENDERINGS.values()):
+    for i, draw in enumerate((RENDERINGS | EXTRA_RENDERINGS).values()):
         chosen = renderings == i
         drawn[chosen] = draw(scans[chosen])
     return torch.from_numpy(drawn)[:, None].repeat(1, 3, 1, 1)
@@ -105,14 +116,15 @@ def rendered_in(scans: np.ndarray, renderings: np.ndarray) -> torch.Tensor:
 def render(indices: np.ndarray, renderings: np.ndarray, size: int = SIZE) -> TensorSet:
     """Draws digits of scikit-learn's set.
 
-    indices: int [n], which digits. renderings: int [n], how each is drawn: positions in RENDERINGS.
+    indices: int [n], which digits. renderings: int [n], how each is drawn, as of ``rendered_in``.
     """
+    extra = EXTRA_RENDERINGS if renderings.max(initial=0) >= len(RENDERINGS) else {}
     return TensorSet(
         images=rendered_in(enlarged_scans(size)[indices], renderings),
         targets=torch.from_numpy(load_scans()[1][indices]),
         classes=CLASSES,
         renderings=torch.from_numpy(renderings.astype(np.int64)),
-        rendering_names=tuple(RENDERINGS),
+        rendering_names=tuple(RENDERINGS | extra),
     )
 
 
@@ -172,15 +184,15 @@ class DigitsTask:
         return render(self.indices[part], self.renderings[part], self.size)
 
     def rendered(self, part: str, rendering: str) -> TensorSet:
-        """All digits of "pretrain", "target", "validation" or "test", in one rendering."""
+        """All digits of "pretrain", "target", "validation" or "test", in one rendering, of
+        RENDERINGS or EXTRA_RENDERINGS."""
         if part not in self.indices:
             raise ValueError(f"part: expected one of {', '.join(self.indices)}, got {part!r}")
-        if rendering not in RENDERINGS:
-            raise ValueError(
-                f"rendering: expected one of {', '.join(RENDERINGS)}, got {rendering!r}"
-            )
+        known = list(RENDERINGS | EXTRA_RENDERINGS)
+        if rendering not in known:
+            raise ValueError(f"rendering: expected one of {', '.join(known)}, got {rendering!r}")
         indices = self.indices[part]
-        number = list(RENDERINGS).index(rendering)
+        number = known.index(rendering)
         return render(indices, np.full(len(indices), number), self.size)
 
     def pretrain(self, rendering: str) -> TensorSet:

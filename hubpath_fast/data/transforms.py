@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..preprocessing import resized_side
 from .later import v2
 
 CROPS = (1, 5, 10)
@@ -63,18 +64,13 @@ def eval_transform(size: int, crops: int = 1) -> v2.Transform:
     return v2.Compose([_resize(size), cut, _stack])
 
 
-def resized_side(size: int) -> int:
-    """Pixels a side of the resized image that parts of ``size`` are taken from: 256 for 224."""
-    return round(check_size(size) * 8 / 7)
-
-
 def resize(image: Image.Image, side: int) -> Image.Image:
     """The first step of all transforms here, to ``side`` x ``side``, by itself."""
     return v2.functional.resize(image, [side, side], antialias=True)
 
 
 def _resize(size: int) -> v2.Transform:
-    side = resized_side(size)
+    side = resized_side(check_size(size))
     return v2.Resize((side, side), antialias=True)
 
 

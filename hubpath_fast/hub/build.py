@@ -119,17 +119,13 @@ def build_experts(
 
     # All networks first: their new heads are drawn alike, whatever lies in the cache.
     experts = [
-        _build(spec, model, task, size)
+        start_expert(spec, model, task, size)
         for spec, model, size in zip(specs, models, sizes, strict=True)
     ]
     if pretrained:
-        _load_all(experts, models)
-    for expert, model in zip(experts, models, strict=True):
-        if model is not None:
-            expert.module = with_head(expert.module, task)
-    for expert, spec, label in zip(experts, specs, expert_names(specs), strict=True):
-        _prepare(expert, spec, input_size)
-        expert.label = label
+        load_all(experts)
+    for expert, label in zip(experts, expert_names(specs), strict=True):
+        finish_expert(expert, task, input_size, label)
     return experts
 
 
@@ -216,13 +212,23 @@ def _remedy(module: nn.Module) -> str:
     return "; replace its head, or say a size"
 
 
-def _build(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> Expert:
+def start_expert(spec: ExpertSpec, model: HubModel | None, task: HeadTask, size: int) -> Expert:
+    """A network as its own library makes it, which weights can be loaded into; ``finish_expert``
+    makes it the expert that its spec asks for. size: pixels a side that it works at."""
     if model is not None:
         module = model.make(task.num_outputs)
         images = model.mean, model.std, size, model.interpolation
-        return Expert(model.name, module, *images, model, task)
+        return Expert(model.name, module, *images, model, task, spec=spec)
     mean, std = _own_normalization(spec.name)
-    return Expert(spec.label, spec.name, spec.mean or mean, spec.std or std, size)
+    return Expert(spec.label, spec.name, spec.mean or mean, spec.std or std, size, spec=spec)
+
+
+def finish_expert(expert: Expert, task: HeadTask, input_size: int, label: str) -> None:
+    """Attaches the task's head, and makes a network the expert that its spec asks for."""
+    expert.label = label
+    if expert.model is not None:
+        expert.module = with_head(expert.module, task)
+    _prepare(expert, expert.spec, input_size)
 
 
 def _own_normalization(module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -233,9 +239,9 @@ def _own_normalization(module: nn.Module) -> tuple[tuple[float, ...], tuple[floa
     return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
-def _load_all(experts: Sequence[Expert], models: Sequence[HubModel | None]) -> None:
+def load_all(experts: Sequence[Expert]) -> None:
     """Loads what lies on this machine, says all that is wrong with it, and only then downloads."""
-    named = [(e, m) for e, m in zip(experts, models, strict=True) if m is not None]
+    named = [(expert, expert.model) for expert in experts if expert.model is not None]
     missing, problems = [], []
     for expert, model in named:
         path = model.weights.cached()
@@ -254,7 +260,6 @@ def _load_all(experts: Sequence[Expert], models: Sequence[HubModel | None]) -> N
 
 
 def _prepare(expert: Expert, spec: ExpertSpec, input_size: int) -> None:
-    """Makes a network the expert that its spec asks for."""
     body, head = split_parameters(expert.module)
     frozen = {"none": [], "body": body, "all": [*body, *head]}[spec.freeze]
     for parameter in frozen:

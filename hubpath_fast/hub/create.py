@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from .._checks import check_k
-from ..model import HubPathway
+from ..model import HubPathway, Origin, always_on
 from .build import build_experts, default_input_size, normalization
 from .expert import Expert
-from .router import IMAGE, make_generator
+from .origin import expert_origin
+from .router import EXPERT, IMAGE, make_generator
 from .source import HeadTask
 from .spec import ExpertSpec, read_specs
 
@@ -68,10 +69,11 @@ def create_model(
         built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native, task)
     if isinstance(generator, str):
         router, generator = generator, None
+    own = generator is not None
     if generator is None:
         sizes = generator_width, generator_stride
         generator = make_generator(router, built, num_outputs, size, k, pretrained, *sizes)
-    return HubPathway(
+    model = HubPathway(
         [expert.module for expert in built],
         generator,
         k=k,
@@ -79,3 +81,9 @@ def create_model(
         normalization=normalization(built),
         **options,
     )
+    watched = always_on(generator)
+    if watched is not None and not own:  # by number: names may change with a library's version
+        router = f"{EXPERT}:{[e.module for e in built].index(watched.source.module)}"
+    origins = tuple(expert_origin(expert, size) for expert in built)
+    model.origin = Origin(origins, size, None if own else router)
+    return model

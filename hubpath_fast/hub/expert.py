@@ -21,6 +21,7 @@ from .errors import HubError
 
 if TYPE_CHECKING:
     from .source import HeadTask, HubModel
+    from .spec import ExpertSpec
 
 NAMES_IN_MESSAGE = 8
 COUNTER = "num_batches_tracked"  # of BatchNorm: it has learned nothing, and old files lack it
@@ -114,7 +115,7 @@ class Expert:
     units of images in [0, 1]. size: the side it works at; where that is not the hub's input size,
     ``module`` holds a ``Resized``, which resizes by ``interpolation``. model: what its source knows
     of it; None of a module of one's own. task: whose head it has; None where model is. label: what
-    tables call it; the name where that is empty.
+    tables call it; the name where that is empty. spec: what was asked for.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Expert:
     model: HubModel | None = None
     task: HeadTask | None = None
     label: str = ""
+    spec: ExpertSpec | None = None
 
     @property
     def body(self) -> nn.Module:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..model.origin import numbered
 from .aliases import distribution
 from .spec import ExpertSpec, read_specs
 
@@ -66,17 +67,6 @@ def expert_names(hub: str | Sequence[str | nn.Module | ExpertSpec]) -> tuple[str
     while _tell_apart(labels):
         pass
     return numbered([str(label) for label in labels])
-
-
-def numbered(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with a number behind those that occur again."""
-    found: list[str] = []
-    for name in names:
-        number, shown = 1, name
-        while names.count(name) > 1 and (shown == name or shown in (*names, *found)):
-            shown, number = f"{name} #{number}", number + 1
-        found.append(shown)
-    return tuple(found)
 
 
 def expert_sources(hub: str | Sequence[str | nn.Module | ExpertSpec]) -> tuple[str, ...]:

@@ -109,12 +109,17 @@ def make_generator(
         [source] = _network(name, pretrained, size)
     else:
         source = experts[_find(name, experts) if name else _cheapest(flops)]
-    # What its source knows of a model can be no part of one: it is not to be copied or pickled.
-    source = dataclasses.replace(source, model=None, task=None)
+    source = detached(source)
     features = _num_features(source, router, experts, size)
     return FeatureGenerator(
         source, len(experts), features, source.mean, source.std, own=kind == NETWORK
     )
+
+
+def detached(source: Expert) -> Expert:
+    """As a generator keeps it: what its source knows of a network can be no part of a model, which
+    is copied and pickled."""
+    return dataclasses.replace(source, model=None, task=None, spec=None)
 
 
 def _network(name: str, pretrained: bool, size: int) -> list[Expert]:

@@ -120,7 +120,14 @@ def find_repository(repository: str) -> HubModel:
 
 def _saved(name: str, config: Path, weights: WeightSource) -> HubModel:
     """What a ``config.json`` as timm writes it describes."""
-    text = config.read_text(encoding="utf-8")
+    return described(name, config.read_text(encoding="utf-8"), weights, config)
+
+
+def described(
+    name: str, text: str, weights: WeightSource | None, config: Path | str = CONFIG
+) -> HubModel:
+    """What the text of a ``config.json`` as timm writes it describes; HubError where that is none
+    of timm's networks. config: where it was found, for messages."""
     try:
         content = json.loads(text)
     except ValueError as error:

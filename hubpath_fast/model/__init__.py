@@ -8,26 +8,38 @@ from .aggregator import (
     SumAggregator,
     make_aggregator,
 )
+from .description import describe
 from .feature_generator import FeatureGenerator, always_on
 from .fixed_routes import FixedRoutes
 from .generator import PathwayGenerator
 from .losses import HubPathwayLoss, PathwayLosses
+from .newcomers import NewcomerAggregator, NewcomerGenerator, add_newcomer
+from .origin import ExpertOrigin, Origin
 from .output import PathwayOutput
 from .pathway import HubPathway
+from .policy import RoutingPolicy, dense_weights
 
 __all__ = [
     "AGGREGATORS",
     "LARGEST_DEFAULT",
+    "ExpertOrigin",
     "FeatureGenerator",
     "FixedRoutes",
     "HubPathway",
     "HubPathwayLoss",
     "LinearAggregator",
     "MLPAggregator",
+    "NewcomerAggregator",
+    "NewcomerGenerator",
+    "Origin",
     "PathwayGenerator",
     "PathwayLosses",
     "PathwayOutput",
+    "RoutingPolicy",
     "SumAggregator",
+    "add_newcomer",
     "always_on",
+    "dense_weights",
+    "describe",
     "make_aggregator",
 ]

@@ -99,8 +99,12 @@ class FeatureGenerator(nn.Module):
 
     def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scores of images of which it has ``seen`` x."""
-        x = self.norm(x)
+        x = self.features(x)
         return self.clean(x), self.noise(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, F]: what both heads make the scores of, of images of which it has ``seen`` x."""
+        return self.norm(x)
 
     def extra_repr(self) -> str:
         kind = "network" if self.own else "expert"

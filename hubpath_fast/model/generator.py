@@ -95,9 +95,13 @@ class PathwayGenerator(nn.Module):
 
     def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scores of images of which it has ``seen`` x."""
-        x = F.relu(self.norm(self.stem(x)))
-        features = self.blocks(x).mean(dim=(2, 3))
+        features = self.features(x)
         return self.clean(features), self.noise(features)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, F]: what both heads make the scores of, of images of which it has ``seen`` x."""
+        x = F.relu(self.norm(self.stem(x)))
+        return self.blocks(x).mean(dim=(2, 3))
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, width={self.width}, stride={self.stride}"

@@ -23,19 +23,24 @@ from ..executors import (
 )
 from ..executors.groups import expert_name
 from ..routing import Routing
-from . import surgery
 from .aggregator import LinearAggregator, make_aggregator
 from .batch_norm import check_batch_norm
-from .feature_generator import always_on
+from .experts import ChangingExperts
 from .fixed_routes import FixedRoutes
 from .generator import check_scores
-from .normalization import normalization_rows, read_normalization
+from .inference import Frozen
+from .newcomers import NewcomerAggregator, NewcomerGenerator, with_old_weights
+from .normalization import read_normalization
+from .origin import Origin
 from .output import FusedExploit, PathwayOutput
 from .parts import check_modules, infer_num_outputs
+from .policy import RoutingPolicy
+from .readiness import GettingReady
+from .saving import Saving
 from .tracing import REFUSAL, refuse_recording
 
 
-class HubPathway(nn.Module):
+class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
     """Routes each input to K of M experts and combines their weighted outputs (equations 1 to 3).
 
     ``x -> A(concat_i(w_i * expert_i(x)))``, where a generator gives each input its weights and
@@ -65,7 +70,10 @@ class HubPathway(nn.Module):
             in [0, 1]; without it, every expert gets x as it is.
         renormalize: divide the K weights by their sum (not in the paper).
 
-    Making one sets ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` in the environment unless it is set: see
+    ``origin`` says what the experts were made from (see ``Origin``). ``policy``, None at first, may
+    be set to a ``RoutingPolicy``, by which predictions in evaluation mode ask fewer experts, and
+    then they record no gradients; training never follows it. Making a model sets
+    ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` in the environment unless it is set: see
     ``hubpath_fast._onednn``.
 
     In training mode ``model(x)`` draws noise and returns a ``PathwayOutput``; in evaluation mode
@@ -119,6 +127,9 @@ class HubPathway(nn.Module):
         mean, std = read_normalization(normalization, len(experts))
         self.register_buffer("input_mean", mean)
         self.register_buffer("input_std", std)
+        self.origin = Origin.of_modules(experts)
+        self.frozen: Frozen | None = None
+        self.policy: RoutingPolicy | None = None
         self._executors = ModelExecutors()
         self._precision = RowPrecision()
         self._compiled = False
@@ -149,10 +160,10 @@ class HubPathway(nn.Module):
                 along with it, too (see ``functional.router_loss``); None: it is not.
         """
         refuse_recording(x)
+        if not self.training:
+            return self._predict(x, eps, routing)
         routing = self.route(x, eps) if routing is None else routing
         outputs = self._outputs(x, routing)
-        if not self.training:
-            return self._aggregate(outputs, routing)
         if target is None:
             return PathwayOutput(self._aggregate(outputs, routing), outputs, routing)
         asked = {"label_smoothing": label_smoothing, "router_temperature": router_temperature}
@@ -176,24 +187,41 @@ class HubPathway(nn.Module):
 
         So is ``model(x)`` in evaluation mode. Here every part stays in the mode it is in: an expert
         in training mode draws its own noise (dropout, noisy layers), as a policy does that acts
-        while it learns. Gradients are recorded unless the caller turns them off.
+        while it learns. Gradients are recorded unless the caller turns them off. A ``policy`` is
+        followed in evaluation mode, and not in training mode.
         """
         refuse_recording(x)
+        if not self.training:
+            return self._predict(x)
         routing = self.route(x, noisy=False)
         return self._aggregate(self._outputs(x, routing), routing)
+
+    def _predict(
+        self, x: Tensor, eps: Tensor | None = None, routing: Routing | None = None
+    ) -> Tensor:
+        """In evaluation mode. With a policy no gradients are recorded: routes are cut there."""
+        if self.policy is not None and x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "x: requires a gradient, which a model with a policy does not give; set "
+                "model.policy = None, or detach x"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.policy is None):
+            routing = self.route(x, eps) if routing is None else routing
+            return self._aggregate(self._outputs(x, routing), routing)
 
     def _outputs(self, x: Tensor, routing: Routing) -> Tensor:
         """[R, C, ...] of the experts, in row order."""
         source = self._row_source(x, routing)
-        return self._executor(x)(self.experts, source, self.min_group)
+        outputs = self._executor(x)(self.experts, source, self.min_group)
+        return outputs if self.experts_dtype is None else outputs.float()
 
     def _aggregate(self, outputs: Tensor, routing: Routing) -> Tensor:
-        if isinstance(self.aggregator, LinearAggregator):
+        if isinstance(self.aggregator, (LinearAggregator, NewcomerAggregator)):
             return self.aggregator.from_rows(outputs, routing)
         return self.aggregator(HF.combine(outputs, routing))
 
     def route(self, x: Tensor, eps: Tensor | None = None, noisy: bool | None = None) -> Routing:
-        """The routing of x [N, ...].
+        """The routing of x [N, ...]; in evaluation mode by the ``policy``, if there is one.
 
         Args:
             x: the samples.
@@ -205,13 +233,30 @@ class HubPathway(nn.Module):
             raise ValueError(
                 f"x: empty batch, shape {list(x.shape)}; the model needs N >= 1 samples"
             )
+        policy = None if self.training else self.policy
         if isinstance(self.generator, FixedRoutes):
-            return self.generator.routing(x)
-        clean, noise = self._executor(x).scores(self.generator, self._unit_images(x))
-        check_scores(clean, noise, len(x), len(self.experts))
+            routing = self.generator.routing(x)
+            return routing if policy is None else policy.route_fixed(routing, self.k)
+        clean, noise = self.scores(x)
+        if policy is not None:
+            if eps is not None or noisy:
+                raise ValueError(
+                    "eps: a policy routes without noise; set model.policy = None to draw some"
+                )
+            return policy.route(clean, noise, self.k, self.renormalize)
         if eps is None and (self.training if noisy is None else noisy):
             eps = "draw"
-        return HF.noisy_topk(clean, noise, self.k, eps, self.renormalize)
+        routing = HF.noisy_topk(clean, noise, self.k, eps, self.renormalize)
+        if eps is None and isinstance(self.generator, NewcomerGenerator):
+            old = self.generator.num_old
+            return with_old_weights(routing, clean, noise, old, self.renormalize)
+        return routing
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(clean [N, M], noise [N, M]): what the generator says of x [N, ...]."""
+        clean, noise = self._executor(x).scores(self.generator, self._unit_images(x))
+        check_scores(clean, noise, len(x), len(self.experts))
+        return clean, noise
 
     @torch.no_grad()
     def ask_all(self, x: Tensor) -> Tensor:
@@ -266,21 +311,6 @@ class HubPathway(nn.Module):
         self._executor(x).warm_up(step, x.device)
         return self.executor_report()
 
-    def compile_experts(self, **options) -> HubPathway:
-        """Compiles each expert by ``torch.compile`` with dynamic shapes, in place; returns self.
-
-        Group sizes differ at every step, and a compiled expert serves them all (but 1, which torch
-        specialises). Parameters, state dict and executor stay as they are; a copied or unpickled
-        model, and an expert added later, is not compiled.
-
-        Args:
-            options: of ``torch.compile``, such as ``mode`` and ``backend``.
-        """
-        for expert in self.experts:
-            expert.compile(**{"dynamic": True} | options)
-        self._compiled = True
-        return self
-
     def __prepare_scriptable__(self):
         raise ValueError(REFUSAL)  # torch.jit.script asks every module of a model, forward or not
 
@@ -297,7 +327,7 @@ class HubPathway(nn.Module):
             full_scale = 1 if x.is_floating_point() else 255
             scale, shift = 1 / (self.input_std * full_scale), -self.input_mean / self.input_std
             dtype = x.dtype if x.is_floating_point() else self.input_mean.dtype
-        dtype = self._precision.rows_dtype(self.experts, x, dtype)
+        dtype = self.experts_dtype or self._precision.rows_dtype(self.experts, x, dtype)
         return RowSource(x, routing, scale, shift, dtype, self._rows_format(x), self._precision)
 
     def _rows_format(self, x: Tensor) -> torch.memory_format:
@@ -312,85 +342,6 @@ class HubPathway(nn.Module):
         if first is None or first.is_contiguous() or not first.is_contiguous(memory_format=last):
             return HF.own_memory_format(x)
         return last
-
-    def add_expert(
-        self,
-        module: nn.Module,
-        mean: Sequence[float] | Tensor | None = None,
-        std: Sequence[float] | Tensor | None = None,
-        score: float = 0.0,
-    ) -> None:
-        """Appends ``module`` to the experts, in place, with all that was learned kept.
-
-        The aggregator adds the new expert's weighted output to the prediction, as a fresh one does.
-        Its scores are the mean of the other experts' plus ``score``: at 0 it is chosen as often as
-        an average expert, at -30 never before it has learned (the prediction then stays as it was).
-        Its noise scale is the mean of the others'. Parameters that grow are new objects: an
-        optimizer must be made again.
-
-        Args:
-            module: x [n, ...] -> [n, C, ...], C as of the other experts; moved to their device.
-            mean, std: [channels] of its images, in units of images in [0, 1]; needed where the
-                model has a normalisation, and only there.
-            score: added to the new expert's clean score.
-
-        Raises:
-            ValueError: a wrong argument, a BatchNorm without running statistics, a generator other
-                than a ``PathwayGenerator`` or a ``FeatureGenerator``, an aggregator of another kind
-                than this package's; nothing is changed then.
-        """
-        if not isinstance(module, nn.Module):
-            raise ValueError(f"module: expected an nn.Module, got {type(module).__name__}")
-        check_batch_norm([("module", module)])
-        rows = normalization_rows(self.input_mean, mean, std)
-        surgery.check_resizable(self.generator, self.aggregator)
-        kept = range(len(self.experts))
-        surgery.resize_generator(self.generator, kept, score)
-        surgery.resize_aggregator(self.aggregator, kept, one_more=True)
-        if rows is not None:
-            self.input_mean = torch.cat([self.input_mean, rows[0]])
-            self.input_std = torch.cat([self.input_std, rows[1]])
-        device = self.generator.clean.weight.device
-        self.experts.append(module.to(device).train(self.training))
-        self._restart_executor()
-
-    def remove_expert(self, index: int) -> nn.Module:
-        """Takes expert ``index`` (0..M-1, or negative from the end) away, in place, and returns it.
-
-        Predictions stay as they were for every input that gave this expert no weight; where it had
-        some, the others' weights grow, since they are a softmax over the experts that remain.
-
-        Raises:
-            ValueError: no such expert; fewer experts than K would remain (lower ``model.k`` first);
-                a generator or an aggregator that ``add_expert`` does not take; the expert whose
-                features the generator looks at.
-        """
-        count = len(self.experts)
-        if not isinstance(index, int) or not -count <= index < count:
-            raise ValueError(f"index: expected an expert, 0..{count - 1}, got {index!r}")
-        if count == 1:
-            raise ValueError("index: the only expert cannot be removed")
-        if count - 1 < self.k:
-            raise ValueError(
-                f"index: without expert {index} there are {count - 1} experts for k={self.k} "
-                "active ones; lower model.k first"
-            )
-        surgery.check_resizable(self.generator, self.aggregator)
-        watched = always_on(self.generator)
-        if watched is not None and watched.source.module is self.experts[index]:
-            raise ValueError(
-                f"index: the router looks at the features of expert {index} ({watched.source.name})"
-                " for every sample; remove another, or build a new HubPathway"
-            )
-        kept = [i for i in range(count) if i != index % count]
-        surgery.resize_generator(self.generator, kept)
-        surgery.resize_aggregator(self.aggregator, kept, one_more=False)
-        if self.input_mean is not None:
-            self.input_mean, self.input_std = self.input_mean[kept], self.input_std[kept]
-        module = self.experts[index]
-        del self.experts[index]
-        self._restart_executor()
-        return module
 
     def _restart_executor(self) -> None:
         """An executor may keep things by an expert's number; a copy starts with nothing."""

@@ -7,6 +7,7 @@ new objects, so an optimizer must be made again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,30 @@ from torch import Tensor, nn
 from .aggregator import LinearAggregator, MLPAggregator, SumAggregator
 from .feature_generator import FeatureGenerator
 from .generator import PathwayGenerator
+from .newcomers import NewcomerAggregator, NewcomerGenerator
+
+if TYPE_CHECKING:
+    from .pathway import HubPathway
 
 
-def check_resizable(generator: nn.Module, aggregator: nn.Module) -> None:
-    """Raises ValueError for kinds of modules that cannot be given another number of experts."""
+def check_resizable(
+    generator: nn.Module, aggregator: nn.Module, kept: Sequence[int] | None = None
+) -> None:
+    """Raises ValueError for kinds of modules that cannot be given another number of experts. kept:
+    those that stay, where none is added."""
+    if isinstance(generator, NewcomerGenerator) and isinstance(aggregator, NewcomerAggregator):
+        if kept is None:
+            raise ValueError(
+                "generator: a hub that newcomers have joined takes others in the same way; use "
+                "add_newcomer"
+            )
+        left = sum(i < generator.num_old for i in kept)
+        if left < generator.k:
+            raise ValueError(
+                f"index: {left} experts would be left of the hub that newcomers have joined, which "
+                f"asks k={generator.k}; remove newcomers first"
+            )
+        generator, aggregator = generator.generator, aggregator.aggregator
     for name, module, kinds in (
         ("generator", generator, (PathwayGenerator, FeatureGenerator)),
         ("aggregator", aggregator, (LinearAggregator, MLPAggregator, SumAggregator)),
@@ -30,12 +51,31 @@ def check_resizable(generator: nn.Module, aggregator: nn.Module) -> None:
             )
 
 
+def check_not_frozen(model: HubPathway) -> None:
+    """Raises ValueError for a model that is ready for predictions alone: what is new would be
+    neither folded nor of its experts' dtype."""
+    if model.frozen is not None:
+        raise ValueError(
+            "experts: a model that was frozen for inference keeps its experts; change "
+            "them before freeze_for_inference"
+        )
+
+
 @torch.no_grad()
 def resize_generator(
-    generator: PathwayGenerator | FeatureGenerator, kept: Sequence[int], score: float | None = None
+    generator: PathwayGenerator | FeatureGenerator | NewcomerGenerator,
+    kept: Sequence[int],
+    score: float | None = None,
 ) -> None:
     """Keeps the heads of the experts ``kept``. With a score there is one more expert: its scores
     are the mean of all others', its clean score that much higher."""
+    if isinstance(generator, NewcomerGenerator):
+        old, new = _apart(kept, generator.num_old)
+        resize_generator(generator.generator, old)
+        for name in ("clean", "noise"):
+            heads = getattr(generator, name)
+            setattr(generator, name, nn.ModuleList(heads[i] for i in new))
+        return
     for head in (generator.clean, generator.noise):
         for name in ("weight", "bias"):
             old = getattr(head, name)
@@ -48,12 +88,17 @@ def resize_generator(
 
 @torch.no_grad()
 def resize_aggregator(
-    aggregator: LinearAggregator | MLPAggregator | SumAggregator,
+    aggregator: LinearAggregator | MLPAggregator | SumAggregator | NewcomerAggregator,
     kept: Sequence[int],
     one_more: bool,
 ) -> None:
     """Keeps the blocks of the experts ``kept``. With one more, its output is added to the weighted
     sum as it is; a trained correction to that sum knows nothing of it yet."""
+    if isinstance(aggregator, NewcomerAggregator):
+        old, new = _apart(kept, aggregator.num_old)
+        resize_aggregator(aggregator.aggregator, old, one_more=False)
+        aggregator.num_old, aggregator.count = len(old), len(new)
+        return
     if isinstance(aggregator, SumAggregator):
         aggregator.num_experts = len(kept) + one_more
         return
@@ -70,6 +115,11 @@ def resize_aggregator(
         if isinstance(layer, nn.Linear):
             layer.in_features = layer.weight.shape[1]
     linear.num_experts = len(kept) + one_more
+
+
+def _apart(kept: Sequence[int], num_old: int) -> tuple[list[int], list[int]]:
+    """(experts of the hub as it was, newcomers, counted from the first of them)."""
+    return [i for i in kept if i < num_old], [i - num_old for i in kept if i >= num_old]
 
 
 def _replace(layer: nn.Module, name: str, value: Tensor) -> None:

@@ -11,18 +11,30 @@ from torch import Tensor, nn
 from ..data import EvalBatches, SummedCrops, TrainStream
 from ..executors import Workload
 from ..hub import Expert, build_experts, create_model, head_parameters
-from ..hub.source import HeadTask
+from ..hub.source import HeadTask, PlainTask
 from ..model import HubPathway, PathwayGenerator, always_on, make_aggregator
 from ..training import Task, evaluate
 from ..training.random_state import seed_all
-from .config import FitConfig
+from .config import LANDMARKS, FitConfig
 from .kinds import kind_of
 
 
 def build_model(config: FitConfig, task: HeadTask, image_size: int, pretrained: bool) -> HubPathway:
     """The Hub-Pathway that ``config`` describes, for images of ``image_size`` pixels a side."""
     experts = make_experts(config, task, image_size, pretrained)
-    return make_pathway(config, experts, task.num_outputs, image_size, pretrained=pretrained)
+    model = make_pathway(config, experts, task.num_outputs, image_size, pretrained=pretrained)
+    if not isinstance(task, PlainTask):
+        model.origin = model.origin.with_task(describe_task(config, task))
+    return model
+
+
+def describe_task(config: FitConfig, task: Task) -> dict[str, Any]:
+    """What is learned, as a saved model says it: what ``saved_task`` needs beside the record of
+    the task itself, and that."""
+    described = {"name": config.task, "dataset": config.dataset, **task.record()}
+    if config.task == LANDMARKS:
+        described["settings"] = config.landmarks.to_dict()
+    return described
 
 
 def build_seeded(config: FitConfig, task: HeadTask, image_size: int) -> HubPathway:

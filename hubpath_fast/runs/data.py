@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.kept import FileList, data_base, relative, sizes
+from ..model import FixedRoutes
 from .config import FitConfig
-from .folder import RunFolder
+from .folder import Run, RunFolder
 from .kinds import kind_of
 
 
@@ -56,6 +57,39 @@ def open_to_score(folder: RunFolder, config: FitConfig, root: str | Path | None 
     if kept is not None:
         return kind.reopen(kept, config, root, scored=True)
     return kind.open(config, root, scored=True)
+
+
+def open_held_out(
+    opened: Run, run: str | Path, root: str | Path | None, chosen: str
+) -> tuple[Any, Any | None]:
+    """The validation and the test split of a run, to choose something of its hub on the first; no
+    test split where there are no test images of their own.
+
+    run: as it was opened by. root: where the data lies now. chosen: what is done on validation
+    images, for a message, such as "a policy is chosen".
+
+    Raises ValueError: a saved hub, fixed routes, no validation images, or data that is not what it
+    was.
+    """
+    if opened.folder is None:
+        raise ValueError(
+            f"{run} is a saved hub, which has no data of its own; give the run that it comes from"
+        )
+    if isinstance(opened.model.generator, FixedRoutes):
+        raise ValueError(
+            f"{run} keeps the same experts for every image in place of its router, so there is "
+            "nothing to choose; fit it again without --fallback fixed"
+        )
+    splits = open_to_score(opened.folder, opened.config, root)
+    task = kind_of(opened.config).make_task(opened.config, splits)
+    opened.task.check_same(task, root or opened.config.data)
+    if not len(splits.validation):
+        raise ValueError(
+            f"{run} holds out no validation images, on which {chosen}; fit it again with "
+            "--validation 0.1"
+        )
+    own_test = len(splits.test) and not splits.test_is_validation
+    return splits.validation, splits.test if own_test else None
 
 
 def note_if_trained_on(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..checkpoints import CONFIG_FILE
 from ..data.kept import FileList
 from ..data.named import FOLDER
 from ..data.names import one_form
@@ -18,13 +19,17 @@ from ..data.walk import holds_images
 from ..devices import check_device
 from ..files import write_json
 from ..model import FixedRoutes, HubPathway
+from ..pretrained.load import open_model
+from ..pretrained.saved import SavedHub
 from ..training import Task, find_checkpoint, load_weights, read_log
 from .build import build_model, saved_task
 from .config import FitConfig
 from .kinds import kind_of
+from .saved import settings_of, task_of
 
 FIT, SEEDS, RESULT, LOG = "fit.json", "seeds.json", "result.json", "log.jsonl"
 ROUTES = "routes.json"
+CHECKPOINTS = ("best", "last")
 FILES = "files.csv.gz"  # the images; see data.kept
 
 
@@ -171,7 +176,7 @@ class RunFolder:
 
     def checkpoint(self) -> Path:
         """The best one; the last, where none was evaluated yet."""
-        for folder in (self.path / "best", self.path / "last"):
+        for folder in (self.path / name for name in CHECKPOINTS):
             if find_checkpoint(folder):
                 return folder
         raise ValueError(f"{self.path} has no checkpoint yet; finish the run with --resume first")
@@ -245,7 +250,8 @@ def check_apart(out_dir: Path, config: FitConfig) -> None:
 class Run:
     """A trained run, opened again: its settings, what it learned and its model in evaluation mode.
 
-    notes: what a user should know of it.
+    notes: what a user should know of it. folder: the run's; None of a saved hub, which has no data
+    of its own.
     """
 
     config: FitConfig
@@ -253,37 +259,72 @@ class Run:
     image_size: int
     model: HubPathway
     notes: tuple[str, ...] = ()
+    folder: RunFolder | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.task.classes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tables call the experts."""
+        return self.model.origin.labels
+
 
 def open_run(run: str | Path, device: str = "cpu", task: str | None = None) -> Run:
     """Opens a run's best checkpoint (the last one, where none was evaluated yet), with the routes
-    that the run keeps.
+    that the run keeps; or the checkpoint given; or a saved hub.
 
+    run: the folder of a run, best/ or last/ of it, or a folder of ``model.save_pretrained``.
     task: the kind of task that the caller is for, "classification" or "landmarks"; None: any.
 
     Raises:
-        ValueError: the folder holds no run, one of another task (with the command that is for it),
-            or its checkpoint is damaged or of another model.
+        ValueError: the folder holds no run and no saved hub, or one of another task (with the
+            command that is for it) or, with ``task``, of none; a checkpoint that is damaged or of
+            another model.
     """
-    folder, on = RunFolder(Path(run)), check_device(device)
+    on, path = check_device(device), Path(run)
+    folder, above = RunFolder(path), RunFolder(path.resolve().parent)
+    if not folder.has_run and path.resolve().name in CHECKPOINTS and above.has_run:
+        return _open_checkpoint(above, path.resolve(), on, task)
+    if not folder.has_run and (path / CONFIG_FILE).is_file():
+        return _open_saved(path, on, task)
+    return _open_checkpoint(folder, None, on, task)
+
+
+def _open_checkpoint(
+    folder: RunFolder, checkpoint: Path | None, device: torch.device, task: str | None
+) -> Run:
+    """checkpoint: of the run; None: the best."""
     record = folder.record()
     config, image_size, learned = record.config, record.image_size, record.task
     if task is not None:
-        check_task(run, config, task)
-    checkpoint = folder.checkpoint()
-    same = on.type == torch.device(config.trainer.device).type
+        check_task(folder.path, config, task)
+    lost = folder.lost_best() if checkpoint is None else None
+    checkpoint = checkpoint or folder.checkpoint()
+    same = device.type == torch.device(config.trainer.device).type
     here = config if same else config.replace(executor="auto")
     model = build_model(here, learned, image_size, pretrained=False)
     load_weights(model, checkpoint)
     routes = folder.fixed_routes(len(model.experts))
     if routes is not None:
         model.generator = routes
-    lost = folder.lost_best()
-    return Run(config, learned, image_size, model.to(on).eval(), (lost,) if lost else ())
+    notes = (lost,) if lost else ()
+    return Run(config, learned, image_size, model.to(device).eval(), notes, folder)
+
+
+def _open_saved(path: Path, device: torch.device, task: str | None) -> Run:
+    hub = SavedHub(path)
+    with hub.naming():
+        config, learned, size = settings_of(hub.config, path), task_of(hub.model), hub.input_size
+    if task is not None:
+        if learned is None or size is None:
+            raise ValueError(
+                f"{path} does not say what its outputs mean; save it with their names, "
+                "model.save_pretrained(DIR, classes=[...])"
+            )
+        check_task(path, config, task)
+    return Run(config, learned, size, open_model(hub).to(device))
 
 
 def check_task(run: str | Path, config: FitConfig, task: str) -> None:

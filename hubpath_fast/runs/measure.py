@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..baselines import Ensemble
 from ..devices import autocast
 from ..hub.costs import router_share
-from ..model import HubPathway, always_on
+from ..model import HubPathway, always_on, dense_weights
 from ..training import Task
 
 BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are timed
@@ -40,8 +41,7 @@ def predict(
                 outputs = model(images, routing=routing)
                 # An active expert is told from the others even where its weight underflows to 0.
                 active = routing.weights.float().clamp_min(torch.finfo(torch.float32).tiny)
-                dense = active.new_zeros(len(images), routing.num_experts)
-                weights.append(dense.scatter_(1, routing.experts, active).cpu())
+                weights.append(dense_weights(replace(routing, weights=active)).cpu())
             else:
                 outputs = model(images.to(device))
         predictions.append(task.predict(outputs).cpu())
@@ -88,17 +88,18 @@ def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float | None]
 def _seconds(model: nn.Module, images: Tensor) -> float:
     times = []
     for _ in range(1 + REPEATS):  # the first prepares what later ones reuse
-        _wait(images)
+        wait(images.device)
         began = time.perf_counter()
         model(images)
-        _wait(images)
+        wait(images.device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 
 
-def _wait(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+def wait(device: torch.device) -> None:
+    """Until a CUDA device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class PeakMemory:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..devices import autocast, eval_mode
 from ..measure import Measure
-from ..model import FixedRoutes, HubPathway
+from ..model import FixedRoutes, HubPathway, dense_weights
 from ..training import Task
 from .pays_words import sentence
 
@@ -142,8 +142,7 @@ class Asked:
                 images = images.to(self.device)
                 with autocast(self.device, amp):
                     routing, outputs = model.route(images), model.ask_all(images)
-                dense = routing.weights.new_zeros(len(images), routing.num_experts)
-                weights.append(dense.scatter(1, routing.experts, routing.weights).float().cpu())
+                weights.append(dense_weights(routing).float().cpu())
                 self.mean += routing.mean.double().cpu() * len(images)
                 targets = targets.cpu()
                 own = [task.scores(task.predict(o).cpu(), targets) for o in outputs.unbind(1)]

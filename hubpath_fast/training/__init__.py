@@ -1,6 +1,7 @@
 """Training: one thin loop, its settings, checkpoints that survive a crash, and its logs."""
 
-from .checkpoint import CheckpointError, find_checkpoint, load_config, load_state, load_weights
+from ..checkpoints import CheckpointError, find_checkpoint, load_config, load_weights
+from .checkpoint import load_state
 from .collapse import RoutingCollapseWarning
 from .config import TrainerConfig
 from .evaluation import evaluate

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import find_checkpoint
+from ..checkpoints import find_checkpoint
 from .step_window import StepWindow
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..fields import differences
-from .checkpoint import (
+from ..checkpoints import (
     CONFIG_FILE,
     STATE_FILE,
     CheckpointError,
+    Written,
     find_checkpoint,
     load_config,
-    load_state,
     load_weights,
+    remember,
 )
+from ..fields import differences
+from .checkpoint import load_state
 from .config import TrainerConfig
-from .optimizer import group_names, match_layouts
+from .optimizer import group_names
+from .optimizer_files import load_optimizer
 
 STATE_KEYS = ("run", "optimizer", "groups", "random", "window", "watch", "interval")  # of last/
 
@@ -65,8 +68,11 @@ def check_same_run(out_dir: Path, config: TrainerConfig, run: Mapping[str, Any])
             )
 
 
-def load_run(last: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Loads a checkpoint into model and optimizer; its whole state.
+def load_run(
+    last: Path, model: nn.Module, optimizer: torch.optim.Optimizer, labels: Sequence[str] = ()
+) -> tuple[dict[str, Any], Written]:
+    """Loads a checkpoint into model and optimizer; its whole state, and its files, for the next
+    save to link to.
 
     Raises CheckpointError if it is damaged, or of another model or other parameter groups.
     """
@@ -79,10 +85,9 @@ def load_run(last: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
             f"{last} is of another optimizer: its parameter groups are not the ones given now; "
             "use the same groups to resume, or another output folder"
         )
-    load_weights(model, last)
-    optimizer.load_state_dict(state["optimizer"])
-    match_layouts(optimizer)
-    return state
+    saved = load_weights(model, last)
+    files = load_optimizer(saved.place, state["optimizer"], model, optimizer, labels)
+    return state, remember(saved, model, labels) | files
 
 
 def _one_form(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,9 @@ class RouteMeter:
             self._groups = None
 
     def result(self) -> dict[str, Any]:
-        """share [M], sets, mutual_information as of ``route_statistics``, and entropy_fraction: the
-        entropy of the mean of p over all samples, as a share of log M.
+        """share [M], sets, mutual_information as of ``route_statistics``; weight [M], the mean of p
+        over all samples, and entropy_fraction, its entropy as a share of log M; and where targets
+        are classes class_share, ``share`` of the samples of each class, by its number as text.
 
         Raises ValueError where there was no sample.
         """
@@ -55,7 +56,14 @@ class RouteMeter:
         asked = np.zeros((samples, count), bool)
         np.put_along_axis(asked, experts, True, axis=1)
         statistics = route_statistics(asked, None if self._groups is None else groups)
-        return {**statistics, "entropy_fraction": entropy_fraction(mean)}
+        statistics["weight"] = (mean / samples).tolist()
+        statistics["entropy_fraction"] = entropy_fraction(mean)
+        if self._groups is not None:
+            statistics["class_share"] = {
+                str(group): asked[groups == group].mean(axis=0).tolist()
+                for group in np.unique(groups)
+            }
+        return statistics
 
 
 def routes_of(weights: Tensor, targets: Any) -> dict[str, Any]:

@@ -74,6 +74,8 @@ class Selection:
             set_random_state(before, device)
             return None
         routes = {"routes": scores.pop("routes")} if "routes" in scores else {}
+        if routes:
+            routes["routes"].pop("class_share", None)  # too much for a line of the log
         if self.metric.name not in scores:
             raise ValueError(
                 f"metric: expected one of {', '.join(scores)}, got {self.metric.name!r}; name a "

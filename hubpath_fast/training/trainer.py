@@ -12,15 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from ..devices import autocast, check_device, micro_batch, to_device
-from ..worker_failure import WorkerFailure, worker_failures
-from .checkpoint import (
+from ..checkpoints import (
     CheckpointError,
+    Written,
     discard_unfinished,
     find_checkpoint,
     load_weights,
-    save_checkpoint,
 )
+from ..devices import autocast, check_device, micro_batch, to_device
+from ..worker_failure import WorkerFailure, worker_failures
+from .checkpoint import expert_labels, model_entries, save_checkpoint
 from .collapse import CollapseWatch, RoutingCollapseWarning
 from .config import TrainerConfig
 from .feed import Feed
@@ -29,6 +30,7 @@ from .interrupt import Interrupt
 from .log import Reporting, RunLog
 from .objective import Objective
 from .optimizer import ParameterGroup, build_optimizer, default_groups, group_names
+from .optimizer_files import count_updates
 from .random_state import random_state, seed_all, set_random_state
 from .resume import check_same_run, load_run, refuse_other_run
 from .run_state import Interval, RunState, TrainResult
@@ -83,6 +85,7 @@ class Trainer:
         self.out_dir, self.reporting = Path(out_dir), reporting or Reporting()
         self.task = task
         self.optimizer = build_optimizer(model, groups or default_groups(model, config), config)
+        count_updates(model, self.optimizer)
         self.state, self.window = RunState(), StepWindow()
         self.watch = CollapseWatch(config.collapse_entropy, self.reporting.names_of(model))
         self._interrupt, self._stop = Interrupt(), False
@@ -92,6 +95,8 @@ class Trainer:
         self._keep = self._save if keep_best else lambda name: None
         self._settings = {"trainer": config.to_dict(), "run": dict(run or {})}
         self._start: tuple[Any, Sequence[float]] = (None, ())  # generators' states, and interval
+        self._labels = expert_labels(model, self.reporting.names_of(model))
+        self._written = Written()  # the checkpoints' files: what has not changed is linked to them
         self._saved: tuple[int, int] | None = None  # step and reported of the checkpoint in last/
         if resume:
             self._resume()
@@ -256,14 +261,21 @@ class Trainer:
             state: dict[str, Any] = {"run": asdict(self.state)}
             if name == "last":
                 state |= {
-                    "optimizer": self.optimizer.state_dict(),
                     "groups": group_names(self.model, self.optimizer),
                     "random": random_state(self.device),
                     "window": self.window.state_dict(),
                     "watch": self.watch.state_dict(),
                     "interval": interval,
                 }
-            save_checkpoint(self.out_dir / name, self.model, state, self._settings)
+            self._written |= save_checkpoint(
+                self.out_dir / name,
+                self.model,
+                state,
+                {**model_entries(self.model), **self._settings},
+                self._labels,
+                self.optimizer if name == "last" else None,
+                self._written,
+            )
         if name == "last":
             self._continue_from(state)
 
@@ -274,7 +286,7 @@ class Trainer:
         last = self.out_dir / "last"
         if find_checkpoint(last) is None:  # ended before its first checkpoint: start over
             return
-        state = load_run(last, self.model, self.optimizer)
+        state, self._written = load_run(last, self.model, self.optimizer, self._labels)
         try:
             self.state = RunState(**state["run"])
             self.window.load_state_dict(state["window"], self.device)

@@ -127,3 +127,13 @@ def test_bad_arguments(task):
         task.pretrain("sideways")
     with pytest.raises(ValueError, match=r"part: expected one of .* got 'dev'"):
         task.rendered("dev", "upright")
+
+
+def test_a_further_rendering_is_inverted_in_every_other_stripe(task, drawn):
+    data = task.rendered("test", "striped")
+    upright, striped = drawn["upright"], data.images[:, 0].long()
+    for column in range(32):  # stripes of 2 of 32 pixels
+        expected = upright[..., column] if column // 2 % 2 == 0 else 255 - upright[..., column]
+        assert torch.equal(striped[..., column], expected)
+    assert data.rendering_names[data.renderings[0]] == "striped"
+    assert "striped" not in task.test.rendering_names

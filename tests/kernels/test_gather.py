@@ -234,7 +234,8 @@ def test_nothing_to_move(shape, launches, device):
     positions = torch.arange(2 * n, dtype=torch.int32, device=device).view(n, 2)
     offsets = torch.tensor([0, n, 2 * n], dtype=torch.int32, device=device)
     x = torch.empty(shape, device=device, requires_grad=True)
-    routing = SimpleNamespace(positions=positions, offsets=offsets)
+    rows = torch.arange(2 * n, dtype=torch.int32, device=device)
+    routing = SimpleNamespace(rows=rows, positions=positions, offsets=offsets)
     got = gather(x, routing, None, None, x.dtype, CONTIGUOUS)
     assert got.shape == (2 * n, *shape[1:])
     assert torch.autograd.grad(got.sum(), x)[0].shape == shape

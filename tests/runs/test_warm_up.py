@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
+from support.checkpoint_files import all_weights
 from support.command import hubpath, refused, shown
 from support.compare import QUIET, settings_of
 from torch import nn
@@ -90,7 +91,7 @@ def held(out):
             for name, value in json.loads((out / "result.json").read_text()).items()
             if name not in {*TIMES, "warm_up_seconds"}
         },
-        "first/model": (first / "last/model.safetensors").read_bytes(),
+        "first/model": all_weights(first / "last"),
         "first/log": [{**line, "time": None} for line in read_log(first / "log.jsonl")],
         "first/files": sorted(path.name for path in first.iterdir()),
     }
@@ -345,10 +346,7 @@ def test_several_seeds_warm_up_each(data, tmp_path):
         "--seeds", "0,1",
     ]  # fmt: skip
     hubpath(*arguments, "--warm-up", "heads:1")
-    one, two = (
-        (tmp_path / f"run/seed-{seed}/warm-up/last/model.safetensors").read_bytes()
-        for seed in (0, 1)
-    )
+    one, two = (all_weights(tmp_path / f"run/seed-{seed}/warm-up/last") for seed in (0, 1))
     assert one != two
     assert "warm_up" in refused(*arguments, "--warm-up", "heads:2", "--resume")
 

@@ -4,6 +4,8 @@ without being trained: its experts' maps are the colours."""
 from __future__ import annotations
 
 import csv
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 import hubpath_fast as hp
+from hubpath_fast.model import ExpertOrigin
 from hubpath_fast.runs.config import LANDMARKS, FitConfig
-from hubpath_fast.runs.folder import Run
+from hubpath_fast.runs.folder import Run, RunFolder
 from hubpath_fast.tasks.landmarks import LandmarkLayout
 from hubpath_fast.tasks.landmarks.task import Landmarks
 
@@ -49,7 +52,9 @@ def blob_run(data=None, size=64, **settings) -> Run:
     as_is = torch.zeros(2, 3), torch.ones(2, 3)
     experts, options = [Colours(), Colours()], {"num_outputs": 3, "normalization": as_is}
     model = hp.HubPathway(experts, Always(), k=2, **options).eval()
-    return Run(config, Landmarks(layout), size, model)
+    named = tuple(ExpertOrigin(None, name, "Colours") for name in HUB)
+    model.origin = dataclasses.replace(model.origin, experts=named)
+    return Run(config, Landmarks(layout), size, model, folder=RunFolder(Path("run")))
 
 
 def blob_photo(path, points, width=200, height=160, radius=6.0, **how):

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from hubpath_fast.training import load_state
+from tests.support.checkpoint_files import all_weights
 from tests.support.random_kills import Run, stop_and_compare
 
 COMMAND = [sys.executable, str(Path(__file__).parents[2] / "hubpath_command.py")]
@@ -55,8 +56,7 @@ def contents(out: Path) -> dict[str, object]:
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     result = json.loads((out / "result.json").read_text())
     return {
-        **{f"{name}/model": (out / name / "model.safetensors").read_bytes() for name in
-           ("last", "best")},
+        **{f"{name}/weights": all_weights(out / name) for name in ("last", "best")},
         "last": state,
         "best": best,
         "log": [{key: value for key, value in line.items() if key != "time"} for line in log],

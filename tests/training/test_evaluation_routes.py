@@ -82,6 +82,12 @@ def test_routes_of_a_hand_made_router():
     mean = part * p[0] + (1 - part) * p[1]
     entropy = -(mean * mean.log()).sum().item() / math.log(M)
     assert found["entropy_fraction"] == pytest.approx(entropy, rel=1e-6)  # p is float32
+    assert found["weight"] == pytest.approx(mean.tolist(), rel=1e-6)
+    own = {c: [u for u, label in zip(up, y.tolist(), strict=True) if label == c] for c in range(C)}
+    parts = {str(c): sum(ups) / len(ups) for c, ups in own.items() if ups}
+    assert set(found["class_share"]) == set(parts)
+    for group, up_part in parts.items():
+        assert found["class_share"][group] == pytest.approx([1.0, 1 - up_part, up_part])
 
 
 def test_predictions_are_to_the_bit_what_the_model_says():
@@ -127,7 +133,7 @@ def test_targets_that_are_no_classes_have_no_mutual_information():
 
     batches = [(x, torch.rand(len(x), 2)) for x, _ in VALIDATION]
     found = evaluate(model(ByFirst()), batches, Distance(TASK.classes))["routes"]
-    assert set(found) == {"share", "sets", "entropy_fraction"}
+    assert set(found) == {"share", "sets", "weight", "entropy_fraction"}
 
 
 def test_mutual_information_against_the_definition():

@@ -5,11 +5,13 @@ import os
 
 import pytest
 import torch
+from support.checkpoint_files import all_weights
 from support.dying import die, die_at, is_killed
 from support.training import VALIDATION, assert_same_run, make, noisy_objective, pathway
 
 from hubpath_fast import files
-from hubpath_fast.training import checkpoint, find_checkpoint, log
+from hubpath_fast.checkpoints import folders, write
+from hubpath_fast.training import find_checkpoint, log
 from hubpath_fast.training.trainer import Trainer
 
 SETTINGS = {
@@ -18,8 +20,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def half_of_the_weights(tensors, path, metadata):
-    save_file(tensors, path, metadata=metadata)
+def half_of_the_weights(path, tensors, aliases):
+    write_tensors(path, tensors, aliases)
     os.truncate(path, os.path.getsize(path) // 2)
     die()
 
@@ -37,12 +39,12 @@ def half_a_line(self, record):
     die()
 
 
-save_file, torch_save = checkpoint.save_file, torch.save
-HALF = {"save_file": half_of_the_weights, "save": half_of_the_state, "write": half_a_line}
+write_tensors, torch_save = write.write_tensors, torch.save
+HALF = {"write_tensors": half_of_the_weights, "save": half_of_the_state, "write": half_a_line}
 OWNERS = {
-    "_step": Trainer, "_report": Trainer, "write": log.JsonLog, "save_file": checkpoint,
-    "save": torch, "sync": checkpoint, "_rename": checkpoint, "rmtree": checkpoint.shutil,
-    "replace": files.os,
+    "_step": Trainer, "_report": Trainer, "write": log.JsonLog, "write_tensors": write,
+    "save": torch, "sync": folders, "_rename": folders, "rmtree": folders.shutil,
+    "replace": files.os, "link": files.os,
 }  # fmt: skip
 # The n-th call of what, and whether it dies before, in midst of, or after it. In the run's order
 # last/ is saved at steps 2, 4, ..., and best/ at the evaluations at 3, 6, 9 and 12 that get better.
@@ -50,19 +52,36 @@ POINTS = [
     *[("_step", n, "before") for n in (1, 3, 12)],
     *[("_report", n, "after") for n in (1, 7)],
     *[("write", n, when) for n in (1, 5) for when in ("before", "midst", "after")],
-    *[("save_file", n, when) for n in (1, 2, 5) for when in ("midst", "after")],
+    *[("write_tensors", n, when) for n in (1, 2, 5, 9) for when in ("midst", "after")],
     *[("save", n, "midst") for n in (1, 4)],
-    *[("sync", n, "after") for n in (1, 4, 5, 10)],
+    *[("sync", n, "after") for n in (1, 4, 5, 16, 30)],
     *[("_rename", n, when) for n in (1, 3, 4, 5, 6) for when in ("before", "after")],
     *[("rmtree", n, "before") for n in (1, 4, 7, 8, 9)],
     ("replace", 1, "before"),  # of the log, when it is opened
 ]
 
 
-def train_and_die(out, call, nth, when):
+# Where last/ is saved at the step of the best evaluation, it is made of links to best/.
+LINKED = SETTINGS | {"save_every": 3, "steps": 6}
+
+
+def train_and_die(out, call, nth, when, settings=SETTINGS):
     """In a process that was started for it: the ``nth`` call is its last."""
     die_at(OWNERS[call], call, nth, when, HALF)
-    make(pathway(), out, **SETTINGS).fit()
+    make(pathway(), out, **settings).fit()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize(("nth", "when"), [(1, "before"), (1, "after"), (4, "after")])
+def test_a_run_that_is_killed_between_links_goes_on_to_the_same_bits(tmp_path, nth, when):
+    assert is_killed(train_and_die, tmp_path / "run", "link", nth, when, LINKED)
+    whole = make(pathway(), tmp_path / "whole", **LINKED)
+    whole.fit()
+    trainer = make(pathway(), tmp_path / "run", resume=True, **LINKED)
+    trainer.fit()
+    assert_same_run(whole, trainer)
+    for name in ("last", "best"):
+        assert all_weights(whole.out_dir / name) == all_weights(trainer.out_dir / name)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +102,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path, call, nth, when)
     trainer.fit()
     assert_same_run(whole, trainer)
     for name in ("last", "best"):
-        one, two = (t.out_dir / name / "model.safetensors" for t in (whole, trainer))
-        assert one.read_bytes() == two.read_bytes()
+        assert all_weights(whole.out_dir / name) == all_weights(trainer.out_dir / name)
     left = sorted(path.name for path in trainer.out_dir.iterdir())
     assert [name for name in left if not name.endswith(".part")] == ["best", "last", "log.jsonl"]

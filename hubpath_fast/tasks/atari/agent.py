@@ -13,16 +13,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ...checkpoints import CheckpointError, discard_unfinished, find_checkpoint, load_weights
 from ...fields import differences
 from ...training import Reporting
-from ...training.checkpoint import (
-    CheckpointError,
-    discard_unfinished,
-    find_checkpoint,
-    load_state,
-    load_weights,
-    save_checkpoint,
-)
+from ...training.checkpoint import load_state, save_checkpoint
 from ...training.guard import FiniteGuard
 from ...training.interrupt import Interrupt
 from ...training.log import RunLog

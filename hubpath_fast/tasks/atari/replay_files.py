@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from ...checkpoints import CheckpointError
 from ...files import remove_leftovers, sync, write_bytes
-from ...training.checkpoint import CheckpointError
 from .replay import PrioritizedReplay
 from .ring import COLUMNS, TRUNCATED
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import report
+from ...checkpoints import find_checkpoint, load_config
 from ...measure import Measure
 from ...training import read_log
-from ...training.checkpoint import find_checkpoint, load_config
 from .comparison import RESULT, read_outcome
 from .games import SCORES, human_normalized
 from .results import short_steps

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ...training.checkpoint import CheckpointError, find_checkpoint, load_config, load_weights
+from ...checkpoints import CheckpointError, find_checkpoint, load_config, load_weights
 from .network import RainbowNetwork
 from .policies import make_policy
 from .settings import FINETUNE, SCRATCH, AtariSettings

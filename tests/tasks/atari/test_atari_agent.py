@@ -8,13 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from hubpath_fast.checkpoints import CheckpointError
 from hubpath_fast.recipes.atari_fit import fit_atari
 from hubpath_fast.recipes.atari_settings import read_settings
 from hubpath_fast.tasks.atari.agent import Agent
 from hubpath_fast.tasks.atari.open_game import open_game
 from hubpath_fast.tasks.atari.sources import open_run, open_sources
 from hubpath_fast.training import NonFiniteLoss
-from hubpath_fast.training.checkpoint import CheckpointError, load_state
+from hubpath_fast.training.checkpoint import load_state
 
 QUIET = Console(quiet=True)
 SHORT = {

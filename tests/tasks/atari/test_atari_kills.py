@@ -17,14 +17,14 @@ from support.dying import die, die_at, is_killed
 from tasks.atari.atari_random_kills import run_of
 
 from hubpath_fast import files
+from hubpath_fast.checkpoints import find_checkpoint, folders
 from hubpath_fast.locks import locked
 from hubpath_fast.recipes.atari_fit import fit_atari
 from hubpath_fast.recipes.atari_settings import read_settings
 from hubpath_fast.tasks.atari import replay_files
 from hubpath_fast.tasks.atari.agent import REPLAY, Agent
 from hubpath_fast.tasks.atari.replay_files import ReplayFiles
-from hubpath_fast.training import checkpoint
-from hubpath_fast.training.checkpoint import find_checkpoint, load_state
+from hubpath_fast.training.checkpoint import load_state
 
 QUIET = Console(quiet=True)
 differences = run_of("catch").differences
@@ -72,7 +72,7 @@ POINTS = [
     ("write_bytes", replay_files, 1, "after"),
     ("write_bytes", replay_files, 4, "after"),
     ("save", torch, 4, "midst"),
-    ("_rename", checkpoint, 4, "after"),  # the old one was moved away, the new one not yet there
+    ("_rename", folders, 4, "after"),  # the old one was moved away, the new one not yet there
     ("tidy", ReplayFiles, 4, "before"),
     ("evaluate", Agent, 1, "after"),
     ("evaluate", Agent, 3, "before"),  # the final one
