@@ -1,4 +1,4 @@
-"""The command line, ``hubpath``: demo, fit, evaluate, predict, tune, compare, report, hub, data.
+"""The command line, ``hubpath``: demo, fit, evaluate, predict, save, tune, compare and others.
 
 Every command is a thin call of a recipe; how each ends that cannot go on, see messages.py.
 """
@@ -10,15 +10,20 @@ import sys
 import typer
 
 from .._onednn import enlarge_primitive_cache
+from .add import add
 from .atari import app as atari_app
+from .budget import budget
 from .compare import compare, report
 from .data import app as data_app
 from .demo import demo
+from .export import export
 from .fit import evaluate, fit
 from .hub import app as hub_app
 from .landmarks import app as landmarks_app
 from .messages import print_in_any_encoding
 from .predict import predict
+from .prune import prune
+from .save import save
 from .tune import tune
 
 app = typer.Typer(
@@ -28,7 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, fit, evaluate, predict, tune, compare, report):
+COMMANDS = (
+    demo, fit, evaluate, predict, save, export, tune, budget, add, prune, compare, report,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(hub_app, name="hub")
 app.add_typer(data_app, name="data")

@@ -14,7 +14,15 @@ from .options import options
 
 OptionalStr, OptionalPath = Optional[str], Optional[Path]  # noqa: UP045
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Folder = Annotated[Path, typer.Argument(help="folder of a run of `hubpath fit`")]
+Folder = Annotated[Path, typer.Argument(help="folder of a run of `hubpath fit`, or a saved hub")]
+BudgetMs = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="milliseconds an image may take in the mean: see `hubpath budget`"),
+]
+TopMass = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="ask only as many experts as hold this share of the router's weight"),
+]
 
 SHOWN = ("data", "dataset", "hub", "k", "steps", "lr_expert", "device")
 # Options that scripts have. A setting that is not here yet gets none: it is reached by --set.
@@ -110,16 +118,19 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option(help="processes that decode images; 0: decode here; as in training"),
     ] = None,
+    budget_ms: BudgetMs = None,
+    top_mass: TopMass = None,
 ) -> None:
     """What a run's best checkpoint says of held-out images, or of other ones, by --data.
 
+    A saved hub has no images of its own, and needs --data.
     OTHER may be a folder CLASS/IMAGE (all of it is scored), one with test/ or val/ (that is), or a
     list file; images of some of the run's classes are enough.
     """
     with messages():
         from ..recipes.evaluate import evaluate as recipe
 
-        scores = recipe(run, data, device, crops, data_root, workers)
+        scores = recipe(run, data, device, crops, data_root, workers, budget_ms, top_mass)
         split, count, notes = (scores.pop(name) for name in ("split", "n", "notes"))
         scores.pop("routes", None)  # `hubpath report` shows them
         named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())

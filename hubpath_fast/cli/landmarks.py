@@ -19,7 +19,9 @@ from .predict import end, find, one_line, say
 if TYPE_CHECKING:
     from ..recipes.landmarks_predict import FacePoints
 
-Folder = Annotated[Path, typer.Argument(help="folder of a run of `hubpath landmarks fit`")]
+Folder = Annotated[
+    Path, typer.Argument(help="folder of a run of `hubpath landmarks fit`, or a saved hub")
+]
 OptionalInt = Optional[int]  # noqa: UP045
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..notes import show_notes
-from .fit import Device, Folder
+from .fit import BudgetMs, Device, Folder, TopMass
 from .messages import console, errors, messages
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def predict(
         Optional[int],  # noqa: UP045
         typer.Option(help="threads that decode; 0: none beside this one", min=0),
     ] = None,
+    budget_ms: BudgetMs = None,
+    top_mass: TopMass = None,
 ) -> None:
     """Class and probability of each image, and which experts spoke with what weight.
 
@@ -51,8 +53,8 @@ def predict(
     """
     with messages():
         from ..data.images import default_workers
-        from ..hub import expert_names
         from ..recipes.answers import AnswerFile, check_ending
+        from ..recipes.budget import follow
         from ..recipes.predict import predict_each
         from ..runs.config import CLASSIFICATION
         from ..runs.folder import open_run
@@ -62,13 +64,14 @@ def predict(
         if out is not None:
             check_ending(out)
         opened = open_run(run, device, CLASSIFICATION)
+        follow(run, opened.model, budget_ms, top_mass)
         show_notes(opened.notes, errors)
         found = find(images)
         predictions = predict_each(opened, found, default_workers() if workers is None else workers)
         if out is None:
             done, broken = _answer(predictions, len(found))
         else:
-            columns = expert_names(opened.config.hub), opened.classes if classes else ()
+            columns = opened.names, opened.classes if classes else ()
             with AnswerFile(out, *columns) as file:
                 done, broken = _answer(predictions, len(found), file)
             said = f"{done - broken} of {done} images answered in {out}"

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from ..checkpoints import CheckpointError
 from ..compare.process import process_of_a_job
 from ..compare.progress import JobProgress
 from ..compare.results import read
@@ -25,7 +26,6 @@ from ..tasks.atari.settings import FINETUNE, HUB, SCRATCH, AtariSettings
 from ..tasks.atari.small_games import GAMES, SETTINGS, Medley, SmallGame
 from ..tasks.atari.sources import open_source
 from ..training import read_log
-from ..training.checkpoint import CheckpointError
 from .atari_demo_games import play_medley, read_played
 from .atari_fit import fit_atari
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checkpoints import CheckpointError, find_checkpoint
 from ..devices import check_device
 from ..tasks.atari.games import SCORES, human_normalized, reference_scores
 from ..tasks.atari.open_game import known_game, open_game
@@ -18,7 +19,7 @@ from ..tasks.atari.policy import Policy
 from ..tasks.atari.sources import LAST, open_run
 from ..tasks.atari.statistics import bootstrap
 from ..tasks.atari.video import VIDEO_ENDINGS, Video
-from ..training.checkpoint import CheckpointError, find_checkpoint, load_state
+from ..training.checkpoint import load_state
 
 EVALUATION = "evaluation.json"
 RANDOM = "random"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ..checkpoints import find_checkpoint
 from ..devices import check_device
 from ..files import write_json
 from ..locks import locked
@@ -17,7 +18,6 @@ from ..tasks.atari.open_game import about, open_game
 from ..tasks.atari.policies import make_policy
 from ..tasks.atari.settings import HUB, SCRATCH, AtariSettings
 from ..tasks.atari.sources import LAST, open_sources, read_record
-from ..training.checkpoint import find_checkpoint
 from ..training.random_state import seed_all
 
 

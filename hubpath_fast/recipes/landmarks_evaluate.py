@@ -27,6 +27,7 @@ from ..tasks.landmarks.metrics import auc, failure_rate, nme, normalizer, unit_l
 from ..tasks.landmarks.places import find_list
 from ..tasks.landmarks.sets import find_faces
 from ..tasks.landmarks.task import EMPTY, THRESHOLD, Landmarks
+from .evaluate import no_data
 
 FROM_TRUTH = (
     "boxes come from the true points, as in published tables, or with the list; where a detector "
@@ -83,7 +84,9 @@ def evaluate_landmarks(
     for how in norms:
         if how not in ("diagonal", task.unit_name):
             unit_landmarks(task.layout, how)
-    folder = RunFolder(Path(run))
+    folder = opened.folder
+    if folder is None and data is None:
+        raise ValueError(no_data(run))
     if data is None:
         faces, name, parts, notes = _own(folder, opened, subset, data_root)
     else:
@@ -111,7 +114,7 @@ def _own(
 
 
 def _other(
-    folder: RunFolder, opened: Run, place: Path, images: str | Path | None
+    folder: RunFolder | None, opened: Run, place: Path, images: str | Path | None
 ) -> tuple[FaceSplit, str, Mapping[str, Sequence[int]], list[str]]:
     """Likewise of another list, or of a folder of lists, of which the test list is taken."""
     task = opened.task
@@ -125,7 +128,7 @@ def _other(
     layout = dataclasses.replace(task.layout, origin=found.layout.origin)
     faces = FaceSplit(tuple(found.faces["train"]), layout)  # a list by itself counts as that
     notes = found.notes() if name is None else list(found.remarks)
-    trained = _trained_on(folder, opened.config, faces)
+    trained = folder and _trained_on(folder, opened.config, faces)
     if trained:
         notes.append(
             f"{trained} of the {len(faces)} are faces that the run was trained on, and so count "

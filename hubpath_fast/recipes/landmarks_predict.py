@@ -19,7 +19,6 @@ from ..data.decode import load_image
 from ..data.given import Given
 from ..data.kinds import DRAWN
 from ..files import printable, write_text
-from ..hub import expert_names
 from ..runs import measure
 from ..runs.folder import Run
 from ..tasks.landmarks.faces import CELL, DEFAULT_REACH, Face
@@ -118,7 +117,7 @@ def predict_landmarks(
     landmarks as those of the faces that the run was trained on; None: the whole photograph.
     """
     device = str(next(run.model.parameters()).device)
-    size, names = run.image_size, expert_names(run.config.hub)
+    size, names = run.image_size, run.names
     cut = (_cut(image, box, size) for image, box in zip(images, boxes, strict=True))
     while part := list(islice(cut, BATCH)):
         crops = [crop for _, crop, _ in part if crop is not None]

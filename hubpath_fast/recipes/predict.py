@@ -16,7 +16,6 @@ from torch import Tensor
 from ..data import DataError, load_image
 from ..data.given import Given
 from ..data.transforms import eval_transform
-from ..hub import expert_names
 from ..runs import measure
 from ..runs.config import CLASSIFICATION
 from ..runs.folder import Run, open_run
@@ -76,7 +75,7 @@ def predict_each(
     ``predict``.
     """
     device = str(next(run.model.parameters()).device)
-    task, names = run.task, expert_names(run.config.hub)
+    task, names = run.task, run.names
     decoded = _decoded(images, eval_transform(run.image_size), workers)
     while part := list(islice(decoded, BATCH)):
         batch = [image for _, image in part if isinstance(image, Tensor)]

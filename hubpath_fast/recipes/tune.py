@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import CheckpointError, load_config
 from ..devices import autocast
 from ..executors import Executor, Workload, remembered
 from ..executors.choice import CLASSES, by_rule, make_executor, runs_on
@@ -30,7 +31,6 @@ from ..runs.config import FitConfig
 from ..runs.folder import Run, RunFolder, open_run
 from ..runs.kinds import kind_of
 from ..training import PathwayObjective, build_optimizer, default_groups, find_checkpoint
-from ..training.checkpoint import CheckpointError, load_config
 
 ROUTES = 64  # batches' routes, in turns: so many different sizes of groups
 SMALLEST_SHARE = 1e-4  # of the rows, for an expert that had none: a logarithm is taken

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support.checkpoint_files import all_weights
 from support.command import hubpath, refused
 from support.faces import own_header, write_csv, write_own
 from test_cli import Stops
@@ -35,7 +36,7 @@ def run(faces, tmp_path_factory):
 
 
 def weights(run):
-    return (run / "last" / "model.safetensors").read_bytes()
+    return all_weights(run / "last")
 
 
 def test_a_run_says_what_its_errors_are_shares_of(faces, tmp_path):

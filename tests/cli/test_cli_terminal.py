@@ -159,7 +159,7 @@ def test_all_files_of_a_run_have_the_mode_that_the_umask_gives(data, tmp_path, u
         os.umask(before)
     found = list(tmp_path.rglob("*"))
     assert {path.name for path in found} > {
-        "fit.json", "result.json", "seeds.json", "log.jsonl", "model.safetensors", "state.pt",
+        "fit.json", "result.json", "seeds.json", "log.jsonl", "router.safetensors", "state.pt",
         "config.json", "report.html", "confusion.png", "confusion.csv",
     }  # fmt: skip
     assert any(path.suffix == ".npy" for path in found)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from support.command import hubpath, refused
 from typer.testing import CliRunner
 
+from hubpath_fast.checkpoints import SavedModel
 from hubpath_fast.cli import app
 
 FIT = ["fit", "--hub", "test_resnet,test_resnet", "--no-pretrained", "--image-size", "32",
@@ -69,7 +69,7 @@ def folders(tmp_path_factory):
 def fitted(folder, out, *options):
     hubpath(*FIT, "--data", folder, "--out", out, *options)
     result = json.loads((out / "result.json").read_text())
-    return load_file(out / "best" / "model.safetensors"), result["test_loss"]
+    return SavedModel(out / "best").tensors(), result["test_loss"]
 
 
 @pytest.fixture(scope="module")

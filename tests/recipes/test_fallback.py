@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from support.checkpoint_files import all_weights
 from support.command import hubpath, refused
 
 from hubpath_fast.data import DigitsTask, write_image_folder
@@ -66,19 +67,25 @@ def test_a_run_says_where_images_go_and_whether_that_pays(run):
     assert hint == prefers_fixed(result)
     assert not (out / "routes.json").exists()
     record = RunFolder(out).history()[-1]
-    assert set(record["routes"]) == {"share", "sets", "mutual_information", "entropy_fraction"}
+    assert set(record["routes"]) == {
+        "share",
+        "sets",
+        "mutual_information",
+        "weight",
+        "entropy_fraction",
+    }
 
 
 def test_a_finished_run_can_be_asked_to_decide_and_opens_as_what_it_keeps(run, again, folder):
     before = result_of(again)
     assert prefers_fixed(before)  # three steps teach no router to do better than its best set
-    weights = (again / "best" / "model.safetensors").read_bytes()
+    weights = all_weights(again / "best")
     output = hubpath("fit", "--resume", "--fallback", "fixed", "--out", again).output
     after = result_of(again)
     fixed = after["routing"]["fixed"]
     assert f"kept: {' and '.join(fixed['names'])} for every image, without the router" in output
     assert after["routing"] == {**before["routing"], "kept": "fixed"}
-    assert (again / "best" / "model.safetensors").read_bytes() == weights
+    assert all_weights(again / "best") == weights
     assert RunFolder(again).history() == RunFolder(run[0]).history()
     assert after["routes"]["sets"] == 1
     assert [after["routes"]["share"][i] for i in fixed["experts"]] == [1, 1]
@@ -111,7 +118,7 @@ def test_a_finished_run_can_be_asked_to_decide_and_opens_as_what_it_keeps(run, a
 def test_a_new_run_trains_alike_and_decides_at_its_end(run, folder, tmp_path):
     out = tmp_path / "run"
     hubpath(*FIT, "--data", folder, "--out", out, "--fallback", "fixed")
-    weights = [(place / "best" / "model.safetensors").read_bytes() for place in (out, run[0])]
+    weights = [all_weights(place / "best") for place in (out, run[0])]
     assert weights[0] == weights[1]
     result = result_of(out)
     assert result["routing"]["kept"] == "fixed"

@@ -137,7 +137,7 @@ class TestComparison:
 
     def test_without_the_models_weights_there_are_no_maps(self, comparison, tmp_path):
         copied, told = shutil.copytree(comparison, tmp_path / "out"), []
-        (copied / "runs/seed-0/pathway/last/model.safetensors").unlink()
+        (copied / "runs/seed-0/pathway/last/router.safetensors").unlink()
         page = Page(report(copied, tell=told.append).read_text(encoding="utf-8"))
         assert "From maps to a landmark" not in page.texts["h2"]
         assert "Worst, median and best" in page.texts["h2"]

@@ -1,0 +1,154 @@
+"""``hubpath prune``: which experts a trained hub can do without.
+
+Every expert is asked once about every validation image. What is lost without each expert, and which
+are dropped one after another, is computed from that (see ``runs.prune``). The hub that is chosen is
+then scored once on the test images, which had no part in the choice. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..files import write_json
+from ..model import HubPathway, always_on
+from ..pretrained.save import check_free, save_model
+from ..runs.answers import ask
+from ..runs.build import eval_batches
+from ..runs.data import open_held_out
+from ..runs.folder import Run, open_run
+from ..runs.prune import LEVEL, RESAMPLES, Losses, Step, smallest_within
+from .save import settings_told
+
+PRUNE = "prune.json"
+POINTS = 0.5  # that the smallest hub may lose
+
+
+def prune(
+    run: str | Path,
+    points: float = POINTS,
+    out: str | Path | None = None,
+    device: str = "cpu",
+    data_root: str | Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Finds the smallest hub that loses at most ``points``, and writes ``prune.json``.
+
+    Args:
+        run: the folder of a run.
+        points: of the run's metric as it is shown, such as percentage points of accuracy.
+        out: where the smaller hub is saved, as by ``hubpath save``; nothing is, where no expert can
+            be dropped.
+        data_root: where the run's data lies now.
+        tell: is told what is being done.
+
+    Returns what ``prune.json`` holds; see docs/budget.md.
+
+    Raises:
+        ValueError: no run, one without validation images or with fixed routes, one that asks all of
+            its experts about every image, or data that is not what it was; a folder ``out`` of
+            something else.
+    """
+    if not points >= 0:  # NaN is refused, too
+        raise ValueError(f"points: expected a number of at least 0, got {points:g}")
+    if out is not None:
+        check_free(Path(out))
+    opened = open_run(run, device)
+    validation, test = open_held_out(opened, run, data_root, "experts are dropped")
+    check_droppable(run, opened.model)
+
+    def losses(split: Any, name: str) -> Losses:
+        config = opened.config
+        tell(f"asking {len(opened.names)} experts about {len(split)} {name} images")
+        batches = eval_batches(split, config, opened.image_size, device=device)
+        return Losses(ask(opened.model, batches, device, config.trainer.amp), opened.task)
+
+    found = losses(validation, "validation")
+    tell("dropping experts one after another")
+    steps = found.eliminate(not_removable(opened.model))
+    chosen = smallest_within(steps, points)
+    tested = None if test is None or chosen is None else losses(test, "test")
+    result = {
+        **_found(opened, found, steps),
+        "points": points,
+        "chosen": None if chosen is None else _chosen(opened, chosen, points, tested),
+    }
+    write_json(Path(run) / PRUNE, result)
+    if out is not None and chosen is not None:
+        keep_only(opened.model, chosen.kept)
+        told = settings_told(opened, run)
+        save_model(opened.model, Path(out), more=told, card=Path(out).resolve().name)
+    return result
+
+
+def check_droppable(run: str | Path, model: HubPathway) -> None:
+    """Raises ValueError for a hub that has no expert to spare."""
+    if len(model.experts) <= model.k:
+        raise ValueError(
+            f"{run} asks all of its {len(model.experts)} experts about every image (k={model.k}), "
+            "so none can be dropped; fit it with a smaller --k"
+        )
+
+
+def not_removable(model: HubPathway) -> list[int]:
+    """Experts that ``remove_expert`` refuses: that whose features the router looks at."""
+    watched = always_on(model.generator)
+    if watched is None:
+        return []
+    return [i for i, expert in enumerate(model.experts) if watched.source.module is expert]
+
+
+def keep_only(model: HubPathway, kept: tuple[int, ...]) -> None:
+    """Removes all other experts, in place."""
+    for i in reversed(range(len(model.experts))):
+        if i not in kept:
+            model.remove_expert(i)
+
+
+def _found(opened: Run, found: Losses, steps: list[Step]) -> dict[str, Any]:
+    """Of the validation images."""
+    names, fixed, asked = opened.names, not_removable(opened.model), found.asked()
+    every = range(len(names))
+    return {
+        "metric": asdict(opened.task.metric),
+        "k": opened.model.k,
+        "images": len(found.answers.targets),
+        "value": found.value,
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "seed": found.seed,
+        "experts": [
+            {
+                "name": names[i],
+                "asked": asked[i],
+                "removable": i not in fixed,
+                "without": asdict(found.of([j for j in every if j != i])),
+            }
+            for i in every
+        ],
+        "steps": [
+            {"dropped": names[step.dropped], "left": len(step.kept), **asdict(step.loss)}
+            for step in steps
+        ],
+    }
+
+
+def _chosen(opened: Run, chosen: Step, points: float, tested: Losses | None) -> dict[str, Any]:
+    """The hub that is proposed, and what it loses on the test images."""
+    test = None
+    if tested is not None:
+        loss = tested.of(chosen.kept)
+        test = {
+            "images": len(tested.answers.targets),
+            "hub": tested.value,
+            **asdict(loss),
+            "confirmed": loss.within(points),
+        }
+    return {
+        "kept": [opened.names[i] for i in chosen.kept],
+        "dropped": [name for i, name in enumerate(opened.names) if i not in chosen.kept],
+        "validation": asdict(chosen.loss),
+        "test": test,
+    }
