@@ -296,6 +296,8 @@ class Work:
         model, labels = self.model, self.model.origin.labels
         n = 64 if self.batch is None else self.batch
         task = model.origin.task or {}
+        config = model_config(model)
+        del config["model"]["frozen"]  # of training: in a package nothing has gradients
         return {
             "hubpath_package": VERSION,
             "format": self.format,
@@ -317,7 +319,7 @@ class Work:
             },
             "tried": tried,
             "versions": {"torch": torch.__version__, "hubpath_fast": own_version()},
-            "config": model_config(model),
+            "config": config,
         }  # fmt: skip
 
 

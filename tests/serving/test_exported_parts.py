@@ -171,6 +171,7 @@ def test_a_frozen_model_can_be_one_file_too(tmp_path, dtype):
     model.freeze_for_inference(dtype, example=x)
     package = export(model, tmp_path / "hub.pt2", form="sparse", input_size=SIZE)
     assert package.about["config"]["model"]["k"] == 2
+    assert "frozen" not in package.about["config"]["model"]  # of training
     near = CLOSE if dtype is None else {"rtol": 0, "atol": 1e-2}
     with torch.no_grad():
         answer = torch.export.load(package.path).module()(x)
