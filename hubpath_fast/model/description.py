@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from .aggregator import LinearAggregator, MLPAggregator, SumAggregator
@@ -14,6 +13,7 @@ from .fixed_routes import FixedRoutes
 from .generator import PathwayGenerator
 from .newcomers import NewcomerAggregator, NewcomerGenerator
 from .origin import ExpertOrigin
+from .parts import are_channels_last
 
 if TYPE_CHECKING:
     from .pathway import HubPathway
@@ -48,7 +48,7 @@ def describe(model: HubPathway) -> dict[str, Any]:
         "router": origin.router,
         "task": None if origin.task is None else dict(origin.task),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
-        "channels_last": _is_channels_last(model),
+        "channels_last": are_channels_last(model.experts),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
 
@@ -103,12 +103,3 @@ def _aggregator(aggregator: nn.Module) -> dict[str, Any]:
         before, found = _aggregator(aggregator.aggregator), {"newcomers": aggregator.count}
         return {"kind": "newcomers", "aggregator": before, "num_old": aggregator.num_old, **found}
     return {"kind": "module", "module": type(aggregator).__name__}
-
-
-def _is_channels_last(model: HubPathway) -> bool:
-    """Whether convolutions lie so; a 1 x 1 kernel is in both layouts at once, and says nothing."""
-    kernels = (p for p in model.experts.parameters() if p.dim() == 4 and p.shape[-1] > 1)
-    first = next(kernels, None)
-    if first is None or first.is_contiguous():
-        return False
-    return first.is_contiguous(memory_format=torch.channels_last)

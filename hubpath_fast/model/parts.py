@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from ..executors.groups import expert_name
@@ -42,3 +43,14 @@ def infer_num_outputs(experts: Sequence[nn.Module]) -> int:
             "replace their heads for the task, or pass num_outputs="
         )
     return widths[0]
+
+
+def are_channels_last(experts: nn.Module) -> bool:
+    """Whether the experts' convolutions lie so in memory, by the first that tells.
+
+    A 1 x 1 kernel is in both layouts at once, and says nothing."""
+    kernels = (p for p in experts.parameters() if p.dim() == 4 and p.shape[-1] > 1)
+    first = next(kernels, None)
+    if first is None or first.is_contiguous():
+        return False
+    return first.is_contiguous(memory_format=torch.channels_last)

@@ -33,7 +33,7 @@ from .newcomers import NewcomerAggregator, NewcomerGenerator, with_old_weights
 from .normalization import read_normalization
 from .origin import Origin
 from .output import FusedExploit, PathwayOutput
-from .parts import check_modules, infer_num_outputs
+from .parts import are_channels_last, check_modules, infer_num_outputs
 from .policy import RoutingPolicy
 from .readiness import GettingReady
 from .saving import Saving
@@ -335,13 +335,9 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
 
         The gather writes the rows in any case; in the experts' layout they need no copy.
         """
-        # A 1 x 1 kernel is in both layouts at once, and says nothing.
-        kernels = (p for p in self.experts.parameters() if p.dim() == 4 and p.shape[-1] > 1)
-        first = next(kernels, None) if x.dim() == 4 else None
-        last = torch.channels_last
-        if first is None or first.is_contiguous() or not first.is_contiguous(memory_format=last):
-            return HF.own_memory_format(x)
-        return last
+        if x.dim() == 4 and are_channels_last(self.experts):
+            return torch.channels_last
+        return HF.own_memory_format(x)
 
     def _restart_executor(self) -> None:
         """An executor may keep things by an expert's number; a copy starts with nothing."""

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from support.serving import SIZE, small_expert, small_hub
+from support.serving import SIZE, draw_images, small_expert, small_hub
 from torch import nn
 
 import hubpath_fast as hp
@@ -25,21 +25,6 @@ torch.save(program(images), sys.argv[3])
 assert "hubpath_fast" not in sys.modules and "timm" not in sys.modules
 print(extra["hubpath.json"])
 """
-
-
-@pytest.fixture
-def asked_here(monkeypatch):
-    """Packages are asked in this process: a fresh one takes seconds to import torch."""
-
-    def ask(room):
-        run_package.ask(room, json.loads((room / "job.json").read_text()))
-
-    monkeypatch.setattr(proof, "run_isolated", ask)
-
-
-def draw_images(n):
-    random = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=random).to(torch.uint8)
 
 
 def test_a_sparse_package_runs_with_torch_alone_and_says_what_it_is(tmp_path):

@@ -7,30 +7,15 @@ import shutil
 
 import pytest
 import torch
-from support.serving import SIZE, small_hub
+from support.serving import SIZE, draw_images, small_hub
 from typer.testing import CliRunner
 
 import hubpath_fast as hp
 from hubpath_fast.cli import app
 from hubpath_fast.model.policy import RoutingPolicy
-from hubpath_fast.serving import ExportError, compiled, onnx_file, proof, read_package, run_package
+from hubpath_fast.serving import ExportError, compiled, onnx_file, read_package
 
 COMPILER = next(filter(shutil.which, compiled.COMPILERS), None)
-
-
-@pytest.fixture
-def asked_here(monkeypatch):
-    """Packages are asked in this process: a fresh one takes seconds to import torch."""
-
-    def ask(room):
-        run_package.ask(room, json.loads((room / "job.json").read_text()))
-
-    monkeypatch.setattr(proof, "run_isolated", ask)
-
-
-def draw_images(n):
-    random = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=random).to(torch.uint8)
 
 
 def test_an_onnx_file_routes_and_says_what_it_is(tmp_path):

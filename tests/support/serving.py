@@ -19,6 +19,11 @@ def small_expert(channels: int = 4) -> nn.Module:
     )  # fmt: skip
 
 
+def draw_images(n):
+    random = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=random).to(torch.uint8)
+
+
 class ByColour(nn.Module):
     """A router whose scores are differences of an image's mean colours: some images want any."""
 
