@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import functional, reference
+from . import functional, parallel, reference
 from .hub import create_model
 from .model import (
     FixedRoutes,
@@ -53,5 +53,6 @@ __all__ = [
     "from_pretrained",
     "functional",
     "load_expert",
+    "parallel",
     "reference",
 ]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._noise_draw import NoiseDraw
 from ._torch_batch_norm import masked_batch_norm  # noqa: F401  one of the operations
 from ._torch_grouped import GroupedAggregate
 from ._torch_maps import MapAggregate
@@ -33,13 +34,12 @@ ROWS_MIN_ELEMENTS = 1 << 13
 
 
 def noisy_topk(
-    clean: Tensor, noise: Tensor, eps: Tensor | str | None, k: int, renormalize: bool
+    clean: Tensor, noise: Tensor, eps: Tensor | NoiseDraw | str | None, k: int, renormalize: bool
 ) -> tuple[Tensor, ...]:
     dtype = accumulator(clean.dtype)
     z = clean.to(dtype)
     if eps is not None:
-        draw = torch.randn_like(z) if isinstance(eps, str) else eps.to(dtype)
-        z = torch.addcmul(z, draw, F.softplus(noise.to(dtype)))
+        z = torch.addcmul(z, _normals(eps, z), F.softplus(noise.to(dtype)))
     p = torch.softmax(z, dim=1, dtype=dtype)
     num_experts = p.shape[1]
     experts = _largest(p.detach(), k)
@@ -55,6 +55,16 @@ def noisy_topk(
     bounds = torch.arange(num_experts + 1, device=rows.device)
     offsets = torch.searchsorted(by_row, bounds, out_int32=True)
     return weights, p.mean(dim=0), experts, offsets, rows.int(), positions
+
+
+def _normals(eps: Tensor | NoiseDraw | str, z: Tensor) -> Tensor:
+    """The noise that eps gives or says how to draw, like z."""
+    if isinstance(eps, str):
+        return torch.randn_like(z)
+    if isinstance(eps, Tensor):
+        return eps.to(z.dtype)
+    drawn = eps.normals(*z.shape).to(z.dtype)
+    return drawn.pin_memory().to(z.device, non_blocking=True) if z.is_cuda else drawn.to(z.device)
 
 
 def _plan_of_all(experts: Tensor) -> tuple[Tensor, ...]:

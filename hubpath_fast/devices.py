@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,12 +49,52 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def on_meta(value: Tensor | nn.Module) -> bool:
+    """Whether a tensor, or any parameter or buffer of a module, is on the meta device: of an expert
+    that another rank has."""
+    if isinstance(value, Tensor):
+        return value.is_meta
+    return any(tensor.is_meta for tensor in (*value.parameters(), *value.buffers()))
+
+
+def to_meta(modules: Iterable[nn.Module]) -> None:
+    """Moves modules to the meta device, in place, which frees their memory.
+
+    What is one tensor, or one tensor's memory, stays one, within a module and between these:
+    ``Module.to("meta")`` would part them, and names would differ from those of the other ranks.
+    """
+    moved: dict[int, Tensor] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
+    left: list[Tensor] = []  # as long as they live, no other tensor has their number or memory
+    for module in [inner for outer in modules for inner in outer.modules()]:
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and not tensor.is_meta:
+                    left.append(tensor)
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _on_meta(tensor, storages)
+                    held[name] = moved[id(tensor)]
+
+
+def _on_meta(tensor: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
+    """storages: on the meta device, by the address of the memory that they stand for."""
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() not in storages or not storage.data_ptr():
+        empty = torch.empty(storage.nbytes(), dtype=torch.uint8, device="meta")
+        storages[storage.data_ptr()] = empty.untyped_storage()
+    found = torch.empty(0, dtype=tensor.dtype, device="meta")
+    place = tensor.storage_offset(), tensor.shape, tensor.stride()
+    found.set_(storages[storage.data_ptr()], *place)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(found, requires_grad=tensor.requires_grad)
+    return found
+
+
 def to_device(value: Any, device: torch.device) -> Any:
     """Move a tensor, or the tensors in tuples, lists and dicts, not waiting for the copy."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
-def micro_batch(value: Any, size: int, part: int, parts: int) -> Any:
-    """The samples of one micro-batch, of a tensor or of tensors in tuples, lists and dicts."""
-    samples = slice(size * part // parts, size * (part + 1) // parts)
-    return tree_map(lambda tensor: tensor[samples], value)
+def samples_of(value: Any, start: int, stop: int) -> Any:
+    """The samples start..stop - 1, of a tensor or of tensors in tuples, lists and dicts."""
+    return tree_map(lambda tensor: tensor[start:stop], value)

@@ -38,6 +38,7 @@ from ._checks import (
     check_router,
     check_target,
 )
+from ._noise_draw import NoiseDraw, check_noise_draw
 from .routing import Routing
 
 BACKENDS = _backends.BACKENDS
@@ -47,7 +48,7 @@ def noisy_topk(
     clean: Tensor,
     noise: Tensor,
     k: int,
-    eps: Tensor | str | None = None,
+    eps: Tensor | NoiseDraw | str | None = None,
     renormalize: bool = False,
     backend: str | None = None,
 ) -> Routing:
@@ -62,7 +63,8 @@ def noisy_topk(
         noise: [N, M] raw noise scales (softplus is applied here), same dtype and device.
         k: K, active experts per sample, 1..M.
         eps: [N, M] standard normal noise; None for no noise (evaluation); "draw" to draw it
-            inside, from torch's generator of that device.
+            inside, from torch's generator of that device; or a ``NoiseDraw``, which makes it a
+            function of a seed and of the samples' numbers alone.
         renormalize: divide the K weights by their sum. Not in the paper; off by default.
         backend: None, "triton" or "torch".
 
@@ -71,7 +73,7 @@ def noisy_topk(
 
     Raises:
         ValueError: a wrong shape, dtype, device, k or backend; an empty batch; an eps that
-            requires a gradient.
+            requires a gradient, or a ``NoiseDraw`` out of range or in a captured graph.
     """
     if clean.dim() != 2:
         raise ValueError(f"clean: expected scores of shape [N, M], got {list(clean.shape)}")
@@ -90,8 +92,15 @@ def noisy_topk(
                 f"got {list(eps.shape)} on {eps.device}"
             )
         check_no_gradient("eps", eps, "noisy_topk")
+    elif isinstance(eps, NoiseDraw):
+        check_noise_draw(eps)
+        if clean.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                "eps: a captured graph would repeat the noise of a NoiseDraw at each replay; give "
+                '"draw", or a tensor that is filled before each'
+            )
     elif eps is not None and eps != "draw":
-        raise ValueError(f'eps: expected a tensor, None or "draw", got {eps!r}')
+        raise ValueError(f'eps: expected a tensor, a NoiseDraw, None or "draw", got {eps!r}')
     check_k(k, num_experts)
     ops = _backends.choose(backend, clean)
     return Routing(*ops.noisy_topk(clean, noise, eps, k, renormalize))

@@ -59,6 +59,10 @@ class Routing:
             self._counts = [end - start for start, end in itertools.pairwise(bounds)]
         return self._counts
 
+    def tell_counts(self, counts: list[int]) -> None:
+        """Has ``counts`` give these, which were read along with something else."""
+        self._counts = counts
+
     def keeping(self, keep: Tensor) -> Routing:
         """The routing with some slots alone: experts are not run for the others.
 

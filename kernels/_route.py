@@ -20,7 +20,7 @@ def route_kernel(
     # inputs
     clean_ptr,  # [N, M]
     noise_ptr,  # [N, M]; not read when NOISE is 0
-    eps_ptr,  # [N, M]; the seed, int64 [1], when NOISE is 2; not read when NOISE is 0
+    eps_ptr,  # [N, M]; seed and first sample, int64 [2], when NOISE is 2; not read when NOISE is 0
     # outputs
     weights_ptr,  # [N, K], largest first
     experts_ptr,  # [N, K] int64

@@ -72,12 +72,15 @@ def experts_of_tile(BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
 def draw(seed_ptr, n, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
     """Normals [PARTS, BLOCK_N, WIDTH] for the samples n [1, BLOCK_N, 1].
 
-    Each depends on (seed, n, expert) alone, so that backward finds them again however it is tiled.
+    seed_ptr has the seed and the number of the call's first sample. Each normal depends on the
+    seed, its sample's number and its expert alone: so backward finds it again however it is tiled,
+    and a part of a batch gets what it has in the whole.
     One Philox block makes those of four adjacent experts.
     """
     COLUMNS: tl.constexpr = max(1, WIDTH // 4)
     BLOCKS: tl.constexpr = BLOCK_M // 4 // COLUMNS
     block = tl.arange(0, BLOCKS)[:, None, None] * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
+    n += tl.load(seed_ptr + 1)
     a, b, c, d = tl.randint4x(tl.load(seed_ptr), n * (BLOCK_M // 4) + block)
     x0, x1 = _normal_pair(a, b)
     x2, x3 = _normal_pair(c, d)

@@ -182,7 +182,7 @@ def _rows(x: Tensor | None) -> Tensor | None:
 def _inputs(clean, noise, eps, seed):
     """What a kernel reads, by name, the strides between samples, and where eps is from."""
     read = {"clean_ptr": clean, "noise_ptr": noise}
-    if seed is not None:
+    if seed is not None:  # with the first sample's number
         return read | {"eps_ptr": seed}, (clean.stride(0), noise.stride(0), 0), DRAWN
     if eps is not None:
         strides = (clean.stride(0), noise.stride(0), eps.stride(0))
@@ -310,16 +310,26 @@ class _NoisyTopK(torch.autograd.Function):
 
 
 def noisy_topk(
-    clean: Tensor, noise: Tensor, eps: Tensor | str | None, k: int, renormalize: bool
+    clean: Tensor,
+    noise: Tensor,
+    eps: Tensor | tuple[int, int] | str | None,
+    k: int,
+    renormalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(weights, mean, experts, offsets, rows, positions)``, as the contract's ``noisy_topk``.
 
-    clean, noise: [N, M], any float dtype; eps: [N, M], None for no noise, or ``"draw"`` to draw it
+    clean, noise: [N, M], any float dtype; eps: [N, M], None for no noise, ``"draw"`` to draw it
     inside from torch's generator of the device (one more, tiny launch: an int64 seed; a captured
-    graph draws again at each replay). Differentiable: weights and mean, by clean and noise.
+    graph draws again at each replay), or ``(seed, first)`` to draw that of the samples ``first``,
+    ``first + 1``, ... (a copy of two numbers to the device, which nothing waits for).
+    Differentiable: weights and mean, by clean and noise.
     """
     seed = None
     if isinstance(eps, str):
-        seed = torch.randint(2**63 - 1, (1,), device=clean.device)
-        eps = None
+        # Also where its samples start is drawn: one launch makes both numbers.
+        seed, eps = torch.randint(2**48, (2,), device=clean.device), None
+    elif isinstance(eps, tuple):
+        seed, eps = torch.tensor(eps, dtype=torch.int64), None
+        if clean.is_cuda:
+            seed = seed.pin_memory().to(clean.device, non_blocking=True)
     return apply(_NoisyTopK, clean, noise, eps, seed, k, renormalize)

@@ -5,7 +5,12 @@ It knows ``nn.Module`` and no model of this package: whatever has an ``nn.Module
 """
 
 from .errors import CheckpointError
-from .folders import discard_unfinished, find_checkpoint, replacing_folder
+from .folders import (
+    discard_unfinished,
+    find_checkpoint,
+    replacing_folder,
+    saying_unsaved,
+)
 from .layout import (
     CONFIG_FILE,
     FORMAT,
@@ -19,7 +24,7 @@ from .layout import (
 from .load import assign_weights, load_weights
 from .read import SavedModel, load_config, read_file
 from .tensor_file import TensorFile
-from .write import Written, record, remember, write_model, write_parts
+from .write import Written, record, remember, write_about, write_model, write_parts
 
 __all__ = [
     "CONFIG_FILE",
@@ -43,6 +48,8 @@ __all__ = [
     "record",
     "remember",
     "replacing_folder",
+    "saying_unsaved",
+    "write_about",
     "write_model",
     "write_parts",
 ]

@@ -41,7 +41,10 @@ def unreadable(error: Exception, path: Path) -> CheckpointError:
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The operating system's error behind ``error``: torch and safetensors wrap it in their own."""
+    """The operating system's error behind ``error``: torch and safetensors wrap it in their own.
+    None of one that all ranks know: it is said already, and on which rank."""
+    if getattr(error, "agreed", False):
+        return None
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError):

@@ -35,34 +35,48 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     folder = _renamable(Path(folder))
     new, old = _temporary(folder, "new"), _temporary(folder, "old")
+    with saying_unsaved(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _recover(folder)
+            _remove(new)
+            new.mkdir()
+            yield new
+            for path in sorted(new.rglob("*")):
+                sync(path)
+            sync(new)
+            if folder.exists():
+                _rename(folder, old)
+            _rename(new, folder)
+            sync(folder.parent)
+        except BaseException:
+            _recover(folder)
+            _remove(new)
+            raise
+    _remove(old)
+
+
+@contextlib.contextmanager
+def saying_unsaved(folder: Path) -> Iterator[None]:
+    """Around what writes a folder that is to take the place of ``folder``: what the system raises
+    becomes an OSError that says what is left."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _recover(folder)
-        _remove(new)
-        new.mkdir()
-        yield new
-        for path in sorted(new.rglob("*")):
-            sync(path)
-        sync(new)
-        if folder.exists():
-            _rename(folder, old)
-        _rename(new, folder)
-        sync(folder.parent)
+        yield
     except BaseException as error:
-        _recover(folder)
-        _remove(new)
         number = errno_of(error)
-        if number is None:
+        # Said already: within, or, of an error without a number, by another rank.
+        said = getattr(error, "said", isinstance(error, OSError) and error.errno is None)
+        if number is None or said:
             raise
         kept = "the previous checkpoint is whole" if folder.exists() else "there is no earlier one"
         hint = ""
         if number == errno.ENOSPC:
             free = shutil.disk_usage(folder.parent).free / 2**20
             hint = f" ({free:.0f} MiB free); make room and resume"
-        raise OSError(
-            number, f"cannot save: {os.strerror(number)}{hint}; {kept}", str(folder)
-        ) from error
-    _remove(old)
+        text = f"cannot save: {os.strerror(number)}{hint}; {kept}"
+        unsaved = OSError(number, text, str(folder))
+        unsaved.said = True
+        raise unsaved from error
 
 
 def find_checkpoint(folder: Path) -> Path | None:

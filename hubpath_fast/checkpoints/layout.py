@@ -4,6 +4,9 @@ An expert is the unit: its parameters and buffers are one file, ``experts/NN-LAB
 and all that is no expert's is ``router.safetensors``. Memory that several names share is written
 once, in the first expert that has it, so that an expert's file is all that opening it needs unless
 it shares memory with another expert.
+
+Experts that another rank has are on the meta device: their tensors have names and shapes here, and
+their files are that rank's to write and to read.
 """
 
 from __future__ import annotations
@@ -31,6 +34,11 @@ class Part:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     moving: frozenset[str] = frozenset()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its values are another rank's."""
+        return any(tensor.is_meta for tensor in self.tensors.values())
 
 
 def parts_of(
@@ -88,19 +96,6 @@ def file_of(name: str, files: Sequence[str]) -> str:
     return files[0]
 
 
-def flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What safetensors can hold: contiguous tensors on the CPU that share no memory."""
-    tensors: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, value in state.items():
-        storage = value.untyped_storage().data_ptr()
-        tensor = value.detach().cpu().contiguous()
-        # A view of memory that another entry has too gets memory of its own.
-        tensors[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return tensors
-
-
 def _plain(label: str) -> str:
     """A label as any file system takes it."""
     text = re.sub(r"[^A-Za-z0-9._+]+", "-", label).replace("..", ".")
@@ -113,8 +108,16 @@ def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple, str] = {}
     for name in sorted(state, key=lambda name: not name.startswith(f"{EXPERTS}.")):
         value = state[name]
-        storage = value.untyped_storage().data_ptr()
+        storage = _memory(value)
         key = (storage, value.storage_offset(), value.shape, value.stride(), value.dtype)
         if storage and first.setdefault(key, name) != name:
             aliases[name] = first[key]
     return aliases
+
+
+def _memory(tensor: Tensor) -> int:
+    """The number of the memory that a tensor looks at; 0: of none."""
+    storage = tensor.untyped_storage()
+    if tensor.is_meta:  # its addresses are all 0
+        return storage._cdata if storage.nbytes() else 0
+    return storage.data_ptr()

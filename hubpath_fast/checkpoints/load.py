@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..resting import forget, release
 from .errors import CheckpointError
+from .layout import EXPERTS
 from .read import SavedModel
 from .tensor_file import ALIGNMENT
+
+OF_EXPERT = re.compile(rf"{EXPERTS}\.\d+\.")
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> SavedModel:
     """Load a checkpoint's parameters and buffers into ``model``, in place; the checkpoint.
+
+    What is on the meta device, of experts that another rank has, stays there: only its names and
+    shapes are checked.
 
     Raises CheckpointError naming what is damaged, missing, superfluous or of another shape; the
     model is then as it was.
     """
     saved = SavedModel(folder)
     tensors = saved.tensors()
-    _check_same(saved, model.state_dict(), tensors)
-    _check_ties(saved, _state(model), tensors)
-    model.load_state_dict(tensors)
+    own = model.state_dict()
+    _check_same(saved, own, tensors)
+    _check_ties(saved, {n: t for n, t in _state(model).items() if not t.is_meta}, tensors)
+    _copy(model, saved, {n: t for n, t in tensors.items() if not own[n].is_meta})
     return saved
 
 
-def assign_weights(model: nn.Module, saved: SavedModel, prefix: str = "") -> None:
+def _copy(model: nn.Module, saved: SavedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Part by part, so that of experts that rest in files not all are in memory at once."""
+    files, own = saved.files(), model.state_dict()
+    opened = {saved.place / name: file for name, file in saved.opened.items()}
+    parts: dict[tuple[str, Path], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = OF_EXPERT.match(name)
+        prefix = found[0] if found else ""
+        parts.setdefault((prefix, files[name]), {})[name[len(prefix) :]] = tensor
+    for (prefix, path), part in parts.items():
+        module, state = model.get_submodule(prefix[:-1]), OrderedDict(part)
+        # Without versions, every BatchNorm whose counter is not of this part gets one put in.
+        state._metadata = module.state_dict()._metadata
+        module.load_state_dict(state, strict=False)  # names were checked
+        release(own[prefix + name] for name in part)
+        forget(opened[path].mapped)
+
+
+def assign_weights(
+    model: nn.Module,
+    saved: SavedModel,
+    prefix: str = "",
+    placed: Callable[[str], None] | None = None,
+) -> None:
     """Put a saved model's tensors in place of the model's, which may be on ``meta``.
 
     prefix: of the names in the file, of a model that is a part of the saved one. Those on the CPU
@@ -35,7 +68,8 @@ def assign_weights(model: nn.Module, saved: SavedModel, prefix: str = "") -> Non
     their device. Names that were one tensor when it was saved are one parameter again, and what is
     one in the model stays one. ``requires_grad`` and the memory format are the model's; where that
     is not contiguous (channels_last), the tensor is a copy. Buffers that no checkpoint holds
-    (``persistent=False``) stay as they are. Raises CheckpointError as ``load_weights`` does.
+    (``persistent=False``) stay as they are. placed: called with the name of each tensor in the
+    model, once it is there. Raises CheckpointError as ``load_weights`` does.
     """
     tensors = {name[len(prefix) :]: t for name, t in saved.tensors(prefix).items()}
     state = _state(model)
@@ -50,6 +84,8 @@ def assign_weights(model: nn.Module, saved: SavedModel, prefix: str = "") -> Non
         made[id(mine)] = made[id(tensors[name])] = known
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, known)
+        if placed is not None:
+            placed(name)
 
 
 def _in_place_of(mine: Tensor, saved: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,14 +18,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..resting import ALIGNMENT, SavedFile
 from .errors import damaged
 from .layout import FORMAT
 
 ALIASES, SHA256 = "aliases", "sha256"  # in the metadata; the first as JSON of {name: other name}
 UNKNOWN = "0" * 64
 BLOCK = 1 << 22
-# Of torch's memory on a CPU. Elsewhere some products take other instructions, and round otherwise.
-ALIGNMENT = 64
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -36,7 +36,7 @@ _DTYPES = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> str:
-    """Write contiguous tensors on the CPU that share no memory; the SHA-256 of the data."""
+    """Write tensors, one after another in memory of the CPU; the SHA-256 of the data."""
     about = {"format": "pt", "hubpath_format": str(FORMAT), ALIASES: json.dumps(dict(aliases))}
     return save_file(tensors, path, {**about, SHA256: UNKNOWN})
 
@@ -72,7 +72,8 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            data = tensors[name].reshape(-1).view(torch.uint8).numpy()
+            tensor = tensors[name].detach().cpu().contiguous()
+            data = tensor.reshape(-1).view(torch.uint8).numpy()
             digest.update(data)
             file.write(data)
         found = digest.hexdigest()
@@ -95,7 +96,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, framework="pt", device="cpu")
+        self._path, self._file = path, safe_open(path, framework="pt", device="cpu")
         self.names = tuple(self._file.keys())
         metadata = self._file.metadata() or {}
         self.sha256: str | None = metadata.get(SHA256)
@@ -103,6 +104,22 @@ class TensorFile:
 
     def tensor(self, name: str) -> Tensor:
         return self._file.get_tensor(name)
+
+    def mapped(self) -> SavedFile | None:
+        """The memory that its tensors are, as a whole; None where it is not all mapped, or the file
+        is not there any more."""
+        try:
+            with open(self._path, "rb") as file:
+                start = _start(file)
+                header = json.loads(file.read(start)[8:])
+            begins = {name: start + header[name]["data_offsets"][0] for name in self.names}
+            held = {name: t for name in self.names if (t := self.tensor(name)).numel()}
+            addresses = {t.data_ptr() - begins[name] for name, t in held.items()}
+            if len(addresses) == 1 and not (address := addresses.pop()) % mmap.PAGESIZE:
+                return SavedFile(self._path, address, next(iter(held.values())))
+        except (OSError, ValueError, KeyError):  # another file is there by now
+            pass
+        return None
 
 
 def data_sha256(path: Path) -> str:

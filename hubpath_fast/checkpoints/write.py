@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layout import CONFIG_FILE, FORMAT, INDEX_FILE, SINGLE_FILE, Part, flat, parts_of
+from ..resting import bring_home, release
+from .layout import CONFIG_FILE, FORMAT, INDEX_FILE, SINGLE_FILE, Part, parts_of
 from .read import FORMAT_KEY, SavedModel
 from .tensor_file import TensorFile, write_tensors
 
@@ -123,17 +124,34 @@ def write_model(
     Raises OSError, TypeError for a state that is no tensor, or of a dtype that safetensors
     does not know, ValueError for other labels.
     """
+    bring_home(model.parameters())
     parts, aliases = parts_of(model, labels)
     elsewhere = {name for held in (references or {}).values() for name in held["tensors"]}
     for file, part in parts.items():
         kept = {name: t for name, t in part.tensors.items() if name not in elsewhere}
         parts[file] = replace(part, tensors=kept)
     written = write_parts(folder, parts.values(), previous)
+    write_about(folder, config, parts, aliases, written.sha256, references)
+    return written
+
+
+def write_about(
+    folder: Path,
+    config: Mapping[str, Any],
+    parts: Mapping[str, Part],
+    aliases: Mapping[str, str],
+    sha256: Mapping[str, str],
+    references: Mapping[int, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the index and config.json of a model whose parts are written, by whatever rank.
+
+    parts, aliases: of ``parts_of``; values are not looked at. sha256: of each part's file. config,
+    references: see ``write_model``.
+    """
     if SINGLE_FILE not in parts:
-        _write_json(folder / INDEX_FILE, _index(parts, aliases, written, references or {}))
+        _write_json(folder / INDEX_FILE, _index(parts, aliases, sha256, references or {}))
     about = {FORMAT_KEY: FORMAT, "library_name": LIBRARY, **config, "versions": _versions()}
     _write_json(folder / CONFIG_FILE, about)
-    return written
 
 
 def write_parts(
@@ -148,27 +166,33 @@ def write_parts(
     records = {}
     for part in parts:
         path = folder / part.file
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # which other ranks may be doing
         beside = (watched or {}).get(part.file, {})
         known = earlier.get(part.file)
         if known is not None and known.holds(part, beside) and _link(known, path):
             records[part.file] = replace(known, path=path)
+            release(part.tensors.values())  # buffers were read
             continue
         marks = _marks(part, beside)
-        digest = write_tensors(path, flat(part.tensors), part.aliases)
+        digest = write_tensors(path, part.tensors, part.aliases)
         records[part.file] = Record(path, digest, marks, part.aliases)
+        release(part.tensors.values())
     return Written(records)
 
 
 def remember(saved: SavedModel, model: nn.Module, labels: Sequence[str] = ()) -> Written:
     """What a save would have written to have the model as it is now, which was just loaded from
-    there; nothing of a checkpoint that has no hashes, or whose files are called otherwise."""
+    there; nothing of a checkpoint that has no hashes, or whose files are called otherwise, nor of
+    experts that another rank has."""
     records = {}
     for file, part in parts_of(model, labels)[0].items():
         held = saved.opened.get(file)
         if held is None or held.sha256 is None or set(held.names) != set(part.tensors):
             continue
+        if part.elsewhere:
+            continue
         records[file] = record(saved.place / file, held, part)
+        release(part.tensors.values())
     return Written(records)
 
 
@@ -202,7 +226,7 @@ def _link(known: Record, path: Path) -> bool:
 def _index(
     parts: Mapping[str, Part],
     aliases: Mapping[str, str],
-    written: Written,
+    sha256: Mapping[str, str],
     references: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
     size = sum(t.numel() * t.element_size() for p in parts.values() for t in p.tensors.values())
@@ -210,7 +234,7 @@ def _index(
         "metadata": {
             "total_size": size,
             FORMAT_KEY: FORMAT,
-            "sha256": written.sha256,
+            "sha256": {file: sha256[file] for file in parts},
             "aliases": dict(aliases),
             "references": {str(i): dict(left_out) for i, left_out in references.items()},
         },

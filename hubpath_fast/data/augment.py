@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .order import generator
+from .order import Places, generator
 from .transforms import check_min_area, check_size
 
 PROPORTIONS = (3 / 4, 4 / 3)
@@ -27,7 +27,8 @@ class RandomCrops:
     """Images uint8 [B, C, H, W] of a step -> uint8 [B, C, S, S], cropped, resized and flipped at
     random; the targets stay as they are, as a class does.
 
-    ``crops(images, targets, step)`` is a function of these and the seed. size: S. flip: mirror half
+    ``crops(images, targets, step)`` is a function of these and the seed; with ``places``, where the
+    images stand in the batch, they get what they get in the whole of it. size: S. flip: mirror half
     of the images. min_area: the least share of an image that a crop covers, in (0, 1].
     """
 
@@ -35,10 +36,15 @@ class RandomCrops:
         self.size, self.flip, self.seed = check_size(size), flip, seed
         self.min_area = check_min_area(min_area)
 
-    def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, targets: Tensor, step: int, places: Places | None = None
+    ) -> tuple[Tensor, Tensor]:
         draw = generator(self.seed, "crop", step)
-        boxes = draw_boxes(len(images), images.shape[-2:], self.min_area, draw)
-        flipped = torch.rand(len(images), generator=draw) < (0.5 if self.flip else 0)
+        count = len(images) if places is None else places.size
+        boxes = draw_boxes(count, images.shape[-2:], self.min_area, draw)
+        flipped = torch.rand(count, generator=draw) < (0.5 if self.flip else 0)
+        if places is not None:
+            boxes, flipped = boxes[places.held], flipped[places.held]
         return crop_and_resize(images, boxes, flipped, self.size), targets
 
 

@@ -18,9 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..parallel.ranks import on_this_machine
+from ..parallel.share import Share
 from ..worker_failure import cut_off, forget_frames, not_started, worker_failure
 from .layouts import DataError
-from .order import Draw, SampleOrder
+from .order import Draw, Places, SampleOrder, shared_batches
 from .prefetch import CudaCopier, prefetched
 from .splits import Split
 
@@ -73,7 +75,11 @@ class TrainStream:
             the batch before is computed on. None: they stay here.
         prefetch: batches that each worker decodes in advance.
         augment: (images, targets, step) -> (images, targets), applied to whole batches on the
-            device, such as ``RandomCrops``.
+            device, such as ``RandomCrops``. Of several ranks' batches it is also given ``Places``,
+            those of the images in the batch, by which it must do as with the whole of it.
+        share: of a batch what this process decodes and yields; by default all.
+        pairs: ``augment`` mixes the first image of a batch with the last and so on, as ``Mixing``
+            does: a rank decodes the partners of its own images as well, up to twice as many.
     """
 
     def __init__(
@@ -84,25 +90,32 @@ class TrainStream:
         workers: int | None = 0,
         device: torch.device | str | None = None,
         prefetch: int = PREFETCH,
-        augment: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
+        augment: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        share: Share = Share(),
+        pairs: bool = False,
     ):
         self.order = SampleOrder(len(dataset), batch_size, seed)
+        self.places = Places.of(share, batch_size, pairs)
         self.dataset, self.workers, self.device = dataset, _check_workers(workers), device
         self.prefetch, self.augment = _check_prefetch(prefetch), augment
 
     def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of start_step, start_step + 1, ... without end.
 
-        Each is images uint8 [B, 3, S, S] and targets [B, ...], of classes int64 [B].
+        Each is images uint8 [B, 3, S, S] and targets [B, ...], of classes int64 [B]; of a share
+        its own of these B.
         """
-        draws = map(self.order.draws, count(start_step))
+        draws = (self.order.draws(step, self.places) for step in count(start_step))
         loader = _loader(
             self.dataset, self.workers, self.device, self.prefetch, batch_sampler=draws
         )
         batches = _read(loader, self.device, _copier(self.device))
         for step, (images, targets) in enumerate(batches, start=start_step):
             if self.augment is not None:
-                images, targets = self.augment(images, targets, step)
+                at = () if self.places is None else (self.places,)
+                images, targets = self.augment(images, targets, step, *at)
+            if self.places is not None:
+                images, targets = self.places.own(images), self.places.own(targets)
             yield images, targets
 
 
@@ -111,7 +124,8 @@ class EvalBatches:
 
     Yields images uint8 [<= B, ...] (of one image what the transform gives, as a rule [3, S, S]) and
     targets [<= B, ...]. Workers stay alive between passes. workers, device, prefetch: see
-    ``TrainStream``.
+    ``TrainStream``. share: of each batch what this process decodes and yields; one without a sample
+    of its own yields one image and no target, see ``shared_batches``.
     """
 
     def __init__(
@@ -121,18 +135,20 @@ class EvalBatches:
         workers: int | None = 0,
         device: torch.device | str | None = None,
         prefetch: int = PREFETCH,
+        share: Share = Share(),
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size}")
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
         self._copier = _copier(device)  # kept between passes: a stream keeps memory for itself
         workers = _check_workers(workers)
+        self._parts = shared_batches(len(dataset), batch_size, share)
         self._loader = _loader(
             dataset,
             workers,
             device,
             _check_prefetch(prefetch),
-            batch_size=batch_size,
+            batch_sampler=[part for part, _ in self._parts],
             persistent_workers=workers > 0,
         )
 
@@ -144,7 +160,9 @@ class EvalBatches:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return _read(self._loader, self.device, self._copier)
+        batches = _read(self._loader, self.device, self._copier)
+        for (images, targets), (_, counted) in zip(batches, self._parts, strict=True):
+            yield images, targets[:counted]
 
 
 def usable_cores() -> int:
@@ -153,8 +171,9 @@ def usable_cores() -> int:
 
 
 def default_workers() -> int:
-    """The usable cores, one less for training itself; from 1 to 12."""
-    return min(max(usable_cores() - 1, 1), MAX_WORKERS)
+    """The usable cores, of which ranks on one machine have their parts, one less for training
+    itself; from 1 to 12."""
+    return min(max(usable_cores() // on_this_machine() - 1, 1), MAX_WORKERS)
 
 
 def _loader(dataset, workers: int, device, prefetch: int, **options) -> DataLoader:

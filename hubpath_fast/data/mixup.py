@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .order import mix
+from .order import Places, mix
 
 MODES = ("batch", "pair", "elem")
 
@@ -25,6 +25,9 @@ class Mixing:
     with the last, the second with the last but one, and so on, so B must be even. The mixing is
     ``timm.data.Mixup``'s, with its defaults; smoothing of the labels is left to the loss, which
     smooths probabilities alike.
+
+    With ``places``, where the images stand in the batch, they get what they get in the whole of it;
+    each must come with its partner.
 
     Args:
         num_classes: C.
@@ -66,8 +69,10 @@ class Mixing:
             num_classes=num_classes,
         )
 
-    def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        check_even(len(images))
+    def __call__(
+        self, images: Tensor, targets: Tensor, step: int, places: Places | None = None
+    ) -> tuple[Tensor, Tensor]:
+        check_even(len(images) if places is None else places.size)
         if targets.dim() != 1 or targets.is_floating_point():
             raise ValueError(
                 f"targets: mixup and cutmix mix classes int64 [B], got {targets.dtype} "
@@ -76,7 +81,17 @@ class Mixing:
         # The very numbers that a model makes of bytes; a copy, which is then mixed in place.
         images = images.float() / 255 if images.dtype == torch.uint8 else images.clone()
         with _seeded(mix(self.seed, "mixup", step)):
-            return self._mix(images, targets)
+            # In batches of one draw, what is at hand is mixed as the whole is: partners mirror each
+            # other in it, too.
+            if places is None or self._mix.mode == "batch":
+                return self._mix(images, targets)
+            # timm draws image by image, so it is given the whole batch, with nothing in the places
+            # of others.
+            at = places.held.to(images.device)
+            whole = images.new_zeros(places.size, *images.shape[1:]).index_copy_(0, at, images)
+            classes = targets.new_zeros(places.size).index_copy_(0, at, targets)
+            mixed, probabilities = self._mix(whole, classes)
+            return mixed[at], probabilities[at]
 
 
 def check_even(batch_size: int) -> None:

@@ -6,7 +6,10 @@ epochs, so every batch is full, no sample is dropped, and a data set may be smal
 Nothing is carried from step to step: a resumed run asks for step s and gets what the first run
 would have got.
 
-Sizes: n samples in the set, B samples a batch.
+Where several ranks train together, the batch is that of all of them: what is drawn for it is drawn
+whole, and each rank takes its own part, so that samples are the same for any number of ranks.
+
+Sizes: n samples in the set, B samples a batch, H of them held by a process.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..parallel.share import Share
 
 
 def mix(*values: int | str) -> int:
@@ -36,6 +41,65 @@ class Draw(NamedTuple):
 
     index: int
     seed: int
+
+
+class Places(NamedTuple):
+    """The part of a batch that a process has at hand.
+
+    size: B, of the whole batch. held: int64 [H], the places of the samples at hand, ascending.
+    kept: which of these are the process's own, int64 indices into ``held``; the others are there to
+    be mixed with them.
+    """
+
+    size: int
+    held: Tensor
+    kept: Tensor
+
+    @classmethod
+    def of(cls, share: Share, batch_size: int, pairs: bool = False) -> Places | None:
+        """A rank's; None where it has the whole batch.
+
+        pairs: the first sample of a batch is mixed with the last, the second with the last but one,
+        and so on: held are then the partners of the rank's own samples as well.
+
+        Raises ValueError unless every rank has a sample in every micro-batch.
+        """
+        if share.ranks == 1:
+            return None
+        least = share.ranks * share.parts
+        if batch_size < least:
+            raise ValueError(
+                f"batch_size: expected at least {least} ({share.ranks} ranks, accumulate "
+                f"{share.parts}), so that each rank has a sample in every micro-batch, got "
+                f"{batch_size}; take larger batches, fewer ranks or a lower accumulate"
+            )
+        own = share.positions(batch_size)
+        held = torch.cat([own, batch_size - 1 - own]).unique() if pairs else own
+        return cls(batch_size, held, torch.searchsorted(held, own))
+
+    def own(self, values: Tensor) -> Tensor:
+        """Of values [H, ...] of the samples at hand those of the process's own."""
+        if len(self.kept) == len(self.held):
+            return values
+        return values.index_select(0, self.kept.to(values.device))
+
+
+def shared_batches(
+    num_samples: int, batch_size: int, share: Share = Share()
+) -> list[tuple[range, int]]:
+    """A rank's part of the batches of an evaluation, which takes the samples in order: for each
+    batch the samples to load, and how many of them count.
+
+    All ranks have as many batches, since they call a model together: one that has no sample of its
+    own in the last batch loads another's, which does not count.
+    """
+    found = []
+    for start in range(0, num_samples, batch_size):
+        size = min(batch_size, num_samples - start)
+        (own,) = share._replace(parts=1).slices(size)
+        part = range(start + own.start, start + own.stop)
+        found.append((part or range(start, start + 1), len(part)))
+    return found
 
 
 class SampleOrder:
@@ -73,9 +137,14 @@ class SampleOrder:
         ]
         return torch.cat(parts)
 
-    def draws(self, step: int) -> list[Draw]:
-        """The samples of the batch of ``step``, each with its seed from (seed, epoch, index)."""
-        pairs = zip(self.indices(step).tolist(), self.epochs(step).tolist(), strict=True)
+    def draws(self, step: int, places: Places | None = None) -> list[Draw]:
+        """The samples of the batch of ``step``, each with its seed from (seed, epoch, index).
+
+        places: of those that are wanted; None: all."""
+        indices, epochs = self.indices(step), self.epochs(step)
+        if places is not None:
+            indices, epochs = indices[places.held], epochs[places.held]
+        pairs = zip(indices.tolist(), epochs.tolist(), strict=True)
         return [Draw(index, mix(self.seed, "draw", epoch, index)) for index, epoch in pairs]
 
     def _line(self, step: int) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .order import SampleOrder, generator
+from ..parallel.share import Share
+from .order import Places, SampleOrder, generator, shared_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ def affine(
     rotation: float = 10.0,
     translation: float = 0.08,
     scale: float = 0.1,
+    places: Places | None = None,
 ) -> Tensor:
     """Turns, shifts and scales each image by its own small amount, drawn uniformly.
 
@@ -73,10 +75,15 @@ def affine(
     same on every device. rotation: at most that many degrees either way. translation: at most that
     share of the image's side. scale: a factor in [1 - scale, 1 + scale]. What enters from outside
     is the image mirrored at its border, which keeps backgrounds that are bright or patterned whole.
+    places: where the images stand in the batch, if they are a part of one: they get what they get
+    in the whole of it.
 
     Returns uint8 [B, C, H, W], bilinear, rounded once.
     """
-    draw = torch.rand(len(images), 4, generator=generator) * 2 - 1  # [B, 4] in [-1, 1)
+    count = len(images) if places is None else places.size
+    draw = torch.rand(count, 4, generator=generator) * 2 - 1  # [B, 4] in [-1, 1)
+    if places is not None:
+        draw = draw[places.held]
     angle = draw[:, 0] * math.radians(rotation)
     factor = 1 + draw[:, 1] * scale
     shift = draw[:, 2:] * (2 * translation)  # grid_sample's coordinates: a side is 2 long
@@ -104,7 +111,8 @@ class TensorStream:
 
     data: the set. batch_size: B. seed: any integer. augment: apply ``affine`` or not. device: where
     the images are kept and the batches are made; None: where the set is. mixing: (images, targets,
-    step) -> (images, targets), applied last, such as ``Mixing``.
+    step) -> (images, targets), applied last, such as ``Mixing``. share: of a batch what is yielded;
+    ``mixing`` is then also given ``Places`` of the images and of their partners.
     """
 
     def __init__(
@@ -114,21 +122,31 @@ class TensorStream:
         seed: int = 0,
         augment: bool = True,
         device: torch.device | str | None = None,
-        mixing: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
+        mixing: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        share: Share = Share(),
     ):
         self.order = SampleOrder(len(data), batch_size, seed)
         self.seed, self.augment, self.mixing = seed, augment, mixing
+        self.places = Places.of(share, batch_size, pairs=mixing is not None)
         device = data.images.device if device is None else torch.device(device)
         self.images, self.targets = data.images.to(device), data.targets.to(device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """images uint8 [B, 3, H, W] and targets [B, ...] of one step, or what ``mixing`` makes of
-        them."""
-        indices = self.order.indices(step).to(self.images.device)
+        them; of a share its own of these B."""
+        indices, places = self.order.indices(step), self.places
+        if places is not None:
+            indices = indices[places.held]
+        indices = indices.to(self.images.device)
         images, targets = self.images[indices], self.targets[indices]
         if self.augment:
-            images = affine(images, generator(self.seed, "affine", step))
-        return (images, targets) if self.mixing is None else self.mixing(images, targets, step)
+            images = affine(images, generator(self.seed, "affine", step), places=places)
+        if self.mixing is not None:
+            at = () if places is None else (places,)
+            images, targets = self.mixing(images, targets, step, *at)
+        if places is not None:
+            images, targets = places.own(images), places.own(targets)
+        return images, targets
 
     def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of steps start_step, start_step + 1, ... without end."""
@@ -139,28 +157,32 @@ class TensorStream:
 class TensorBatches:
     """A ``TensorSet`` in its own order, each image once; may be iterated any number of times.
 
-    Yields images uint8 [<= B, 3, H, W] and targets [<= B, ...].
+    Yields images uint8 [<= B, 3, H, W] and targets [<= B, ...]. share: of each batch what is
+    yielded; one without a sample of its own yields one image and no target, see ``shared_batches``.
     """
 
     def __init__(
-        self, data: TensorSet, batch_size: int = 256, device: torch.device | str | None = None
+        self,
+        data: TensorSet,
+        batch_size: int = 256,
+        device: torch.device | str | None = None,
+        share: Share = Share(),
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size}")
         self.data, self.batch_size = data, batch_size
         self.device = data.images.device if device is None else torch.device(device)
+        self._parts = shared_batches(len(data), batch_size, share)
 
     @property
     def num_samples(self) -> int:
         return len(self.data)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.data) / self.batch_size)
+        return len(self._parts)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.data), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield (
-                self.data.images[part].to(self.device),
-                self.data.targets[part].to(self.device),
-            )
+        for part, counted in self._parts:
+            images = self.data.images[part.start : part.stop]
+            targets = self.data.targets[part.start : part.start + counted]
+            yield images.to(self.device), targets.to(self.device)

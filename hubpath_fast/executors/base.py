@@ -37,6 +37,10 @@ class Executor(ABC):
         """What the generator says of a batch x [N, ...]: clean [N, M] and noise [N, M]."""
         return generator(x)
 
+    def settle(self, experts: Sequence[nn.Module]) -> None:  # noqa: B027
+        """Has experts be where this executor wants them between steps, before anything else is made
+        for their parameters. Most leave them where they are."""
+
     @abstractmethod
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         """Outputs [R, C, ...] in row order. ``routing.counts()`` is the only host read allowed."""

@@ -9,8 +9,12 @@ from dataclasses import asdict, dataclass, field
 class Counters:
     """What an executor counts while it runs.
 
-    steps: calls. hits: groups run by a captured graph. misses: groups run eagerly although graphs
-    are in use. captured: expert -> group sizes with a graph for forward and backward;
+    steps: calls. hits: groups run by a captured graph, or whose expert was in memory. misses:
+    groups run eagerly although graphs are in use, or whose expert was read in. room: bytes that
+    experts may take in memory; 0: they are all there. bytes_in: of experts that were read in;
+    bytes_out: of those that left. seconds_waited: for experts to be read in. seconds_copying: of a
+    device, to it; seconds_running: of a device, on all groups. captured: expert ->
+    group sizes with a graph for forward and backward;
     captured_predictions: for predictions. replayed_rows: that experts' graphs were run with;
     padded_rows: of these, those that only filled a graph's size. memory: bytes that the graphs
     hold. exact: expert -> why its groups are not padded in training. eager: expert -> why it is
@@ -20,6 +24,12 @@ class Counters:
     steps: int = 0
     hits: int = 0
     misses: int = 0
+    room: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds_waited: float = 0.0
+    seconds_copying: float = 0.0
+    seconds_running: float = 0.0
     captured: dict[int, list[int]] = field(default_factory=dict)
     captured_predictions: dict[int, list[int]] = field(default_factory=dict)
     replayed_rows: int = 0
@@ -48,6 +58,22 @@ class ExecutorReport(Counters):
     def to_dict(self) -> dict[str, object]:
         return asdict(self) | {"reasons": list(self.reasons), "notes": list(self.notes)}
 
+    @property
+    def room_text(self) -> str:
+        """What came into the room that experts share, and went."""
+        copies = ""
+        if self.seconds_running:
+            share = self.seconds_copying / self.seconds_running
+            copies = (
+                f"; copies to the device took {self.seconds_copying:.3g} s, {share:.1%} of the "
+                f"{self.seconds_running:.3g} s of its experts"
+            )
+        return (
+            f"room for {self.room:,} bytes: {self.hits} groups found their expert in memory, "
+            f"{self.misses} did not; {self.bytes_in:,} bytes came, {self.bytes_out:,} left, "
+            f"{self.seconds_waited:.3g} s waited{copies}"
+        )
+
     def __str__(self) -> str:
         asked = "" if self.asked == self.executor else f" (asked for: {self.asked})"
         lines = [f"executor: {self.executor}{asked}", *(f"  because {r}" for r in self.reasons)]
@@ -57,7 +83,9 @@ class ExecutorReport(Counters):
         )
         if self.compiled:
             lines.append("  experts compiled by torch.compile, with dynamic batch")
-        if self.hits or self.misses:
+        if self.room:
+            lines.append(f"  {self.room_text}")
+        elif self.hits or self.misses:
             lines.append(
                 f"  graphs: {self.hits} groups replayed, {self.misses} run eagerly, "
                 f"{self.memory / 2**20:.1f} MiB held"

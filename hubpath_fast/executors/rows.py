@@ -39,7 +39,8 @@ class RowSource(Batch):
     """Samples x [N, ...] that become rows, each normalised for its expert.
 
     routing, scale and shift are those of ``functional.gather``; dtype and memory_format are of the
-    rows. precision: watches what experts do with their rows.
+    rows. precision: watches what experts do with their rows. most_rows: that any expert may get of
+    such batches; None: N.
     """
 
     routing: Routing
@@ -48,6 +49,12 @@ class RowSource(Batch):
     dtype: torch.dtype
     memory_format: torch.memory_format
     precision: RowPrecision
+    most_rows: int | None = None
+
+    @property
+    def group_limit(self) -> int:
+        """Rows that any expert may get of such batches."""
+        return self.routing.num_samples if self.most_rows is None else self.most_rows
 
     @property
     def row_bytes(self) -> int:
@@ -97,7 +104,7 @@ class InputBuffers:
         return capacity * source.routing.num_experts * source.row_bytes
 
     def fit(self, source: RowSource) -> bool:
-        return self.kind == source.row_kind() and source.routing.num_samples <= self.capacity
+        return self.kind == source.row_kind() and source.group_limit <= self.capacity
 
     def write(self, source: RowSource) -> None:
         """The rows of a batch; waits for no count. x must not require a gradient."""

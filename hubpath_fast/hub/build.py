@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..devices import to_meta
 from ..model.batch_norm import batch_norm_problems
 from ..model.heads import set_lr_factor, split_parameters
 from .dense import DenseNetwork
@@ -60,6 +61,7 @@ def build_experts(
     input_size: int | None = None,
     resize_to_native: bool = False,
     task: HeadTask | None = None,
+    own: Container[int] | None = None,
 ) -> list[Expert]:
     """Builds a hub.
 
@@ -79,6 +81,10 @@ def build_experts(
         task: what attaches a head of its own to each network once its weights are loaded, and says
             what shape an image's outputs then have; None: C numbers an image, from the head of
             each network's own library.
+        own: numbers of the experts that this process has, of those that go by a name; None: all.
+            The others are on the meta device, names and shapes alone: their weights are neither
+            fetched nor read, and at most one of them is in memory at a time, while it is made. New
+            heads and random weights are what they would be in one process.
 
     Raises:
         HubError: all problems of the hub, before anything is downloaded: unknown names (with the
@@ -112,20 +118,24 @@ def build_experts(
                 sizes.append(working_size(spec, model, task, size, input_size))
         except HubError as error:
             problems += error.problems
-        if pretrained and model is not None:
+        if pretrained and model is not None and (own is None or i in own):
             problems += _without_weights(model)
     if problems:
         raise HubError(*problems)
 
     # All networks first: their new heads are drawn alike, whatever lies in the cache.
-    experts = [
-        start_expert(spec, model, task, size)
-        for spec, model, size in zip(specs, models, sizes, strict=True)
-    ]
+    experts, there = [], []  # there: those that other processes have
+    for i, (spec, model, size) in enumerate(zip(specs, models, sizes, strict=True)):
+        experts.append(start_expert(spec, model, task, size))
+        if own is not None and i not in own and model is not None:
+            there.append(experts[-1])
+            to_meta([experts[-1].module])
     if pretrained:
-        load_all(experts)
+        load_all([expert for expert in experts if expert not in there])
     for expert, label in zip(experts, expert_names(specs), strict=True):
         finish_expert(expert, task, input_size, label)
+        if expert in there:
+            to_meta([expert.module])  # its head, which is new
     return experts
 
 

@@ -16,6 +16,9 @@ from .outputs import run_once
 from .source import HeadTask, HubModel, PlainTask, refusal, skeleton, wrong_size
 
 TASK = PlainTask(100)  # of the head with which costs are counted; a head is a small part
+# That a device does in the time of moving a byte, roughly, on CPUs and GPUs alike. Networks of many
+# small layers wait for their activations: by FLOPs alone their share of a step is underrated.
+FLOPS_PER_BYTE = 60
 BYTES_PER_ADAMW_PARAMETER = 16  # float32 weight, gradient and two moments
 
 
@@ -33,6 +36,12 @@ class Costs:
     flops: int
     state_bytes: int
     activation_bytes: int
+
+    @property
+    def work(self) -> int:
+        """What a row costs in a training step, beside other experts': FLOPs, and bytes of
+        activations in FLOPs."""
+        return self.flops + FLOPS_PER_BYTE * self.activation_bytes
 
     def training_bytes(self, batch_size: int) -> int:
         """Memory of a training step on that many rows, by estimate: working space of the libraries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from torch import nn
 
@@ -28,6 +28,7 @@ def create_model(
     task: HeadTask | None = None,
     router: str = IMAGE,
     generator: str | nn.Module | None = None,
+    own: Container[int] | None = None,
     **options,
 ) -> HubPathway:
     """A Hub-Pathway of pre-trained models, each with a new head for ``num_outputs``.
@@ -38,9 +39,10 @@ def create_model(
     Args:
         experts: a hub's name ("paper-homogeneous"), or a list of names, specs and modules (see
             ``build_experts``), or the experts that ``build_experts`` made (then num_outputs and
-            input_size must be those given there, and ``pretrained`` and ``task`` say nothing).
+            input_size must be those given there, and ``pretrained``, ``task`` and ``own`` say
+            nothing).
         k: K, active experts per sample.
-        pretrained, input_size, resize_to_native, task: see ``build_experts``.
+        pretrained, input_size, resize_to_native, task, own: see ``build_experts``.
         generator_width, generator_stride: of the ``PathwayGenerator``. None: what leaves it at most
             5 % of the FLOPs of K mean experts, see ``router.generator_size`` (our choice). A width
             alone, or an expert that cannot be run on one image to count: width 16 unless given, and
@@ -66,7 +68,7 @@ def create_model(
         size = input_size or min(expert.size for expert in built)
     else:
         size = input_size or default_input_size(chosen)
-        built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native, task)
+        built = build_experts(chosen, num_outputs, pretrained, size, resize_to_native, task, own)
     if isinstance(generator, str):
         router, generator = generator, None
     own = generator is not None

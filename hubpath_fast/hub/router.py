@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..fields import there_are
-from ..model import FeatureGenerator, PathwayGenerator
+from ..model import FeatureGenerator, PathwayGenerator, make_aggregator
 from .build import build_experts
 from .costs import expert_flops
 from .errors import HubError
 from .expert import Expert
 from .outputs import run_once
+from .source import on_meta
 
 IMAGE, EXPERT, NETWORK = "image", "expert", "network"
 
@@ -58,6 +59,19 @@ def generator_size(
         return min(made[0] / GENERATOR_WIDTH, pixels), costs[made]
 
     return max(within, key=sees, default=(WIDTHS[0], strides[-1]))
+
+
+def default_router(
+    num_outputs: int, size: int, k: int, flops: Sequence[int]
+) -> tuple[nn.Module, nn.Module]:
+    """The shapes of the default (generator, aggregator), on torch's meta device. flops: of each
+    expert, for an image of ``size`` pixels a side."""
+    count = len(flops)
+    width, stride = generator_size(count, size, k * sum(flops) / count, None, None)
+    return (
+        on_meta(lambda: PathwayGenerator(count, width=width, stride=stride)),
+        on_meta(lambda: make_aggregator("auto", count, num_outputs)),
+    )
 
 
 def check_router(router: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._checks import check_k
 from ..executors import EXECUTORS
+from ..executors.resident import read_room
 from ..fields import S, Settings, setting
 from ..model import AGGREGATORS
 from .build import check_names
@@ -21,6 +22,11 @@ def _names(value: Any) -> Any:
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         return value
     return expand_names([name.strip() for name in names if name.strip()])
+
+
+def _room(value: object) -> object:
+    """A number of experts as text, as bytes are."""
+    return str(value) if type(value) is int else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,13 @@ class ModelSettings(Settings):
     )
     renormalize: bool = setting(False, "divide the K weights by their sum (not in the paper)")
     executor: str = setting("auto", "what runs the experts", choices=EXECUTORS, free=True)
+    room: str | None = setting(
+        None,
+        "memory that experts may take, such as 8GB, or a number of experts: they rest in files, of "
+        "a GPU in the host's memory, and the executor runs those that are there; None: all are",
+        free=True,
+        convert=_room,
+    )
     channels_last: bool = setting(
         True,
         "keep images and convolutions with the channels last in memory: faster on most devices",
@@ -102,3 +115,5 @@ class ModelSettings(Settings):
             check_names(read_specs(self.hub))
         check_k(self.k, len(self.hub))
         check_router(self.router)
+        if self.room is not None:
+            read_room(self.room)

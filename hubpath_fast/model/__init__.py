@@ -9,6 +9,7 @@ from .aggregator import (
     make_aggregator,
 )
 from .description import describe
+from .expert_major import answers
 from .feature_generator import FeatureGenerator, always_on
 from .fixed_routes import FixedRoutes
 from .generator import PathwayGenerator
@@ -39,6 +40,7 @@ __all__ = [
     "SumAggregator",
     "add_newcomer",
     "always_on",
+    "answers",
     "dense_weights",
     "describe",
     "make_aggregator",

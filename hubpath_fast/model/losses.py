@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +16,8 @@ from .. import functional as HF
 from .._checks import check_classes, check_range, check_router, check_temperature
 from .._torch_ops import router_loss_of_rows
 from .._torch_rows import accumulator, sample_of_row
+from ..parallel.collectives import mean_over_batch
+from ..parallel.ranks import everyone
 from .output import PathwayOutput
 from .targets import Targets, check_lengths, of_samples
 
@@ -125,7 +126,7 @@ class HubPathwayLoss(nn.Module):
             check_router(out.routing, self.router_temperature)
         per_sample = self._per_sample(out.prediction, y)
         task = (per_sample if sample_weight is None else per_sample * sample_weight).mean()
-        explore = HF.exploration_loss(_mean_over_ranks(out.routing.mean))
+        explore = HF.exploration_loss(mean_over_batch(out.routing.mean, n, everyone()))
         by_row = self._by_row(out, y, sample_weight)
         exploit = self._exploit(out, y, by_row, sample_weight) if self.exploit else _zero(task)
         total = task + self.explore * explore + exploit
@@ -208,11 +209,3 @@ class HubPathwayLoss(nn.Module):
 def _zero(like: Tensor) -> Tensor:
     """What a loss that is left out is reported as."""
     return like.new_zeros(())
-
-
-def _mean_over_ranks(mean: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return mean
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(mean) / dist.get_world_size()

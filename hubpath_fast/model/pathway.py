@@ -16,6 +16,7 @@ from ..executors import (
     Executor,
     ExecutorReport,
     ModelExecutors,
+    ResidentExecutor,
     RowPrecision,
     RowSource,
     check_executor,
@@ -25,6 +26,8 @@ from ..executors.groups import expert_name
 from ..routing import Routing
 from .aggregator import LinearAggregator, make_aggregator
 from .batch_norm import check_batch_norm
+from .distributing import Distributing, Placement
+from .expert_major import ExpertMajor
 from .experts import ChangingExperts
 from .fixed_routes import FixedRoutes
 from .generator import check_scores
@@ -40,7 +43,7 @@ from .saving import Saving
 from .tracing import REFUSAL, refuse_recording
 
 
-class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
+class HubPathway(Distributing, Saving, GettingReady, ChangingExperts, ExpertMajor, nn.Module):
     """Routes each input to K of M experts and combines their weighted outputs (equations 1 to 3).
 
     ``x -> A(concat_i(w_i * expert_i(x)))``, where a generator gives each input its weights and
@@ -63,16 +66,22 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
         executor: what runs the experts: "sequential" (one after another), "threads" (concurrent on
             a CPU's threads), "streams" (concurrent on CUDA streams), "graphs" (captured as CUDA
             graphs), or "auto" to let the model choose; on another device than an executor's the
-            first call is a ValueError. Or an ``Executor`` of your own, which is taken as it is.
+            first call is a ValueError. "resident", with a ``room``: experts rest in files, and are
+            in memory while they are used. Or an ``Executor`` of your own, taken as it is.
             ``executor_report()`` says what runs, and why.
         normalization: (mean [M, channels], std [M, channels]) of the images each expert was
             pre-trained on, in units of images in [0, 1]. With it, x is images as uint8 or as floats
             in [0, 1]; without it, every expert gets x as it is.
         renormalize: divide the K weights by their sum (not in the paper).
+        room: of executor="resident", what experts may take in memory: bytes such as "8GB", or a
+            number of experts as large as the largest; at least K of them.
 
     ``origin`` says what the experts were made from (see ``Origin``). ``policy``, None at first, may
     be set to a ``RoutingPolicy``, by which predictions in evaluation mode ask fewer experts, and
-    then they record no gradients; training never follows it. Making a model sets
+    then they record no gradients; training never follows it. ``noise_draw``, None at first, says
+    how training draws noise where none is given: None from torch's generator, and a
+    ``functional.NoiseDraw``, which is to be another at each step, as a function of the samples'
+    numbers alone. Making a model sets
     ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` in the environment unless it is set: see
     ``hubpath_fast._onednn``.
 
@@ -82,7 +91,9 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
 
     Raises:
         ValueError: k out of range, no experts, an unknown executor, a wrong normalization, a
-            BatchNorm without running statistics in any part; in forward: an empty batch, a
+            BatchNorm without running statistics in any part; a room that K experts do not fit in,
+            or experts with state outside their parameters and buffers, which "resident" cannot
+            move; in forward: an empty batch, a
             generator of another width, experts that disagree on C, a call that is recorded as a
             fixed graph (``torch.jit.trace`` and the like).
     """
@@ -98,6 +109,7 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
         executor: str | Executor = "auto",
         normalization: tuple[Tensor, Tensor] | None = None,
         renormalize: bool = False,
+        room: int | str | None = None,
     ):
         super().__init__()
         enlarge_primitive_cache()
@@ -106,8 +118,7 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
         check_k(k, len(experts))
         if min_group < 1:
             raise ValueError(f"min_group: expected an integer >= 1, got {min_group}")
-        if not isinstance(executor, Executor):
-            check_executor(executor)
+        executor = _with_room(executor, room)
         check_modules(experts, generator, aggregator)
         check_batch_norm(
             [
@@ -116,6 +127,8 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
                 *([] if aggregator is None else [("aggregator", aggregator)]),
             ]
         )
+        if isinstance(executor, ResidentExecutor):
+            executor.check(experts, k)
         if aggregator is None:
             num_outputs = infer_num_outputs(experts) if num_outputs is None else num_outputs
             aggregator = make_aggregator("auto", len(experts), num_outputs)
@@ -130,6 +143,8 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
         self.origin = Origin.of_modules(experts)
         self.frozen: Frozen | None = None
         self.policy: RoutingPolicy | None = None
+        self.noise_draw: HF.NoiseDraw | None = None
+        self.placement: Placement | None = None
         self._executors = ModelExecutors()
         self._precision = RowPrecision()
         self._compiled = False
@@ -137,7 +152,7 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
     def forward(
         self,
         x: Tensor,
-        eps: Tensor | None = None,
+        eps: Tensor | HF.NoiseDraw | None = None,
         routing: Routing | None = None,
         target: Tensor | None = None,
         label_smoothing: float = 0.0,
@@ -147,7 +162,7 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
 
         Args:
             x: the samples.
-            eps: [N, M], replaces the noise that training draws.
+            eps: [N, M], or a ``functional.NoiseDraw``: replaces the noise that training draws.
             routing: replaces what ``route`` would say; the generator is not run.
             target: [N, ...] int64 classes, or float class probabilities [N, C, ...], in training
                 mode: the exploit loss (cross-entropy) is computed along with the aggregation, so
@@ -197,7 +212,10 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
         return self._aggregate(self._outputs(x, routing), routing)
 
     def _predict(
-        self, x: Tensor, eps: Tensor | None = None, routing: Routing | None = None
+        self,
+        x: Tensor,
+        eps: Tensor | HF.NoiseDraw | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """In evaluation mode. With a policy no gradients are recorded: routes are cut there."""
         if self.policy is not None and x.requires_grad and torch.is_grad_enabled():
@@ -220,14 +238,16 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
             return self.aggregator.from_rows(outputs, routing)
         return self.aggregator(HF.combine(outputs, routing))
 
-    def route(self, x: Tensor, eps: Tensor | None = None, noisy: bool | None = None) -> Routing:
+    def route(
+        self, x: Tensor, eps: Tensor | HF.NoiseDraw | None = None, noisy: bool | None = None
+    ) -> Routing:
         """The routing of x [N, ...]; in evaluation mode by the ``policy``, if there is one.
 
         Args:
             x: the samples.
-            eps: [N, M], the noise.
-            noisy: whether to draw noise where none is given; None: in training mode, and not in
-                evaluation mode.
+            eps: [N, M], the noise; or a ``functional.NoiseDraw``, which says how to draw it.
+            noisy: whether to draw noise where none is given, by ``noise_draw``; None: in training
+                mode, and not in evaluation mode.
         """
         if len(x) == 0:
             raise ValueError(
@@ -245,7 +265,7 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
                 )
             return policy.route(clean, noise, self.k, self.renormalize)
         if eps is None and (self.training if noisy is None else noisy):
-            eps = "draw"
+            eps = "draw" if self.noise_draw is None else self.noise_draw
         routing = HF.noisy_topk(clean, noise, self.k, eps, self.renormalize)
         if eps is None and isinstance(self.generator, NewcomerGenerator):
             old = self.generator.num_old
@@ -262,13 +282,16 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
     def ask_all(self, x: Tensor) -> Tensor:
         """[N, M, C, ...]: what every expert says of every sample of x [N, ...], without routing.
 
-        In evaluation mode whatever the model's, one expert after another, and without gradients.
+        In evaluation mode whatever the model's, one expert after another unless the model was given
+        an executor of its own, and without gradients.
         """
         count = len(self.experts)
         everyone = FixedRoutes(range(count), [1.0] * count, count).routing(x)
         source = self._row_source(x, everyone)
+        given = isinstance(self.executor, Executor)
+        executor = self.executor if given else make_executor("sequential")
         with eval_mode(self):
-            rows = make_executor("sequential")(self.experts, source, self.min_group)
+            rows = executor(self.experts, source, self.min_group)
         return rows.unflatten(0, (count, len(x))).transpose(0, 1)
 
     def _unit_images(self, x: Tensor) -> Tensor:
@@ -287,7 +310,8 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
         Of what runs training steps, or else predictions; where other batches are run otherwise, a
         note says so. Before the first call: what would run where the model's parameters are now.
         """
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        here = (p.device for p in self.parameters() if not p.is_meta)
+        device = next(here, torch.device("cpu"))
         return self._executors.report(self.executor, self.experts, self.k, device, self._compiled)
 
     def warm_up(self, x: Tensor) -> ExecutorReport:
@@ -346,3 +370,18 @@ class HubPathway(Saving, GettingReady, ChangingExperts, nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, min_group={self.min_group}, executor={self.executor!r}"
+
+
+def _with_room(executor: str | Executor, room: int | str | None) -> str | Executor:
+    """The executor as it is kept. Raises ValueError."""
+    if executor == ResidentExecutor.name:
+        if room is None:
+            raise ValueError(
+                "room: executor='resident' needs one: bytes such as '8GB', or a number of experts"
+            )
+        return ResidentExecutor(room)
+    if room is not None:
+        raise ValueError(f"room: is of executor='resident', got {room!r} with {executor!r}")
+    if not isinstance(executor, Executor):
+        check_executor(executor)
+    return executor

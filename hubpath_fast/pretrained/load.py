@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from ..checkpoints import CheckpointError, SavedModel, assign_weights
+from ..checkpoints.layout import EXPERTS
 from ..devices import check_device
+from ..executors import ResidentExecutor
 from ..hub.expert import Expert
 from ..hub.rebuild import rebuild_aggregator, rebuild_expert, rebuild_generator
 from ..hub.source import HeadTask
@@ -35,6 +37,7 @@ def from_pretrained(
     local_files_only: bool = False,
     device: str = "cpu",
     modules: Modules | None = None,
+    room: int | str | None = None,
 ) -> HubPathway:
     """A model that ``save_pretrained`` or ``hubpath save`` wrote, in evaluation mode.
 
@@ -45,17 +48,27 @@ def from_pretrained(
         modules: what no name builds, by what it is in the model: {0: expert, "generator": module,
             "aggregator": module}. Their weights are loaded, in place of those they have. An expert
             is what ``model.experts`` held, a wrapper around it included.
+        room: what experts may take in memory, as of ``HubPathway``; None: all of them are read.
+            With it the executor is "resident": experts rest in the folder's files, which are to
+            stay as they are, and what is trained in scratch files; of a CUDA device's, in the
+            host's memory.
 
     Raises:
         CheckpointError: the folder holds no hub, one of a newer version, or one whose files are
             missing, damaged, swapped or of another model; names that this installation cannot
             build.
-        ValueError: modules that are needed and missing, with the list; a device that is none.
+        ValueError: modules that are needed and missing, with the list; a device that is none; a
+            room that is none, or too small, or on another device.
     """
     on = check_device(device)
+    if room is not None and on.type not in ("cpu", "cuda"):
+        raise ValueError(f"room: is for a CPU or CUDA, got room={room!r} with device={device!r}")
     where = {"revision": revision, "cache_dir": cache_dir, "token": token}
     hub = SavedHub(find_folder(source, local_files_only=local_files_only, **where))
-    return open_model(hub, modules).to(on)
+    model = open_model(hub, modules, room).to(on)
+    if room is not None:
+        model.executor.settle(model.experts)
+    return model
 
 
 def load_expert(
@@ -101,15 +114,56 @@ def find_folder(source: str | Path, *, expert: int | str | None = None, **where)
     return locate(source, expert=expert, **where)
 
 
-def open_model(hub: SavedHub, modules: Modules | None = None) -> HubPathway:
+def open_model(
+    hub: SavedHub, modules: Modules | None = None, room: int | str | None = None
+) -> HubPathway:
     """The model of a folder, on the CPU and in evaluation mode."""
     given = dict(modules or {})
     _check_modules(given, _needed(hub), "modules", hub)
     # New layers draw their first weights, for nothing; and what is opened may be trained.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        executor = None if room is None else ResidentExecutor(room)
         model = _build(hub, given)
-        assign_weights(model, _tensors(hub, range(len(hub.experts))))
+        if executor is not None:
+            executor.check(model.experts, model.k)
+            model.executor = executor
+        tensors = _tensors(hub, range(len(hub.experts)))
+        if room is None:
+            assign_weights(model, tensors)
+        else:
+            _assign_resting(model, tensors, hub.saved)
     return model.eval()
+
+
+def _assign_resting(model: HubPathway, tensors: SavedModel | Completed, saved: SavedModel) -> None:
+    """Each expert rests as soon as it has its weights: those of another memory format are copies,
+    and not all of them fit in memory."""
+    opened = {saved.place / name: file for name, file in saved.opened.items()}
+    paths: list[set[Path]] = [set() for _ in model.experts]
+    for name, path in saved.files().items():
+        if (index := _expert_of(name)) is not None:
+            paths[index].add(path)
+    done = 0
+
+    def settle(until: int) -> None:
+        nonlocal done
+        while done < until:
+            files = [opened[path].mapped() for path in sorted(paths[done])]
+            model.executor.settle_one(model.experts, done, [f for f in files if f is not None])
+            done += 1
+
+    def placed(name: str) -> None:
+        if (index := _expert_of(name)) is not None:  # they come in their order
+            settle(index)
+
+    assign_weights(model, tensors, placed=placed)
+    settle(len(paths))
+    model.executor.settle(model.experts)
+
+
+def _expert_of(name: str) -> int | None:
+    """The number of the expert that a tensor is of."""
+    return int(name.split(".", 2)[1]) if name.startswith(f"{EXPERTS}.") else None
 
 
 def _build(hub: SavedHub, given: Modules) -> HubPathway:

@@ -20,6 +20,7 @@ from ..checkpoints import (
 from ..model import HubPathway, Origin
 from ..model.inference import SAVING
 from ..model.saving import model_config
+from ..resting import bring_home, leave_folder
 from .saved import is_saved_hub
 from .slim import find_references
 
@@ -50,6 +51,8 @@ def save_model(
         from ..runs.saved import head_task  # imports what reads images, which others need not
 
         references = find_references(model, head_task(config["model"]))
+    bring_home(model.parameters())
+    leave_folder(model.parameters(), folder)
     with replacing_folder(folder) as new:
         write_model(new, model, config, model.origin.labels, references=references)
         if card is not None:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data import EvalBatches, SummedCrops, TrainStream
-from ..executors import Workload
+from ..data.order import Places
+from ..executors import ResidentExecutor, Workload
 from ..hub import Expert, build_experts, create_model, head_parameters
 from ..hub.source import HeadTask, PlainTask
 from ..model import HubPathway, PathwayGenerator, always_on, make_aggregator
+from ..parallel.ranks import Ranks
 from ..training import Task, evaluate
 from ..training.random_state import seed_all
 from .config import LANDMARKS, FitConfig
 from .kinds import kind_of
 
 
-def build_model(config: FitConfig, task: HeadTask, image_size: int, pretrained: bool) -> HubPathway:
-    """The Hub-Pathway that ``config`` describes, for images of ``image_size`` pixels a side."""
-    experts = make_experts(config, task, image_size, pretrained)
+def build_model(
+    config: FitConfig,
+    task: HeadTask,
+    image_size: int,
+    pretrained: bool,
+    own: Container[int] | None = None,
+) -> HubPathway:
+    """The Hub-Pathway that ``config`` describes, for images of ``image_size`` pixels a side. own:
+    numbers of the experts that this process has, see ``build_experts``."""
+    experts = make_experts(config, task, image_size, pretrained, own)
     model = make_pathway(config, experts, task.num_outputs, image_size, pretrained=pretrained)
     if not isinstance(task, PlainTask):
         model.origin = model.origin.with_task(describe_task(config, task))
@@ -37,10 +46,13 @@ def describe_task(config: FitConfig, task: Task) -> dict[str, Any]:
     return described
 
 
-def build_seeded(config: FitConfig, task: HeadTask, image_size: int) -> HubPathway:
-    """The model with its new parts drawn by the run's seed, whatever was drawn before."""
+def build_seeded(
+    config: FitConfig, task: HeadTask, image_size: int, own: Container[int] | None = None
+) -> HubPathway:
+    """The model with its new parts drawn by the run's seed, whatever was drawn before, and whatever
+    experts are this process's own."""
     seed_all(config.trainer.seed)
-    return build_model(config, task, image_size, config.pretrained)
+    return build_model(config, task, image_size, config.pretrained, own)
 
 
 def as_built(config: FitConfig, model: HubPathway) -> FitConfig:
@@ -56,10 +68,17 @@ def as_built(config: FitConfig, model: HubPathway) -> FitConfig:
 
 
 def make_experts(
-    config: FitConfig, task: HeadTask, image_size: int, pretrained: bool
+    config: FitConfig,
+    task: HeadTask,
+    image_size: int,
+    pretrained: bool,
+    own: Container[int] | None = None,
 ) -> list[Expert]:
-    """The hub of ``config``, each expert with a new head for the task."""
-    experts = build_experts(config.hub, task.num_outputs, pretrained, image_size, task=task)
+    """The hub of ``config``, each expert with a new head for the task. own: see
+    ``build_experts``."""
+    experts = build_experts(
+        config.hub, task.num_outputs, pretrained, image_size, task=task, own=own
+    )
     for expert in experts:
         if config.head_init is not None:
             draw_head(expert.module, config.head_init)
@@ -91,17 +110,25 @@ def make_pathway(
         aggregator=aggregator,
         min_group=config.min_group,
         renormalize=config.renormalize,
-        executor=config.executor,
+        executor=(
+            config.executor
+            if config.room is None
+            else ResidentExecutor(config.room, config.executor)
+        ),
     )
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
 def draw_head(expert: nn.Module, std: float) -> None:
-    """Draws the weights of an expert's new head from N(0, std), and sets its biases to 0."""
+    """Draws the weights of an expert's new head from N(0, std), and sets its biases to 0.
+
+    Of one on the meta device they are drawn and dropped: what is drawn next is as it would be."""
     head = {id(p) for p in head_parameters(expert)}
     for layer in expert.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and id(layer.weight) in head:
-            nn.init.normal_(layer.weight, std=std)
+            weight = layer.weight
+            drawn = torch.empty_like(weight, device="cpu") if weight.is_meta else weight
+            nn.init.normal_(drawn, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -116,8 +143,10 @@ def training_work(config: FitConfig, image_size: int) -> Workload:
     )
 
 
-def train_stream(split: Any, config: FitConfig, image_size: int, num_outputs: int) -> TrainStream:
-    """The training batches, augmented as the settings say."""
+def train_stream(
+    split: Any, config: FitConfig, image_size: int, num_outputs: int, ranks: Ranks = Ranks()
+) -> TrainStream:
+    """The training batches, augmented as the settings say; this rank's part of them."""
     settings, kind = config.trainer, kind_of(config)
     return TrainStream(
         kind.train_dataset(split, config, image_size),
@@ -127,32 +156,43 @@ def train_stream(split: Any, config: FitConfig, image_size: int, num_outputs: in
         settings.device,
         config.prefetch,
         batch_changes(config, image_size, num_outputs),
+        ranks.share(settings.accumulate),
+        pairs=config.mixes,
     )
 
 
 def batch_changes(config: FitConfig, image_size: int, num_outputs: int) -> Callable | None:
-    """What happens to whole training batches, as one (images, targets, step) -> (images, targets);
-    None: nothing."""
+    """What happens to whole training batches, as one (images, targets, step) -> (images, targets),
+    which is also given the ``Places`` of a rank's part; None: nothing."""
     changes = kind_of(config).batch_changes(config, image_size, num_outputs)
 
-    def change(images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def change(
+        images: Tensor, targets: Tensor, step: int, *places: Places
+    ) -> tuple[Tensor, Tensor]:
         for each in changes:
-            images, targets = each(images, targets, step)
+            images, targets = each(images, targets, step, *places)
         return images, targets
 
     return change if changes else None
 
 
 def eval_batches(
-    split: Any, config: FitConfig, image_size: int, crops: int = 1, device: str | None = None
+    split: Any,
+    config: FitConfig,
+    image_size: int,
+    crops: int = 1,
+    device: str | None = None,
+    ranks: Ranks = Ranks(),
 ) -> EvalBatches:
-    """A split in its own order, of images centre crops or several, ready for ``evaluate``."""
+    """A split in its own order, of images centre crops or several, ready for ``evaluate``; this
+    rank's part of each batch."""
     return EvalBatches(
         kind_of(config).eval_dataset(split, config, image_size, crops),
         config.trainer.batch_size,
         config.workers,
         device or config.trainer.device,
         config.prefetch,
+        ranks.share(),
     )
 
 
@@ -179,8 +219,19 @@ def score(
     image_size: int,
     crops: int = 1,
     device: str | None = None,
+    expert_major: bool = False,
+    ranks: Ranks = Ranks(),
 ) -> dict[str, float]:
-    """What ``evaluate`` says of a split, over ``crops`` crops of each image."""
-    batches = eval_batches(split, config, image_size, crops, device)
+    """What ``evaluate`` says of a split, over ``crops`` crops of each image.
+
+    Raises ValueError for several crops expert by expert."""
+    if expert_major and crops != 1:
+        raise ValueError(
+            f"crops: expected 1 where experts are asked one after another, got {crops}; leave out "
+            "--expert-major"
+        )
+    # What is asked expert by expert waits on the host.
+    where = "cpu" if expert_major else device
+    batches = eval_batches(split, config, image_size, crops, where, ranks)
     scored = model if crops == 1 else SummedCrops(model)
-    return evaluate(scored, batches, task, device, config.trainer.amp)
+    return evaluate(scored, batches, task, device, config.trainer.amp, ranks, expert_major)

@@ -14,6 +14,7 @@ from ..data.named import DIGITS, FACES, FOLDER
 from ..data.settings import DataSettings
 from ..fields import setting
 from ..hub.settings import ModelSettings
+from ..parallel.ranks import read_layout
 from ..tasks.landmarks.settings import LandmarkSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
@@ -42,6 +43,17 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
         "heads:E: heads and router first, the bodies frozen, by E passes over the training images",
         added=True,
         convert=read_warm_up,
+    )
+
+    # Free: a run may go on with any number of ranks.
+    parallel: str | None = setting(
+        None,
+        "what several ranks share out, which torchrun starts: ep, the experts; dp, none of them; "
+        "DPxEP, such as 2x4, the experts in each of so many replicas; None: ep, or dp where there "
+        "are more ranks than experts",
+        added=True,
+        free=True,
+        convert=read_layout,
     )
 
     task: str = setting(

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,13 +271,32 @@ class Run:
         """What tables call the experts."""
         return self.model.origin.labels
 
+    @property
+    def device(self) -> torch.device:
+        """Where it predicts: that of its router, since experts may rest elsewhere."""
+        model = self.model
+        router = chain(model.generator.parameters(), model.aggregator.parameters())
+        return next(chain(router, model.buffers(recurse=False), model.parameters())).device
 
-def open_run(run: str | Path, device: str = "cpu", task: str | None = None) -> Run:
+    def room_notes(self) -> list[str]:
+        """What came into memory so far, and went, where experts have a room for that."""
+        report = self.model.executor_report()
+        return [report.room_text] if report.room else []
+
+
+def open_run(
+    run: str | Path,
+    device: str = "cpu",
+    task: str | None = None,
+    room: str | int | None = None,
+) -> Run:
     """Opens a run's best checkpoint (the last one, where none was evaluated yet), with the routes
     that the run keeps; or the checkpoint given; or a saved hub.
 
     run: the folder of a run, best/ or last/ of it, or a folder of ``model.save_pretrained``.
     task: the kind of task that the caller is for, "classification" or "landmarks"; None: any.
+    room: of the experts that are in memory at a time, "8GB" or a number of them; see
+    ``from_pretrained``. None: all are.
 
     Raises:
         ValueError: the folder holds no run and no saved hub, or one of another task (with the
@@ -286,14 +306,18 @@ def open_run(run: str | Path, device: str = "cpu", task: str | None = None) -> R
     on, path = check_device(device), Path(run)
     folder, above = RunFolder(path), RunFolder(path.resolve().parent)
     if not folder.has_run and path.resolve().name in CHECKPOINTS and above.has_run:
-        return _open_checkpoint(above, path.resolve(), on, task)
+        return _open_checkpoint(above, path.resolve(), on, task, room)
     if not folder.has_run and (path / CONFIG_FILE).is_file():
-        return _open_saved(path, on, task)
-    return _open_checkpoint(folder, None, on, task)
+        return _open_saved(path, on, task, room)
+    return _open_checkpoint(folder, None, on, task, room)
 
 
 def _open_checkpoint(
-    folder: RunFolder, checkpoint: Path | None, device: torch.device, task: str | None
+    folder: RunFolder,
+    checkpoint: Path | None,
+    device: torch.device,
+    task: str | None,
+    room: str | int | None,
 ) -> Run:
     """checkpoint: of the run; None: the best."""
     record = folder.record()
@@ -302,10 +326,13 @@ def _open_checkpoint(
         check_task(folder.path, config, task)
     lost = folder.lost_best() if checkpoint is None else None
     checkpoint = checkpoint or folder.checkpoint()
-    same = device.type == torch.device(config.trainer.device).type
-    here = config if same else config.replace(executor="auto")
-    model = build_model(here, learned, image_size, pretrained=False)
-    load_weights(model, checkpoint)
+    if room is None:
+        same = device.type == torch.device(config.trainer.device).type
+        here = config if same else config.replace(executor="auto", room=None)
+        model = build_model(here, learned, image_size, pretrained=False)
+        load_weights(model, checkpoint)
+    else:  # a checkpoint is a saved hub, whose experts need not be in memory to be there
+        model = open_model(SavedHub(checkpoint), room=room)
     routes = folder.fixed_routes(len(model.experts))
     if routes is not None:
         model.generator = routes
@@ -313,7 +340,7 @@ def _open_checkpoint(
     return Run(config, learned, image_size, model.to(device).eval(), notes, folder)
 
 
-def _open_saved(path: Path, device: torch.device, task: str | None) -> Run:
+def _open_saved(path: Path, device: torch.device, task: str | None, room: str | int | None) -> Run:
     hub = SavedHub(path)
     with hub.naming():
         config, learned, size = settings_of(hub.config, path), task_of(hub.model), hub.input_size
@@ -324,7 +351,7 @@ def _open_saved(path: Path, device: torch.device, task: str | None) -> Run:
                 "model.save_pretrained(DIR, classes=[...])"
             )
         check_task(path, config, task)
-    return Run(config, learned, size, open_model(hub).to(device))
+    return Run(config, learned, size, open_model(hub, room=room).to(device))
 
 
 def check_task(run: str | Path, config: FitConfig, task: str) -> None:

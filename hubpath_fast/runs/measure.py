@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -15,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..baselines import Ensemble
 from ..devices import autocast
 from ..hub.costs import router_share
-from ..model import HubPathway, always_on, dense_weights
+from ..model import HubPathway, always_on, answers, dense_weights
+from ..model.expert_major import MEMORY, held_bytes
 from ..training import Task
 
 BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are timed
@@ -23,29 +25,41 @@ BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, task: Task, batches: Iterable, device: str, amp: str = "none"
+    model: nn.Module,
+    task: Task,
+    batches: Iterable,
+    device: str,
+    amp: str = "none",
+    expert_major: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """What a model says, in evaluation mode.
+
+    expert_major: of a Hub-Pathway: see ``HubPathway.predict_expert_major``.
 
     Returns:
         (predictions [n, P], float32 on the host, as the task stores them; of a Hub-Pathway each
         image's weight for each expert, [n, M] likewise, 0 where inactive, else None).
     """
     model.eval()
-    predictions, weights = [], []
-    for images, _ in batches:
-        with autocast(torch.device(device), amp):
-            if isinstance(model, HubPathway):
-                images = images.to(device)
-                routing = model.route(images)
-                outputs = model(images, routing=routing)
-                # An active expert is told from the others even where its weight underflows to 0.
-                active = routing.weights.float().clamp_min(torch.finfo(torch.float32).tiny)
-                weights.append(dense_weights(replace(routing, weights=active)).cpu())
-            else:
-                outputs = model(images.to(device))
-        predictions.append(task.predict(outputs).cpu())
+    predictions, weights, on = [], [], torch.device(device)
+    if isinstance(model, HubPathway):
+        for outputs, routing, _ in answers(model, batches, on, amp, expert_major):
+            # An active expert is told from the others even where its weight underflows to 0.
+            active = routing.weights.float().clamp_min(torch.finfo(torch.float32).tiny)
+            weights.append(dense_weights(replace(routing, weights=active)).cpu())
+            predictions.append(task.predict(outputs).cpu())
+    else:
+        for images, _ in batches:
+            with autocast(on, amp):
+                outputs = model(images.to(on))
+            predictions.append(task.predict(outputs).cpu())
     return torch.cat(predictions), torch.cat(weights) if weights else None
+
+
+def images_at_once(model: HubPathway, task: Task, image_size: int) -> int:
+    """How many uint8 images fit in the memory that predictions expert by expert may hold."""
+    row = 4 * math.prod(task.expected_shape(image_size))
+    return max(1, MEMORY // held_bytes(3 * image_size**2, model.k, row))
 
 
 @torch.no_grad()

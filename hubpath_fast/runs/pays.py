@@ -30,6 +30,8 @@ from torch import Tensor
 from ..devices import autocast, eval_mode
 from ..measure import Measure
 from ..model import FixedRoutes, HubPathway, dense_weights
+from ..parallel.ranks import Ranks
+from ..parallel.samples import gather_batches
 from ..training import Task
 from .pays_words import sentence
 
@@ -50,6 +52,7 @@ def does_routing_pay(
     device: str = "cpu",
     amp: str = "none",
     split: str = "validation",
+    ranks: Ranks = Ranks(),
 ) -> dict[str, Any]:
     """What came of learned routes, best fixed set, random routes and experts alone.
 
@@ -59,8 +62,9 @@ def does_routing_pay(
     Args:
         model: trained; on its device, in any mode.
         batches: of the images, (images, targets); see ``runs.build.eval_batches``.
+            Of several ranks, this one's share.
         names: of the experts. seed: of random routes and of the bootstrap. split: what the images
-            are called.
+            are called. ranks: that find it together, each asking about its own images.
 
     Returns:
         A dictionary for ``result.json``:
@@ -77,7 +81,7 @@ def does_routing_pay(
     """
     from ..report.quality import weight_quality  # its package draws figures: slow to import
 
-    asked = Asked(model, task, batches, device, amp)
+    asked = Asked(model, task, batches, device, amp, ranks=ranks)
     count, k = asked.weights.shape[1], model.k
     choice = k < count
     total = float(asked.weights.sum(dim=1).mean())
@@ -131,22 +135,26 @@ class Asked:
         device: str,
         amp: str,
         in_memory: int = IN_MEMORY,
+        ranks: Ranks = Ranks(),
     ) -> None:
         self.model, self.task, self.batches, self.amp = model, task, batches, amp
-        self.device = torch.device(device)
+        self.device, self.ranks = torch.device(device), ranks
         # Outputs [N, M, C, ...] on the host, targets; None: too much to keep.
         self.parts: list[tuple[Tensor, Any]] | None = []
-        weights, alone, self.mean, kept = [], [], torch.zeros(len(model.experts)).double(), 0
+        weights, alone, sums, kept = [], [], torch.zeros(len(model.experts)).double(), 0
         with torch.no_grad(), eval_mode(model):
             for images, targets in batches:
                 images = images.to(self.device)
                 with autocast(self.device, amp):
                     routing, outputs = model.route(images), model.ask_all(images)
-                weights.append(dense_weights(routing).float().cpu())
-                self.mean += routing.mean.double().cpu() * len(images)
                 targets = targets.cpu()
-                own = [task.scores(task.predict(o).cpu(), targets) for o in outputs.unbind(1)]
-                alone.append(torch.stack(own))
+                counted = len(targets)  # 0 of an image that is only there for other ranks' sake
+                outputs = outputs[:counted]
+                weights.append(dense_weights(routing).float().cpu()[:counted])
+                sums += routing.mean.double().cpu() * counted
+                alone.append(torch.empty(len(sums), counted).double())
+                for i, own in enumerate(outputs.unbind(1) if counted else ()):
+                    alone[-1][i] = task.scores(task.predict(own).cpu(), targets)
                 kept += outputs.nbytes
                 if kept > in_memory:
                     self.parts = None
@@ -154,23 +162,32 @@ class Asked:
                     self.parts.append((outputs.cpu(), targets))
         if not weights:
             raise ValueError("batches: expected at least one sample to evaluate on, got none")
-        self.weights, self.alone = torch.cat(weights), torch.cat(alone, dim=1).numpy()
+        # All ranks ask again where one has to, since they do it together.
+        if any(ranks.gather(self.parts is None)):
+            self.parts = None
+        weights = gather_batches(weights, ranks)
+        self.weights = torch.cat(weights)
+        self.alone = torch.cat(gather_batches(alone, ranks), dim=1).numpy()
         self.samples = len(self.weights)
-        self.mean /= self.samples
+        self.mean = sum(ranks.gather(sums)) / self.samples
+        ends = np.cumsum([len(part) for part in weights]).tolist()
+        # Where this rank's images of each batch stand among all.
+        self._rows = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+        self._rows = self._rows[ranks.rank :: ranks.world]
 
     def scores(self, candidates: Sequence[Tensor]) -> np.ndarray:
         """[S, n]: the task's scores with other weights, [M] or one for each image [n, M]; an expert
         of weight 0 is not asked."""
-        found, begin = np.empty((len(candidates), self.samples)), 0
+        found = []
         with torch.no_grad(), eval_mode(self.model):
-            for outputs, targets in self._outputs():
-                rows = slice(begin, begin + len(outputs))
-                begin = rows.stop
-                for i, weights in enumerate(candidates):
+            for rows, (outputs, targets) in zip(self._rows, self._outputs(), strict=True):
+                scores = np.empty((len(candidates), len(outputs)))
+                for i, weights in enumerate(candidates if len(outputs) else ()):
                     own = weights.expand(self.samples, -1)[rows].to(self.device, torch.float32)
                     predicted = self.task.predict(self._aggregate(outputs, own)).cpu()
-                    found[i, rows] = self.task.scores(predicted, targets).numpy()
-        return found
+                    scores[i] = self.task.scores(predicted, targets).numpy()
+                found.append(scores)
+        return np.concatenate(gather_batches(found, self.ranks), axis=1)
 
     def _outputs(self) -> Iterator[tuple[Tensor, Any]]:
         """Batch by batch the outputs [N, M, C, ...] on the device, and the targets."""
@@ -181,7 +198,7 @@ class Asked:
         for images, targets in self.batches:
             with autocast(self.device, self.amp):
                 outputs = self.model.ask_all(images.to(self.device))
-            yield outputs, targets.cpu()
+            yield outputs[: len(targets)], targets.cpu()
 
     def _aggregate(self, outputs: Tensor, weights: Tensor) -> Tensor:
         """As ``HubPathway`` does in evaluation mode, but for roundings."""

@@ -25,9 +25,10 @@ from ..data.cache import free_memory
 from ..data.order import SampleOrder
 from ..model import HubPathway, always_on
 from ..model.features import OnFeatures
+from ..parallel.ranks import Ranks
 from ..training import Interrupt, Trainer, TrainerConfig, find_checkpoint, load_state
+from ..training.agreement import Agreement, Stopped
 from ..training.config import with_steps
-from ..training.feed import Stopped, until_stopped
 from ..training.objective import Objective
 from ..training.progress import ProgressLine
 
@@ -191,7 +192,9 @@ def _keep(
     line = ProgressLine(max(1, len(batches)), 0, console, "features")
 
     def shown() -> Iterator:
-        for i, batch in enumerate(until_stopped(batches, lambda: interrupt.requested is not None)):
+        for i, batch in enumerate(
+            Agreement(Ranks(), lambda: interrupt.requested).until_stopped(batches)
+        ):
             yield batch
             line.advance(i + 1)
 

@@ -173,6 +173,19 @@ class ClassificationMeter:
         self._classes.index_add_(1, known, torch.stack([correct, torch.ones_like(correct)]))
         self._samples, self._labels = self._samples + len(outputs), self._labels + targets.numel()
 
+    def cpu(self) -> ClassificationMeter:
+        self._loss = self._loss.cpu()
+        self._classes = None if self._classes is None else self._classes.cpu()
+        return self
+
+    def merge(self, other: ClassificationMeter) -> None:
+        if other._classes is None:
+            return
+        self._loss = self._loss + other._loss
+        self._classes = other._classes if self._classes is None else self._classes + other._classes
+        self._samples += other._samples
+        self._labels += other._labels
+
     def result(self) -> dict[str, float]:
         if self._classes is None:
             raise ValueError("batches: expected at least one sample to evaluate on, got none")

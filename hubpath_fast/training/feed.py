@@ -1,22 +1,19 @@
 """The batches of a run, from streams that may break because the run is being stopped.
 
 A signal to a process group ends the processes that decode images as well. What a stream raises
-while the run is being stopped is therefore no error of its own.
+while this process is asked to stop is therefore no error of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from ..parallel.ranks import Ranks
 from .config import TrainerConfig
 from .random_state import random_state, set_random_state
-
-
-class Stopped(Exception):
-    """The run is being stopped: no more batches."""
 
 
 class Feed:
@@ -25,19 +22,32 @@ class Feed:
     Args:
         stream: see ``Trainer``.
         config: of the trainer.
-        stopping: whether the run is being stopped.
+        asked: what asks this process to stop, or None.
+        ranks: of the run: the batches are then this rank's share.
     """
 
-    def __init__(self, stream: Any, config: TrainerConfig, stopping: Callable[[], bool]) -> None:
-        self.stream, self.config, self.stopping = stream, config, stopping
+    def __init__(
+        self,
+        stream: Any,
+        config: TrainerConfig,
+        asked: Callable[[], str | None],
+        ranks: Ranks = Ranks(),
+    ) -> None:
+        self.stream, self.config, self.asked, self.ranks = stream, config, asked, ranks
         self._batches: Iterator | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether the stream was asked for a batch."""
+        return self._batches is not None
+
     def next(self, step: int) -> tuple[Any, Any] | None:
-        """The batch of a step, which follows the one before; None if the run is being stopped and
-        the stream broke.
+        """The batch of a step, which follows the one before; None if this process is asked to stop
+        and the stream broke.
 
         Raises:
-            ValueError: the stream has ended, or a batch has fewer samples than micro-batches.
+            ValueError: the stream has ended, or a batch has fewer samples than micro-batches or is
+                not the rank's share.
         """
         try:
             images, targets = self._first(step) if self._batches is None else next(self._batches)
@@ -47,15 +57,26 @@ class Feed:
                 "on for as long as it is asked"
             ) from None
         except Exception:
-            if self.stopping():
+            if self.asked() is not None:
                 return None
             raise
-        if len(images) < self.config.accumulate:
+        if not self.ranks.single:
+            self._check_share(len(images), step)
+        elif len(images) < self.config.accumulate:
             raise ValueError(
                 f"accumulate: expected at most the samples of a batch, got "
                 f"{self.config.accumulate} for the {len(images)} of step {step}; lower accumulate"
             )
         return images, targets
+
+    def _check_share(self, found: int, step: int) -> None:
+        size = self.config.batch_size
+        own = len(self.ranks.share(self.config.accumulate).positions(size))
+        if found != own:
+            raise ValueError(
+                f"stream: expected {own} of the {size} samples of a batch, this rank's share, got "
+                f"{found} at step {step}; give the stream share=ranks.share(accumulate)"
+            )
 
     def _first(self, step: int) -> tuple[Any, Any]:
         """Starting an iterator may draw random numbers; a run that resumes here must not be set off
@@ -72,20 +93,3 @@ class Feed:
         if hasattr(self._batches, "close"):
             self._batches.close()
         self._batches = None
-
-
-def until_stopped(batches: Iterable, stopping: Callable[[], bool]) -> Iterator:
-    """The batches; raises Stopped as soon as the run is being stopped."""
-    iterator = iter(batches)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            if stopping():
-                raise Stopped from error
-            raise
-        if stopping():
-            raise Stopped
-        yield batch

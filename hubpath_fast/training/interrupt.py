@@ -11,8 +11,9 @@ class Interrupt:
     """A context in which SIGTERM and SIGINT only set :attr:`requested`, to the signal's name.
 
     A second signal aborts at once: KeyboardInterrupt for Ctrl-C, SystemExit(143) for SIGTERM. The
-    handlers found on entering are restored on leaving. Outside the main thread, where Python
-    delivers no signals, it installs nothing.
+    handlers found on entering are restored on leaving; what one within another finds requested is
+    requested of it, too. Outside the main thread, where Python delivers no signals, it installs
+    nothing.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +26,10 @@ class Interrupt:
         self.requested = None
         if threading.current_thread() is threading.main_thread():
             for number in self.signals:
-                self._previous[number] = signal.signal(number, self._handle)
+                previous = self._previous[number] = signal.signal(number, self._handle)
+                outer = getattr(previous, "__self__", None)
+                if isinstance(outer, Interrupt):
+                    self.requested = self.requested or outer.requested
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -129,6 +129,22 @@ class TensorBoardLog:
         self._writer.close()
 
 
+class NoLog:
+    """Of a rank that another one speaks for."""
+
+    records: Sequence[dict[str, Any]] = ()
+
+    def advance(self, step: int) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def write(self, record: Mapping[str, Any], losses: Sequence[str]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RunLog:
     """All that a run's records go to: ``log.jsonl``, TensorBoard and the progress line.
 

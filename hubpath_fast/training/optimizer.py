@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..model.heads import head_parameters, lr_factor
+from ..resting import beside, expect, rests
 from .config import TrainerConfig
 
 
@@ -54,6 +55,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW or SGD over ``groups``, one fused update where torch has it.
 
+    Parameters on the meta device, of experts that another rank has, keep their places in the
+    groups, so that these are the same on all ranks; without a gradient no update looks at them.
     Raises ValueError when there is nothing to train, or when a trainable parameter of ``model`` is
     in no group or in two: it would silently stay as it is, or be updated twice.
     """
@@ -89,10 +92,14 @@ def build_optimizer(
     if not entries:
         raise ValueError("no parameter requires a gradient: nothing to train; unfreeze some")
     # Fused kernels exist for these devices; foreach is the next best elsewhere.
-    fused = all(p.device.type in ("cpu", "cuda") for e in entries for p in e["params"])
+    fused = all(p.device.type in ("cpu", "cuda", "meta") for e in entries for p in e["params"])
     fast = {"fused": True} if fused else {"foreach": True}
+    params = [p for entry in entries for p in entry["params"]]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(entries, betas=(config.momentum, 0.999), **fast)
+        expect(params, 2)
+        adamw = torch.optim.AdamW(entries, betas=(config.momentum, 0.999), **fast)
+        return start_moments(adamw)
+    expect(params, int(config.momentum > 0))
     sgd = torch.optim.SGD(entries, momentum=config.momentum, nesterov=config.nesterov, **fast)
     return start_momentum(sgd)
 
@@ -106,8 +113,28 @@ def start_momentum(sgd: torch.optim.SGD) -> torch.optim.SGD:
     for group in sgd.param_groups:
         if group["momentum"] > 0:
             for p in group["params"]:
-                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                if p.is_meta:
+                    continue
+                sgd.state[p]["momentum_buffer"] = beside(p)
     return sgd
+
+
+def start_moments(adamw: torch.optim.AdamW) -> torch.optim.AdamW:
+    """Have the moments of parameters that rest in files do so, too; returns the optimizer.
+
+    They are made before a parameter's first update, as the fused one would make them.
+    """
+
+    def start(*_: object) -> None:
+        for group in adamw.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and not adamw.state.get(p) and rests(p):
+                    moments = {key: beside(p) for key in ("exp_avg", "exp_avg_sq")}
+                    step = torch.zeros((), dtype=torch.float32, device=p.device)
+                    adamw.state[p] = {"step": step, **moments}
+
+    adamw.register_step_pre_hook(start)
+    return adamw
 
 
 def match_layouts(optimizer: torch.optim.Optimizer) -> None:

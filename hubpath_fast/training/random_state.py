@@ -8,12 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.order import mix
+
 
 def seed_all(seed: int) -> None:
     """Seed Python, numpy (which takes 32 bits) and torch on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_rank(seed: int, rank: int, step: int) -> None:
+    """Seed a rank but the first when it starts training, or goes on, at a step.
+
+    The first has what one process has: ``seed_all``, or the state in the checkpoint. The others
+    draw for other rows, so their generators differ; what is drawn inside experts, such as dropout,
+    is so independent of the number of ranks in distribution, not to the bit.
+    """
+    seed_all(mix(seed, "rank", rank, step))
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

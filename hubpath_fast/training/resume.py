@@ -22,6 +22,7 @@ from ..checkpoints import (
     remember,
 )
 from ..fields import differences
+from ..parallel.ranks import Ranks
 from .checkpoint import load_state
 from .config import TrainerConfig
 from .optimizer import group_names
@@ -68,14 +69,38 @@ def check_same_run(out_dir: Path, config: TrainerConfig, run: Mapping[str, Any])
             )
 
 
-def load_run(
-    last: Path, model: nn.Module, optimizer: torch.optim.Optimizer, labels: Sequence[str] = ()
-) -> tuple[dict[str, Any], Written]:
-    """Loads a checkpoint into model and optimizer; its whole state, and its files, for the next
-    save to link to.
+def check_same_settings(
+    ranks: Ranks, out_dir: Path, config: TrainerConfig, run: Mapping[str, Any]
+) -> None:
+    """Raises ValueError, on all ranks, unless all train the same; each may have its own device."""
+    settings = config.to_dict()
+    del settings["device"]
+    ranks.check_same(
+        {"out_dir": str(out_dir), **_flat({"trainer": settings, "run": _one_form(run)}, "")}
+    )
 
-    Raises CheckpointError if it is damaged, or of another model or other parameter groups.
+
+def load_run(
+    last: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    labels: Sequence[str] = (),
+    ranks: Ranks = Ranks(),
+) -> tuple[dict[str, Any], Written]:
+    """Loads a checkpoint, of any number of ranks, into model and optimizer; its whole state, and
+    its files, for the next save to link to.
+
+    ranks: all of them call this alike, and each loads its own experts. Raises CheckpointError, on
+    all ranks whichever finds it, if the checkpoint is damaged, or of another model or other
+    parameter groups.
     """
+    with ranks.agreed(f"loading {last}"):
+        return _load_run(last, model, optimizer, labels)
+
+
+def _load_run(
+    last: Path, model: nn.Module, optimizer: torch.optim.Optimizer, labels: Sequence[str]
+) -> tuple[dict[str, Any], Written]:
     state = load_state(last)
     missing = [key for key in STATE_KEYS if key not in state]
     if missing:

@@ -35,6 +35,21 @@ class RouteMeter:
         else:
             self._groups = None
 
+    def cpu(self) -> RouteMeter:
+        """Moves what was collected to the host; returns itself."""
+        self._experts = [batch.cpu() for batch in self._experts]
+        self._mean = None if self._mean is None else self._mean.cpu()
+        self._groups = None if self._groups is None else [batch.cpu() for batch in self._groups]
+        return self
+
+    def merge(self, other: RouteMeter) -> None:
+        """Takes in what another one has collected, of other samples, and perhaps of none."""
+        if other._mean is not None:
+            self._mean = other._mean if self._mean is None else self._mean + other._mean
+        self._experts += other._experts
+        known = self._groups is not None and other._groups is not None
+        self._groups = [*self._groups, *other._groups] if known else None
+
     def result(self) -> dict[str, Any]:
         """share [M], sets, mutual_information as of ``route_statistics``; weight [M], the mean of p
         over all samples, and entropy_fraction, its entropy as a share of log M; and where targets

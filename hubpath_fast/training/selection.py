@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..measure import Measure
+from .agreement import Agreement, Stopped
 from .config import TrainerConfig
 from .evaluation import evaluate
-from .feed import Stopped, until_stopped
 from .random_state import random_state, set_random_state
 from .run_state import RunState
 from .task import Task
@@ -25,7 +25,7 @@ class Selection:
         task: what is learned; it evaluates.
         validation: see ``Trainer``; None: there are no evaluations.
         config: of the trainer.
-        stopping: whether the run is being stopped.
+        agreement: whether the run is being stopped; its ranks evaluate together.
 
     Raises:
         ValueError: patience without validation, or a metric of which it is not known which way is
@@ -37,7 +37,7 @@ class Selection:
         task: Task,
         validation: Iterable | Callable[[], Iterable] | None,
         config: TrainerConfig,
-        stopping: Callable[[], bool],
+        agreement: Agreement,
     ) -> None:
         if config.patience is not None and validation is None:
             raise ValueError(
@@ -45,7 +45,7 @@ class Selection:
                 "validation, which the metric comes from"
             )
         self.task, self.validation = task, validation
-        self.config, self.stopping = config, stopping
+        self.config, self.agreement = config, agreement
         self.metric = _metric(task, config)
 
     def due(self, step: int) -> bool:
@@ -68,7 +68,12 @@ class Selection:
         batches = self.validation() if callable(self.validation) else self.validation
         try:
             scores = evaluate(
-                model, until_stopped(batches, self.stopping), self.task, device, self.config.amp
+                model,
+                self.agreement.until_stopped(batches),
+                self.task,
+                device,
+                self.config.amp,
+                self.agreement.ranks,
             )
         except Stopped:
             set_random_state(before, device)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..parallel.collectives import sum_over
+from ..parallel.ranks import Ranks
 from .objective import Losses
 
 
@@ -24,14 +26,27 @@ class Record(NamedTuple):
     rows: Tensor | None  # [R] a sum over each row's output: finite where the output is
 
 
+class Bad(NamedTuple):
+    """A step whose loss is not finite: its loss terms, the experts whose outputs are not finite (as
+    far as known), and whether the routing is not."""
+
+    step: int
+    terms: dict[str, float]
+    experts: list[int]
+    router: bool
+
+
 class StepWindow:
     """The micro-batches since the last line of the log, kept on the device until one is due.
 
     Reading a value on the host would make a GPU wait at every step, so nothing is read before the
-    log needs it; the counts are on the host already.
+    log needs it; the counts are on the host already. Of several ranks each keeps its own samples'
+    until then, and what is said and saved is of all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = Ranks()) -> None:
+        self.ranks = ranks
+        self._merged = 0  # records, the first ones, that are of all ranks already
         self.names: list[str] | None = None
         self.records: list[Record] = []
         self.norms: list[Tensor] = []
@@ -58,7 +73,8 @@ class StepWindow:
     def summary(self) -> dict[str, Any]:
         """Means over the window, and the window emptied: losses, grad_norm, and of the routing
         load [M] (share of rows), mean_weight [M], entropy of the mean p (nats) and
-        entropy_fraction (of log M)."""
+        entropy_fraction (of log M). All ranks call it together."""
+        self._merge()
         if not self.records:
             return {}
         values = self._values()
@@ -78,13 +94,12 @@ class StepWindow:
                 "entropy": entropy,
                 "entropy_fraction": entropy / math.log(len(p)) if len(p) > 1 else 1.0,
             }
-        self.records, self.norms = [], []
+        self.records, self.norms, self._merged = [], [], 0
         return result
 
-    def first_bad(self) -> tuple[int, dict[str, float], list[int], bool] | None:
-        """The first step whose loss is not finite, its loss terms, the experts whose outputs are
-        not finite (as far as known), and whether the routing is not. None when all is well. Waits
-        for the device."""
+    def first_bad(self) -> Bad | None:
+        """The first step whose loss is not finite, on this rank; None when all is well. Waits for
+        the device."""
         if not self.records:
             return None
         bad = (~torch.isfinite(self._values()[:, 0])).nonzero().flatten().tolist()
@@ -99,9 +114,33 @@ class StepWindow:
             ends = torch.tensor(record.counts).cumsum(0)
             rows = (~torch.isfinite(record.rows.cpu())).nonzero().flatten()
             experts = torch.searchsorted(ends, rows, right=True).unique().tolist()
-        return record.step, terms, experts, router
+        return Bad(record.step, terms, experts, router)
+
+    def _merge(self) -> None:
+        """Makes the records those of all ranks, each weighted by its samples."""
+        own = self.records[self._merged :]
+        if self.ranks.single or not own:
+            return
+        share = torch.tensor([record.share for record in own], dtype=torch.float64)
+        values = torch.stack([record.values for record in own]).double().cpu()
+        counts = torch.tensor([record.counts or [] for record in own], dtype=torch.float64)
+        sums = torch.cat([share[:, None], share[:, None] * values, counts], dim=1)
+        sum_over(sums, self.ranks, "log")
+        share, means, counts = sums.split([1, values.shape[1], counts.shape[1]], dim=1)
+        share = share.flatten()
+        for i, record in enumerate(own):
+            self.records[self._merged + i] = Record(
+                record.step,
+                float(share[i]),
+                (means[i] / share[i]).to(record.values),
+                None if record.counts is None else [round(n) for n in counts[i].tolist()],
+                None,
+            )
+        self._merged = len(self.records)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps. All ranks call it together."""
+        self._merge()
         return {
             "names": self.names,
             "records": [[r.step, r.share, r.values.cpu(), r.counts] for r in self.records],
@@ -112,6 +151,7 @@ class StepWindow:
         self.names = state["names"]
         self.records = [Record(s, w, v.to(device), c, None) for s, w, v, c in state["records"]]
         self.norms = [norm.to(device) for norm in state["norms"]]
+        self._merged = len(self.records)
 
     def _values(self) -> Tensor:
         return torch.stack([record.values for record in self.records]).double().cpu()

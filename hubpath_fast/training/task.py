@@ -30,6 +30,13 @@ class Meter(Protocol):
         Raises ValueError where there was no sample.
         """
 
+    def cpu(self) -> Meter:
+        """Moves the totals to the host; returns itself. Asked for on several ranks only."""
+
+    def merge(self, other: Any) -> None:
+        """Takes in what another one, of the same kind, has counted of other samples, perhaps of
+        none: ``result`` then is of both. Asked for on several ranks only, after ``cpu``."""
+
 
 class Task(Protocol):
     """What is learned: targets, losses, the measure, and what becomes of predictions.

@@ -136,3 +136,10 @@ def test_default_workers_leave_a_core_for_training(monkeypatch):
     assert stream.workers == 12
     with pytest.raises(ValueError, match=r"prefetch: .* got 0"):
         TrainStream(range(10), 2, prefetch=0)
+
+
+def test_ranks_on_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(images, "usable_cores", lambda: 32)
+    for ranks, expected in [(1, 12), (4, 7), (20, 1), (64, 1)]:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert images.default_workers() == expected

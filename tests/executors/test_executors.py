@@ -39,7 +39,9 @@ def test_the_report_says_what_runs_and_why():
     assert report.to_dict() == {
         "asked": "auto", "executor": "sequential", "steps": 1, "host_reads_per_step": 1.0,
         "reasons": ["the experts are on cpu, and torch has one thread"],
-        "hits": 0, "misses": 0, "captured": {}, "captured_predictions": {}, "memory": 0,
+        "hits": 0, "misses": 0, "room": 0, "bytes_in": 0, "bytes_out": 0, "seconds_waited": 0.0,
+        "seconds_copying": 0.0, "seconds_running": 0.0,
+        "captured": {}, "captured_predictions": {}, "memory": 0,
         "eager": {}, "notes": [], "compiled": False,
         "exact": {}, "padded_rows": 0, "replayed_rows": 0,
     }  # fmt: skip

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from hubpath_fast.kernels import noisy_topk
 from hubpath_fast.kernels._scores import _log1p, _normal_pair
+from support.noise import assert_standard_normal, read_noise
 
 from hubpath_fast import _torch_ops, reference
 
@@ -284,23 +285,13 @@ def test_the_polynomial_of_softplus_is_good_to_its_rounding(device):
 
 
 def drawn(n, m, device, seed):
-    """The eps that "draw" takes after ``torch.manual_seed(seed)``, read off the weights.
+    """The eps that "draw" takes after ``torch.manual_seed(seed)``."""
 
-    With one expert's noise switched off, log(w_i / w_off) is eps_i; with all experts active and
-    distinct, sorting is undone by the experts' indices.
-    """
-    eps = torch.empty(n, m, dtype=torch.float64, device=device)
-    for off in (0, 1):
-        clean = torch.zeros(n, m, dtype=torch.float64, device=device)
-        noise = torch.full_like(clean, math.log(math.e - 1.0))  # softplus of it is 1
-        noise[:, off] = -1e4
+    def route(clean, noise):
         torch.manual_seed(seed)
-        weights, _, experts, *_ = noisy_topk(clean, noise, "draw", m, False)
-        log_p = torch.empty_like(weights).scatter_(1, experts, weights.log())
-        value = log_p - log_p[:, off : off + 1]
-        keep = torch.arange(m, device=device) != off
-        eps[:, keep] = value[:, keep]
-    return eps
+        return noisy_topk(clean, noise, "draw", m, False)
+
+    return read_noise(route, n, m, device)
 
 
 def test_draw_is_the_same_in_backward_and_new_each_time(device):
@@ -323,20 +314,4 @@ def test_draw_is_the_same_in_backward_and_new_each_time(device):
 
 
 def test_draw_is_standard_normal(device):
-    eps = drawn(32, 128, device, seed=1).flatten()
-    count = eps.numel()
-    # five standard errors of each moment of 4,096 normals
-    for moment, expected, variance in (
-        (1, 0.0, 1.0),
-        (2, 1.0, 2.0),
-        (3, 0.0, 15.0),
-        (4, 3.0, 96.0),
-    ):
-        error = (eps**moment).mean() - expected
-        assert abs(error) < 5 * math.sqrt(variance / count), f"moment {moment}: {error}"
-    # the largest gap to the normal distribution (Kolmogorov-Smirnov): 1.95 at p = 0.001
-    cdf = torch.special.ndtr(eps.sort().values)
-    steps = torch.arange(1, count + 1, dtype=cdf.dtype, device=cdf.device) / count
-    assert (cdf - steps).abs().max() < 1.95 / math.sqrt(count)
-    for lag in (1, 2, 3, 128):  # the parts of one Philox block, and the next sample's
-        assert abs((eps[lag:] * eps[:-lag]).mean()) < 5 / math.sqrt(count), f"lag {lag}"
+    assert_standard_normal(drawn(32, 128, device, seed=1))

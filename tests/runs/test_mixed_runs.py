@@ -14,6 +14,7 @@ from hubpath_fast.compare.problems import DigitsProblem
 from hubpath_fast.compare.settings import make_settings
 from hubpath_fast.data import open_dataset
 from hubpath_fast.hub.source import PlainTask
+from hubpath_fast.parallel import Ranks
 from hubpath_fast.runs.build import build_seeded, make_task, train_stream
 from hubpath_fast.runs.config import FitConfig
 from hubpath_fast.runs.presets import preset
@@ -31,10 +32,24 @@ def config(**options):
     return FitConfig.from_dict({**values, **options, "trainer": trainer})
 
 
-def stream(chosen, start=0):
+def stream(chosen, start=0, ranks=Ranks()):
     splits = open_dataset("digits", None, chosen.validation, 0)
-    batches = train_stream(splits.train, chosen, 32, splits.num_classes).batches(start)
+    batches = train_stream(splits.train, chosen, 32, splits.num_classes, ranks).batches(start)
     return list(itertools.islice(batches, 2))
+
+
+@pytest.mark.parametrize("augment", ["host", "device"])
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+def test_ranks_have_parts_of_what_one_process_has(augment, mode):
+    chosen = config(augment=augment, mixup_mode=mode, cutmix=0.5)
+    whole = stream(chosen, 3)
+    for rank in range(2):
+        ranks = Ranks(rank, 2, 1, 2)
+        own = ranks.share(chosen.trainer.accumulate).positions(chosen.trainer.batch_size)
+        assert own.tolist() == [[0, 2, 4], [1, 3, 5]][rank]  # of each micro-batch of two its own
+        for batch, part in zip(whole, stream(chosen, 3, ranks), strict=True):
+            for values, found in zip(batch, part, strict=True):
+                assert torch.equal(found, values[own])
 
 
 @pytest.mark.parametrize("augment", ["host", "device"])

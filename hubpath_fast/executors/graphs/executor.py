@@ -166,15 +166,15 @@ class GraphsExecutor(Executor):
 
     def _tell_sizes(self, step: Step) -> None:
         """In a rehearsal those that have not heard of it: it is one step, run several times."""
-        routing = step.source.routing
+        source = step.source
         again = 0 < self._rehearsals < REHEARSALS
-        for use, count in zip(step.uses, routing.counts(), strict=True):
+        for use, count in zip(step.uses, source.routing.counts(), strict=True):
             if use is None:
                 continue
             sizes = self._store.records[use].sizes
             sizes.least = self._least(step, use)
             if not (again and sizes.top):
-                sizes.step(count, routing.num_samples)
+                sizes.step(count, source.group_limit)
 
     def _run_group(self, step: Step, group: Group) -> Tensor:
         own = step.rows[group.start : group.start + group.count]

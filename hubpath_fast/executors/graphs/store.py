@@ -173,7 +173,7 @@ class GraphStore:
             return buffers
         own = self.of_experts(gradients)
         # An earlier batch may have been larger, and its sizes are captured, too.
-        capacity = max(source.routing.num_samples, *(record.sizes.top for record in own))
+        capacity = max(source.group_limit, *(record.sizes.top for record in own))
         if buffers is not None:  # batches that grow step by step must not renew them at each
             capacity = ladder_size(capacity)
         if InputBuffers.nbytes(source, capacity) > BUFFERS_FRACTION * self._budget:

@@ -35,8 +35,9 @@ from ...data.digits import (
     load_scans,
     rendered_in,
 )
-from ...data.order import SampleOrder, generator
+from ...data.order import Places, SampleOrder, generator
 from ...data.tensors import TensorSet
+from ...parallel.share import Share
 from .geometry import crop_matrix, transform_points, warp
 from .layouts import LandmarkLayout
 
@@ -111,16 +112,17 @@ class Ink:
     def subset(self, positions: Tensor) -> Ink:
         return Ink(self.indices[positions], self.renderings[positions])
 
-    def draw(self, draws: torch.Generator | None = None) -> TensorSet:
+    def draw(self, draws: torch.Generator | None = None, places: Places | None = None) -> TensorSet:
         """All of them as pictures uint8 [n, 3, S, S].
 
         draws: where their turns, scales and shifts come from; None: they stay as they were scanned.
+        places: where they stand in a batch, if they are a part of one.
 
         targets: float32 [n, 5, 4], as ``Landmarks`` takes them: x and y in cells of the maps, the
         weight (0 where the point's cell is outside), the unit in cells.
         """
         pictures, points, units = (facts[self.indices] for facts in _facts())
-        factor, angle, shift = _poses(len(self), draws)
+        factor, angle, shift = _poses(len(self), draws, places)
         # Scaled and turned about the middle: 200 pixels a side are a scale of 1.
         middle = torch.full_like(shift, (SIZE - 1) / 2)
         matrix = crop_matrix(middle, SIZE / (200 * factor), angle, SIZE, margin=1.0)
@@ -141,12 +143,17 @@ class Ink:
         )
 
 
-def _poses(n: int, draws: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+def _poses(
+    n: int, draws: torch.Generator | None, places: Places | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Factors [n], angles in degrees [n] and shifts in pixels [n, 2], float64."""
     if draws is None:
         zeros = torch.zeros(n, 4, dtype=torch.float64)
         return zeros[:, 0] + 1, zeros[:, 1], zeros[:, 2:]
-    drawn = torch.rand(n, 5, generator=draws, dtype=torch.float64)
+    count = n if places is None else places.size
+    drawn = torch.rand(count, 5, generator=draws, dtype=torch.float64)
+    if places is not None:
+        drawn = drawn[places.held]
     wide = 2 * drawn - 1  # in [-1, 1)
     angle = torch.where(drawn[:, 0] < ROTATION_PROB, ROTATION * wide[:, 1], 0.0)
     return 1 + SCALING * wide[:, 2], angle, SHIFT * SIZE * wide[:, 3:]
@@ -206,19 +213,28 @@ class InkStream:
     """Endless, stateless training batches: the batch of step s, its digits and their poses, is a
     function of (seed, s) alone.
 
-    ink: what is drawn. batch_size: B. seed: any integer. device: where the batches go.
+    ink: what is drawn. batch_size: B. seed: any integer. device: where the batches go. share: of a
+    batch what is drawn and yielded.
     """
 
     def __init__(
-        self, ink: Ink, batch_size: int, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        ink: Ink,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        share: Share = Share(),
     ):
         self.order = SampleOrder(len(ink), batch_size, seed)
+        self.places = Places.of(share, batch_size)
         self.ink, self.seed, self.device = ink, seed, torch.device(device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """images uint8 [B, 3, S, S] and targets float32 [B, 5, 4] of one step."""
-        chosen = self.ink.subset(self.order.indices(step))
-        drawn = chosen.draw(generator(self.seed, "landmarks", "step", step))
+        """images uint8 [B, 3, S, S] and targets float32 [B, 5, 4] of one step; of a share its own
+        of these B."""
+        indices, places = self.order.indices(step), self.places
+        chosen = self.ink.subset(indices if places is None else indices[places.held])
+        drawn = chosen.draw(generator(self.seed, "landmarks", "step", step), places)
         return drawn.images.to(self.device), drawn.targets.to(self.device)
 
     def batches(self, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

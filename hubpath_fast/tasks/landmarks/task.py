@@ -205,6 +205,16 @@ class LandmarkMeter:
         self._loss.append(self._task.loss(outputs, targets).double())
         self._empty.append((~(predictions[..., 2] >= EMPTY)).double().mean(dim=1))
 
+    def cpu(self) -> LandmarkMeter:
+        for parts in (self._errors, self._loss, self._empty):
+            parts[:] = [part.cpu() for part in parts]
+        return self
+
+    def merge(self, other: LandmarkMeter) -> None:
+        self._errors += other._errors
+        self._loss += other._loss
+        self._empty += other._empty
+
     def result(self) -> dict[str, float]:
         """ "nme", "fr_10", "auc_10", "loss" (see ``Landmarks.loss``), "empty": the share of maps
         whose maximum is below 0.1, and "n"."""

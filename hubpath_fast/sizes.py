@@ -1,0 +1,35 @@
+"""Bytes as people write them: "80GB", "16GiB" or "8000000000"."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("KMGT", 1)}
+TEXT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT]i?)?B)?")
+
+
+def parse_bytes(name: str, text: int | str) -> int:
+    """Bytes, at least 1, of a number or a text; ValueError, which starts with ``name``, for others.
+
+    GB is 10**9, GiB 2**30; a number without a unit is bytes.
+    """
+    found = TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is not None:
+        exact = Fraction(found[1]) * UNITS[found[2] or ""]
+        count = int(exact) if found[2] or exact.denominator == 1 else 0
+    elif isinstance(text, int) and not isinstance(text, bool):
+        count = text
+    else:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name}: expected bytes such as '80GB' or '500MiB', got {text!r}")
+    return count
+
+
+def bytes_text(count: int) -> str:
+    """For people: "1.50 GiB", or MiB of less than one, or KiB."""
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
