@@ -10,6 +10,7 @@ import sys
 import typer
 
 from .._onednn import enlarge_primitive_cache
+from ..parallel import started
 from .add import add
 from .atari import app as atari_app
 from .budget import budget
@@ -20,7 +21,7 @@ from .export import export
 from .fit import evaluate, fit
 from .hub import app as hub_app
 from .landmarks import app as landmarks_app
-from .messages import print_in_any_encoding
+from .messages import errors, print_in_any_encoding
 from .predict import predict
 from .prune import prune
 from .save import save
@@ -48,4 +49,19 @@ def main() -> None:
     """What ``hubpath_command`` calls once everything is imported."""
     print_in_any_encoding()
     enlarge_primitive_cache()  # before the first convolution: a command may run single models first
+    refuse_ranks(sys.argv[1:])
     app(sys.argv[1:])
+
+
+def refuse_ranks(arguments: list[str]) -> None:
+    """Ends with a message where torchrun has started a command that knows no other processes."""
+    ranks = started()
+    fits = arguments[:1] == ["fit"] or arguments[:2] == ["landmarks", "fit"]
+    if ranks.single or fits:
+        return
+    if ranks.is_first:
+        errors.print(
+            f"[bold red]error:[/] {ranks.world} processes were started of a command that is one; "
+            "torchrun is for `fit` and `landmarks fit`: run this one by `hubpath`"
+        )
+    sys.exit(2)

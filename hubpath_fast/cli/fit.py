@@ -23,6 +23,14 @@ TopMass = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(help="ask only as many experts as hold this share of the router's weight"),
 ]
+Room = Annotated[
+    OptionalStr,
+    typer.Option(help="experts that are in memory at a time: 8GB of them, or a number"),
+]
+ExpertMajor = Annotated[
+    bool,
+    typer.Option("--expert-major", help="ask each expert about all images before the next one"),
+]
 
 SHOWN = ("data", "dataset", "hub", "k", "steps", "lr_expert", "device")
 # Options that scripts have. A setting that is not here yet gets none: it is reached by --set.
@@ -30,7 +38,7 @@ HIDDEN = (
     "lr_head", "lr_router", "batch_size", "optimizer", "schedule", "weight_decay", "clip_norm",
     "accumulate", "explore", "aggregator", "head_init", "image_size", "pretrained", "eval_every",
     "patience", "save_every", "seed", "workers", "cache", "cache_dir", "validation", "crops",
-    "flip", "augment", "fallback", "warm_up",
+    "flip", "augment", "fallback", "warm_up", "parallel",
 )  # fmt: skip
 
 
@@ -77,6 +85,7 @@ def fit_command(
     task: str = CLASSIFICATION,
 ) -> None:
     """What `hubpath fit` does, and `hubpath landmarks fit`, with what was asked for."""
+    from ..parallel import started
     from ..recipes.fit import fit as run
     from ..recipes.seeds import fit_seeds
     from ..runs.folder import RunFolder
@@ -96,6 +105,11 @@ def fit_command(
     if print_config:
         print(chosen.to_json())
         return
+    if chosen_seeds is not None and not started().single:
+        raise ValueError(
+            f"seeds: expected one seed on several ranks, got {seeds}; start torchrun for each "
+            "seed, with --seed and an --out of its own"
+        )
     if chosen_seeds is not None:
         stopped = not fit_seeds(chosen, chosen_seeds, out, resume, console)
     else:
@@ -120,6 +134,8 @@ def evaluate(
     ] = None,
     budget_ms: BudgetMs = None,
     top_mass: TopMass = None,
+    room: Room = None,
+    expert_major: ExpertMajor = False,
 ) -> None:
     """What a run's best checkpoint says of held-out images, or of other ones, by --data.
 
@@ -130,7 +146,9 @@ def evaluate(
     with messages():
         from ..recipes.evaluate import evaluate as recipe
 
-        scores = recipe(run, data, device, crops, data_root, workers, budget_ms, top_mass)
+        policy = budget_ms, top_mass
+        memory = room, expert_major
+        scores = recipe(run, data, device, crops, data_root, workers, *policy, *memory)
         split, count, notes = (scores.pop(name) for name in ("split", "n", "notes"))
         scores.pop("routes", None)  # `hubpath report` shows them
         named = ", ".join(f"{n.replace('_', ' ')} {value:.4f}" for n, value in scores.items())

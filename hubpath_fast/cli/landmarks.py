@@ -11,7 +11,14 @@ from rich.markup import escape
 
 from ..notes import show_notes
 from ..runs.config import LANDMARKS, FitConfig
-from .fit import Device, OptionalPath, OptionalStr, fit_command
+from .fit import (
+    Device,
+    ExpertMajor,
+    OptionalPath,
+    OptionalStr,
+    Room,
+    fit_command,
+)
 from .messages import console, errors, messages
 from .options import options
 from .predict import end, find, one_line, say
@@ -35,7 +42,8 @@ HIDDEN = (
     "lr_head", "lr_router", "batch_size", "optimizer", "schedule", "weight_decay", "clip_norm",
     "accumulate", "explore", "aggregator", "head_init", "image_size", "pretrained", "eval_every",
     "patience", "save_every", "seed", "workers", "cache", "cache_dir", "validation", "flip",
-    "fallback", "warm_up", "targets", "sigma", "head_width", "unit", "flip_pairs", "box",
+    "fallback", "warm_up", "parallel", "targets", "sigma", "head_width", "unit", "flip_pairs",
+    "box",
 )  # fmt: skip
 
 
@@ -95,6 +103,8 @@ def evaluate(
         OptionalInt,
         typer.Option(help="processes that decode images; 0: decode here; as in training"),
     ] = None,
+    room: Room = None,
+    expert_major: ExpertMajor = False,
 ) -> None:
     """The errors of a run's best checkpoint on held-out faces, or on those of another list.
 
@@ -104,8 +114,9 @@ def evaluate(
         from ..recipes.landmarks_evaluate import evaluate_landmarks, row_text
 
         norms = [part.strip() for part in (norm or "").split(",") if part.strip()]
+        memory = room, expert_major
         result = evaluate_landmarks(
-            run, data, images, device, subset, norms, jitter, data_root, workers
+            run, data, images, device, subset, norms, jitter, data_root, workers, *memory
         )
         for row in result["rows"]:
             console.print(row_text(row), soft_wrap=True, highlight=False, markup=False)
@@ -132,6 +143,8 @@ def predict(
         ),
     ] = None,
     device: Device = "cpu",
+    room: Room = None,
+    expert_major: ExpertMajor = False,
 ) -> None:
     """The landmarks of a face in each photograph, and which experts were asked with what weight.
 
@@ -152,13 +165,13 @@ def predict(
             recipe.read_box(text)  # before anything is loaded
         found = find(images)
         boxes = recipe.boxes_of(box or (), len(found))
-        opened = open_run(run, device, LANDMARKS)
+        opened = open_run(run, device, LANDMARKS, room)
         show_notes(opened.notes, errors)
         out.mkdir(parents=True, exist_ok=True)
         taken = {Path(item.path).resolve() for item in found}
         faces, table = [], out / recipe.POINTS
         try:
-            for face in recipe.predict_landmarks(opened, found, boxes):
+            for face in recipe.predict_landmarks(opened, found, boxes, expert_major):
                 faces.append(face)
                 _tell(face, out, taken)
         except KeyboardInterrupt:
@@ -169,6 +182,7 @@ def predict(
         broken = sum(face.error is not None for face in faces)
         if broken < len(faces):
             print(one_line(f"points of {len(faces) - broken} of {len(faces)} faces in {table}"))
+        show_notes(opened.room_notes(), errors)
         end(broken, len(faces), "have no points")
 
 

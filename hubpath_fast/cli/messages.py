@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..parallel.ranks import started, voice
 from ..worker_failure import worker_failures
 
 console = Console(emoji=False)  # ":smile:" in a path is no picture
@@ -45,20 +46,46 @@ def _written_otherwise(error: UnicodeError) -> tuple[str, int]:
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
     """Turns what a user can mend into a message and an exit status; anything else is a bug."""
+    with _ending_together(), _in_sentences():
+        yield
+
+
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """Of several ranks none ends by a signal of its own, but when all do, or once it has said what
+    happened to another, upon which torchrun sends it one."""
+    if started().single:
+        yield
+        return
+    from ..training import Interrupt
+
+    with Interrupt():
+        yield
+
+
+@contextlib.contextmanager
+def _in_sentences() -> Iterator[None]:
     try:
         with worker_failures():
             yield
     except BrokenPipeError:  # who read our output has seen enough, as `head` does: Typer is silent
         raise
     except (InterruptedError, KeyboardInterrupt) as error:
-        errors.print(f"[yellow]{escape(str(error) or 'stopped')}[/]", soft_wrap=True)
+        _print(error, f"[yellow]{escape(str(error) or 'stopped')}[/]")
         raise typer.Exit(130) from None
     except (ValueError, FileNotFoundError) as error:
-        errors.print(f"[bold red]error:[/] {escape(_in_words(error))}", soft_wrap=True)
+        _print(error, f"[bold red]error:[/] {escape(_in_words(error))}")
         raise typer.Exit(2) from None
     except (FloatingPointError, OSError) as error:  # such as NonFiniteLoss and WorkerFailure
-        errors.print(f"[bold red]failed:[/] {escape(_in_words(error))}", soft_wrap=True)
+        _print(error, f"[bold red]failed:[/] {escape(_in_words(error))}")
         raise typer.Exit(1) from None
+
+
+def _print(error: BaseException, text: str) -> None:
+    """Of several ranks one says it."""
+    with voice(error) as speaks:
+        if speaks:
+            errors.print(text, soft_wrap=True)
 
 
 def _in_words(error: Exception) -> str:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..notes import show_notes
-from .fit import BudgetMs, Device, Folder, TopMass
+from .fit import BudgetMs, Device, ExpertMajor, Folder, Room, TopMass
 from .messages import console, errors, messages
 
 if TYPE_CHECKING:
@@ -44,12 +44,15 @@ def predict(
     ] = None,
     budget_ms: BudgetMs = None,
     top_mass: TopMass = None,
+    room: Room = None,
+    expert_major: ExpertMajor = False,
 ) -> None:
     """Class and probability of each image, and which experts spoke with what weight.
 
     An image that cannot be read is named on stderr, and the others are answered; then the status is
     1, or 2 if no image could be read. The rows of --out are in the order of the images, written
-    batch by batch: a stop (status 130) keeps them.
+    batch by batch: a stop (status 130) keeps them. With --expert-major answers come together, of as
+    many images as 1 GiB holds.
     """
     with messages():
         from ..data.images import default_workers
@@ -63,11 +66,12 @@ def predict(
             raise ValueError("classes: they are written to a file; give --out FILE, too")
         if out is not None:
             check_ending(out)
-        opened = open_run(run, device, CLASSIFICATION)
+        opened = open_run(run, device, CLASSIFICATION, room)
         follow(run, opened.model, budget_ms, top_mass)
         show_notes(opened.notes, errors)
         found = find(images)
-        predictions = predict_each(opened, found, default_workers() if workers is None else workers)
+        workers = default_workers() if workers is None else workers
+        predictions = predict_each(opened, found, workers, expert_major)
         if out is None:
             done, broken = _answer(predictions, len(found))
         else:
@@ -76,6 +80,7 @@ def predict(
                 done, broken = _answer(predictions, len(found), file)
             said = f"{done - broken} of {done} images answered in {out}"
             console.print(escape(one_line(said)), soft_wrap=True, highlight=False)
+        show_notes(opened.room_notes(), errors)
         end(broken, done, "could not be read")
 
 

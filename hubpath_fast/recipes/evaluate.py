@@ -26,6 +26,8 @@ def evaluate(
     workers: int | None = None,
     budget_ms: float | None = None,
     top_mass: float | None = None,
+    room: str | int | None = None,
+    expert_major: bool = False,
 ) -> dict[str, Any]:
     """What a run's best checkpoint says of the split that its own data has for figures, or of
     ``data``.
@@ -34,7 +36,8 @@ def evaluate(
     ``read_other`` for what of it is scored. The run's own folder is its own data. crops: of each
     image, 1, 5 or 10; their logits are added up. data_root: where the run's own data lies now.
     workers: processes that decode images; None: as many as in training. budget_ms, top_mass: see
-    ``budget.policy_for``.
+    ``budget.policy_for``. room: see ``open_run``. expert_major: see
+    ``HubPathway.predict_expert_major``; of one crop of each image.
 
     Returns the task's results and "n", the images; "split", what was scored; "notes", what to know
     of that.
@@ -50,7 +53,7 @@ def evaluate(
             "--data-root where the run's own data lies now"
         )
     check_asked(budget_ms, top_mass)
-    opened = open_run(run, device, CLASSIFICATION)
+    opened = open_run(run, device, CLASSIFICATION, room)
     config, folder = opened.config, opened.folder
     if folder is None and data is None:
         raise ValueError(no_data(run))
@@ -70,10 +73,11 @@ def evaluate(
     task = opened.task
     if workers is not None:
         config = config.replace(workers=workers)
-    scores = score(opened.model, task, split, config, opened.image_size, crops, device)
+    asked = opened.image_size, crops, device, expert_major
+    scores = score(opened.model, task, split, config, *asked)
     if opened.model.policy is not None:
         notes = [*notes, f"{sum(scores['routes']['share']):.2f} experts an image, by the policy"]
-    return {**scores, "split": name, "notes": [*opened.notes, *notes]}
+    return {**scores, "split": name, "notes": [*opened.notes, *notes, *opened.room_notes()]}
 
 
 def no_data(run: str | Path) -> str:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from ..hub import expert_names
 from ..model import HubPathway
 from ..notes import show_notes
+from ..parallel import Ranks
 from ..runs.build import eval_batches, score
 from ..runs.config import FitConfig
 from ..runs.folder import RunFolder
@@ -38,6 +39,7 @@ def finish(
     folder: RunFolder,
     console: Console,
     costs: Mapping[str, Any],
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Judges the trained model with its best weights, puts the fixed routes into it where the run
     keeps those, scores the test split, and writes ``routes.json`` and ``result.json``. Returns what
@@ -47,13 +49,15 @@ def finish(
         show_notes([lost], console)
     if lost is not None or step is None:
         step = result.steps
-    routing = _judge(model, task, splits, config, image_size)
+    routing = _judge(model, task, splits, config, image_size, ranks)
     kept = fixed_routes(routing) if routing["kept"] == "fixed" else None
     if kept is not None:
         model.generator = kept
-    folder.write_routes(kept)
+    with ranks.agreed("writing the routes"):
+        if ranks.is_first:
+            folder.write_routes(kept)
     ends = f"with the weights of step {step}; kept in {folder.checkpoint()}"
-    test, routes = _test(model, task, splits, config, image_size, console, ends)
+    test, routes = _test(model, task, splits, config, image_size, console, ends, ranks)
     summary = {
         **test,
         "best_validation": result.best_metric,
@@ -67,7 +71,9 @@ def finish(
         "routing": routing,
     }
     _tell(console, routing, routes_sentence(routes, expert_names(config.hub)), task, config)
-    folder.write_result(summary)
+    with ranks.agreed("writing the result"):
+        if ranks.is_first:
+            folder.write_result(summary)
     return summary
 
 
@@ -79,11 +85,12 @@ def _test(
     image_size: int,
     console: Console,
     ends: str,
+    ranks: Ranks,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The figures of the test split for ``result.json``, and its routes; ``ends`` ends the line
     that says them."""
     metric = task.metric
-    test = score(model, task, splits.test, config, image_size)
+    test = score(model, task, splits.test, config, image_size, ranks=ranks)
     also = getattr(task, "also", ())
     beside = {n: v for n, v in test.items() if n.endswith(f"_{metric.name}") or n in also}
     figures = {
@@ -105,7 +112,7 @@ def _test(
     )
     show_notes(task.remarks(test) if hasattr(task, "remarks") else [], console)
     if config.crops > 1:
-        scores = score(model, task, splits.test, config, image_size, config.crops)
+        scores = score(model, task, splits.test, config, image_size, config.crops, ranks=ranks)
         value = figures[f"test_{metric.name}_{config.crops}_crops"] = scores[metric.name]
         console.print(
             f"[bold]{name}: {metric.text(value)}[/] over {config.crops} crops of each image",
@@ -115,14 +122,16 @@ def _test(
 
 
 def _judge(
-    model: HubPathway, task: Task, splits: Any, config: FitConfig, image_size: int
+    model: HubPathway, task: Task, splits: Any, config: FitConfig, image_size: int, ranks: Ranks
 ) -> dict[str, Any]:
     """What ``does_routing_pay`` says of the validation images, and "kept": "learned" or "fixed"."""
     if not len(splits.validation):
         return {"sentence": NO_VALIDATION, "pays": None, "kept": "learned"}
     trainer, names = config.trainer, expert_names(config.hub)
-    batches = eval_batches(splits.validation, config, image_size)
-    found = does_routing_pay(model, task, batches, names, trainer.seed, trainer.device, trainer.amp)
+    batches = eval_batches(splits.validation, config, image_size, ranks=ranks)
+    found = does_routing_pay(
+        model, task, batches, names, trainer.seed, trainer.device, trainer.amp, ranks=ranks
+    )
     fixed = config.fallback == "fixed" and prefers_fixed(found, task.metric)
     return {**found, "kept": "fixed" if fixed else "learned"}
 

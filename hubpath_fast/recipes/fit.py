@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..hub.labels import legend
 from ..locks import locked
 from ..model import LARGEST_DEFAULT, HubPathway
 from ..notes import show_notes
+from ..parallel import Ranks
 from ..runs.build import (
     as_built,
     build_seeded,
@@ -29,9 +31,19 @@ from ..runs.build import (
     training_work,
 )
 from ..runs.config import FitConfig
-from ..runs.data import open_to_train
+from ..runs.data import RunData, open_to_train
 from ..runs.folder import Record, RunFolder, check_apart
 from ..runs.kinds import kind_of
+from ..runs.on_ranks import (
+    check_alike,
+    check_folder,
+    check_same_data,
+    on_rank,
+    owned_by,
+    owners_of,
+    placement_text,
+    start_ranks,
+)
 from ..runs.warm_up import WarmUp, warm_up_heads, warm_up_steps
 from ..training import PathwayObjective, Reporting, Task, Trainer, TrainResult
 from .finish import check_fallback, finish
@@ -58,11 +70,20 @@ def fit(
         NonFiniteLoss: the loss became NaN or infinite; the last good checkpoint is kept.
         WorkerFailure: a process that decodes images was killed; the last checkpoint is kept.
     """
-    console = console or Console()
-    check_device(config.trainer.device)
-    check_apart(Path(out_dir), config)  # before there is a lock in it
-    with locked(out_dir, console=console):
-        return _fit(config, Path(out_dir), resume, console, asked_out or out_dir, shared)
+    console, out_dir = console or Console(), Path(out_dir)
+    ranks = start_ranks(config)
+    with ranks.last_words(), ExitStack() as held:
+        with ranks.agreed("opening the folder of the run"):
+            config = on_rank(config, ranks)
+            check_device(config.trainer.device)
+            check_apart(out_dir, config)  # before there is a lock in it
+            if ranks.is_first:
+                held.enter_context(locked(out_dir, console=console))
+        check_folder(ranks, out_dir)
+        if not ranks.is_first:
+            console = Console(quiet=True)
+        check_alike(ranks, config, resume)
+        return _fit(config, out_dir, resume, console, asked_out or out_dir, shared, ranks)
 
 
 def _fit(
@@ -72,32 +93,43 @@ def _fit(
     console: Console,
     asked_out: str | Path,
     shared: Path | None,
+    ranks: Ranks,
 ) -> tuple[TrainResult, dict[str, Any]]:
     folder = RunFolder(out_dir)
-    image_size = config.image_size or default_input_size(config.hub)
-    data = open_to_train(config, folder, resume, shared)
-    splits = data.splits
-    if resume and folder.has_run:
-        config = config.settled(folder.record().config)
-    check_fallback(config, splits)
-    if config.warm_up:
-        warm_up_steps(config.warm_up, len(splits.train), config.trainer)
-    settings, task = config.trainer, make_task(config, splits)
-    model = build_seeded(config, task, image_size)
-    config = as_built(config, model)
-    _banner(console, config, task, splits, image_size, model)
-    splits = _cached(splits, config, image_size, console)
+    with ranks.agreed("opening the data"):
+        image_size = config.image_size or default_input_size(config.hub)
+        data = open_to_train(config, folder, resume, shared)
+        splits = data.splits
+        if resume and folder.has_run:
+            config = config.settled(folder.record().config)
+        check_fallback(config, splits)
+        if config.warm_up:
+            warm_up_steps(config.warm_up, len(splits.train), config.trainer)
+        settings, task = config.trainer, make_task(config, splits)
+    check_same_data(ranks, data, config)
+    with ranks.agreed("building the hub"):
+        owners = owners_of(config, image_size, ranks)
+        own = None if owners is None else owned_by(owners, ranks)
+        model = build_seeded(config, task, image_size, own)
+        model.distribute(ranks, owners)
+        config = as_built(config, model)
+    if ranks.is_first:
+        _banner(console, config, task, splits, image_size, model)
+    for first in (True, False):  # one rank writes the cache, the others find it
+        with ranks.agreed("reading the images"):
+            if ranks.is_first == first:
+                splits = _cached(splits, config, image_size, console)
 
     objective = PathwayObjective(task.criterion(config.explore, **config.supervision))
     run = {"fit": _identity(config), **task.record()}
     trainer = Trainer(
         model,
         objective,
-        train_stream(splits.train, config, image_size, task.num_outputs),
+        train_stream(splits.train, config, image_size, task.num_outputs, ranks),
         settings,
         out_dir,
         task=task,
-        validation=eval_batches(splits.validation, config, image_size)
+        validation=eval_batches(splits.validation, config, image_size, ranks=ranks)
         if len(splits.validation)
         else None,
         run=run,
@@ -107,15 +139,11 @@ def _fit(
             expert_names=expert_names(config.hub),
             resume_hint=f"the same command and --resume (--out {asked_out})",
         ),
+        ranks=ranks,
     )
-    # The list first: a record without one is a run of an earlier version, which draws again.
-    if shared is not None and not shared.is_file() and (files := data.files(config, shared=True)):
-        files.write(shared)
-    if not data.kept:
-        folder.write_files(data.files(config))
-    if not folder.has_result:
-        folder.write_routes(None)  # of a run that was deleted
-    folder.write_record(Record(config, task.record(), image_size))
+    with ranks.agreed("writing what the run is"):
+        if ranks.is_first:
+            _write_beginning(folder, config, task, data, image_size, shared)
     warmed = WarmUp()
     if config.warm_up:
         images, names = eval_batches(splits.train, config, image_size), expert_names(config.hub)
@@ -131,8 +159,27 @@ def _fit(
     trainer.load_best()
     with trainer.reading():
         return result, finish(
-            model, task, result, splits, config, image_size, folder, console, warmed.costs()
+            model, task, result, splits, config, image_size, folder, console, warmed.costs(), ranks
         )
+
+
+def _write_beginning(
+    folder: RunFolder,
+    config: FitConfig,
+    task: Task,
+    data: RunData,
+    image_size: int,
+    shared: Path | None,
+) -> None:
+    """What the folder holds before the first step."""
+    # The list first: a record without one is a run of an earlier version, which draws again.
+    if shared is not None and not shared.is_file() and (files := data.files(config, shared=True)):
+        files.write(shared)
+    if not data.kept:
+        folder.write_files(data.files(config))
+    if not folder.has_result:
+        folder.write_routes(None)  # of a run that was deleted
+    folder.write_record(Record(config, task.record(), image_size))
 
 
 def _identity(config: FitConfig) -> dict[str, Any]:
@@ -182,6 +229,7 @@ def _speed(config: FitConfig, model: HubPathway, image_size: int) -> str:
     workers = default_workers() if config.workers is None else config.workers
     settings = [
         f"executor {choice.executor} ({'; '.join([*choice.reasons, *choice.notes])})",
+        *([] if config.room is None else [f"experts in a room of {config.room}"]),
         f"amp {config.trainer.amp}",
         f"channels_last {'on' if config.channels_last else 'off'}",
         f"augment {config.augment}",
@@ -231,6 +279,8 @@ def _banner(
         f"{trainer.optimizer} {trainer.schedule}, rate {trainer.lr_expert:g}, seed {trainer.seed}",
         "speed": _speed(config, model, image_size),
     }
+    if model.placement is not None:
+        lines["ranks"] = placement_text(model.placement, names)
     for name, text in lines.items():
         _line(console, name, text)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none

@@ -45,6 +45,8 @@ def evaluate_landmarks(
     jitter: float = 0.0,
     data_root: str | Path | None = None,
     workers: int | None = None,
+    room: str | int | None = None,
+    expert_major: bool = False,
 ) -> dict[str, Any]:
     """What a run's best checkpoint finds on the faces that its own data has for figures, or on
     those of ``data``.
@@ -57,6 +59,7 @@ def evaluate_landmarks(
             share of their side, the same for a face each time.
         data_root: where the run's own data lies now.
         workers: processes that decode; None: as in training.
+        room, expert_major: see ``evaluate``.
 
     Returns:
         "rows": of the faces, then of each published subset, for each norm, without and with
@@ -78,7 +81,7 @@ def evaluate_landmarks(
         raise ValueError("images: the folder of the photographs of --data; give that, too")
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter: expected a share of the boxes' side in [0, 1), got {jitter:g}")
-    opened = open_run(run, device, LANDMARKS)
+    opened = open_run(run, device, LANDMARKS, room)
     task = opened.task
     norms = tuple(dict.fromkeys(norms)) or (task.unit_name,)
     for how in norms:
@@ -93,9 +96,9 @@ def evaluate_landmarks(
         faces, name, parts, notes = _other(folder, opened, Path(data), images)
     rows = []
     for moved in (0.0, jitter) if jitter else (0.0,):
-        found, targets = _find(opened, faces, moved, workers, device)
+        found, targets = _find(opened, faces, moved, workers, device, expert_major)
         rows += _rows(task, found, targets, {name: range(len(faces)), **parts}, norms, moved)
-    notes = [*opened.notes, *notes, *task.remarks(rows[0]), FROM_TRUTH]
+    notes = [*opened.notes, *notes, *task.remarks(rows[0]), FROM_TRUTH, *opened.room_notes()]
     return {**rows[0], "rows": rows, "split": name, "notes": notes}
 
 
@@ -163,7 +166,12 @@ def _published(config: FitConfig, place: Path) -> str | None:
 
 
 def _find(
-    opened: Run, faces: FaceSplit, jitter: float, workers: int | None, device: str
+    opened: Run,
+    faces: FaceSplit,
+    jitter: float,
+    workers: int | None,
+    device: str,
+    expert_major: bool,
 ) -> tuple[Tensor, Tensor]:
     """(predictions [N, L, 3], targets [N, L, 4]), both in cells of the crops that were looked at.
 
@@ -173,12 +181,13 @@ def _find(
     if workers is not None:
         config = config.replace(workers=workers)
     size = opened.image_size
+    where = "cpu" if expert_major else device  # where the crops wait
     if jitter:
         dataset = FaceDataset(faces, size, jitter=jitter)
-        settings = config.trainer.batch_size, config.workers, device, config.prefetch
+        settings = config.trainer.batch_size, config.workers, where, config.prefetch
         batches = EvalBatches(dataset, *settings)
     else:
-        batches = eval_batches(faces, config, size, device=device)
+        batches = eval_batches(faces, config, size, device=where)
 
     def noted() -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, true in batches:
@@ -186,7 +195,8 @@ def _find(
             yield pixels, true
 
     amp = config.trainer.amp
-    predictions, _ = measure.predict(opened.model, opened.task, noted(), device, amp)
+    model, task = opened.model, opened.task
+    predictions, _ = measure.predict(model, task, noted(), device, amp, expert_major)
     return predictions, torch.cat(targets)
 
 

@@ -26,6 +26,7 @@ from ..tasks.landmarks.geometry import PIXELS_PER_SCALE, crop_matrix, invert, tr
 from ..tasks.landmarks.photos import look, read_face_image
 from ..tasks.landmarks.task import EMPTY
 from ..tasks.landmarks.windows import MARGIN, cut, find_place, read_crop
+from .predict import stacked
 
 BATCH = 16  # crops at a time
 LARGEST = 10  # sides of the photograph that a box may have: a larger crop shows next to nothing
@@ -108,28 +109,35 @@ def boxes_of(texts: Sequence[str], photos: int) -> list[Box | None]:
 
 
 def predict_landmarks(
-    run: Run, images: Iterable[str | Path | Given], boxes: Iterable[Box | None]
+    run: Run,
+    images: Iterable[str | Path | Given],
+    boxes: Iterable[Box | None],
+    expert_major: bool = False,
 ) -> Iterator[FacePoints]:
     """Finds the landmarks of a face in each photograph, a batch at a time; one that cannot be read,
     or whose box lies outside, has its ``error``, and the others are answered.
 
     run: of landmarks, of ``open_run``. boxes: x0, y0, x1, y1, one a photograph, as tight around the
     landmarks as those of the faces that the run was trained on; None: the whole photograph.
+    expert_major: see ``predict_each``.
     """
-    device = str(next(run.model.parameters()).device)
+    device = str(run.device)
     size, names = run.image_size, run.names
+    at_once = measure.images_at_once(run.model, run.task, size) if expert_major else BATCH
     cut = (_cut(image, box, size) for image, box in zip(images, boxes, strict=True))
-    while part := list(islice(cut, BATCH)):
+    while part := list(islice(cut, at_once)):
         crops = [crop for _, crop, _ in part if crop is not None]
+        faces = [(face, matrix) for face, _, matrix in part]
+        del part  # with its crops, which are stacked
         answers: Iterator[tuple[Tensor, Tensor]] = iter(())
         if crops:
-            batches = [(torch.cat(crops), None)]
+            batches, amp = stacked(crops, BATCH), run.config.trainer.amp
             answers = zip(
-                *measure.predict(run.model, run.task, batches, device, run.config.trainer.amp),
+                *measure.predict(run.model, run.task, batches, device, amp, expert_major),
                 strict=True,
             )
-        for face, crop, matrix in part:
-            if crop is None:
+        for face, matrix in faces:
+            if matrix is None:
                 yield face
                 continue
             found, weights = next(answers)
@@ -143,7 +151,7 @@ def predict_landmarks(
 def _cut(
     image: str | Path | Given, box: Box | None, size: int
 ) -> tuple[FacePoints, Tensor | None, Tensor | None]:
-    """(the face without its points, its crop uint8 [1, 3, S, S], the matrix [1, 2, 3]); the last
+    """(the face without its points, its crop uint8 [3, S, S], the matrix [1, 2, 3]); the last
     two are None where there is an error."""
     path, problem = image if isinstance(image, Given) else (str(image), None)
     if problem is not None:
@@ -165,7 +173,7 @@ def _cut(
     matrix = crop_matrix([center], [scale], [0.0], size, MARGIN)
     # Read as evaluation reads it, to the bit.
     window = cut(pixels, find_place(face, size, DEFAULT_REACH, width, height))
-    return FacePoints(path, box, note=note), read_crop(window, matrix[0], size, 0)[None], matrix
+    return FacePoints(path, box, note=note), read_crop(window, matrix[0], size, 0), matrix
 
 
 def _no_box(box: Box, width: int, height: int) -> str | None:

@@ -66,30 +66,31 @@ def predict(
 
 
 def predict_each(
-    run: Run, images: Iterable[str | Path | Given], workers: int = 0
+    run: Run, images: Iterable[str | Path | Given], workers: int = 0, expert_major: bool = False
 ) -> Iterator[Prediction]:
     """Classifies images one batch after another; one that cannot be read has its ``error``, and
     the others are answered. In the order given, and never more than a few batches in memory.
 
     run: of ``open_run``. images: paths, or what ``find_images`` made of them. workers: see
-    ``predict``.
+    ``predict``. expert_major: expert by expert, over as many images as ``images_at_once`` says,
+    which are answered together.
     """
-    device = str(next(run.model.parameters()).device)
+    device = str(run.device)
     task, names = run.task, run.names
+    size = measure.images_at_once(run.model, task, run.image_size) if expert_major else BATCH
     decoded = _decoded(images, eval_transform(run.image_size), workers)
-    while part := list(islice(decoded, BATCH)):
-        batch = [image for _, image in part if isinstance(image, Tensor)]
+    while part := list(islice(decoded, size)):
+        read = [image for _, image in part if isinstance(image, Tensor)]
+        part = [(given, image if isinstance(image, str) else None) for given, image in part]
         answers: Iterator[tuple[Tensor, Tensor]] = iter(())
-        if batch:
+        if read:
             # As fit and evaluate do it, the precision included.
-            batches = [(torch.stack(batch), None)]
-            answers = zip(
-                *measure.predict(run.model, task, batches, device, run.config.trainer.amp),
-                strict=True,
-            )
-        for given, image in part:
-            if isinstance(image, str):
-                yield Prediction(given, error=image)
+            amp = run.config.trainer.amp
+            found = measure.predict(run.model, task, stacked(read), device, amp, expert_major)
+            answers = zip(*found, strict=True)
+        for given, error in part:
+            if error is not None:
+                yield Prediction(given, error=error)
                 continue
             probabilities, weights = next(answers)
             best = int(probabilities.argmax())
@@ -98,6 +99,14 @@ def predict_each(
             yield Prediction(
                 given, run.classes[best], probabilities[best].item(), spoke, None, probabilities
             )
+
+
+def stacked(images: list[Tensor], size: int = BATCH) -> Iterator[tuple[Tensor, None]]:
+    """Batches of images, which leave the list: none of them is in memory twice."""
+    while images:
+        batch = torch.stack(images[:size])
+        del images[:size]
+        yield batch, None
 
 
 def _decoded(

@@ -33,7 +33,7 @@ def test_flags_that_scripts_have_set_their_field(name):
         choices = known.rules.get("choices")
         value = choices[-1] if choices else "x" if known.kind is str else known.kind(1)
         value = 0.5 if name == "validation" else 32 if name == "image_size" else value
-        value = "heads:1" if name == "warm_up" else value
+        value = {"warm_up": "heads:1", "parallel": "dp"}.get(name, value)
         given = [flag, value]
     if name in ("optimizer", "schedule"):
         given += ["--set", "nesterov=false"]

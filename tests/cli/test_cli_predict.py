@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 from support.command import hubpath, refused
+from support.digit_runs import draw_digits, fit_digits
 from typer.testing import CliRunner
 
 from hubpath_fast.cli import app
-from hubpath_fast.data import DataError, DigitsTask, write_image_folder
+from hubpath_fast.data import DataError
 from hubpath_fast.hub import expert_names
 from hubpath_fast.recipes import predict as recipe
 from hubpath_fast.recipes.evaluate import evaluate
@@ -32,17 +33,12 @@ ROUNDED = 5e-7
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return write_image_folder(DigitsTask(0, 60), tmp_path_factory.mktemp("digits"), limit=60)
+    return draw_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory):
-    out = tmp_path_factory.mktemp("fit") / "run"
-    hubpath(
-        "fit", "--data", digits, "--hub", "test_resnet,test_vit,test_resnet", "--no-pretrained",
-        "--image-size", 32, "--batch-size", 16, "--workers", 0, "--steps", 4, "--out", out,
-    )  # fmt: skip
-    return out
+    return fit_digits(digits, tmp_path_factory.mktemp("fit") / "run")
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_the_commands_take_a_saved_hub(run, photos, tmp_path):
     hubpath("save", run, tmp_path / "hub")
     one, two = (hubpath("predict", at, photos).stdout for at in (run, tmp_path / "hub"))
     assert one == two
-    assert "test_efficientnet" in one
+    assert "experts: test_" in one
     said = refused("evaluate", tmp_path / "hub").replace("\n", " ")
     assert "has no data of its own; give what to score it on by --data" in said
     assert "8 images" in hubpath("evaluate", tmp_path / "hub", "--data", photos).stdout
