@@ -96,7 +96,7 @@ def router_cases(n: int, m: int, k: int) -> Iterator[CompileCase]:
     sources = {
         "no eps": (None, None),
         "eps": (scores, None),
-        "draw": (None, _meta(1, dtype=torch.int64)),
+        "draw": (None, _meta(2, dtype=torch.int64)),
     }
     for name, (eps, seed) in sources.items():
         given = (scores, scores, eps, seed)
