@@ -49,6 +49,7 @@ def commands(page: Path) -> list[str]:
     lines += re.findall(r"`([^`\n]+)`", outside)
     parts = [part.strip() for line in lines for part in line.split("&&")]
     parts = [re.sub(r"^(\w+=\S+ )+", "", part).replace("\\|", "|") for part in parts]
+    parts = [re.sub(r"^torchrun .*?-m hubpath_fast ", "hubpath ", part) for part in parts]
     return [part for part in parts if part.startswith(("hubpath ", "python -m ", "pytest "))]
 
 
