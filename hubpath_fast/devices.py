@@ -49,14 +49,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def on_meta(value: Tensor | nn.Module) -> bool:
-    """Whether a tensor, or any parameter or buffer of a module, is on the meta device: of an expert
-    that another rank has."""
-    if isinstance(value, Tensor):
-        return value.is_meta
-    return any(tensor.is_meta for tensor in (*value.parameters(), *value.buffers()))
-
-
 def to_meta(modules: Iterable[nn.Module]) -> None:
     """Moves modules to the meta device, in place, which frees their memory.
 

@@ -51,8 +51,8 @@ class ParallelExecutor(Executor):
     def counters(self) -> Counters:
         """The inner executor's, with what this rank is."""
         inner = Counters() if self._running is None else self._running.counters
-        own = [i for i, owner in enumerate(self.owners) if owner == self.ranks.ep_rank]
         ranks = self.ranks
+        own = ranks.own(self.owners)
         about = (
             f"rank {ranks.rank} of {ranks.world} ({ranks.dp} x {ranks.ep}): experts "
             f"{', '.join(map(str, own)) or 'none'}",
@@ -76,8 +76,7 @@ class ParallelExecutor(Executor):
 
     def own(self, experts: Sequence[nn.Module]) -> list[nn.Module]:
         """Of the model's experts those that this rank has."""
-        pairs = zip(experts, self.owners, strict=True)
-        return [expert for expert, owner in pairs if owner == self.ranks.ep_rank]
+        return [experts[index] for index in self.ranks.own(self.owners)]
 
     def scores(self, generator: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._inner(self._own, x).scores(generator, x)

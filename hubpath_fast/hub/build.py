@@ -124,17 +124,18 @@ def build_experts(
         raise HubError(*problems)
 
     # All networks first: their new heads are drawn alike, whatever lies in the cache.
-    experts, there = [], []  # there: those that other processes have
+    experts: list[Expert] = []
+    there: set[int] = set()  # numbers of those that other processes have
     for i, (spec, model, size) in enumerate(zip(specs, models, sizes, strict=True)):
         experts.append(start_expert(spec, model, task, size))
         if own is not None and i not in own and model is not None:
-            there.append(experts[-1])
+            there.add(i)
             to_meta([experts[-1].module])
     if pretrained:
-        load_all([expert for expert in experts if expert not in there])
-    for expert, label in zip(experts, expert_names(specs), strict=True):
+        load_all([expert for i, expert in enumerate(experts) if i not in there])
+    for i, (expert, label) in enumerate(zip(experts, expert_names(specs), strict=True)):
         finish_expert(expert, task, input_size, label)
-        if expert in there:
+        if i in there:
             to_meta([expert.module])  # its head, which is new
     return experts
 

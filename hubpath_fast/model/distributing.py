@@ -27,15 +27,6 @@ class Placement(NamedTuple):
     ranks: Ranks
     owners: tuple[int, ...]
 
-    def owns(self, index: int) -> bool:
-        """Whether this rank has the expert."""
-        return self.owners[index] == self.ranks.ep_rank
-
-    @property
-    def own(self) -> list[int]:
-        """The experts that this rank has."""
-        return [i for i in range(len(self.owners)) if self.owns(i)]
-
 
 class Distributing:
     """The calls of a ``HubPathway`` that give ranks its experts. ``placement`` says which rank has
@@ -69,8 +60,9 @@ class Distributing:
         self._check_distributable(ranks, owners)
         for part in (self.generator, self.aggregator):
             share_batch_norm(part, ranks)
-        self.placement = placement = Placement(ranks, owners)
-        to_meta([expert for i, expert in enumerate(self.experts) if not placement.owns(i)])
+        self.placement = Placement(ranks, owners)
+        own = ranks.own(owners)
+        to_meta([expert for i, expert in enumerate(self.experts) if i not in own])
         self._restart_executor()
         self.executor = ParallelExecutor(ranks, owners, self.executor)
         return self

@@ -37,7 +37,7 @@ class Exchange:
 
     def __init__(self, routing: Routing, owners: Sequence[int], ranks: Ranks):
         self.routing, self.ranks = routing, ranks
-        self.own = [i for i, owner in enumerate(owners) if owner == ranks.ep_rank]
+        self.own = ranks.own(owners)
         device = routing.offsets.device
         gathered = gather_numbers(routing.offsets.diff(), ranks, "counts")
         table = gathered.tolist()  # [ep][M]

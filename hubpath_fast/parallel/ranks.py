@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,6 +63,10 @@ class Ranks:
     @property
     def dp_rank(self) -> int:
         return self.rank // self.ep
+
+    def own(self, owners: Sequence[int]) -> list[int]:
+        """The experts that this rank has. owners: for each the rank of a replica that has it."""
+        return [index for index, owner in enumerate(owners) if owner == self.ep_rank]
 
     def share(self, parts: int = 1) -> Share:
         """This rank's part of a global batch that is cut into so many micro-batches."""

@@ -14,6 +14,15 @@ import torch
 from torch import Tensor
 
 
+def check_batch_size(size: int, ranks: int) -> None:
+    """Raises ValueError unless a batch is as many samples for each of the ranks, at least one."""
+    if size < 1 or size % ranks:
+        raise ValueError(
+            f"batch_size: expected a multiple of the {ranks} ranks, got {size}; take "
+            f"{max(1, size // ranks) * ranks}, or another number of ranks"
+        )
+
+
 class Share(NamedTuple):
     """Of rank ``rank`` among ``ranks``, of batches in ``parts`` micro-batches."""
 

@@ -39,7 +39,6 @@ from ..runs.on_ranks import (
     check_folder,
     check_same_data,
     on_rank,
-    owned_by,
     owners_of,
     placement_text,
     start_ranks,
@@ -109,7 +108,7 @@ def _fit(
     check_same_data(ranks, data, config)
     with ranks.agreed("building the hub"):
         owners = owners_of(config, image_size, ranks)
-        own = None if owners is None else owned_by(owners, ranks)
+        own = None if owners is None else ranks.own(owners)
         model = build_seeded(config, task, image_size, own)
         model.distribute(ranks, owners)
         config = as_built(config, model)

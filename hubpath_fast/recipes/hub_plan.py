@@ -26,6 +26,7 @@ from ..hub.source import HubModel, with_head
 from ..hub.spec import read_specs, split_names
 from ..parallel.placement import Plan, plan
 from ..parallel.ranks import layout
+from ..parallel.share import check_batch_size
 from ..parallel.traffic import dp_bytes, ep_bytes, on_the_wire
 from ..runs.folder import RunFolder
 from ..runs.measure import wait
@@ -103,11 +104,7 @@ def plan_hub(
     if ranks < 1:
         raise ValueError(f"ranks: expected an integer of at least 1, got {ranks}")
     check_k(k, count)
-    if batch_size < 1 or batch_size % ranks:
-        raise ValueError(
-            f"batch_size: expected a multiple of the {ranks} ranks, got {batch_size}; take "
-            f"{max(1, batch_size // ranks) * ranks}, or another number of ranks"
-        )
+    check_batch_size(batch_size, ranks)
     dp, ep = layout(parallel, ranks, count)
     size = size or default_input_size(specs)
     found, problems = [], []

@@ -21,6 +21,7 @@ from ..locks import LOCK
 from ..model.distributing import Placement
 from ..parallel import Ranks, start
 from ..parallel.placement import plan
+from ..parallel.share import check_batch_size
 from .config import FitConfig
 from .data import RunData
 
@@ -36,13 +37,7 @@ def start_ranks(config: FitConfig) -> Ranks:
     if ranks.single:
         return ranks
     with ranks.agreed("reading the settings"):
-        size = config.trainer.batch_size
-        if size % ranks.world:
-            raise ValueError(
-                f"batch_size: expected a multiple of the {ranks.world} ranks, got {size}; take "
-                f"--batch-size {size // ranks.world * ranks.world or ranks.world}, or start "
-                "another number of ranks"
-            )
+        check_batch_size(config.trainer.batch_size, ranks.world)
         if config.warm_up is not None:
             raise ValueError(
                 f"warm_up: expected None on several ranks, got {config.warm_up}; its heads are "
@@ -108,11 +103,6 @@ def owners_of(config: FitConfig, image_size: int, ranks: Ranks) -> tuple[int, ..
         model = find(spec)
         counted.append(costs(model, working_size(spec, model, TASK, image_size)))
     return plan([c.work for c in counted], [c.state_bytes for c in counted], ranks.ep).owners
-
-
-def owned_by(owners: Sequence[int], ranks: Ranks) -> frozenset[int]:
-    """The experts of this rank."""
-    return frozenset(Placement(ranks, tuple(owners)).own)
 
 
 def placement_text(placement: Placement, names: Sequence[str]) -> str:

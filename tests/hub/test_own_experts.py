@@ -5,9 +5,10 @@ import dataclasses
 
 import pytest
 import torch
+from support.meta import on_meta
 from torch import nn
 
-from hubpath_fast.devices import on_meta, to_meta
+from hubpath_fast.devices import to_meta
 from hubpath_fast.hub import build_experts, create_model
 from hubpath_fast.model.saving import model_config
 from hubpath_fast.runs.build import build_seeded

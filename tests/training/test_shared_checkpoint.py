@@ -8,13 +8,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from support.checkpoint_files import all_weights
+from support.meta import on_meta
 from support.processes import connected, run_ranks
 from support.thread_ranks import run_threads
 from torch import nn
 
 import hubpath_fast as hp
 from hubpath_fast.checkpoints import CheckpointError, Written, load_config, write
-from hubpath_fast.devices import on_meta
 from hubpath_fast.parallel import Ranks
 from hubpath_fast.training import TrainerConfig, build_optimizer, default_groups, load_state, resume
 from hubpath_fast.training.checkpoint import expert_labels, model_entries, save_checkpoint
