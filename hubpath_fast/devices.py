@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
+MIN_PRODUCTS_FOR_THREADS = 10**8  # multiplications of a call: 2 ms of a core
+
 
 def read_device(name: str) -> torch.device:
     """The device that is meant, which may be another machine's; ValueError if none is."""
@@ -35,6 +37,21 @@ def check_device(name: str) -> torch.device:
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The precision context of ``TrainerConfig.amp``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+
+
+@contextlib.contextmanager
+def threads_for(products: int) -> Iterator[None]:
+    """One of torch's threads within, on the CPU, where single calls are small: of fewer
+    multiplications than ``MIN_PRODUCTS_FOR_THREADS``. They take a millisecond or two, and where a
+    second thread has no core to itself each of them waits for it as long again, many times over."""
+    before = torch.get_num_threads()
+    if products < MIN_PRODUCTS_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before != torch.get_num_threads():
+            torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

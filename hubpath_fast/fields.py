@@ -230,8 +230,8 @@ def full_name(cls: type[Settings], name: str) -> str:
     if len(found) > 1:
         raise ValueError(f"setting {name!r}: expected one of {', '.join(found)}")
     if not found:
-        last = (full.rpartition(".")[2] for full in known)
-        check_names({name: None}, list(dict.fromkeys([*known, *last])))
+        whole = known if "." in name else [full.rpartition(".")[2] for full in known]
+        check_names({name: None}, list(dict.fromkeys(whole)))
     return found[0]
 
 

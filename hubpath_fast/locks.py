@@ -31,14 +31,17 @@ class CannotLock(Exception):
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, what: str = "run", console: Console | None = None) -> Iterator[None]:
+def locked(
+    folder: str | Path, what: str = "run", console: Console | None = None, alone: bool = True
+) -> Iterator[None]:
     """Within, no other process (and no other block) that asks works in the folder.
 
-    The folder is made where it is missing, and removed again if it is still empty at the end. What
-    a killed process left unfinished in it (see ``files.replacing``) is deleted.
+    The folder is made where it is missing, and removed again if it is still empty at the end.
 
     what: is at work here, in the message: "run", "comparison". console: where it is said that a
-    file system has no locks; the block then runs without one. None: standard output.
+    file system has no locks; the block then runs without one. None: standard output. alone: nobody
+    writes into the folder without asking, so that what a killed process left unfinished in it (see
+    ``files.replacing``) is deleted.
 
     Raises ValueError, with who has the lock, if another has it, or if the folder is a file; OSError
     if there cannot be such a folder.
@@ -58,7 +61,8 @@ def locked(folder: str | Path, what: str = "run", console: Console | None = None
                     mark.write_text(str(len(made)), encoding="utf-8")
             handle = _acquire(folder / LOCK, what)
             ours = True
-            remove_leftovers(folder)
+            if alone:
+                remove_leftovers(folder)
         except CannotLock as error:
             ours = True
             text = f"{folder} cannot be locked ({error}): see to it that nothing else works in it"

@@ -1,4 +1,4 @@
-"""Bytes as people write them: "80GB", "16GiB" or "8000000000"."""
+"""Bytes and counts as people write them: "80GB", "16GiB" or "8000000000"; "50M" or "50000000"."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fractions import Fraction
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("KMGT", 1)}
 TEXT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT]i?)?B)?")
+COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGB]?)")
 
 
 def parse_bytes(name: str, text: int | str) -> int:
@@ -25,6 +26,22 @@ def parse_bytes(name: str, text: int | str) -> int:
         count = 0
     if count < 1:
         raise ValueError(f"{name}: expected bytes such as '80GB' or '500MiB', got {text!r}")
+    return count
+
+
+def parse_count(name: str, text: int | str) -> int:
+    """A count, at least 1, of a number or a text; ValueError, which starts with ``name``, for
+    others. K is 10**3, M 10**6, G and B 10**9."""
+    found = COUNT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is not None:
+        exact = Fraction(found[1]) * UNITS["G" if found[2] == "B" else found[2]]
+        count = int(exact) if exact.denominator == 1 else 0
+    elif isinstance(text, int) and not isinstance(text, bool):
+        count = text
+    else:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name}: expected a count such as 50000 or '50M', got {text!r}")
     return count
 
 

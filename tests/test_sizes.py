@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hubpath_fast.executors.resident import read_room
-from hubpath_fast.sizes import bytes_text, parse_bytes
+from hubpath_fast.sizes import bytes_text, parse_bytes, parse_count
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,17 @@ def test_a_room_is_bytes_with_a_unit_and_experts_without():
     for wrong in ("8 experts", 0, "0MB", None, True):
         with pytest.raises(ValueError, match=r"^room: expected bytes .* or a number of experts"):
             read_room(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("50M", 50 * 10**6), ("1.5 K", 1500), ("2B", 2 * 10**9), ("2G", 2 * 10**9), ("7", 7), (7, 7)],
+)
+def test_counts_are_read_with_their_unit(text, count):
+    assert parse_count("parameters", text) == count
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "0", "0.5", "50MB", "50m", 0, True, 2.5])
+def test_other_counts_are_refused_by_name(text):
+    with pytest.raises(ValueError, match=r"parameters: expected a count such as 50000 or '50M'"):
+        parse_count("parameters", text)

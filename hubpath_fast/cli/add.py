@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from .fit import Device, Folder
-from .messages import console, messages
+from .messages import console, messages, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,14 +40,14 @@ def add(
     with messages():
         from ..recipes.add import add as recipe
 
-        result = recipe(run, name, out, data, device, data_root, steps, pretrained, _say)
+        result = recipe(run, name, out, data, device, data_root, steps, pretrained, say)
         console.print(table(result))
         kept = result["unchanged"]
-        _say(
+        say(
             f"{kept['images']} of these images do not go to it; their probabilities changed by "
             f"at most {kept['largest_change']:.1g}"
         )
-        _say(
+        say(
             f"{result['label']}: fitted on {result['fit_images']} images, chosen on "
             f"{result['choose_images']} others, {result['seconds']:.1f} s; saved in {out}"
         )
@@ -69,7 +69,3 @@ def table(result: dict[str, Any]) -> Table:
         what = f"{group['name']} ({group['split']})"
         shown.add_row(escape(what), str(group["images"]), *values, f"{100 * group['share']:.1f}")
     return shown
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from .fit import Device, Folder
-from .messages import console, messages
+from .messages import console, messages, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,11 +36,11 @@ def budget(
         from ..recipes.budget import BUDGET, PICTURES
         from ..recipes.budget import budget as recipe
 
-        result = recipe(run, device, data_root, batch_size, lambda text: _say(text))
+        result = recipe(run, device, data_root, batch_size, lambda text: say(text))
         console.print(table(result))
         for line in sentences(result):
-            _say(line)
-        _say(f"written: {', '.join(str(run / name) for name in (BUDGET, *PICTURES))}")
+            say(line)
+        say(f"written: {', '.join(str(run / name) for name in (BUDGET, *PICTURES))}")
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -72,7 +72,3 @@ def sentences(result: dict[str, Any]) -> list[str]:
             "hub does there is better on validation images"
         )
     return said
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -64,9 +64,10 @@ def show(
 
 def _text(entry, batch_size: int) -> str:
     costs = entry.costs
+    giga = "unknown," if costs.flops is None else f"{costs.flops / 1e9:.2f} G"
     lines = {
         "parameters": f"{costs.parameters / 1e6:.2f} M",
-        "FLOPs": f"{costs.flops / 1e9:.2f} G an image, forward, at {costs.size} x {costs.size}",
+        "FLOPs": f"{giga} an image, forward, at {costs.size} x {costs.size}",
         "images": f"{entry.native_size} px, mean {_numbers(entry.mean)}, std {_numbers(entry.std)}",
         "weights": entry.origin or "none: random weights only",
     }

@@ -43,11 +43,25 @@ def _written_otherwise(error: UnicodeError) -> tuple[str, int]:
     return made, error.end
 
 
+def say(text: str) -> None:
+    """A line on standard output, as it is: brackets in it are no markup."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
     """Turns what a user can mend into a message and an exit status; anything else is a bug."""
     with _ending_together(), _in_sentences():
         yield
+
+
+@contextlib.contextmanager
+def stopped(kept: str) -> Iterator[None]:
+    """Says of Ctrl-C what is kept: a clause such as "the same command goes on from here"."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedError(f"stopped; {kept}") from None
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -22,26 +22,30 @@ if TYPE_CHECKING:
     from ..recipes.predict import Prediction
 
 
+Images = Annotated[
+    list[str],
+    typer.Argument(help='files, folders, patterns ("photos/**/*.jpg"), or - for a list on stdin'),
+]
+AnswersOut = Annotated[
+    Optional[Path],  # noqa: UP045  (Typer reads it on Python 3.10 too)
+    typer.Option(help="write the answers to a .csv or .jsonl file, a row an image"),
+]
+Classes = Annotated[
+    bool, typer.Option("--classes", help="in --out: the probability of every class, too")
+]
+Decoders = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="threads that decode; 0: none beside this one", min=0),
+]
+
+
 def predict(
     run: Folder,
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            help='files, folders, patterns ("photos/**/*.jpg"), or - for a list on stdin'
-        ),
-    ],
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="write the answers to a .csv or .jsonl file, a row an image"),
-    ] = None,
-    classes: Annotated[
-        bool, typer.Option("--classes", help="in --out: the probability of every class, too")
-    ] = False,
+    images: Images,
+    out: AnswersOut = None,
+    classes: Classes = False,
     device: Device = "cpu",
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="threads that decode; 0: none beside this one", min=0),
-    ] = None,
+    workers: Decoders = None,
     budget_ms: BudgetMs = None,
     top_mass: TopMass = None,
     room: Room = None,
@@ -56,7 +60,7 @@ def predict(
     """
     with messages():
         from ..data.images import default_workers
-        from ..recipes.answers import AnswerFile, check_ending
+        from ..recipes.answers import check_ending
         from ..recipes.budget import follow
         from ..recipes.predict import predict_each
         from ..runs.config import CLASSIFICATION
@@ -73,13 +77,10 @@ def predict(
         workers = default_workers() if workers is None else workers
         predictions = predict_each(opened, found, workers, expert_major)
         if out is None:
-            done, broken = _answer(predictions, len(found))
+            done, broken = answer(predictions, len(found))
         else:
             columns = opened.names, opened.classes if classes else ()
-            with AnswerFile(out, *columns) as file:
-                done, broken = _answer(predictions, len(found), file)
-            said = f"{done - broken} of {done} images answered in {out}"
-            console.print(escape(one_line(said)), soft_wrap=True, highlight=False)
+            done, broken = answer_in(out, columns, predictions, len(found))
         show_notes(opened.room_notes(), errors)
         end(broken, done, "could not be read")
 
@@ -100,7 +101,23 @@ def find(images: list[str]) -> list[Given]:
     return found
 
 
-def _answer(
+def answer_in(
+    out: Path,
+    columns: tuple[Sequence[str], Sequence[str]],
+    predictions: Iterator[Prediction],
+    total: int,
+) -> tuple[int, int]:
+    """``answer`` in a file, and a line that says so. columns: names of experts, and of classes."""
+    from ..recipes.answers import AnswerFile
+
+    with AnswerFile(out, *columns) as file:
+        done, broken = answer(predictions, total, file)
+    said = f"{done - broken} of {done} images answered in {out}"
+    console.print(escape(one_line(said)), soft_wrap=True, highlight=False)
+    return done, broken
+
+
+def answer(
     predictions: Iterator[Prediction], total: int, file: AnswerFile | None = None
 ) -> tuple[int, int]:
     """Writes or prints all, a batch at a time; (how many there were, how many are broken)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -9,17 +10,19 @@ import typer
 
 from ..measure import Measure
 from .fit import Device, Folder
-from .messages import console, messages
+from .messages import console, messages, say
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+NAMES = 16  # of experts that a sentence lists, at most
 
 
 def prune(
     run: Folder,
     points: Annotated[
         float,
-        typer.Option(help="what the smaller hub may lose, in points of the run's metric"),
+        typer.Option(help="points of the run's metric that it may lose; below 0: must gain"),
     ] = 0.5,
     out: Annotated[
         Optional[Path],  # noqa: UP045  (Typer reads it on Python 3.10 too)
@@ -41,16 +44,16 @@ def prune(
         from ..recipes.prune import prune as recipe
         from ..recipes.save import description
 
-        result = recipe(run, points, out, device, data_root, _say)
+        result = recipe(run, points, out, device, data_root, say)
         metric = Measure(**result["metric"])
         console.print(expert_table(result, metric))
         console.print(step_table(result, metric))
         for line in sentences(result, metric):
-            _say(line)
-        _say(f"written: {run / PRUNE}")
+            say(line)
+        say(f"written: {run / PRUNE}")
         if out is not None:
             saved = result["chosen"] is not None
-            _say(f"saved in {out}: {description(out)}" if saved else f"nothing is saved in {out}")
+            say(f"saved in {out}: {description(out)}" if saved else f"nothing is saved in {out}")
 
 
 def expert_table(result: dict[str, Any], metric: Measure) -> Table:
@@ -78,25 +81,58 @@ def sentences(result: dict[str, Any], metric: Measure) -> list[str]:
         for row in result["experts"]
         if not row["removable"]
     ]
+    best = result["best"]
+    if best is not None and (chosen is None or best["left"] != len(chosen["kept"])):
+        said.append(_best(result, metric))
+    on = f"{result['images']} validation images"
     if chosen is None:
-        on = f"{result['images']} validation images"
         return [*said, f"no smaller hub is within {points:g} points on {on}"]
-    _, lost, interval = _figures(chosen["validation"], metric)
     said.append(
         f"the smallest hub within {points:g} points has {len(chosen['kept'])} of {count} experts: "
-        f"{', '.join(chosen['kept'])}; dropped: {', '.join(chosen['dropped'])}; "
-        f"{lost} points lost on {result['images']} validation images (95 % interval {interval})"
+        f"{listed(chosen['kept'])}; dropped: {listed(chosen['dropped'])}; "
+        f"{_change(chosen['validation'], metric, on)}"
     )
     test = chosen["test"]
     if test is None:
         return [*said, "there are no test images of their own to confirm it on"]
-    _, lost, interval = _figures(test, metric)
-    agree = "confirmed" if test["confirmed"] else f"not confirmed: more than {points:g}"
+    if points >= 0:
+        within, beyond = f"lost at most {points:g}", f"more than {points:g} lost"
+    else:
+        within, beyond = f"gained at least {-points:g}", f"less than {-points:g} gained"
+    confirmed = test["confirmed"]
+    agree = f"confirmed: {within} there, too" if confirmed else f"not confirmed: {beyond} there"
+    change = _change(test, metric, f"{test['images']} test images")
     said.append(
-        f"on {test['images']} test images: {metric.title} {metric.text(test['value'])} instead of "
-        f"{metric.text(test['hub'])}, {lost} points lost (95 % interval {interval}); {agree}"
+        f"{metric.title} {metric.text(test['value'])} instead of {metric.text(test['hub'])}, "
+        f"{change}; {agree}"
     )
     return said
+
+
+def _best(result: dict[str, Any], metric: Measure) -> str:
+    best, on = result["best"], f"{result['images']} validation images"
+    points = math.ceil(10**4 * best["lost"]) / 10**4  # not below what is lost
+    return (
+        f"{best['left']} experts do better than all {len(result['experts'])}: {metric.title} "
+        f"{metric.text(best['value'])} instead of {metric.text(result['value'])}, "
+        f"{_change(best, metric, on)}; "
+        f"--points {points:g} proposes the smallest hub that gains as much"
+    )
+
+
+def _change(loss: dict[str, Any], metric: Measure, images: str) -> str:
+    """In words: "0.50 points lost on 60 test images (95 % interval 0.10 to 0.90)"."""
+    lost, ends = loss["lost"], loss["interval"]
+    word = "gained" if lost < 0 else "lost"
+    if lost < 0:
+        lost, ends = -lost, None if ends is None else [-end for end in reversed(ends)]
+    _, points, interval = _figures({**loss, "lost": lost, "interval": ends}, metric)
+    of = f" (95 % interval {interval})" if interval else ""
+    return f"{points} points {word} on {images}{of}"
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= NAMES else f"{len(names)} experts (see prune.json)"
 
 
 def _figures(loss: dict[str, Any], metric: Measure) -> tuple[str, str, str]:
@@ -111,13 +147,10 @@ def _table(heads: list[str], rows: list[tuple[str, ...]]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(heads[0])
+    shown = Table()
+    shown.add_column(heads[0], overflow="fold")
     for head in heads[1:]:
         shown.add_column(head, justify="right")
     for row in rows:
         shown.add_row(*map(escape, row))
     return shown
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..notes import show_notes
-from .messages import console, messages
+from .messages import console, messages, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,18 +48,18 @@ def tune(
 
         if forget:
             count = drop(run)
-            _say(f"{count} measurements forgotten")
+            say(f"{count} measurements forgotten")
             return
         if run is None:
             raise ValueError("run: expected the folder of a run, or --forget, got neither")
-        result = recipe(run, device, seconds, batch_size, lambda text: _say(f"measuring {text}"))
+        result = recipe(run, device, seconds, batch_size, lambda text: say(f"measuring {text}"))
         for tuned in result.tuned:
-            _say(f"\n{what(tuned.work)}")
+            say(f"\n{what(tuned.work)}")
             console.print(table(tuned))
             if (why := why_not_fastest(tuned)) is not None:
-                _say(why)
+                say(why)
         if result.path is not None:
-            _say(f"executor=auto follows this from now on; kept in {result.path}")
+            say(f"executor=auto follows this from now on; kept in {result.path}")
         show_notes(result.notes, console)
 
 
@@ -100,7 +100,3 @@ def why_not_fastest(tuned: Tuned) -> str | None:
     if tuned.chosen == fastest:
         return None
     return f"{tuned.chosen} is within the noise of {fastest}: auto's own choice"
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -114,6 +114,11 @@ class CompareSettings(Settings):
                 f"fallback: expected none in a comparison, got {self.fit.fallback}; its table has "
                 "Hub-Pathway with its router, and a sentence on the fixed experts"
             )
+        if self.fit.start is not None:
+            raise ValueError(
+                f"start: expected None in a comparison, got {self.fit.start}; all of its methods "
+                "start with new heads"
+            )
 
     def length(self, forwards: int) -> Fraction:
         """Of a training whose every sample runs ``forwards`` experts, and which has the whole

@@ -15,9 +15,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
+from PIL import Image
 
 from ..files import replacing, user_cache_folder
 from .decode import load_image
@@ -26,6 +28,7 @@ from .layouts import DataError
 from .splits import ArraySplit, ImageSplit, ImageSplits, Split
 from .transforms import resize
 
+T = TypeVar("T")
 CACHES = ("none", "memory", "disk")
 FORMAT = 2  # of the file, and of how images are read (decode.py); part of its key
 MEMORY_FRACTION = 0.8  # of the free memory that a cache may take: training needs some as well
@@ -116,7 +119,7 @@ def _in_memory(
     tell(f"decoding {len(paths)} images into memory ({gib(needed)})")
     pixels = np.empty((len(paths), side, side, 3), dtype=np.uint8)
     start = 0
-    for part in _decoded(paths, side):
+    for part in squares(paths, side):
         pixels[start : start + len(part)] = part
         start += len(part)
     return pixels
@@ -125,22 +128,22 @@ def _in_memory(
 def _on_disk(
     paths: Sequence[Path], side: int, folder: Path, tell: Callable[[str], None]
 ) -> np.ndarray:
-    path = folder / f"{side}-{_key(paths, side)}.npy"
+    path = folder / f"{side}-{squares_key(paths, side)}.npy"
     shape = (len(paths), side, side, 3)
-    pixels = _open(path, shape)
+    pixels = open_squares(path, shape)
     if pixels is None:
         needed = cache_bytes(len(paths), side)
         sizes = f" ({len(paths)} of {side} x {side})"
         make_room(folder, needed, "the decoded images", sizes)
         tell(f"decoding {len(paths)} images into {path} ({gib(needed)})")
-        _write(path, shape, _decoded(paths, side))
-        pixels = _open(path, shape)
+        write_squares(path, shape, squares(paths, side))
+        pixels = open_squares(path, shape)
     else:
         tell(f"{len(paths)} decoded images are in {path}")
     return pixels
 
 
-def _key(paths: Sequence[Path], side: int) -> str:
+def squares_key(paths: Sequence[Path], side: int) -> str:
     """Tells sets of images apart by what would change their pixels, without reading them."""
     digest = hashlib.sha256(json.dumps([FORMAT, side, PIL.__version__]).encode())
     for path in paths:
@@ -150,7 +153,7 @@ def _key(paths: Sequence[Path], side: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def open_squares(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The file mapped into memory; None if it is missing or not what it should be."""
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -159,7 +162,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
-def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
+def write_squares(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
     """Written, not mapped, so that a full disk is an error and no crash; renamed when complete."""
     with replacing(path) as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -168,15 +171,21 @@ def _write(path: Path, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> N
             file.write(part)
 
 
-def _decoded(paths: Sequence[Path], side: int) -> Iterator[np.ndarray]:
-    """uint8 [<= DECODED_AT_ONCE, side, side, 3], in order; PIL decodes without Python's lock."""
+def squares(
+    images: Sequence[T], side: int, load: Callable[[T], Image.Image] | None = None
+) -> Iterator[np.ndarray]:
+    """Images resized to side x side, uint8 [<= DECODED_AT_ONCE, side, side, 3], in order.
 
-    def decode(path: Path) -> np.ndarray:
-        return np.asarray(resize(load_image(path), side))
+    load: decodes one, in threads; PIL does so without Python's lock. None: ``load_image``.
+    """
+    load = load or load_image
+
+    def decode(image: T) -> np.ndarray:
+        return np.asarray(resize(load(image), side))
 
     with ThreadPoolExecutor(default_workers()) as pool:
-        for start in range(0, len(paths), DECODED_AT_ONCE):
-            part = paths[start : start + DECODED_AT_ONCE]
+        for start in range(0, len(images), DECODED_AT_ONCE):
+            part = images[start : start + DECODED_AT_ONCE]
             yield np.stack(list(pool.map(decode, part)))
 
 

@@ -12,6 +12,7 @@ same on every machine. Images are uint8 [n, 3, S, S] with three equal channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -206,8 +207,19 @@ def write_image_folder(task: DigitsTask, out_dir: str | Path, limit: int | None 
     train is ``task.target``; val is left out where the task holds nothing out. limit: at most that
     many images a split, the first ones. Returns out_dir.
     """
+    splits = {"train": task.target, "val": task.validation, "test": task.test}
+    return write_images(out_dir, splits, limit)
+
+
+def write_images(
+    out_dir: str | Path, splits: Mapping[str, TensorSet], limit: int | None = None
+) -> Path:
+    """Writes digits as PNG files, ``out_dir/SPLIT/CLASS/NUMBER_RENDERING.png``.
+
+    limit: at most that many images a split, the first ones. Returns out_dir.
+    """
     out_dir = Path(out_dir)
-    for split, data in (("train", task.target), ("val", task.validation), ("test", task.test)):
+    for split, data in splits.items():
         for i in range(len(data) if limit is None else min(limit, len(data))):
             folder = out_dir / split / data.classes[data.targets[i]]
             folder.mkdir(parents=True, exist_ok=True)

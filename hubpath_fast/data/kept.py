@@ -171,11 +171,14 @@ def reopen(
     """
     root = Path(root)
     if not root.is_dir():
-        place = "evaluate --data-root DIR, or fit --resume "
-        place += "--data" if name == FOLDER else "--data-root"
+        option = "--data" if name == FOLDER else "--data-root"
+        places = {
+            "run": f"evaluate --data-root DIR, or fit --resume {option}",
+            "shelf": "shelf extract --data",
+        }
         raise DataError(
             f"the data of this {what} was in {root}, which does not exist; if it was moved, "
-            + (f"give {place} DIR" if what == "run" else "move it back")
+            + (f"give {places[what]} DIR" if what in places else "move it back")
         )
     base = data_base(name, root)
     files, differences = _compare(kept, name, base)

@@ -38,8 +38,8 @@ class DataSettings(Settings):
     augment: str = setting(
         "host",
         "where images are cropped and flipped: one by one where they are decoded, or by batch on "
-        "the device",
-        choices=("host", "device"),
+        "the device; none: nowhere, and training sees them as evaluation does",
+        choices=("host", "device", "none"),
     )
     validation: float = setting(
         0.15,

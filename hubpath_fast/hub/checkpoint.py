@@ -91,6 +91,15 @@ def read_state_dict(path: str | Path, entry: str | None = None) -> dict[str, Ten
     return found[_choice(path, found)]
 
 
+def weights_files(path: str | Path) -> list[Path]:
+    """The files that ``read_state_dict`` reads: one, or an index and what it names. Raises HubError
+    as that does."""
+    file = _file(Path(path))
+    if kind_of(file) != INDEX:
+        return [file]
+    return [file, *(file.parent / name for name in sorted(set(_weight_map(file).values())))]
+
+
 def _file(path: Path) -> Path:
     """The file itself, of a folder the one that holds the weights."""
     if not path.is_dir():
@@ -168,8 +177,9 @@ def _foreign_classes(path: Path) -> set[str]:
         return {name for name in named if not TENSOR_PARTS.fullmatch(name)}
 
 
-def _shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in several files, by its index."""
+def _weight_map(index: Path) -> Mapping[str, str]:
+    """Of the index of a checkpoint in several files: the file of each tensor, all of which are
+    there."""
     try:
         content = json.loads(index.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -189,6 +199,13 @@ def _shards(index: Path) -> dict[str, Tensor]:
             f"{index} names {len(names)} files, and {len(missing)} of them are not beside it: "
             f"{_some(missing)}; fetch them, too"
         )
+    return files
+
+
+def _shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in several files, by its index."""
+    files = _weight_map(index)
+    names = sorted(set(files.values()))
     state: dict[str, Tensor] = {}
     for name in names:
         part, _ = _tensors(index.parent / name, kind_of(index.parent / name))

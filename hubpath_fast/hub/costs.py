@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -27,21 +29,23 @@ class Costs:
     """What an expert costs at ``size`` pixels a side, float32.
 
     parameters: of the network with a head for 100 classes. flops: floating-point operations of one
-    image's forward pass; a multiplication and an addition count as two. state_bytes: weights,
-    gradients and AdamW's two moments. activation_bytes: what backward needs of one image.
+    image's forward pass; a multiplication and an addition count as two; None where torch cannot
+    count them. state_bytes: weights, gradients and AdamW's two moments. activation_bytes: what
+    backward needs of one image.
     """
 
     size: int
     parameters: int
-    flops: int
+    flops: int | None
     state_bytes: int
     activation_bytes: int
 
     @property
     def work(self) -> int:
         """What a row costs in a training step, beside other experts': FLOPs, and bytes of
-        activations in FLOPs."""
-        return self.flops + FLOPS_PER_BYTE * self.activation_bytes
+        activations in FLOPs. FLOPs that are not known are those of using each parameter once."""
+        flops = 2 * self.parameters if self.flops is None else self.flops
+        return flops + FLOPS_PER_BYTE * self.activation_bytes
 
     def training_bytes(self, batch_size: int) -> int:
         """Memory of a training step on that many rows, by estimate: working space of the libraries
@@ -59,7 +63,7 @@ def costs(model: HubModel, size: int) -> Costs:
     return Costs(
         size=size,
         parameters=parameters,
-        flops=count_flops(network, size),
+        flops=module_flops(network, size),
         state_bytes=BYTES_PER_ADAMW_PARAMETER * parameters,
         activation_bytes=saved_bytes(network, size),
     )
@@ -68,8 +72,16 @@ def costs(model: HubModel, size: int) -> Costs:
 def count_flops(network: nn.Module, size: int) -> int:
     """FLOPs of one image's forward pass in evaluation mode, as far as torch counts operations; on
     the meta device, wherever the network can be run there, they cost nothing."""
-    _, counter = run_once(network, 1, size, watch=partial(FlopCounterMode, display=False))
+    _, counter = run_once(network, 1, size, watch=_counting)
     return counter.get_total_flops()
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    # Without autograd torch's counter fails at a module that is given a parameter, such as the
+    # query of an attention pooling.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def module_flops(module: nn.Module, size: int) -> int | None:

@@ -54,7 +54,8 @@ def find(spec: ExpertSpec | str) -> HubModel:
     elif name.startswith(FOLDER_PREFIX):
         from .timm_models import find_folder
 
-        model = _own_names(find_folder(local_path(name.removeprefix(FOLDER_PREFIX))), spec)
+        model = find_folder(local_path(name.removeprefix(FOLDER_PREFIX)))
+        model = _own_names(model, spec, model)
     else:
         model = _find_name(name)
     changed = {k: getattr(spec, k) for k in ("mean", "std") if getattr(spec, k) is not None}
@@ -117,14 +118,15 @@ def _find_file(name: str, spec: ExpertSpec) -> HubModel:
             *(f"{name}?arch={spec.arch}: {problem}" for problem in error.problems)
         ) from None
     full = f"{FILE_PREFIX}{path}?arch={model.name}"
-    model = dataclasses.replace(model, name=full, weights=WeightSource(full, path=path))
-    return _own_names(model, spec)
+    found = dataclasses.replace(model, name=full, weights=WeightSource(full, path=path))
+    return _own_names(found, spec, model)
 
 
-def _own_names(model: HubModel, spec: ExpertSpec) -> HubModel:
-    """The model, whose file's tensors have the names that a user's tools gave them."""
+def _own_names(model: HubModel, spec: ExpertSpec, architecture: HubModel) -> HubModel:
+    """The model, whose file's tensors have the names that a user's tools gave them. architecture:
+    that the names are of, and of which one skeleton is enough for many files."""
     return dataclasses.replace(
-        model, entry=spec.key, convert=partial(_as_saved, model, spec.prefix)
+        model, entry=spec.key, convert=partial(_as_saved, architecture, spec.prefix)
     )
 
 

@@ -62,12 +62,13 @@ def generator_size(
 
 
 def default_router(
-    num_outputs: int, size: int, k: int, flops: Sequence[int]
+    num_outputs: int, size: int, k: int, flops: Sequence[int | None]
 ) -> tuple[nn.Module, nn.Module]:
     """The shapes of the default (generator, aggregator), on torch's meta device. flops: of each
-    expert, for an image of ``size`` pixels a side."""
+    expert, for an image of ``size`` pixels a side; None: not known."""
     count = len(flops)
-    width, stride = generator_size(count, size, k * sum(flops) / count, None, None)
+    active = None if None in flops else k * sum(flops) / count
+    width, stride = generator_size(count, size, active, None, None)
     return (
         on_meta(lambda: PathwayGenerator(count, width=width, stride=stride)),
         on_meta(lambda: make_aggregator("auto", count, num_outputs)),

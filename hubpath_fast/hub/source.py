@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -79,12 +80,15 @@ class HubModel:
     entry: str | None = field(compare=False, default=None)
     config: str = field(default="", repr=False)
 
-    def load(self, expert: Expert, path) -> None:
-        """Reads a file of weights into an expert's body; HubError unless every tensor fits."""
+    def read(self, path: str | Path) -> Mapping[str, Tensor]:
+        """The tensors of a file of weights, its head's among them, named as ``layout`` says;
+        HubError where they cannot be read."""
         state = read_state_dict(path, self.entry)
-        if self.convert is not None:
-            state = self.convert(state, str(path))
-        load_body(expert, state, str(path), self.layout)
+        return state if self.convert is None else self.convert(state, str(path))
+
+    def load(self, expert: Expert, path: str | Path) -> None:
+        """Reads a file of weights into an expert's body; HubError unless every tensor fits."""
+        load_body(expert, self.read(path), str(path), self.layout)
 
 
 @lru_cache(maxsize=16)  # a hub often holds an architecture more than once

@@ -10,7 +10,7 @@ from .aggregator import (
 )
 from .description import describe
 from .expert_major import answers
-from .feature_generator import FeatureGenerator, always_on
+from .feature_generator import FeatureGenerator, FeatureScores, always_on
 from .fixed_routes import FixedRoutes
 from .generator import PathwayGenerator
 from .losses import HubPathwayLoss, PathwayLosses
@@ -25,6 +25,7 @@ __all__ = [
     "LARGEST_DEFAULT",
     "ExpertOrigin",
     "FeatureGenerator",
+    "FeatureScores",
     "FixedRoutes",
     "HubPathway",
     "HubPathwayLoss",

@@ -13,11 +13,16 @@ from torch import Tensor, nn
 
 from .. import functional as HF
 from .._torch_ops import linear_over_channels
+from .._torch_rows import accumulator
 from ..routing import Routing
 
 # Weights of the largest linear map that is the default. 50 M are two ResNet-50s: with gradient and
 # Adam's two moments 0.8 GB. Five experts reach it at 3,162 outputs, sixteen at 1,767.
 LARGEST_DEFAULT = 50_000_000
+
+# Times K, experts from which on a step takes the sum of the rows: along with the losses it is made
+# of the concatenation, of which then one block in eight or fewer is more than zeros.
+EXPERTS_A_SLOT = 8
 
 AGGREGATORS = ("auto", "linear", "sum", "mlp")
 
@@ -35,6 +40,20 @@ class SumAggregator(nn.Module):
     def forward(self, concat: Tensor) -> Tensor:
         """[N, M*C, ...] -> [N, C, ...]."""
         return concat.unflatten(1, (self.num_experts, self.num_outputs)).sum(dim=1)
+
+    def from_rows(self, outputs: Tensor, routing: Routing) -> Tensor:
+        """The same prediction straight from the rows [R, C, ...]: of M blocks of the concatenation
+        all but K are zeros. A sample's prediction does not depend on M, to the bit."""
+        compute = accumulator(outputs.dtype)
+        by_slot = outputs.index_select(0, routing.positions.flatten())
+        by_slot = by_slot.unflatten(0, routing.positions.shape).to(compute)
+        weights = routing.weights.to(compute)
+        weighted = by_slot * weights.view(*weights.shape, *[1] * (outputs.dim() - 1))
+        return weighted.sum(dim=1).to(outputs.dtype)
+
+    def prefers_rows(self, routing: Routing) -> bool:
+        """Whether a step is faster by ``from_rows`` than along with its losses."""
+        return routing.num_experts >= EXPERTS_A_SLOT * routing.k
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, num_outputs={self.num_outputs}"

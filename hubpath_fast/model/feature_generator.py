@@ -29,7 +29,43 @@ class Source(Protocol):
         """Normalised images [N, 3, S, S] -> [N, F]."""
 
 
-class FeatureGenerator(nn.Module):
+class FeatureScores(nn.Module):
+    """Two linear heads on features that lie there: the part of a ``FeatureGenerator`` that learns.
+
+    num_experts: M, the width of both heads. num_features: F. noise_init: as of
+    ``PathwayGenerator``. Both heads start with zero weights, so that all experts start equally
+    likely.
+    """
+
+    def __init__(self, num_experts: int, num_features: int, noise_init: float = 0.0):
+        super().__init__()
+        self.num_experts, self.num_features = num_experts, num_features
+        self.norm = nn.LayerNorm(num_features)
+        self.clean = nn.Linear(num_features, num_experts)
+        self.noise = nn.Linear(num_features, num_experts)
+        start_equal(self.clean, self.noise, noise_init)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.from_seen(self.seen(x))
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What it looks at of samples x: the features [N, F] that they are."""
+        return x
+
+    def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of samples of which it has ``seen`` x."""
+        x = self.features(x)
+        return self.clean(x), self.noise(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, F]: what both heads make the scores of, of samples of which it has ``seen`` x."""
+        return self.norm(x)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, num_features={self.num_features}"
+
+
+class FeatureGenerator(FeatureScores):
     """Two linear heads on a network's pooled features.
 
     Args:
@@ -45,8 +81,7 @@ class FeatureGenerator(nn.Module):
             parameters, optimizer and state dict have it once, as an expert's.
         noise_init: as of ``PathwayGenerator``.
 
-    Input: [N, 3, S, S] floats, images in [0, 1]. Output: clean [N, M], noise [N, M]. Both heads
-    start with zero weights, so that all experts start equally likely.
+    Input: [N, 3, S, S] floats, images in [0, 1]. Output: clean [N, M], noise [N, M].
     """
 
     def __init__(
@@ -59,18 +94,14 @@ class FeatureGenerator(nn.Module):
         own: bool,
         noise_init: float = 0.0,
     ):
-        super().__init__()
-        self.source, self.num_experts, self.num_features = source, num_experts, num_features
+        super().__init__(num_experts, num_features, noise_init)
+        self.source = source
         if own:
             self.network = source.module.requires_grad_(False)
         self.own = own
         shape = 1, -1, 1, 1
         self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
-        self.norm = nn.LayerNorm(num_features)
-        self.clean = nn.Linear(num_features, num_experts)
-        self.noise = nn.Linear(num_features, num_experts)
-        start_equal(self.clean, self.noise, noise_init)
         self.train(self.training)
 
     @property
@@ -89,22 +120,10 @@ class FeatureGenerator(nn.Module):
             self.network.eval()
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.from_seen(self.seen(x))
-
     def seen(self, x: Tensor) -> Tensor:
         """What it looks at of images x: the network's features [N, F], without gradients."""
         with torch.no_grad(), eval_mode(self.source.module), _no_autocast_cache(x.device.type):
             return self.source.pooled(x * (1 / self.std) - self.mean / self.std)
-
-    def from_seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The scores of images of which it has ``seen`` x."""
-        x = self.features(x)
-        return self.clean(x), self.noise(x)
-
-    def features(self, x: Tensor) -> Tensor:
-        """[N, F]: what both heads make the scores of, of images of which it has ``seen`` x."""
-        return self.norm(x)
 
     def extra_repr(self) -> str:
         kind = "network" if self.own else "expert"

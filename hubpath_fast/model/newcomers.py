@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from .. import functional as HF
 from ..routing import Routing
-from .aggregator import LinearAggregator
+from .aggregator import LinearAggregator, SumAggregator
 from .batch_norm import check_batch_norm
-from .feature_generator import FeatureGenerator
+from .feature_generator import FeatureScores
 from .fixed_routes import NEVER
 from .generator import PathwayGenerator
 from .normalization import normalization_rows
@@ -53,7 +53,7 @@ class NewcomerGenerator(nn.Module):
     ``NEVER`` where it is not asked.
     """
 
-    def __init__(self, generator: PathwayGenerator | FeatureGenerator, k: int, count: int = 0):
+    def __init__(self, generator: PathwayGenerator | FeatureScores, k: int, count: int = 0):
         super().__init__()
         self.generator, self.k = generator, k
         self.clean, self.noise = nn.ModuleList(), nn.ModuleList()
@@ -137,6 +137,8 @@ class NewcomerAggregator(nn.Module):
     def from_rows(self, outputs: Tensor, routing: Routing) -> Tensor:
         """The same prediction from the rows [R, C, ...]; a batch that no newcomer gets a sample of
         is aggregated exactly as before."""
+        if isinstance(self.aggregator, SumAggregator):  # newcomers are added as the others are
+            return self.aggregator.from_rows(outputs, routing)
         linear = isinstance(self.aggregator, LinearAggregator)
         if not linear or any(routing.counts()[self.num_old :]):
             return self(HF.combine(outputs, routing))
@@ -221,7 +223,7 @@ def check_extendable(model: HubPathway) -> None:
             "model: no newcomer can join a model that was frozen for inference; add it before "
             "freeze_for_inference"
         )
-    kinds = (PathwayGenerator, FeatureGenerator, NewcomerGenerator)
+    kinds = (PathwayGenerator, FeatureScores, NewcomerGenerator)
     if not isinstance(model.generator, kinds):
         found = type(model.generator).__name__
         raise ValueError(

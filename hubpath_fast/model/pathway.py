@@ -24,7 +24,7 @@ from ..executors import (
 )
 from ..executors.groups import expert_name
 from ..routing import Routing
-from .aggregator import LinearAggregator, make_aggregator
+from .aggregator import LinearAggregator, SumAggregator, make_aggregator
 from .batch_norm import check_batch_norm
 from .distributing import Distributing, Placement
 from .expert_major import ExpertMajor
@@ -179,7 +179,7 @@ class HubPathway(Distributing, Saving, GettingReady, ChangingExperts, ExpertMajo
             return self._predict(x, eps, routing)
         routing = self.route(x, eps) if routing is None else routing
         outputs = self._outputs(x, routing)
-        if target is None:
+        if target is None or self._sums_rows(routing):
             return PathwayOutput(self._aggregate(outputs, routing), outputs, routing)
         asked = {"label_smoothing": label_smoothing, "router_temperature": router_temperature}
         if isinstance(self.aggregator, LinearAggregator):
@@ -234,9 +234,13 @@ class HubPathway(Distributing, Saving, GettingReady, ChangingExperts, ExpertMajo
         return outputs if self.experts_dtype is None else outputs.float()
 
     def _aggregate(self, outputs: Tensor, routing: Routing) -> Tensor:
-        if isinstance(self.aggregator, (LinearAggregator, NewcomerAggregator)):
+        if isinstance(self.aggregator, (LinearAggregator, SumAggregator, NewcomerAggregator)):
             return self.aggregator.from_rows(outputs, routing)
         return self.aggregator(HF.combine(outputs, routing))
+
+    def _sums_rows(self, routing: Routing) -> bool:
+        aggregator = self.aggregator
+        return isinstance(aggregator, SumAggregator) and aggregator.prefers_rows(routing)
 
     def route(
         self, x: Tensor, eps: Tensor | HF.NoiseDraw | None = None, noisy: bool | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .aggregator import LinearAggregator, MLPAggregator, SumAggregator
-from .feature_generator import FeatureGenerator
+from .feature_generator import FeatureScores
 from .generator import PathwayGenerator
 from .newcomers import NewcomerAggregator, NewcomerGenerator
 
@@ -39,14 +39,23 @@ def check_resizable(
                 f"asks k={generator.k}; remove newcomers first"
             )
         generator, aggregator = generator.generator, aggregator.aggregator
-    for name, module, kinds in (
-        ("generator", generator, (PathwayGenerator, FeatureGenerator)),
-        ("aggregator", aggregator, (LinearAggregator, MLPAggregator, SumAggregator)),
+    for name, module, kinds, words in (
+        (
+            "generator",
+            generator,
+            (PathwayGenerator, FeatureScores),
+            "PathwayGenerator or FeatureGenerator",
+        ),
+        (
+            "aggregator",
+            aggregator,
+            (LinearAggregator, MLPAggregator, SumAggregator),
+            "LinearAggregator or MLPAggregator or SumAggregator",
+        ),
     ):
         if not isinstance(module, kinds):
             raise ValueError(
-                f"{name}: experts can be added and removed with a "
-                f"{' or '.join(kind.__name__ for kind in kinds)}, not with a "
+                f"{name}: experts can be added and removed with a {words}, not with a "
                 f"{type(module).__name__}; build a new HubPathway"
             )
 
@@ -63,7 +72,7 @@ def check_not_frozen(model: HubPathway) -> None:
 
 @torch.no_grad()
 def resize_generator(
-    generator: PathwayGenerator | FeatureGenerator | NewcomerGenerator,
+    generator: PathwayGenerator | FeatureScores | NewcomerGenerator,
     kept: Sequence[int],
     score: float | None = None,
 ) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.cache import free_memory
 from ..data.other import read_other
 from ..data.splits import Split, stratified_split
 from ..files import write_json
@@ -33,8 +32,9 @@ from ..hub.spec import ExpertSpec, read_specs
 from ..model import HubPathway, add_newcomer
 from ..model.newcomers import check_extendable
 from ..pretrained.save import check_free
+from ..runs.answers import check_memory
 from ..runs.build import eval_batches
-from ..runs.calibrate import Calibrated, Seen, apply, calibrate, see
+from ..runs.calibrate import CHOSEN, REPORTED, Calibrated, Seen, apply, calibrate, see
 from ..runs.config import CLASSIFICATION
 from ..runs.data import open_to_score
 from ..runs.folder import Run, open_run
@@ -43,9 +43,6 @@ from ..training.random_state import seed_all
 
 ADD = "add.json"
 STEPS = 500
-MEMORY_FRACTION = 0.5  # of the free memory, that answers may take
-REPORTED = 1 / 4  # of images that have no test split
-CHOSEN = 1 / 3  # of the others: to choose on; the rest is fitted on
 OWN, GIVEN = "the run's", "given by --data"
 
 
@@ -228,7 +225,7 @@ def _join(
             split = getattr(group, name)
             tell(f"asking all experts about {len(split)} images {group.name}, to {name} on")
             batches = eval_batches(split, config, opened.image_size, device=device)
-            room = functools.partial(_check_memory, images=len(split))
+            room = functools.partial(check_memory, images=len(split))
             try:
                 seen, head = see(model, module, images, batches, on, config.trainer.amp, room)
             except ValueError as error:
@@ -239,7 +236,8 @@ def _join(
             found.append(seen)
     tell(f"fitting the score and the head of {expert.name}, {steps} steps")
     whole = {name: _together(found) for name, found in parts.items()}
-    found = calibrate(whole["fit"], whole["choose"], head, opened.task, steps, config.trainer.seed)
+    seed = config.trainer.seed
+    found = calibrate(whole["fit"], whole["choose"], head.layer, opened.task, steps, seed)
     if found is None:
         raise ValueError(
             f"name: {expert.name} makes nothing better on the {len(whole['choose'])} held-out "
@@ -248,17 +246,8 @@ def _join(
         )
     origin = expert_origin(expert, opened.image_size)
     add_newcomer(model, module, expert.mean, expert.std, origin)
-    apply(model, head, found)
+    apply(model, head.layer, found)
     return found
-
-
-def _check_memory(bytes_each: int, images: int) -> None:
-    free, held = free_memory(), bytes_each * images
-    if free is not None and held > MEMORY_FRACTION * free:
-        raise ValueError(
-            f"data: the answers to {images} images take {held / 2**30:.2f} GiB, more than half of "
-            f"the {free / 2**30:.2f} GiB of memory that are free; hold out fewer"
-        )
 
 
 def _together(parts: Sequence[Seen]) -> Seen:

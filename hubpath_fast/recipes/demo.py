@@ -206,14 +206,19 @@ def check_folder(out_dir: Path, ours: Collection[str] = OURS) -> None:
         )
 
 
-def make_room(out_dir: Path, settings: dict[str, Any], record: str = COMPARE_FILE) -> None:
+def make_room(
+    out_dir: Path,
+    settings: dict[str, Any],
+    record: str = COMPARE_FILE,
+    folders: Collection[str] = ("runs", "experts"),
+) -> None:
     """Empties the folder, unless it holds the demo of these settings, stopped before its end.
-    record: the file that says of which it is."""
+    record: the file that says of which it is. folders: that a demo makes."""
     held = read(out_dir / record)
     stopped = held is not None and not (out_dir / SUMMARY).exists()
     if stopped and held["settings"] == settings:
         return
-    for name in ("runs", "experts"):
+    for name in folders:
         shutil.rmtree(out_dir / name, ignore_errors=True)
     for name in (SUMMARY, REPORT, record):
         (out_dir / name).unlink(missing_ok=True)

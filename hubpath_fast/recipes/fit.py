@@ -43,8 +43,16 @@ from ..runs.on_ranks import (
     placement_text,
     start_ranks,
 )
+from ..runs.start import Start
 from ..runs.warm_up import WarmUp, warm_up_heads, warm_up_steps
-from ..training import PathwayObjective, Reporting, Task, Trainer, TrainResult
+from ..training import (
+    PathwayObjective,
+    Reporting,
+    Task,
+    Trainer,
+    TrainResult,
+    find_checkpoint,
+)
 from .finish import check_fallback, finish
 
 
@@ -97,7 +105,8 @@ def _fit(
     folder = RunFolder(out_dir)
     with ranks.agreed("opening the data"):
         image_size = config.image_size or default_input_size(config.hub)
-        data = open_to_train(config, folder, resume, shared)
+        start = _start(config, out_dir, resume)
+        data = open_to_train(config, folder, resume, shared, start and start.images)
         splits = data.splits
         if resume and folder.has_run:
             config = config.settled(folder.record().config)
@@ -105,15 +114,21 @@ def _fit(
         if config.warm_up:
             warm_up_steps(config.warm_up, len(splits.train), config.trainer)
         settings, task = config.trainer, make_task(config, splits)
+        if start is not None:
+            start.check(task.classes, len(config.hub))
     check_same_data(ranks, data, config)
     with ranks.agreed("building the hub"):
         owners = owners_of(config, image_size, ranks)
         own = None if owners is None else ranks.own(owners)
         model = build_seeded(config, task, image_size, own)
+        if start is not None:
+            start.load_into(model)
         model.distribute(ranks, owners)
         config = as_built(config, model)
     if ranks.is_first:
         _banner(console, config, task, splits, image_size, model)
+        if start is not None:
+            _line(console, "start", start.describe())
     for first in (True, False):  # one rank writes the cache, the others find it
         with ranks.agreed("reading the images"):
             if ranks.is_first == first:
@@ -160,6 +175,13 @@ def _fit(
         return result, finish(
             model, task, result, splits, config, image_size, folder, console, warmed.costs(), ranks
         )
+
+
+def _start(config: FitConfig, out_dir: Path, resume: bool) -> Start | None:
+    """What the hub starts with; None: new parts, or a checkpoint, which has everything."""
+    if config.start is None or (resume and find_checkpoint(out_dir / "last") is not None):
+        return None
+    return Start.read(config.start)
 
 
 def _write_beginning(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..hub.build import default_input_size, working_size
-from ..hub.costs import TASK, Costs, costs, count_flops, generator_text
+from ..hub.costs import TASK, Costs, costs, generator_text, module_flops
 from ..hub.errors import HubError
 from ..hub.names import all_names, closest, list_models
 from ..hub.registry import SOURCES, find
@@ -84,9 +84,11 @@ def router(names: str | Sequence[str]) -> str:
     flops = []
     for spec in specs:
         model = find(spec)
-        flops.append(count_flops(skeleton(model, TASK), working_size(spec, model, TASK, size)))
-    active = k * sum(flops) / len(flops)
+        flops.append(module_flops(skeleton(model, TASK), working_size(spec, model, TASK, size)))
+    active = None if None in flops else k * sum(flops) / len(flops)
     width, stride = generator_size(len(specs), size, active, None, None)
+    if active is None:
+        return generator_text(width, stride, size)
     share = PathwayGenerator.flops(len(specs), width, stride, size) / active
     return (
         f"{generator_text(width, stride, size)}, {100 * share:.1f} % of the FLOPs of K = {k} mean "

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL.Image import Image
@@ -22,6 +23,7 @@ from ..runs.folder import Run, open_run
 
 BATCH = 32  # images at a time, so that a thousand files do not need a thousand images of memory
 AHEAD = 2 * BATCH  # images that are decoded in advance
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def predict_each(
     device = str(run.device)
     task, names = run.task, run.names
     size = measure.images_at_once(run.model, task, run.image_size) if expert_major else BATCH
-    decoded = _decoded(images, eval_transform(run.image_size), workers)
-    while part := list(islice(decoded, size)):
+    decoding = decoded(images, eval_transform(run.image_size), workers)
+    while part := list(islice(decoding, size)):
         read = [image for _, image in part if isinstance(image, Tensor)]
         part = [(given, image if isinstance(image, str) else None) for given, image in part]
         answers: Iterator[tuple[Tensor, Tensor]] = iter(())
@@ -92,13 +94,18 @@ def predict_each(
             if error is not None:
                 yield Prediction(given, error=error)
                 continue
-            probabilities, weights = next(answers)
-            best = int(probabilities.argmax())
-            asked = [i for i in weights.argsort(descending=True).tolist() if weights[i] > 0]
-            spoke = {names[i]: weights[i].item() for i in asked}
-            yield Prediction(
-                given, run.classes[best], probabilities[best].item(), spoke, None, probabilities
-            )
+            yield answered(given, *next(answers), run.classes, names)
+
+
+def answered(
+    given: str, probabilities: Tensor, weights: Tensor, classes: Sequence[str], names: Sequence[str]
+) -> Prediction:
+    """What is said of an image. probabilities: [C]. weights: [M], 0 of an expert that was not
+    asked."""
+    best = int(probabilities.argmax())
+    asked = [i for i in weights.argsort(descending=True).tolist() if weights[i] > 0]
+    spoke = {names[i]: weights[i].item() for i in asked}
+    return Prediction(given, classes[best], probabilities[best].item(), spoke, None, probabilities)
 
 
 def stacked(images: list[Tensor], size: int = BATCH) -> Iterator[tuple[Tensor, None]]:
@@ -109,12 +116,12 @@ def stacked(images: list[Tensor], size: int = BATCH) -> Iterator[tuple[Tensor, N
         yield batch, None
 
 
-def _decoded(
-    images: Iterable[str | Path | Given], transform: Callable[[Image], Tensor], workers: int
-) -> Iterator[tuple[str, Tensor | str]]:
-    """(path, uint8 [3, S, S], or why there is none), in order."""
+def decoded(
+    images: Iterable[str | Path | Given], transform: Callable[[Image], T], workers: int
+) -> Iterator[tuple[str, T | str]]:
+    """(path, what ``transform`` makes of the image, or why there is none), in order."""
 
-    def read(item: str | Path | Given) -> tuple[str, Tensor | str]:
+    def read(item: str | Path | Given) -> tuple[str, T | str]:
         path, problem = item if isinstance(item, Given) else (str(item), None)
         if problem is not None:
             return path, f"{path}: {problem}"

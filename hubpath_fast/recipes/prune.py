@@ -8,7 +8,6 @@ then scored once on the test images, which had no part in the choice. Nothing is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,15 @@ from ..pretrained.save import check_free, save_model
 from ..runs.answers import ask
 from ..runs.build import eval_batches
 from ..runs.data import open_held_out
-from ..runs.folder import Run, open_run
-from ..runs.prune import LEVEL, RESAMPLES, Losses, Step, smallest_within
+from ..runs.folder import open_run
+from ..runs.prune import (
+    Losses,
+    check_droppable,
+    check_points,
+    describe,
+    keep_only,
+    smallest_within,
+)
 from .save import settings_told
 
 PRUNE = "prune.json"
@@ -38,7 +44,8 @@ def prune(
 
     Args:
         run: the folder of a run.
-        points: of the run's metric as it is shown, such as percentage points of accuracy.
+        points: of the run's metric as it is shown, such as percentage points of accuracy; below 0:
+            that must be gained.
         out: where the smaller hub is saved, as by ``hubpath save``; nothing is, where no expert can
             be dropped.
         data_root: where the run's data lies now.
@@ -51,8 +58,7 @@ def prune(
             its experts about every image, or data that is not what it was; a folder ``out`` of
             something else.
     """
-    if not points >= 0:  # NaN is refused, too
-        raise ValueError(f"points: expected a number of at least 0, got {points:g}")
+    check_points(points)
     if out is not None:
         check_free(Path(out))
     opened = open_run(run, device)
@@ -67,14 +73,11 @@ def prune(
 
     found = losses(validation, "validation")
     tell("dropping experts one after another")
-    steps = found.eliminate(not_removable(opened.model))
+    fixed = not_removable(opened.model)
+    steps = found.eliminate(fixed)
     chosen = smallest_within(steps, points)
     tested = None if test is None or chosen is None else losses(test, "test")
-    result = {
-        **_found(opened, found, steps),
-        "points": points,
-        "chosen": None if chosen is None else _chosen(opened, chosen, points, tested),
-    }
+    result = describe(found, steps, chosen, tested, points, opened.names, fixed)
     write_json(Path(run) / PRUNE, result)
     if out is not None and chosen is not None:
         keep_only(opened.model, chosen.kept)
@@ -83,72 +86,9 @@ def prune(
     return result
 
 
-def check_droppable(run: str | Path, model: HubPathway) -> None:
-    """Raises ValueError for a hub that has no expert to spare."""
-    if len(model.experts) <= model.k:
-        raise ValueError(
-            f"{run} asks all of its {len(model.experts)} experts about every image (k={model.k}), "
-            "so none can be dropped; fit it with a smaller --k"
-        )
-
-
 def not_removable(model: HubPathway) -> list[int]:
     """Experts that ``remove_expert`` refuses: that whose features the router looks at."""
     watched = always_on(model.generator)
     if watched is None:
         return []
     return [i for i, expert in enumerate(model.experts) if watched.source.module is expert]
-
-
-def keep_only(model: HubPathway, kept: tuple[int, ...]) -> None:
-    """Removes all other experts, in place."""
-    for i in reversed(range(len(model.experts))):
-        if i not in kept:
-            model.remove_expert(i)
-
-
-def _found(opened: Run, found: Losses, steps: list[Step]) -> dict[str, Any]:
-    """Of the validation images."""
-    names, fixed, asked = opened.names, not_removable(opened.model), found.asked()
-    every = range(len(names))
-    return {
-        "metric": asdict(opened.task.metric),
-        "k": opened.model.k,
-        "images": len(found.answers.targets),
-        "value": found.value,
-        "level": LEVEL,
-        "resamples": RESAMPLES,
-        "seed": found.seed,
-        "experts": [
-            {
-                "name": names[i],
-                "asked": asked[i],
-                "removable": i not in fixed,
-                "without": asdict(found.of([j for j in every if j != i])),
-            }
-            for i in every
-        ],
-        "steps": [
-            {"dropped": names[step.dropped], "left": len(step.kept), **asdict(step.loss)}
-            for step in steps
-        ],
-    }
-
-
-def _chosen(opened: Run, chosen: Step, points: float, tested: Losses | None) -> dict[str, Any]:
-    """The hub that is proposed, and what it loses on the test images."""
-    test = None
-    if tested is not None:
-        loss = tested.of(chosen.kept)
-        test = {
-            "images": len(tested.answers.targets),
-            "hub": tested.value,
-            **asdict(loss),
-            "confirmed": loss.within(points),
-        }
-    return {
-        "kept": [opened.names[i] for i in chosen.kept],
-        "dropped": [name for i, name in enumerate(opened.names) if i not in chosen.kept],
-        "validation": asdict(chosen.loss),
-        "test": test,
-    }

@@ -250,10 +250,10 @@ def cost(a: Analysis, figures: FigureFolder) -> Section | None:
     if all(row["value"] is None for row in rows):
         return None
     table = cost_table(rows, a.measure)
+    cost = COSTS[ranked(rows, a.measure).cost].format("sample")
     text = (
-        f"Cost is counted as {COSTS[ranked(rows, a.measure).cost]}. A method is on the Pareto "
-        "front where no other is as good at less cost, or better at no more cost; bounds do not "
-        "compete."
+        f"Cost is counted as {cost}. A method is on the Pareto front where no other is as good at "
+        "less cost, or better at no more cost; bounds do not compete."
     )
     absent = [row.name for row in a.rows if row.value is None]
     if absent:

@@ -15,9 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as HF
+from ..data.cache import free_memory
 from ..devices import autocast, eval_mode, to_device
-from ..model import FixedRoutes, HubPathway
+from ..model import (
+    FixedRoutes,
+    HubPathway,
+    LinearAggregator,
+    NewcomerAggregator,
+    SumAggregator,
+)
 
+MEMORY_FRACTION = 0.5  # of the free memory, that answers may take
 CHUNK = 1024  # images whose concatenation [CHUNK, M*C, ...] is built at a time
 
 
@@ -115,6 +123,36 @@ def ask(
     aggregator = copy.deepcopy(model.aggregator).cpu().eval()
     found = torch.cat(clean), torch.cat(outputs), torch.cat(targets)
     return HubAnswers(*found, model.k, model.renormalize, aggregator)
+
+
+def terms(aggregator: nn.Module, outputs: Tensor) -> tuple[Tensor, Tensor] | None:
+    """An aggregator that is a sum over the experts: (what it adds for each of them if its weight is
+    1 [n, M, C, ...], what it adds in any case [C, 1, ...]); None: it is none.
+
+    outputs: [n, M, C, ...], of the experts.
+    """
+    trailing = [1] * (outputs.dim() - 3)
+    if isinstance(aggregator, SumAggregator):
+        return outputs, outputs.new_zeros(outputs.shape[2], *trailing)
+    if isinstance(aggregator, LinearAggregator):
+        blocks = aggregator.weight.detach().unflatten(1, outputs.shape[1:3])
+        bias = aggregator.bias.detach().view(-1, *trailing)
+        return torch.einsum("cmd,nmd...->nmc...", blocks, outputs), bias
+    if isinstance(aggregator, NewcomerAggregator):
+        old = aggregator.num_old
+        inner = terms(aggregator.aggregator, outputs[:, :old])
+        return None if inner is None else (torch.cat([inner[0], outputs[:, old:]], 1), inner[1])
+    return None
+
+
+def check_memory(bytes_each: int, images: int, remedy: str = "hold out fewer") -> None:
+    """Raises ValueError where the answers to so many images would not leave memory enough."""
+    free, held = free_memory(), bytes_each * images
+    if free is not None and held > MEMORY_FRACTION * free:
+        raise ValueError(
+            f"data: the answers to {images} images take {held / 2**30:.2f} GiB, more than half of "
+            f"the {free / 2**30:.2f} GiB of memory that are free; {remedy}"
+        )
 
 
 def _kept(values: Tensor) -> Tensor:

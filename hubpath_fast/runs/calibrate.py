@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,10 @@ from ..model import HubPathway, NewcomerGenerator
 from ..model.features import KeptHead
 from ..model.newcomers import MARGIN, kth_largest
 from ..training import Task
-from .answers import HubAnswers, ask
+from .answers import HubAnswers, ask, terms
 
+REPORTED = 1 / 4  # of images that have no test split
+CHOSEN = 1 / 3  # of the others: to choose on; the rest is fitted on
 BATCH = 1024  # images of a step, at most
 LR_SCORE, LR_HEAD, DECAY = 0.03, 0.01, 0.01  # of AdamW, on features of mean 0 and deviation 1
 LOOKS = 20  # at the images to choose on
@@ -38,20 +40,56 @@ ALMOST = 0.02  # of what is gained at most may be given up for sending fewer ima
 
 
 @dataclass(frozen=True, eq=False)
+class Rest:
+    """What stays of predictions when the newcomer takes the place of the K-th expert.
+
+    experts: int64 [n, K - 1]. added: [n, K - 1, C, ...], what the aggregator makes of them if their
+    weight is 1. bias: [C, 1, ...], what it adds to that."""
+
+    experts: Tensor
+    added: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, answers: HubAnswers) -> Rest | None:
+        """None for an aggregator that does not add up."""
+        found = terms(answers.aggregator, answers.outputs)
+        if found is None:
+            return None
+        experts = answers.clean.topk(answers.k - 1, dim=1).indices
+        added, bias = found
+        return cls(experts, added[torch.arange(len(added))[:, None], experts], bias)
+
+    def subset(self, images: Tensor) -> Rest:
+        return Rest(self.experts[images], self.added[images], self.bias)
+
+
+@dataclass(frozen=True, eq=False)
 class Seen:
     """Of n images, on the host. answers: the hub's, without the newcomer. features: [n, F].
     inputs: [n, ...], of the newcomer's head. before: [n, C, ...], the hub's outputs. group: [n]
-    int64, from 0 on."""
+    int64, from 0 on. rest: see ``Rest``."""
 
     answers: HubAnswers
     features: Tensor
     inputs: Tensor
     before: Tensor
     group: Tensor
+    rest: Rest | None = None
 
     def subset(self, images: Tensor) -> Seen:
         kept = self.features, self.inputs, self.before, self.group
-        return Seen(self.answers.subset(images), *(part[images] for part in kept))
+        rest = None if self.rest is None else self.rest.subset(images)
+        return Seen(self.answers.subset(images), *(part[images] for part in kept), rest)
+
+    def condensed(self) -> Seen:
+        """The same, of an aggregator that adds up without the outputs of experts that are of no
+        matter: of a large hub most of them."""
+        rest = Rest.of(self.answers)
+        if rest is None:
+            return self
+        answers = replace(self.answers, outputs=self.answers.outputs[:, :0])
+        return replace(self, answers=answers, rest=rest)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -109,33 +147,44 @@ def joined(seen: Seen, z: Tensor, own: Tensor) -> Tensor:
 
     z: [n, 1], its score. own: [n, C, ...], its outputs. Differentiable in both.
     """
-    answers = seen.answers
+    answers, rest = seen.answers, seen.rest
     clean = answers.clean
     p = torch.cat([clean, z], dim=1).softmax(dim=1)
-    asked = torch.zeros_like(clean)
-    if answers.k > 1:
+    if rest is not None:
+        weights = p.gather(1, rest.experts)
+    else:
+        asked = torch.zeros_like(clean)
         asked.scatter_(1, clean.topk(answers.k - 1, dim=1).indices, 1.0)
-    weights = torch.cat([p[:, :-1] * asked, p[:, -1:]], dim=1)
+        weights = p[:, :-1] * asked
+    weights = torch.cat([weights, p[:, -1:]], dim=1)
     if answers.renormalize:
         weights = weights / weights.sum(dim=1, keepdim=True)
     weights = weights.view(*weights.shape, *[1] * (own.dim() - 1))
-    others = answers.aggregator((weights[:, :-1] * answers.outputs).flatten(1, 2))
+    if rest is not None:
+        others = (weights[:, :-1] * rest.added).sum(dim=1) + rest.bias
+    else:
+        others = answers.aggregator((weights[:, :-1] * answers.outputs).flatten(1, 2))
     return others + weights[:, -1] * own
 
 
 def calibrate(
     fit: Seen,
     choose: Seen,
-    head: KeptHead,
+    layer: nn.Module,
     task: Task,
     steps: int,
     seed: int = 0,
+    fit_head: bool = True,
 ) -> Calibrated | None:
-    """Fits on ``fit`` and chooses on ``choose``; None where nothing becomes better. head: of
-    ``see``; it is not changed."""
-    layer = copy.deepcopy(head.layer).float().cpu().requires_grad_(True)
+    """Fits on ``fit`` and chooses on ``choose``; None where nothing becomes better.
+
+    layer: of the newcomer's head, which is not changed. fit_head: False: it is fitted already, and
+    the score is fitted alone.
+    """
+    layer = copy.deepcopy(layer).float().cpu().requires_grad_(fit_head)
     for seen in (fit, choose):
         seen.answers.aggregator.requires_grad_(False)
+    fit, choose = fit.condensed(), choose.condensed()
     mean = fit.features.mean(dim=0)
     deviation = fit.features.std(dim=0, correction=0).clamp_min(1e-6)
     weight = torch.zeros(fit.features.shape[1], requires_grad=True)
@@ -145,7 +194,7 @@ def calibrate(
         [
             {"params": [weight], "lr": LR_SCORE},
             {"params": [bias], "lr": LR_SCORE, "weight_decay": 0.0},
-            {"params": list(layer.parameters()), "lr": LR_HEAD},
+            *([{"params": list(layer.parameters()), "lr": LR_HEAD}] if fit_head else []),
         ],
         weight_decay=DECAY,
     )
@@ -156,7 +205,7 @@ def calibrate(
         return ((seen.features - mean) / deviation @ weight + bias)[:, None]
 
     def outputs(seen: Seen) -> Tensor:
-        return layer(seen.inputs).reshape(len(seen), *head.row_shape)
+        return layer(seen.inputs).reshape(seen.before.shape)  # of a 1 x 1 convolution, too
 
     found: list[Calibrated] = []
     for step in range(1, steps + 1):
@@ -220,10 +269,9 @@ def by_group(values: Tensor, seen: Seen) -> Tensor:
 
 
 @torch.no_grad()
-def apply(model: HubPathway, head: KeptHead, found: Calibrated) -> None:
-    """Puts what was found into a model whose last expert is the newcomer, of whose ``see`` the
-    head is."""
+def apply(model: HubPathway, layer: nn.Module, found: Calibrated) -> None:
+    """Puts what was found into a model whose last expert is the newcomer. layer: of its head."""
     score = model.generator.clean[-1]
     score.weight.copy_(found.weight)
     score.bias.copy_(found.bias)
-    head.layer.load_state_dict(found.head)
+    layer.load_state_dict(found.head)

@@ -18,6 +18,7 @@ from ..parallel.ranks import read_layout
 from ..tasks.landmarks.settings import LandmarkSettings
 from ..tasks.settings import LossSettings
 from ..training import TrainerConfig
+from .start import absolute
 from .warm_up import read_warm_up
 
 FALLBACKS = ("none", "fixed")
@@ -43,6 +44,13 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
         "heads:E: heads and router first, the bodies frozen, by E passes over the training images",
         added=True,
         convert=read_warm_up,
+    )
+    start: str | None = setting(
+        None,
+        "file of trained heads that the experts start with, and the router and aggregator where it "
+        "has them, as `hubpath shelf unfreeze SHELF` writes it",
+        added=True,
+        convert=absolute,
     )
 
     # Free: a run may go on with any number of ranks.
@@ -107,6 +115,7 @@ class FitConfig(LossSettings, ModelSettings, DataSettings):
             "mixup": self.mixup != 0,
             "cutmix": self.cutmix != 0,
             "augment": self.augment != "host",
+            "start": self.start is not None,
         }
         wrong = next((name for name, given in of_classes.items() if given), None)
         if wrong is not None:

@@ -30,16 +30,21 @@ class RunData:
 
 
 def open_to_train(
-    config: FitConfig, folder: RunFolder, resume: bool = False, shared: Path | None = None
+    config: FitConfig,
+    folder: RunFolder,
+    resume: bool = False,
+    shared: Path | None = None,
+    start: FileList | None = None,
 ) -> RunData:
     """What a run trains on: if it goes on, what it began with.
 
-    shared: the list of the images that a new run draws from, if it is there.
+    shared: the list of the images that a new run draws from, if it is there. start: that of what a
+    new run starts with, which goes before: none of its held-out images are trained on.
 
     Raises DataError if images that the run began with are gone or others now.
     """
     kept = folder.kept_files(config) if resume else None
-    listed, kind = kept, kind_of(config)
+    listed, kind = start if kept is None else kept, kind_of(config)
     if listed is None and shared is not None and shared.is_file():
         listed = FileList.read(shared)
     if listed is None:

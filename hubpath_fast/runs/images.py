@@ -92,6 +92,8 @@ class ImageRuns:
     def train_dataset(self, split: Split, config: FitConfig, image_size: int) -> ImageDataset:
         if config.augment == "device":
             return ImageDataset(split, square_transform(image_size))
+        if config.augment == "none":
+            return self.eval_dataset(split, config, image_size)
         return ImageDataset(split, train_transform(image_size, config.flip, config.min_area))
 
     def batch_changes(

@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from ..devices import autocast
 from ..hub.costs import router_share
 from ..model import HubPathway, always_on, answers, dense_weights
 from ..model.expert_major import MEMORY, held_bytes
+from ..routing import Routing
 from ..training import Task
 
 BATCH, REPEATS = 64, 5  # images at a time for the costs, and how often they are timed
@@ -44,9 +45,7 @@ def predict(
     predictions, weights, on = [], [], torch.device(device)
     if isinstance(model, HubPathway):
         for outputs, routing, _ in answers(model, batches, on, amp, expert_major):
-            # An active expert is told from the others even where its weight underflows to 0.
-            active = routing.weights.float().clamp_min(torch.finfo(torch.float32).tiny)
-            weights.append(dense_weights(replace(routing, weights=active)).cpu())
+            weights.append(weights_of(routing))
             predictions.append(task.predict(outputs).cpu())
     else:
         for images, _ in batches:
@@ -54,6 +53,13 @@ def predict(
                 outputs = model(images.to(on))
             predictions.append(task.predict(outputs).cpu())
     return torch.cat(predictions), torch.cat(weights) if weights else None
+
+
+def weights_of(routing: Routing) -> Tensor:
+    """[N, M], float32 on the host: each sample's weight for each expert, 0 where inactive. An
+    active expert is told from the others even where its weight underflows to 0."""
+    active = routing.weights.float().clamp_min(torch.finfo(torch.float32).tiny)
+    return dense_weights(replace(routing, weights=active)).cpu()
 
 
 def images_at_once(model: HubPathway, task: Task, image_size: int) -> int:
@@ -89,23 +95,25 @@ def inference_costs(model: nn.Module, images: Tensor) -> dict[str, float | None]
         model(images)
     for hook in hooks:
         hook.remove()
+    seconds = median_seconds(lambda: model(images), images.device)
     return {
         "forwards_per_sample": rows / len(images),
         "gflops_per_sample": counter.get_total_flops() / len(images) / 1e9,
-        "milliseconds_per_sample": 1e3 * _seconds(model, images) / len(images),
+        "milliseconds_per_sample": 1e3 * seconds / len(images),
         "router_share": router_share(model, images.shape[-1])
         if isinstance(model, HubPathway)
         else None,
     }
 
 
-def _seconds(model: nn.Module, images: Tensor) -> float:
+def median_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """What a call takes, of some."""
     times = []
     for _ in range(1 + REPEATS):  # the first prepares what later ones reuse
-        wait(images.device)
+        wait(device)
         began = time.perf_counter()
-        model(images)
-        wait(images.device)
+        run()
+        wait(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 

@@ -9,9 +9,8 @@ from ..fields import Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSettings(Settings):
-    """Weights and smoothing of the losses, see ``Task.criterion``; mixed images, see
-    ``data.Mixing``."""
+class LossWeights(Settings):
+    """Weights and smoothing of the losses, see ``Task.criterion``."""
 
     explore: float = setting(0.5, "lambda, weight of the exploration loss", low=0)
     router_supervision: float = setting(
@@ -30,6 +29,21 @@ class LossSettings(Settings):
     label_smoothing: float = setting(
         0.0, "of the cross-entropy that is trained with", low=0, high=1
     )
+
+    @property
+    def supervision(self) -> dict[str, float]:
+        """What ``Task.criterion`` is given of it: nothing where it is off, which tasks that know
+        of none take, too."""
+        if not self.router_supervision:
+            return {}
+        names = "router_supervision", "router_temperature"
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings(LossWeights):
+    """Those, and mixed images, see ``data.Mixing``."""
+
     mixup: float = setting(
         0.0, "alpha of timm's Mixup on training batches, such as 0.2; 0: none", low=0, added=True
     )
@@ -45,15 +59,6 @@ class LossSettings(Settings):
     mixup_mode: str = setting(
         "batch", "what shares a draw: the batch, a pair, or nothing", choices=MODES, added=True
     )
-
-    @property
-    def supervision(self) -> dict[str, float]:
-        """What ``Task.criterion`` is given of it: nothing where it is off, which tasks that know
-        of none take, too."""
-        if not self.router_supervision:
-            return {}
-        names = "router_supervision", "router_temperature"
-        return {name: getattr(self, name) for name in names}
 
     @property
     def mixes(self) -> bool:

@@ -28,10 +28,12 @@ class TrainerConfig(Settings):
     decay_bias_and_norm: bool = setting(
         True, "False spares parameters of at most one dimension: biases, normalisation scales"
     )
-    lr_expert: float = setting(3e-4, "peak rate of the experts' bodies", low=0)
-    lr_head: float | None = setting(1e-3, "peak rate of their heads; None: lr_expert", low=0)
+    lr_expert: float = setting(3e-4, "peak learning rate of the experts' bodies", low=0)
+    lr_head: float | None = setting(
+        1e-3, "peak learning rate of the experts' heads; None: lr_expert", low=0
+    )
     lr_router: float = setting(
-        3e-3, "peak rate of everything that is no expert: generator and aggregator", low=0
+        3e-3, "peak learning rate of everything that is no expert: generator and aggregator", low=0
     )
     schedule: str = setting(
         "one-cycle",
@@ -76,7 +78,7 @@ class TrainerConfig(Settings):
     collapse_entropy: float = setting(
         0.1, "warn when the mean routing's entropy falls below this share of log M", low=0, high=1
     )
-    seed: int = setting(0, "of torch, numpy and Python", low=0)
+    seed: int = setting(0, "random seed, of torch, numpy and Python", low=0)
     device: str = setting("cpu", "cpu, cuda, cuda:1, ...", free=True, convert=str)
 
     @classmethod

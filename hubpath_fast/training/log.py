@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from ..files import write_text
+from ..measure import Measure
 from .progress import ProgressLine
 from .run_state import RunState
 
@@ -27,6 +28,7 @@ class Reporting:
     console: where progress is shown; None: standard output. label: the first word of its line.
     expert_names: for logs and messages. tensorboard: whether events are written to
     ``out_dir/tensorboard``. progress: False shows nothing. resume_hint: how to resume, in words.
+    metric: how the progress line shows values of its name; None: as they are in the log.
     """
 
     console: Console | None = None
@@ -35,6 +37,7 @@ class Reporting:
     tensorboard: bool = True
     progress: bool = True
     resume_hint: str = "resume=True"
+    metric: Measure | None = None
 
     def names_of(self, model: nn.Module) -> Sequence[str] | None:
         """The experts' names; ValueError unless there is one for each expert of the model."""
@@ -159,7 +162,7 @@ class RunLog:
             names = reporting.expert_names
             self._writers.append(TensorBoardLog(out_dir / "tensorboard", state.reported, names))
         console = reporting.console if reporting.progress else Console(quiet=True)
-        self._progress = ProgressLine(steps, state.step, console, reporting.label)
+        self._progress = ProgressLine(steps, state.step, console, reporting.label, reporting.metric)
         self.advance, self.message = self._progress.advance, self._progress.message
         self.sync, self.records = self._json.sync, self._json.records
 

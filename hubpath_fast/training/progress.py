@@ -11,21 +11,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from ..measure import Measure
+
 
 class ProgressLine:
     """One line that renews itself on a terminal; elsewhere a plain line for each further twentieth
     of the steps, and one at the end.
 
     steps: of the run. start: the step that it begins or goes on at. label: the line's first word.
+    metric: how values of its name, balanced or not, are shown.
     """
 
     REFRESH_SECONDS = 0.2
     PLAIN_LINES = 20
 
     def __init__(
-        self, steps: int, start: int, console: Console | None = None, label: str = ""
+        self,
+        steps: int,
+        start: int,
+        console: Console | None = None,
+        label: str = "",
+        metric: Measure | None = None,
     ) -> None:
-        self.steps, self.start, self.label = steps, start, label
+        self.steps, self.start, self.label, self.metric = steps, start, label, metric
         self.console = Console() if console is None else console
         self._text, self._best, self._routes = "", "", ""
         self._shown, self._began = 0.0, time.monotonic()
@@ -61,7 +69,7 @@ class ProgressLine:
         if "validation" in record:
             scores = record["validation"]
             names = [k for k in scores if k not in ("n", "loss")] or ["loss"]
-            self._best = " ".join(f"val {k} {scores[k]:.3f}" for k in names)
+            self._best = " ".join(f"val {k} {self._value(k, scores[k])}" for k in names)
         rate = record.get("time", {}).get("images_per_second")
         shown = [f"{k} {record[k]:.3g}" for k in losses if record.get(k) is not None]
         parts = [] if rate is None else [f"{rate:.0f} images/s"]
@@ -84,6 +92,10 @@ class ProgressLine:
         eta = "" if math.isnan(left) else f" ETA {int(left) // 60}:{int(left) % 60:02d}"
         head = f"{self.label} " if self.label else ""
         self.message(f"{head}step {step}/{self.steps} {step / self.steps:.0%}{eta} | {self._text}")
+
+    def _value(self, name: str, value: float) -> str:
+        known = self.metric is not None and name.removeprefix("balanced_") == self.metric.name
+        return self.metric.text(value) if known else f"{value:.3f}"
 
     def _part(self, step: int) -> int:
         return self.PLAIN_LINES * step // self.steps

@@ -31,16 +31,16 @@ from .optimizer_files import load_optimizer
 STATE_KEYS = ("run", "optimizer", "groups", "random", "window", "watch", "interval")  # of last/
 
 
-def refuse_other_run(out_dir: Path, resume_hint: str) -> None:
-    """Raises ValueError if the folder holds a run already, or is none."""
+def refuse_other_run(out_dir: Path, resume_hint: str, name: str = "out_dir") -> None:
+    """Raises ValueError if the folder, the argument ``name``, holds a run already, or is none."""
     if out_dir.exists() and not out_dir.is_dir():
-        raise ValueError(f"out_dir: expected a folder, got the file {str(out_dir)!r}")
+        raise ValueError(f"{name}: expected a folder, got the file {str(out_dir)!r}")
     held = [str(p) for p in (out_dir / "last", out_dir / "best") if find_checkpoint(p)]
     log = out_dir / "log.jsonl"
     held += [str(log)] if log.exists() else []
     if held:
         raise ValueError(
-            f"out_dir: expected a new folder, but {str(out_dir)!r} holds another run "
+            f"{name}: expected a new folder, but {str(out_dir)!r} holds another run "
             f"({', '.join(held)}); go on with it by {resume_hint}, delete it, or choose another"
         )
 

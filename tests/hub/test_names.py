@@ -21,6 +21,7 @@ from hubpath_fast.hub.names import BACKBONES, library_names
 from hubpath_fast.hub.registry import find
 from hubpath_fast.hub.source import PlainTask, skeleton
 from hubpath_fast.recipes.hub_commands import show
+from hubpath_fast.recipes.hub_plan import plan_hub
 
 TORCHVISION = (*models.list_models(module=models), *BACKBONES)
 
@@ -140,6 +141,30 @@ def test_costs_against_counts_by_hand():
     assert count_flops(network, 4) == 2 * macs
     # Convolution: its input; ReLU: its result, which the linear layer keeps too, as one storage.
     assert saved_bytes(network, 4) == 4 * (3 * 16 + 8 * 16)
+
+
+def test_a_network_that_asks_with_a_parameter_is_counted():
+    """The query of its attention pooling is one: torch's counter needs autograd for that."""
+    network = timm.create_model("test_vit3", num_classes=0)
+    plain = timm.create_model("test_vit2", num_classes=0)
+    assert network.attn_pool is not None
+    assert count_flops(network, 160) > 0.5 * count_flops(plain, 160)
+
+
+def test_what_cannot_be_counted_stops_no_command(monkeypatch):
+    def fails(network, size):
+        raise AssertionError("Expected gradient function to be set")
+
+    monkeypatch.setattr("hubpath_fast.hub.costs.count_flops", fails)
+    output = hubpath("show", "test_vit3,test_resnet").output
+    assert "unknown, an image, forward, at 160 x 160" in output
+    assert output.count("MiB with AdamW") == 2
+    assert "router: nine layers" in output
+    assert "FLOPs of K" not in output
+    [entry] = show("test_vit3")
+    assert entry.costs.flops is None
+    assert entry.costs.work > 2 * entry.costs.parameters
+    assert len(plan_hub("test_vit3,test_resnet", ranks=1, k=1).costs) == 2
 
 
 def test_the_memory_of_a_real_network_is_what_autograd_keeps():

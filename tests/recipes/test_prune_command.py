@@ -11,10 +11,10 @@ from support.faces import write_wflw
 
 import hubpath_fast as hp
 from hubpath_fast.model import FixedRoutes
-from hubpath_fast.recipes.prune import keep_only
 from hubpath_fast.runs.build import score
 from hubpath_fast.runs.data import open_to_score
 from hubpath_fast.runs.folder import RunFolder, open_run
+from hubpath_fast.runs.prune import keep_only
 
 HUB = "test_resnet,test_efficientnet,test_resnet,test_byobnet"
 NAMES = ["test_resnet #1", "test_efficientnet", "test_resnet #2", "test_byobnet"]

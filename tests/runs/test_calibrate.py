@@ -95,17 +95,24 @@ FIT, CHOOSE = torch.arange(N) % 3 != 0, torch.arange(N) % 3 == 0
 def test_an_image_sent_to_the_newcomer_gets_what_the_model_then_says(hub, k, renormalize):
     model = copy.deepcopy(hub)
     model.k, model.renormalize = k, renormalize
+    torch.manual_seed(2)
+    nn.init.normal_(model.generator.clean.weight)  # each expert is the best of some images
     newcomer = Expert(2)
     seen, _ = seen_of(model, newcomer, FIT)
+    assert len(seen.answers.clean.argmax(dim=1).unique()) == 2
     grown = in_hub(model, newcomer)
     score = grown.generator.clean[-1]
     with torch.no_grad():
         score.bias.fill_(seen.answers.clean.max() + 0.5)  # above all others, which still count
     x = make_data()[0][FIT]
     own = newcomer((x - 0.5) / 0.5)
-    found = joined(seen, score(seen.features), own)
     # A handful of float32 operations on values below 1e2.
-    torch.testing.assert_close(found, grown(x), rtol=1e-5, atol=1e-5)
+    for stored in (seen, seen.condensed()):
+        found = joined(stored, score(seen.features), own)
+        torch.testing.assert_close(found, grown(x), rtol=1e-5, atol=1e-5)
+    part = torch.tensor([3, 0])
+    found = joined(seen.condensed().subset(part), score(seen.features[part]), own[part])
+    torch.testing.assert_close(found, grown(x)[part], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(seen.before, model(x), rtol=1e-5, atol=1e-5)
 
 
@@ -115,10 +122,10 @@ def test_it_finds_which_images_the_newcomer_is_for(hub):
     before = copy.deepcopy(newcomer.state_dict())
     fit, _ = seen_of(hub, newcomer, FIT)
     choose, head = seen_of(hub, newcomer, CHOOSE)
-    found = calibrate(fit, choose, head, TASK, steps=200)
+    found = calibrate(fit, choose, head.layer, TASK, steps=200)
     assert all(torch.equal(before[name], v) for name, v in newcomer.state_dict().items())
     grown = in_hub(hub, newcomer)
-    apply(grown, head, found)
+    apply(grown, head.layer, found)
     images, targets, strange = make_data()
     x, y, strange = images[CHOOSE], targets[CHOOSE], strange[CHOOSE]
     sent = (grown.route(x).experts == 2).any(dim=1)
@@ -138,9 +145,9 @@ def test_nothing_but_the_newcomer_changes(hub):
     newcomer = Expert(2)
     fit, head = seen_of(hub, newcomer, FIT)
     before = copy.deepcopy(hub.state_dict())
-    found = calibrate(fit, fit, head, TASK, steps=5)
+    found = calibrate(fit, fit, head.layer, TASK, steps=5)
     grown = in_hub(hub, newcomer)
-    apply(grown, head, found)
+    apply(grown, head.layer, found)
     after = grown.state_dict()
     moved = {"generator.": "generator.generator.", "aggregator.": "aggregator.aggregator."}
     for name, value in before.items():
@@ -153,9 +160,17 @@ def test_nothing_but_the_newcomer_changes(hub):
 def test_the_same_seed_finds_the_same(hub):
     newcomer = Expert(2)
     fit, head = seen_of(hub, newcomer, FIT)
-    one, two = (calibrate(fit, fit, head, TASK, steps=7, seed=3) for _ in range(2))
+    one, two = (calibrate(fit, fit, head.layer, TASK, steps=7, seed=3) for _ in range(2))
     assert torch.equal(one.weight, two.weight)
     assert one.after == two.after
+
+
+def test_a_head_that_is_fitted_already_stays(hub):
+    newcomer = Expert(2)
+    fit, head = seen_of(hub, newcomer, FIT)
+    found = calibrate(fit, fit, head.layer, TASK, steps=100, fit_head=False)
+    assert all(torch.equal(found.head[name], v) for name, v in head.layer.state_dict().items())
+    assert found.after < found.before
 
 
 def test_a_network_without_a_head_is_refused(hub):
@@ -189,9 +204,9 @@ def test_a_newcomer_that_makes_a_group_worse_is_not_kept(hub):
     strange = make_data()[2][FIT]
     apart = dataclasses.replace(fit, group=(~strange).long())
     fit.answers.targets[~strange] = hub(make_data()[0][FIT])[~strange].argmax(dim=1)
-    found = calibrate(apart, apart, head, TASK, steps=100)
+    found = calibrate(apart, apart, head.layer, TASK, steps=100)
     grown = in_hub(hub, newcomer)
-    apply(grown, head, found)
+    apply(grown, head.layer, found)
     x, y = make_data()[0][FIT], fit.answers.targets
     with torch.no_grad():
         old, new = (nn.functional.cross_entropy(m(x[~strange]), y[~strange]) for m in (hub, grown))

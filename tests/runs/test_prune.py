@@ -9,7 +9,14 @@ from torch import nn
 import hubpath_fast.runs.prune as module
 from hubpath_fast.measure import Measure
 from hubpath_fast.runs.answers import HubAnswers
-from hubpath_fast.runs.prune import Loss, Losses, Step, paired_interval, smallest_within
+from hubpath_fast.runs.prune import (
+    Loss,
+    Losses,
+    Step,
+    best_of,
+    paired_intervals,
+    smallest_within,
+)
 from hubpath_fast.tasks import Classification
 
 F64 = torch.float64
@@ -114,11 +121,22 @@ def test_the_smallest_hub_may_lie_behind_a_worse_one():
     assert smallest_within(steps, 0.3) is None
 
 
+def test_the_best_gains_most_with_the_fewest_experts():
+    lost = [-0.5, -1.0, -1.0, 0.0]
+    steps = [Step(i, (), Loss(0.0, points, None)) for i, points in enumerate(lost)]
+    assert best_of(steps) is steps[2]
+    assert smallest_within(steps, -0.9) is steps[2]
+    assert smallest_within(steps, -1.1) is None
+    assert best_of(steps[3:]) is None
+    assert best_of([Step(0, (), Loss(0.0, -1e-13, None))]) is None  # a rounding
+    assert best_of([]) is None
+
+
 def test_an_interval_is_of_differences_on_the_same_images():
     # However much images differ, a hub that loses the same on each loses that in each resample.
-    assert paired_interval(torch.full((50,), 0.25, dtype=F64)) == (0.25, 0.25)
-    assert paired_interval(torch.tensor([0.0, 1.0], dtype=F64)) == (0.0, 1.0)
-    assert paired_interval(torch.tensor([3.0], dtype=F64)) is None
+    assert paired_intervals(torch.full((1, 50), 0.25, dtype=F64)) == [(0.25, 0.25)]
+    assert paired_intervals(torch.tensor([[0.0, 1.0]], dtype=F64)) == [(0.0, 1.0)]
+    assert paired_intervals(torch.tensor([[3.0], [4.0]], dtype=F64)) == [None, None]
 
 
 @pytest.mark.parametrize("at_once", [module.AT_ONCE, 1000])
@@ -126,12 +144,14 @@ def test_an_interval_is_the_normal_one_of_many_images(monkeypatch, at_once):
     monkeypatch.setattr(module, "AT_ONCE", at_once)
     differences = torch.linspace(-100, 100, 400, dtype=F64)
     error = 100 / math.sqrt(3 * 400)  # of the mean, 0
-    found = paired_interval(differences)
+    [found] = paired_intervals(differences[None])
     # A quantile of 2,000 draws errs by sqrt(0.025 * 0.975 / 2000) over the density 0.058 there,
     # 0.06 of their deviation; four of these.
     assert found == pytest.approx((-1.96 * error, 1.96 * error), abs=0.24 * error)
-    assert paired_interval(differences) == found
-    assert paired_interval(differences, seed=1) != found
+    both = paired_intervals(torch.stack([differences / 2, differences]))
+    assert both[1] == pytest.approx(found, rel=1e-12)
+    assert both[0] == pytest.approx([end / 2 for end in found], rel=1e-12)
+    assert paired_intervals(differences[None], seed=1) != [found]
 
 
 def test_a_hubs_loss_has_the_interval_of_its_images():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,12 @@ from ..tables import Table, short_count
 from .axis import set_value_ticks, value_limits
 
 COSTS = {
-    "forwards": "expert forwards per sample at inference",
-    "gflops": "GFLOPs per sample at inference",
+    "forwards": "expert forwards per {} at inference",
+    "gflops": "GFLOPs per {} at inference",
 }
 MIN_RATIO_FOR_LOG = 20  # of the costs
+TWO_DIGITS = 7  # points, which a marker has room for
+MARKER_SHARE = 0.04  # of the axis' height that a numbered marker covers
 
 
 def pareto_front(costs: Any, values: Any, measure: Measure, competes: Any = None) -> np.ndarray:
@@ -111,12 +113,18 @@ def cost_table(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Table:
 
 
 @style.styled
-def measure_against_cost(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figure:
+def measure_against_cost(
+    rows: Sequence[Mapping[str, Any]],
+    measure: Measure,
+    named: Collection[str] = (),
+    sample: str = "sample",
+) -> Figure:
     """The measure (with its spread as a whisker) over cost, the Pareto front as a staircase.
 
     rows: see ``rows.Row``; those without a value are left out. Methods on the front are numbered
     and named, the others are plain points (``cost_table`` names them). Bounds are hollow diamonds
-    and not on the front.
+    and not on the front. named: of the others, those that are numbered and named, too.
+    sample: what readers call one.
     """
     methods, key, costs, front = ranked(rows, measure)
     values = np.array([row.value for row in methods])
@@ -127,25 +135,26 @@ def measure_against_cost(rows: Sequence[Mapping[str, Any]], measure: Measure) ->
         if spread:
             axes.errorbar(x, y, spread, color=style.PLAIN, linewidth=0.8, capsize=2.5, zorder=1)
     for x, y, row, on in zip(costs, values, methods, front, strict=True):
-        axes.plot(x, y, zorder=4 if on else 3, **_marker(row.bound, on))
+        large = on or (row.name in named and not row.bound)
+        axes.plot(x, y, zorder=4 if large else 3, **_marker(row.bound, on, large))
     axes.set_ylim(*value_limits((values - spreads).min(), (values + spreads).max(), measure))
     set_value_ticks(axes.yaxis, measure)
     _scale_costs(axes, costs)
-    axes.set(xlabel=COSTS[key], ylabel=measure.label)
+    axes.set(xlabel=COSTS[key].format(sample), ylabel=measure.label)
     axes.grid()
     axes.set_axisbelow(True)
     if front.any():
         steps = sorted(zip(costs[front], values[front], strict=True))
         xs, ys = zip(*steps, strict=True)
-        end = axes.get_xlim()[1]
-        axes.step([*xs, end], [*ys, ys[-1]], where="post", color=style.GOOD, linewidth=1.2)
+        axes.step([*xs, costs.max()], [*ys, ys[-1]], where="post", color=style.GOOD, linewidth=1.2)
     _draw_legend(figure, any(row.bound for row in methods))
-    _number_front(figure, axes, methods, costs, front)
+    numbered = front | np.array([row.name in named and not row.bound for row in methods])
+    _number(figure, axes, methods, costs, numbered)
     return figure
 
 
-def _marker(bound: bool, on_front: bool) -> dict[str, Any]:
-    size = 11 if on_front else 7
+def _marker(bound: bool, on_front: bool, large: bool = False) -> dict[str, Any]:
+    size = 11 if on_front or large else 7
     look = {"linestyle": "", "marker": "o", "markersize": size, "markeredgecolor": "white"}
     if bound:
         return look | {
@@ -184,22 +193,33 @@ def _draw_legend(figure: Figure, bounds: bool) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
-def _number_front(
-    figure: Figure, axes: Axes, methods: Sequence[Row], costs: np.ndarray, front: np.ndarray
+def _number(
+    figure: Figure, axes: Axes, methods: Sequence[Row], costs: np.ndarray, chosen: np.ndarray
 ) -> None:
-    """Numbers on the front's points, the cheapest first, and their names below: beside points that
-    are close they would cover each other. Points in one place share a number."""
-    places: dict[tuple[float, float], list[str]] = {}
-    for row, cost, on in zip(methods, costs, front, strict=True):
-        if on:
-            places.setdefault((cost, row.value), []).append(row.name)
+    """Numbers on the chosen points, the cheapest first, and their names below: beside points that
+    are close they would cover each other. Points in one place, or of one cost whose markers would
+    cover each other, share a number, which stands on the best."""
+    low, high = axes.get_ylim()
+    places: list[tuple[float, float, list[str]]] = []  # the best first, as the methods are
+    for row, cost, on in zip(methods, costs, chosen, strict=True):
+        if not on:
+            continue
+        near = [
+            names
+            for x, y, names in places
+            if x == cost and abs(y - row.value) < MARKER_SHARE * (high - low)
+        ]
+        if near:
+            near[0].append(row.name)
+        else:
+            places.append((cost, row.value, [row.name]))
     handles = []
-    for number, (place, names) in enumerate(sorted(places.items()), start=1):
+    for number, (cost, value, names) in enumerate(sorted(places), start=1):
         axes.annotate(
-            str(number), place, ha="center", va="center_baseline", color="white",
-            size=style.SMALL, weight="bold", zorder=5,
+            str(number), (cost, value), ha="center", va="center_baseline", color="white",
+            size=style.SMALL if number < 10 else TWO_DIGITS, weight="bold", zorder=5,
         )  # fmt: skip
-        label = f"{number}  {style.fit(', '.join(names), 3.5, weight='bold')}"
+        label = f"{number}  {style.fit(', '.join(names), 3.9, weight='bold')}"
         handles.append(Line2D([], [], linestyle="", label=label))
     if handles:
         look = {"ncols": 2, "handlelength": 0, "handletextpad": 0, "prop": {"weight": "bold"}}
