@@ -1,0 +1,1 @@
+"""What is done with a shelf of cached features: ranking, routing, pruning. See ``features``."""
