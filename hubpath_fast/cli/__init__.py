@@ -25,6 +25,7 @@ from .messages import errors, print_in_any_encoding
 from .predict import predict
 from .prune import prune
 from .save import save
+from .shelf import app as shelf_app
 from .tune import tune
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ for command in COMMANDS:
     app.command()(command)
 app.add_typer(hub_app, name="hub")
 app.add_typer(data_app, name="data")
+app.add_typer(shelf_app, name="shelf")
 app.add_typer(landmarks_app, name="landmarks")
 app.add_typer(atari_app, name="atari")
 
