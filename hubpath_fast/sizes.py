@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -16,14 +17,7 @@ def parse_bytes(name: str, text: int | str) -> int:
 
     GB is 10**9, GiB 2**30; a number without a unit is bytes.
     """
-    found = TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is not None:
-        exact = Fraction(found[1]) * UNITS[found[2] or ""]
-        count = int(exact) if found[2] or exact.denominator == 1 else 0
-    elif isinstance(text, int) and not isinstance(text, bool):
-        count = text
-    else:
-        count = 0
+    count = _read(text, TEXT, lambda found: _whole(found[1], found[2] or "", floor=bool(found[2])))
     if count < 1:
         raise ValueError(f"{name}: expected bytes such as '80GB' or '500MiB', got {text!r}")
     return count
@@ -32,17 +26,24 @@ def parse_bytes(name: str, text: int | str) -> int:
 def parse_count(name: str, text: int | str) -> int:
     """A count, at least 1, of a number or a text; ValueError, which starts with ``name``, for
     others. K is 10**3, M 10**6, G and B 10**9."""
-    found = COUNT.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is not None:
-        exact = Fraction(found[1]) * UNITS["G" if found[2] == "B" else found[2]]
-        count = int(exact) if exact.denominator == 1 else 0
-    elif isinstance(text, int) and not isinstance(text, bool):
-        count = text
-    else:
-        count = 0
+    count = _read(text, COUNT, lambda found: _whole(found[1], found[2].replace("B", "G")))
     if count < 1:
         raise ValueError(f"{name}: expected a count such as 50000 or '50M', got {text!r}")
     return count
+
+
+def _read(text: int | str, pattern: re.Pattern, count: Callable[[re.Match], int]) -> int:
+    """What ``count`` makes of a text's match, or an integer as it is; 0 of anything else."""
+    if isinstance(text, str):
+        found = pattern.fullmatch(text.strip())
+        return 0 if found is None else count(found)
+    return text if isinstance(text, int) and not isinstance(text, bool) else 0
+
+
+def _whole(number: str, unit: str, floor: bool = False) -> int:
+    """So many units; 0 where that is no whole number, unless the rest is to fall away."""
+    exact = Fraction(number) * UNITS[unit]
+    return int(exact) if floor or exact.denominator == 1 else 0
 
 
 def bytes_text(count: int) -> str:
