@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..files import replacing
 from ..resting import ALIGNMENT, SavedFile
 from .errors import damaged
 from .layout import FORMAT
@@ -81,6 +82,15 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
         known = f'"{SHA256}":"{found}"'.encode()
         file.write(text.replace(f'"{SHA256}":"{UNKNOWN}"'.encode(), known, 1))
     return found
+
+
+def replace_file(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """``save_file``, whole or absent. Raises OSError, and TypeError as that does."""
+    about = {"format": "pt", **(metadata or {}), SHA256: UNKNOWN}
+    with replacing(path) as file:
+        save_file(tensors, Path(file.name), about)
 
 
 def _filled_up(text: bytes) -> bytes:

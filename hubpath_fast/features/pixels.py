@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checkpoints.tensor_file import replace_file
 from ..data.augment import crop_and_resize, draw_boxes
 from ..data.cache import open_squares, squares, squares_key, write_squares
 from ..data.layouts import examples
@@ -35,7 +36,6 @@ from ..data.splits import ImageSplit, ImageSplits, Split
 from ..data.transforms import square_transform
 from ..preprocessing import resized_side
 from .shelf import damaged
-from .write import write_tensors
 
 PIXELS = "pixels"  # the folder of the squares
 CONTENTS = "contents.safetensors"
@@ -183,7 +183,7 @@ class Squares:
         now = torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.uint8).copy()).view(-1, 32)
         place = self.folder / CONTENTS
         if not place.exists():
-            write_tensors(place, {"sha256": now})
+            replace_file(place, {"sha256": now})
             return
         try:
             with safe_open(place, framework="pt") as file:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.tensor_file import SHA256, UNKNOWN, save_file
+from ..checkpoints.tensor_file import replace_file
 from ..data.kept import FileList
-from ..files import replacing, write_json
+from ..files import write_json
 from .shelf import (
     DTYPES,
     FEATURES,
@@ -41,12 +41,12 @@ def write_images(folder: Path, images: FileList | None, targets: Tensor) -> None
     """The list of a shelf's images, where they are files, and their classes [n]."""
     if images is not None:
         images.write(folder / IMAGES)
-    write_tensors(folder / TARGETS, {"targets": targets.to(torch.int64)})
+    replace_file(folder / TARGETS, {"targets": targets.to(torch.int64)})
 
 
 def write_pixels(folder: Path, pixels: Tensor) -> None:
     """pixels: uint8 [V, n, 3, s, s]."""
-    write_tensors(folder / ROUTER, {"pixels": pixels})
+    replace_file(folder / ROUTER, {"pixels": pixels})
 
 
 def write_model(
@@ -62,7 +62,7 @@ def write_model(
         weight, bias = source_head
         tensors |= {"source_weight": weight.float(), "source_bias": bias.float()}
     path = folder / FEATURES / f"{model.key}.safetensors"
-    write_tensors(path, tensors, {"model": json.dumps(dataclasses.asdict(model))})
+    replace_file(path, tensors, {"model": json.dumps(dataclasses.asdict(model))})
     return path
 
 
@@ -72,15 +72,6 @@ def remove_features(folder: Path, but: Collection[str] = ()) -> None:
     for path in (folder / FEATURES).glob("*.safetensors"):
         if KEY.fullmatch(path.stem) and path.stem not in but:
             path.unlink()
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """A safetensors file, whole or absent. Raises OSError."""
-    about = {"format": "pt", **(metadata or {}), SHA256: UNKNOWN}
-    with replacing(path) as file:
-        save_file(tensors, Path(file.name), about)
 
 
 def write_shelf(

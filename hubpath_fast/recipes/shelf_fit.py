@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
-from torch import Tensor
 
-from ..devices import check_device, eval_mode, to_device
+from ..checkpoints.tensor_file import replace_file
+from ..devices import check_device
 from ..features import Shelf
-from ..features.write import write_tensors
 from ..files import write_json
 from ..locks import locked
 from ..model import HubPathway
+from ..runs.measure import predict
 from ..runs.resolve import parse_set
 from ..shelf.choice import Routed, choose_models
 from ..shelf.heads import HEADS
@@ -106,11 +105,10 @@ def asked_settings(
 
     Raises ValueError for an unknown or impossible setting.
     """
-    opened = Shelf.open(shelf)
-    folder = opened.folder / FOLDER if out is None else Path(out)
+    folder = Path(shelf) / FOLDER if out is None else Path(out)
     base = ShelfFitSettings()
     if resume and has_hub(folder):
-        base = read_hub(folder, opened).settings
+        base = read_hub(folder, Shelf.open(shelf)).settings
     given = {"router": f"{FEATURES}:{router_features}"} if router_features is not None else {}
     trainer = base.trainer.to_dict()
     values = {**base.to_dict(), **given}
@@ -209,8 +207,8 @@ def _finish(
         if not batches.num_samples:
             continue
         scores[split] = evaluate(model, batches, task, device, settings.trainer.amp)
-        predictions[split] = task.predict(_outputs(model, batches, torch.device(device)))
-    write_tensors(folder / PREDICTIONS, predictions)
+        predictions[split], _ = predict(model, task, batches, device, settings.trainer.amp)
+    replace_file(folder / PREDICTIONS, predictions)
     routes = scores["test"].pop("routes") if "test" in scores else {}
     scores.get("validation", {}).pop("routes", None)
     routes.pop("class_share", None)
@@ -232,12 +230,6 @@ def _finish(
         "ms": _ms(shelf, models, routes, watched, router),
         "router": settings.router,
     }
-
-
-@torch.no_grad()
-def _outputs(model: HubPathway, batches: ShelfBatches, device: torch.device) -> Tensor:
-    with eval_mode(model):
-        return torch.cat([model(to_device(x, device)).float().cpu() for x, _ in batches])
 
 
 def _ms(

@@ -15,7 +15,6 @@ classes, D features of an expert.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +25,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..checkpoints.tensor_file import SHA256, UNKNOWN, save_file
+from ..checkpoints.tensor_file import replace_file
 from ..data.kept import FileList
-from ..files import replacing
+from ..hub.weights import file_digest
 from ..model import HubPathway
 from ..model.heads import head_layers
 
@@ -88,10 +87,8 @@ class Start:
         told = {"kind": KIND, "classes": self.classes, "experts": self.experts, "images": None}
         if self.images is not None:
             self.images.write(list_beside(path))
-            told["images"] = _sha256(list_beside(path))
-        about = {"format": "pt", "start": json.dumps(told), SHA256: UNKNOWN}
-        with replacing(path) as file:
-            save_file(tensors, Path(file.name), about)
+            told["images"] = file_digest(list_beside(path), "sha256")
+        replace_file(path, tensors, {"start": json.dumps(told)})
 
     @classmethod
     def read(cls, path: str | Path) -> Start:
@@ -205,7 +202,7 @@ def _list_of(path: Path, digest: str | None) -> FileList | None:
     if digest is None:
         return None
     beside = list_beside(path)
-    found = _sha256(beside) if beside.is_file() else None
+    found = file_digest(beside, "sha256") if beside.is_file() else None
     if found != digest:
         what = "is gone" if found is None else "is another one than it was written with"
         raise ValueError(
@@ -213,10 +210,6 @@ def _list_of(path: Path, digest: str | None) -> FileList | None:
             "write both with `hubpath shelf unfreeze`"
         )
     return FileList.read(beside)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -24,9 +24,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checkpoints.tensor_file import replace_file
 from ..devices import threads_for
 from ..features import Shelf
-from ..features.write import write_tensors
 from ..runs.answers import check_memory
 from . import logistic
 from .logistic import fit_logistic, folds_of
@@ -174,7 +174,7 @@ def _fit(shelf: Shelf, index: int, train: Tensor, folds: Tensor) -> FittedHead:
 def _write(path: Path, head: FittedHead) -> None:
     about = {name: getattr(head, name) for name in ("decay", "accuracy", "loss", "seconds")}
     tensors = {"weight": head.weight, "bias": head.bias, "out_of_fold": head.out_of_fold}
-    write_tensors(path, tensors, {"head": json.dumps(about)})
+    replace_file(path, tensors, {"head": json.dumps(about)})
 
 
 def _read(path: Path, num_classes: int, width: int, images: int) -> FittedHead | None:

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.tensor_file import SHA256, UNKNOWN, save_file
+from ..checkpoints.tensor_file import replace_file
 from ..features.bodies import RANDOM, ends_linearly, open_body
 from ..features.shelf import ShelfModel
-from ..files import replacing
 from ..hub.aliases import FILE_PREFIX
 from ..hub.spec import ExpertSpec
 from ..model import NewcomerGenerator
@@ -167,9 +166,7 @@ def _body_name(hub: ShelfHub, model: ShelfModel, size: int, out: Path, head: boo
     if model.weights.startswith(RANDOM):
         stem = f"{model.position}-{UNUSUAL.sub('_', model.label)}"
         path = (out / BODIES / f"{stem}.safetensors").absolute()
-        with replacing(path) as file:
-            about = {"format": "pt", SHA256: UNKNOWN}
-            save_file(body.body.state_dict(), Path(file.name), about)
+        replace_file(path, body.body.state_dict())
         spec = dataclasses.replace(spec, name=f"{FILE_PREFIX}{path}", arch=spec.arch or spec.name)
     own_size = None if model.size == size else model.size
     return str(dataclasses.replace(spec, size=own_size, batchnorm="running" if head else None))

@@ -106,7 +106,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     said += few_images(result["validation_images"], "validation", "all is chosen on")
     if result["split"] == "test":
         said += few_images(result["images"], "test", "scores are of")
-    if result["split"] != "test":
+    else:
         said.append("there are no test images of their own, so nothing confirms these figures")
     return said
 
