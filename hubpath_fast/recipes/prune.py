@@ -78,11 +78,11 @@ def prune(
     chosen = smallest_within(steps, points)
     tested = None if test is None or chosen is None else losses(test, "test")
     result = describe(found, steps, chosen, tested, points, opened.names, fixed)
-    write_json(Path(run) / PRUNE, result)
     if out is not None and chosen is not None:
         keep_only(opened.model, chosen.kept)
         told = settings_told(opened, run)
         save_model(opened.model, Path(out), more=told, card=Path(out).resolve().name)
+    write_json(Path(run) / PRUNE, result)  # last: it says that all is done
     return result
 
 
