@@ -27,15 +27,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hubpath_fast import Routing, _backends
+from hubpath_fast import HubPathwayLoss, PathwayOutput, Routing
 from hubpath_fast import functional as HF
 from hubpath_fast.executors.graphs.masked import masked, settled
 from hubpath_fast.model import losses
+from hubpath_fast.shelf.executor import GroupedHeads
+from hubpath_fast.shelf.placing import place
 
 from . import (
     check_executors,
     check_operations,
     check_padding,
+    check_shelf,
     glue,
     operations,
     ops,
@@ -45,6 +48,7 @@ from . import (
 from .check_kernels import cases_of
 from .children import die_with, first_line
 from .inputs import Inputs, Size
+from .no_device import NoDevice, cpu_tensors_go_to_kernels, driven_by
 from .step_models import PRESETS, Preset
 
 Job = tuple[str, Callable[[], object]]
@@ -66,8 +70,7 @@ def jobs() -> list[Job]:
         for size in sizes:
             add(name, size)
     for size in glue.SIZES:
-        for name in ("noisy_topk", "aggregate_loss"):
-            add(name, Size(*size))
+        found[f"glue {size}"] = functools.partial(_glue, size)
         found[f"glue inputs {size}"] = lambda size=size: _vectors(size)
     for pair in itertools.product((torch.float32, torch.bfloat16), repeat=2):
         found["images {} to {}".format(*pair)] = lambda pair=pair: _step_images(*pair)
@@ -93,6 +96,10 @@ def jobs() -> list[Job]:
         found[f"padded hub {dtype}"] = functools.partial(_padded_hub, dtype)
         for title, (network, px) in padded.items():
             found[f"padded {title} {dtype}"] = functools.partial(_padded, network, px, dtype)
+    for title, shelf in check_shelf.SHELVES.items():
+        add("noisy_topk", Size(shelf.n, shelf.experts, shelf.k, 1))
+        for free in (ROOM, 0):
+            found[f"shelf {title}, {free}"] = functools.partial(_shelf, shelf, free)
     return list(found.items())
 
 
@@ -183,6 +190,11 @@ def _draw(size: Size) -> None:
     torch.autograd.grad(weights, leaves, torch.empty_like(weights))
 
 
+def _glue(size: tuple[int, int, int, int]) -> None:
+    """The step that is measured, from the router to the gradients."""
+    glue.step(glue.make(*size, "cpu"), "triton")()
+
+
 def _vectors(size: tuple[int, int, int, int]) -> None:
     """What the glue gathers, and the routing of a step, which draws its noise."""
     inputs = Inputs(Size(*size), "cpu", None)
@@ -194,6 +206,26 @@ def _vectors(size: tuple[int, int, int, int]) -> None:
         results = [found.weights, found.mean]
         torch.autograd.grad(results, leaves, upstream, allow_unused=True)
     HF.gather(inputs.normal(size[0], glue.FEATURES), inputs.routing(), backend="triton")
+
+
+ROOM = 2**40  # bytes, for features to lie on the device
+
+
+def _shelf(shelf: check_shelf.Shelf, free: int) -> None:
+    """A step of a shelf's heads, with the optimizer's updates and with the executor's."""
+    n, m, k, c = shelf.n, shelf.experts, shelf.k, shelf.classes
+    routing = Inputs(Size(n, m, k, c), "cpu").routing()
+    numbers, targets, _ = check_shelf.batch(shelf, 0)
+    for own in (False, True):
+        model = check_shelf.hub_of(shelf)
+        model.executor = GroupedHeads("triton")
+        place(model, "cpu", free)
+        optimizer = check_shelf.optimizer_of(model)
+        with check_shelf.updating(model, optimizer, own):
+            outputs = model.train()._outputs(numbers, routing)
+            out = PathwayOutput(model._aggregate(outputs, routing), outputs, routing)
+            HubPathwayLoss()(out, targets).total.backward()
+            optimizer.step()
 
 
 def _step_images(source: torch.dtype, target: torch.dtype) -> None:
@@ -215,33 +247,10 @@ def _static_buffers(x: torch.Tensor, m: int, k: int, dtype: torch.dtype) -> None
     HF.gather_into(out, x, routing, backend="triton")
 
 
-class NoDevice:
-    """What Triton asks a driver for when it compiles."""
-
-    def __init__(self, arch: int):
-        from triton.backends.compiler import GPUTarget
-
-        self._target = GPUTarget("cuda", arch, 32)
-
-    def get_current_target(self):
-        return self._target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device=None) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-
 @contextlib.contextmanager
 def cpu_tensors_are_taken() -> Iterator[None]:
     """Within, public operations take CPU tensors to the kernels, of which nothing may be run."""
-    from hubpath_fast import kernels
-
-    pick, counts, of_samples = _backends.choose, Routing.counts, losses.of_samples
+    counts, of_samples = Routing.counts, losses.of_samples
 
     def shares(routing: Routing) -> list[int]:
         """Nothing was routed: every expert is given its share of the rows."""
@@ -250,12 +259,11 @@ def cpu_tensors_are_taken() -> Iterator[None]:
 
     Routing.counts = shares
     losses.of_samples = lambda y, rows: y[:1].expand(len(rows), *y.shape[1:])  # nor are rows known
-    # The public operations refuse Triton for CPU tensors, rightly: nothing could run there.
-    _backends.choose = lambda name, x: pick(name, x) if name == "torch" else kernels
     try:
-        yield
+        with cpu_tensors_go_to_kernels():
+            yield
     finally:
-        _backends.choose, Routing.counts, losses.of_samples = pick, counts, of_samples
+        Routing.counts, losses.of_samples = counts, of_samples
 
 
 @contextlib.contextmanager
@@ -285,10 +293,9 @@ def launches_compile(arch: int) -> Iterator[list[str]]:
     Raises RuntimeError where the kernels are interpreted.
     """
     timing.refuse_interpreter()
-    from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    run, names, met, before = JITFunction.run, [], [], driver._active
+    run, names, met = JITFunction.run, [], []
 
     def compile_only(kernel, *arguments, **options):
         compiled = run(kernel, *arguments, warmup=True, **options)
@@ -298,12 +305,8 @@ def launches_compile(arch: int) -> Iterator[list[str]]:
         names.append(kernel.fn.__name__)
         return compiled
 
-    driver.set_active(NoDevice(arch))
-    try:
-        with launches_go_to(compile_only):
-            yield names
-    finally:
-        driver._active = before
+    with driven_by(NoDevice(arch)), launches_go_to(compile_only):
+        yield names
 
 
 def _compile_launcher(kernel) -> None:

@@ -4,20 +4,24 @@
         step()      # public operations, on CPU tensors
 
 Triton chooses a kernel for every launch as it does on a GPU, and takes one that was never compiled;
-``take(kernel, grid, arguments)`` stands for the launch. Nothing is computed.
+``take(kernel, grid, arguments)`` stands for the launch. Nothing is computed. Classes are not looked
+at, which on a GPU would be a wait.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import triton.compiler
 from hubpath_fast.kernels import _launch
-from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from hubpath_fast import _checks
+
 from . import precompile, timing
+from .no_device import NoDevice, driven_by
 
 DEVICE = 1000  # no real device's number: Triton keeps kernels by it
 
@@ -35,14 +39,24 @@ class _Kernel(triton.compiler.CompiledKernel):
     def __init__(self, stub: Stub, take: Callable) -> None:
         self.src, self.name = stub.source, stub.source.fn.__name__
         self.module = self.function = self.packed_metadata = 0
-        # Behind the grid: stream, function, metadata of the kernel and the launch, two hooks.
-        self._run = lambda x, y, z, *rest: take(stub, (x, y, z), rest[6:])
+        self._run = partial(_launch_one, take, stub)
 
     def __del__(self) -> None:
         """There is nothing to unload."""
 
 
-class _Driver(precompile.NoDevice):
+def _launch_one(
+    take, stub, x, y, z, stream, function, packed, metadata, enter, leave, *arguments
+) -> None:
+    """As Triton's launchers do, hooks included."""
+    if enter is not None:
+        enter(metadata)
+    take(stub, (x, y, z), arguments)
+    if leave is not None:
+        leave(metadata)
+
+
+class _Driver(NoDevice):
     def get_current_device(self) -> int:
         return DEVICE
 
@@ -62,18 +76,19 @@ def launches_end_here(
         compiled.append(Stub(source, options))
         return _Kernel(compiled[-1], take)
 
-    before, compile_one, device_of = driver._active, triton.compiler.compile, _launch.device_of
-    driver.set_active(_Driver(arch))
+    compile_one, device_of = triton.compiler.compile, _launch.device_of
+    check_range = _checks.check_range
     triton.compiler.compile, _launch.device_of = compile_nothing, lambda tensor: DEVICE
+    _checks.check_range = lambda *_: None
     try:
-        with precompile.cpu_tensors_are_taken():
+        with driven_by(_Driver(arch)), precompile.cpu_tensors_are_taken():
             yield compiled
     finally:
         for stub in compiled:
             stub.source.fn.device_caches.pop(DEVICE, None)
             stub.source.fn.compile = compile_one
-        driver._active = before
         triton.compiler.compile, _launch.device_of = compile_one, device_of
+        _checks.check_range = check_range
 
 
 def planned_each_time(call: Callable[[], object]) -> Callable[[], object]:

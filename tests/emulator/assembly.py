@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .machine import Program
-from .memory import Buffer, GlobalMemory
+from bench.emulated.ptx.machine import Program
+from bench.emulated.ptx.memory import Buffer, GlobalMemory
 
 _MODULE = """
 .version 8.7

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 
-from bench.compile_cases import every_case
+import torch
 
-from . import batch_norm_cases, gather_cases, joining_cases, planted, router_cases
-from .driver import emulated
+from bench.compile_cases import every_case
+from bench.emulated.ptx.driver import emulated
+
+from . import (
+    batch_norm_cases,
+    gather_cases,
+    heads_cases,
+    joining_cases,
+    launch_cases,
+    planted,
+    router_cases,
+    total_loss_cases,
+)
 
 # One case of each operation beside the router's, and of what gather launches for turned layouts.
 COVERING = (
@@ -19,7 +31,10 @@ COVERING = (
     "aggregate 3,5,2,37 maps 9x11 float32",
     "loss 13,5,2,37 float32",
     "combine with both 13,5,2,37 float32",
+    "total loss, two programs, float32",
     "norm 4x3x5x5 no row float32",
+    "heads different D",
+    "heads' updates",
 )
 
 
@@ -36,7 +51,21 @@ CASES: dict[str, Callable[[], None]] = {
     **router_cases.CASES,
     **gather_cases.CASES,
     **joining_cases.CASES,
+    **total_loss_cases.CASES,
     **batch_norm_cases.CASES,
+    **heads_cases.CASES,
     **planted.CASES,
+    **launch_cases.CASES,
     "every kernel": every_kernel,
 }
+
+
+def run(name: str) -> str | None:
+    """What is wrong with one case, in words; None if nothing is."""
+    torch.set_num_threads(1)  # small tensors: threads only wait for each other
+    with emulated():
+        try:
+            CASES[name]()
+        except Exception:
+            return traceback.format_exc()
+    return None

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .driver import emulated
-from .memory import Fault
+from bench.emulated.ptx.driver import emulated
+from bench.emulated.ptx.memory import Fault
 
 
 @triton.jit

@@ -97,8 +97,10 @@ CASES = {
     "route 48,5,2 drawn": partial(drawn, 48, 5, 2),
     "route 37,13,3 no noise, renormalised": partial(route, 37, 13, 3, False, True),
     "route 130,64,8 renormalised": partial(route, 130, 64, 8, True, True),
+    "route 200,16,2 a sample in one lane": partial(route, 200, 16, 2),
     "route 600,7,2": partial(route, 600, 7, 2),
-    "route 2500,4,2 two tiles a block": partial(route, 2500, 4, 2),
+    "route 2060,64,2 two tiles a block": partial(route, 2060, 64, 2),
+    "route 300,32,32 counts of all experts": partial(route, 300, 32, 32),
     "route 6,600,3 two warps": partial(route, 6, 600, 3),
     "route 4099,6,2 scan": partial(route, 4099, 6, 2),
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.emulated.ptx.memory import Fault
+
 from .assembly import run
-from .memory import Fault
 
 # Thread t of 64 (two warps) writes a word of shared memory, and reads the one of thread 63 - t.
 EXCHANGE = """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.emulated.ptx.kinds import BF16
+from bench.emulated.ptx.memory import Fault
+from bench.emulated.ptx.parse import Unknown
+
 from .assembly import apply, run
-from .kinds import BF16
-from .memory import Fault
-from .ptx import Unknown
 
 LANES = np.arange(32)
 
@@ -372,6 +373,6 @@ def test_a_vote_of_threads_that_are_not_there():
 
 
 def test_a_kernel_that_does_not_end(monkeypatch):
-    monkeypatch.setattr("emulator.machine.MOST_BLOCKS", 1000)
+    monkeypatch.setattr("bench.emulated.ptx.machine.MOST_BLOCKS", 1000)
     with pytest.raises(Fault, match="planted does not end"):
         run("$AGAIN:\n bra.uni $AGAIN;")

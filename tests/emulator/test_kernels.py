@@ -14,9 +14,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from .__main__ import run
-from .cases import CASES
-from .driver import emulated
+from bench.emulated.ptx.driver import emulated
+
+from .cases import CASES, run
 
 
 class Child:
@@ -53,14 +53,14 @@ def child():
 
 @pytest.mark.parametrize("name", CASES)
 def test_compiled(name, child):
-    failure = child.call(run, name)["failure"]
+    failure = child.call(run, name)
     assert failure is None, failure
 
 
 def test_a_case_that_kills_its_process_fails_alone(child):
     with pytest.raises(BrokenProcessPool):
         child.call(os._exit, 1)
-    assert child.call(run, "route 48,5,2")["failure"] is None
+    assert child.call(run, "route 48,5,2") is None
 
 
 def test_the_interpreter_is_refused(monkeypatch):

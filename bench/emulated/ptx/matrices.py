@@ -13,7 +13,7 @@ import numpy as np
 from .decode import Code, Source, Step, decodes
 from .kinds import B32, F32, PRED, U64, Kind
 from .memory import Fault
-from .ptx import Unknown
+from .parse import Unknown
 from .threads import WARP, Threads
 from .warps import by_warp
 
@@ -178,14 +178,13 @@ class _WarpGroupProduct:
         old = [by_warp(threads, source(threads)) for source in self.addends]
         new = [part.copy() for part in old]
         keep = by_warp(threads, self.accumulates(threads))
-        for warps in groups:
-            product = self._left(threads, warps) @ self._right(threads, warps)
-            for j, part in enumerate(new):
-                # A warp holds 16 rows; register j: block j // 4 of 8 columns, lower rows from 2 on.
-                row, column = _ROW + 8 * (j // 2 % 2), 8 * (j // 4) + _COLUMN + j % 2
-                found = product.reshape(4, 16, self.n)[:, row, column]
-                start = np.where(keep[warps], old[j][warps].astype(np.float64), 0.0)
-                part[warps] = (start + found).astype(np.float32)
+        products = [self._left(threads, warps) @ self._right(threads, warps) for warps in groups]
+        warps, tiles = groups.reshape(-1), np.reshape(products, (-1, 16, self.n))
+        for j, part in enumerate(new):
+            # A warp holds 16 rows; register j: block j // 4 of 8 columns, lower rows from 2 on.
+            row, column = _ROW + 8 * (j // 2 % 2), 8 * (j // 4) + _COLUMN + j % 2
+            start = np.where(keep[warps], old[j][warps].astype(np.float64), 0.0)
+            part[warps] = (start + tiles[:, row, column]).astype(np.float32)
         for target, part in zip(self.targets, new, strict=True):
             target(threads, part.reshape(-1))
 
@@ -217,13 +216,13 @@ class _WarpGroupProduct:
         who = threads.who(thread)
         places = shared.places(offsets, 2, who, "product")
         granules = shared.reading(places, 2, who)
-        np.add.at(shared.in_use, granules, 1)
+        shared.in_use[granules] += 1  # each once: no two elements share a place
 
         def finish(done: np.ndarray) -> None:
-            np.subtract.at(shared.in_use, granules[done], 1)
+            shared.in_use[granules[done]] -= 1
             # It may have read until now, which may be in a later phase.
             shared.note_reads(places[done], granules[done], threads.who(thread[done]))
 
         threads.products.start(thread, finish)
-        values = self.half.values(shared.cells(2)[places // 2].view(np.uint16).reshape(-1))
+        values = self.half.values(shared.get(places, 2).view(np.uint16).reshape(-1))
         return values.reshape(rows, 16).astype(np.float64)

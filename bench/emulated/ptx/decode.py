@@ -12,7 +12,7 @@ import numpy as np
 
 from .kinds import PRED, SIGNED, U32, U64, UNSIGNED, Kind, immediate
 from .memory import Watched
-from .ptx import Address, Instruction, Kernel, Operand, Unknown
+from .parse import Address, Instruction, Kernel, Operand, Unknown
 from .threads import Threads
 
 Step = Callable[[Threads], None]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .kinds import PRED
-from .memory import Fault, GlobalMemory, SharedMemory, Who
-from .ptx import Kernel
+from .memory import PHASE, Fault, GlobalMemory, SharedMemory, Who
+from .parse import Kernel
 
 WARP = 32
 # What a register holds before it is written: as a number large, as an address nobody's.
@@ -76,6 +76,7 @@ class Threads:
         self.program = self.everyone // each + self.first
         self.warp = self.thread // WARP
         self.barriers = np.zeros(self.programs, np.int64)
+        self._who: Who | None = None  # of all threads, between two barriers
         self.copies, self.products = Asynchronous(self.count), Asynchronous(self.count)
         poison = {
             size: np.full(self.count, _POISON & ((1 << 8 * size) - 1), f"u{size}")
@@ -123,11 +124,18 @@ class Threads:
 
     def who(self, which: np.ndarray | None = None) -> Who:
         """What memory wants to know about the active threads, or about ``which``."""
-        phase = self.barriers[self.program - self.first] * math.prod(self.grid) + self.program
-        found = Who(self.program, self.warp, phase)
+        if self._who is None:
+            barriers = self.barriers[self.program - self.first]
+            phase = barriers * math.prod(self.grid) + self.program + 1
+            self._who = Who(self.program, phase * PHASE + self.warp)
+        found = self._who
         if which is None and self.active is None:
             return found
         return found.some(self.which() if which is None else which)
+
+    def pass_barrier(self, programs: np.ndarray) -> None:
+        self.barriers[programs] += 1
+        self._who = None
 
     def write(self, index: int, bits: np.ndarray) -> None:
         """Set a register of the active threads to [T] or [1] bits."""

@@ -10,7 +10,7 @@ from .arithmetic import extreme
 from .decode import Code, Source, Step, Target, decodes
 from .kinds import B32, PRED, S32, U32, Kind
 from .memory import Fault
-from .ptx import Unknown
+from .parse import Unknown
 from .threads import WARP, Threads
 
 _LANE = np.arange(WARP)

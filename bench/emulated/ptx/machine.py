@@ -17,7 +17,7 @@ from . import arithmetic, atomics, bits, matrices, transfers, warps  # noqa: F40
 from .decode import Code, Step, decode, guarded
 from .kinds import B32, PRED
 from .memory import Buffer, Fault, GlobalMemory, SharedMemory
-from .ptx import Block, Instruction, Kernel, Unknown, ends, parse
+from .parse import Block, Instruction, Kernel, Unknown, ends, parse
 from .threads import Threads
 
 # Programs are run together while they have no more threads than this: beyond, numpy's cost of a
@@ -60,7 +60,7 @@ class Program:
 
         Raises Fault for what is wrong with the kernel, with the instruction and the program.
         """
-        kernel, memory = self.kernel, GlobalMemory(buffers, self.global_granule)
+        kernel = self.kernel
         values = [*arguments, *[0] * (len(kernel.parameters) - len(arguments))]
         parameters = {
             # A float's bits are those of its type.
@@ -68,6 +68,24 @@ class Program:
             for (name, kind), value in zip(kernel.parameters, values, strict=True)
         }
         grid = (*grid, 1, 1)[:3]
+        memory = GlobalMemory(buffers, self.global_granule)
+        self._run(memory, parameters, grid, shared_size)
+        if (both := memory.touched()).any():
+            memory = GlobalMemory(buffers, self.global_granule, both)
+            self._run(memory, parameters, grid, shared_size)
+        try:
+            memory.finish()
+        except Fault as fault:
+            raise Fault(f"{kernel.name}: {fault}") from None
+
+    def _run(
+        self,
+        memory: GlobalMemory,
+        parameters: dict[str, np.ndarray],
+        grid: tuple[int, int, int],
+        shared_size: int,
+    ) -> None:
+        kernel = self.kernel
         total, together = int(np.prod(grid)), max(TOGETHER // kernel.num_threads, 1)
         for first in range(0, total, together):
             programs = min(together, total - first)
@@ -77,10 +95,6 @@ class Program:
             )
             with np.errstate(all="ignore"):
                 _Run(self, threads).run()
-        try:
-            memory.finish()
-        except Fault as fault:
-            raise Fault(f"{kernel.name}: {fault}") from None
 
 
 def _ready(block: Block, kernel: Kernel, symbols: Mapping[str, int]) -> _Ready:
@@ -192,7 +206,7 @@ class _Run:
             if seen[programs].any():
                 raise Fault("threads of one program wait at different barriers")
             seen[programs] = True
-            threads.barriers[programs] += 1
+            threads.pass_barrier(programs)
             threads.active = waiting
             if "red" in barrier.modifiers:
                 self._reduce(barrier)

@@ -7,7 +7,7 @@ import numpy as np
 from .arithmetic import elementwise
 from .decode import Code, Step, decodes
 from .kinds import B32, U32
-from .ptx import Unknown
+from .parse import Unknown
 
 _BYTE = np.uint64(0xFF)
 

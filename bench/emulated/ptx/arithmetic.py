@@ -9,7 +9,7 @@ import numpy as np
 
 from .decode import Code, Step, decodes
 from .kinds import BF16, KINDS, PRED, SIGNED, U32, UNSIGNED, Kind
-from .ptx import Unknown
+from .parse import Unknown
 from .threads import Threads
 
 _ROUNDING = "rn rz"  # rz only where nothing is rounded: see _cvt

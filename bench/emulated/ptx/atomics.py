@@ -38,11 +38,12 @@ def _atomic(code: Code) -> Step:
         which, memory = threads.which(), memory_of(threads)
         given = [at(source(threads), which) for source in operands]
         places = memory.atomic(at(address(threads), which), kind.size, threads.who())
-        cells, old = memory.cells(kind.size), np.zeros(len(which), kind.dtype)
+        cells = memory.cells(kind.size).view(kind.unsigned)
+        old = np.zeros(len(which), kind.dtype)
         for i, row in enumerate(places // kind.size):
-            old[i] = kind.values(cells[row].view(kind.unsigned))[0]
+            old[i] = kind.values(cells[row : row + 1])[0]
             new = np.array([change(old[i], *(operand[i] for operand in given))])
-            cells[row] = kind.bits(new).view(np.uint8)
+            cells[row] = kind.bits(new)[0]
         target(threads, threads.spread(which, old))
 
     return run

@@ -8,7 +8,7 @@ from .arithmetic import elementwise
 from .decode import Code, Step, at, decodes
 from .kinds import KINDS, PRED, U64, Kind
 from .memory import Fault
-from .ptx import Unknown
+from .parse import Unknown
 from .threads import Threads
 
 _CACHING = "nc ca cg cs lu cv volatile relaxed acquire release weak gpu cta sys"
