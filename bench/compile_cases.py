@@ -5,6 +5,7 @@ Tensors are on the "meta" device, so that nothing is allocated, and no GPU is ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,17 @@ from hubpath_fast.kernels.combine import plan_backward as plan_combine_backward
 from hubpath_fast.kernels.combine import plan_forward as plan_combine
 from hubpath_fast.kernels.exploit_loss import plan_backward as plan_loss_backward
 from hubpath_fast.kernels.exploit_loss import plan_forward as plan_loss
+from hubpath_fast.kernels.feature_heads import plan_backward as plan_heads_backward
+from hubpath_fast.kernels.feature_heads import plan_forward as plan_heads
 from hubpath_fast.kernels.gather import plan_backward as plan_gather_backward
 from hubpath_fast.kernels.gather import plan_forward as plan_gather
 from hubpath_fast.kernels.gather import plan_into
+from hubpath_fast.kernels.head_update import plan_update
 from hubpath_fast.kernels.noisy_topk import plan_backward as plan_route_backward
 from hubpath_fast.kernels.noisy_topk import plan_forward as plan_route
 from hubpath_fast.kernels.router_loss import plan_forward as plan_router_loss
+from hubpath_fast.kernels.total_loss import plan_backward as plan_total_backward
+from hubpath_fast.kernels.total_loss import plan_forward as plan_total_loss
 from torch import Tensor
 
 BF16, FP16, FP32, UINT8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
@@ -69,6 +75,8 @@ class CompileCase:
                 aligned.append(key)
             elif param.is_constexpr or value is None or (value == 1 and not varies):
                 constants[key] = value
+            elif isinstance(value, float):
+                signature[key] = param.annotation_type or "fp32"
             else:
                 signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
                 if value % 16 == 0 and not varies:
@@ -79,7 +87,14 @@ class CompileCase:
 def every_case() -> list[CompileCase]:
     routes = [case for size in ROUTES for case in router_cases(*size)]
     glue = [*_gather_cases(), *_combine_cases(), *_aggregate_cases(), *_loss_cases()]
-    return [*routes, *glue, *_router_loss_cases(), *_norm_cases()]
+    return [
+        *routes,
+        *glue,
+        *_router_loss_cases(),
+        *_total_loss_cases(),
+        *_norm_cases(),
+        *_heads_cases(),
+    ]
 
 
 def _meta(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
@@ -246,6 +261,20 @@ def _router_loss_cases() -> Iterator[CompileCase]:
         yield CompileCase(f"router loss N={n} K={k}", plan.launches[0])
 
 
+def _total_loss_cases() -> Iterator[CompileCase]:
+    """One program that does all, and many of wide rows."""
+    for n, m, c, dtype in [(48, 5, 100, FP32), (48, 5, 100, BF16), (4096, 64, 1000, FP32)]:
+        prediction, mean, scalar = _meta(n, c, dtype=dtype), _meta(m), _meta()
+        target, size = _meta(n, dtype=torch.int64), f"N={n} C={c} {str(dtype)[6:]}"
+        forward = plan_total_loss(prediction, target, mean, scalar, 0.1, 0.5)
+        given = prediction, forward.results[4], target, mean, 0.1
+        [backward] = plan_total_backward(*given, scalar, None, None, None, 0.5).launches
+        for launch in (*forward.launches, backward):
+            yield CompileCase(
+                f"{launch.kernel.__name__.strip('_').replace('_', ' ')} {size}", launch
+            )
+
+
 def _norm_cases() -> Iterator[CompileCase]:
     """BatchNorm of a ResNet-50's layers, of other networks' activations, and of features."""
     for shape, dtype, last, activation, residual in [
@@ -297,6 +326,35 @@ def norm_launches(
     plans = (statistics, forward, plan_norm_backward(*given))
     launches = [launch for plan in plans for launch in plan.launches]
     return dict(zip(names, launches, strict=True))
+
+
+def _heads_cases() -> Iterator[CompileCase]:
+    """Heads on a shelf's features: of a step, of what D is odd, and of all experts' answers."""
+    for (n, m, k, c, d), images, dtype in [
+        ((256, 256, 2, 100, 512), 4000, FP16),
+        ((256, 32, 2, 10, 320), 4000, FP32),
+        ((256, 32, 2, 100, 37), 4000, FP16),
+        ((256, 32, 32, 100, 768), 4000, FP16),
+        ((256, 32, 2, 21843, 768), 4000, FP16),  # ImageNet-21k
+    ]:
+        size = f"N={n} M={m} K={k} C={c} {_words((d,), dtype)}"
+        vec = math.gcd(d, 16)
+        features, numbers = _meta(m * images * d, dtype=dtype), _meta(n, dtype=torch.float64)
+        parameters, table = _meta(m * c * (d + 1)), _meta(3, m, dtype=torch.int64)
+        given = (features, numbers, _integers(n * k), _integers(m + 1), parameters, table)
+        forward = plan_heads(*given, c, k, vec, d)
+        # Weights and features have D in a row; outputs have C.
+        wide = vec == 16 and c % 4 == 0
+        yield CompileCase(f"heads forward {size}", forward.launches[0], wide)
+        backward = plan_heads_backward(forward.results, *given, _integers(m), c, k, vec, d)
+        yield CompileCase(f"heads backward {size}", backward.launches[0], wide)
+        update = plan_update(
+            *[parameters] * 4, table, _integers(m), _meta(2, m),
+            _meta(2, 2, m, dtype=torch.float64), _meta(2), 0.9, 0.999, 1e-8, c, vec, d, 0.1, 0.0,
+        )  # fmt: skip
+        for name, launch in zip(("count", "update"), update.launches, strict=True):
+            wide = name == "update" and vec == 16
+            yield CompileCase(f"heads {name} {size}", launch, wide)
 
 
 def _words(trailing: tuple[int, ...], dtype: torch.dtype) -> str:

@@ -137,8 +137,9 @@ def step(glue: Glue, backend: str):
         prediction, exploit = HF.aggregate_with_exploit_loss(
             outputs, routing, glue.weight, glue.bias, glue.target, backend=backend
         )
-        task = F.cross_entropy(prediction, glue.target)
-        return task + EXPLORE * HF.exploration_loss(routing.mean) + exploit
+        return HF.total_loss(
+            prediction, glue.target, routing.mean, exploit, EXPLORE, backend=backend
+        )[0]
 
     return _step(forward, glue)
 

@@ -5,7 +5,9 @@
 For each size of ``bench.glue``: the public operations of a training step's glue, forward and
 backward, and of an evaluation's, up to where Triton hands a launch to the driver. ``kept`` is from
 a kept plan, as every step after the first; ``planned`` plans and lets Triton choose each time.
-Losses and sums that are torch's own are left out.
+Losses and sums that are torch's own are left out. ``the step of bench.glue`` is the whole step
+that it times as ``triton``, given tensors on the CPU: our launches end as above, torch's operators
+run, which at these sizes costs the host about what handing them to a GPU does.
 
 For each network: taking its signature, as when something changed; seeing that nothing
 changed; and, for the network as one of a hub, seeing that no module is shared.
@@ -76,6 +78,7 @@ def launches(size: tuple[int, int, int, int], seconds: float) -> list[dict]:
         calls |= {
             "training, planned": planned_each_time(training),
             "evaluation, planned": planned_each_time(evaluation),
+            "the step of bench.glue": glue.step(given, "triton"),
         }
         return _rows(
             dict(zip("NMKC", size, strict=True)), timing.interleaved(calls, seconds=seconds)

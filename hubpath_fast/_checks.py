@@ -123,8 +123,7 @@ def check_target(
     check_classes("target", target, routing.num_samples, outputs)
     soft = target.is_floating_point()
     check_device("target", target, routing)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    check_smoothing(label_smoothing)
     if not isinstance(ignore_index, int):
         raise ValueError(f"ignore_index: expected an integer, got {ignore_index!r}")
     if soft:
@@ -135,6 +134,16 @@ def check_target(
             )
         return
     check_range("target", target, outputs, ignore_index)
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+
+
+def check_mean(mean: Tensor) -> None:
+    if mean.dim() != 1 or not mean.is_floating_point():
+        raise ValueError(f"mean: expected a float vector [M], got {mean.dtype} {list(mean.shape)}")
 
 
 def check_router(routing: Routing, temperature: float, name: str = "temperature") -> None:
@@ -155,7 +164,8 @@ def check_temperature(name: str, temperature: float) -> None:
 def check_range(name: str, target: Tensor, outputs: Tensor, ignore_index: int = -100) -> None:
     """Classes int64 [N, ...] of outputs [..., C, ...], where looking costs no wait."""
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = target.aminmax()  # one pass in the usual case, where all are in range
+        # One pass and one read in the usual case, where all are in range.
+        low, high = torch.stack(target.aminmax()).tolist()
         if low >= 0 and high < outputs.shape[1]:
             return
         wrong = ((target < 0) | (target >= outputs.shape[1])) & (target != ignore_index)

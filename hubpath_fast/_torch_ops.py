@@ -234,6 +234,40 @@ def _cross_entropy(
     )
 
 
+def total_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mean: Tensor,
+    exploit: Tensor | None,
+    weight: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of maps and class probabilities, too."""
+    dtypes = [t.dtype for t in (prediction, mean, exploit) if t is not None]
+    compute = torch.float64 if torch.float64 in dtypes else torch.float32
+    losses = losses_of_samples(prediction.to(compute), target, label_smoothing)
+    task, explore = losses.mean(), exploration_loss(mean, compute)
+    total = task + weight * explore
+    return total if exploit is None else total + exploit, task, explore, losses
+
+
+def losses_of_samples(prediction: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    """[N]: the cross-entropy of each sample, of a map the mean over its positions."""
+    compute = accumulator(prediction.dtype)
+    if target.is_floating_point():
+        target = target.to(compute)
+    losses = F.cross_entropy(
+        prediction.to(compute), target, reduction="none", label_smoothing=label_smoothing
+    )
+    return losses if losses.dim() == 1 else losses.flatten(1).mean(dim=1)
+
+
+def exploration_loss(mean: Tensor, compute: torch.dtype | None = None) -> Tensor:
+    tiny = torch.finfo(mean.dtype).tiny
+    mean = mean.to(compute or accumulator(mean.dtype))
+    return (mean * mean.clamp_min(tiny).log()).sum()
+
+
 def router_loss(
     outputs: Tensor,
     weights: Tensor,

@@ -8,6 +8,7 @@
     loss    = exploit_loss(outputs, routing, y)     equation 5
     loss    = router_loss(outputs, routing, y)      supervision of the router, ours
     loss    = exploration_loss(routing.mean)        equation 4
+    total   = total_loss(prediction, y, routing.mean, exploit)   the losses' sum, and its parts
     y       = masked_batch_norm(x, count, W, b)     BatchNorm over the valid rows of a padded group
 
 ``backend`` picks the implementation: "triton" (the fused kernels, on CUDA tensors or under Triton's
@@ -39,6 +40,7 @@ from ._checks import (
     check_target,
 )
 from ._noise_draw import NoiseDraw, check_noise_draw
+from ._total_loss import exploration_loss, total_loss  # noqa: F401  two more of them
 from .routing import Routing
 
 BACKENDS = _backends.BACKENDS
@@ -159,6 +161,7 @@ def gather_into(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     backend: str | None = None,
+    most_rows: int | None = None,
 ) -> None:
     """``gather`` into static input buffers: row j of expert i goes to ``out[i * capacity + j]``.
 
@@ -166,9 +169,11 @@ def gather_into(
     the counts are: a captured graph reads them there.
 
     Args:
-        out: [M * capacity, ...] with capacity >= N, contiguous or channels last; its dtype and
-            layout are the rows'. What lies beyond an expert's rows is left as it is.
+        out: [M * capacity, ...] with capacity >= most_rows, contiguous or channels last; its dtype
+            and layout are the rows'. What lies beyond an expert's rows is left as it is.
         x, routing, scale, shift, backend: as of ``gather``.
+        most_rows: that any expert gets of these samples, which is not checked: one with more
+            overwrites the next one's. None: N, which no routing exceeds.
 
     Not differentiable: gradients of x need ``gather``.
 
@@ -178,11 +183,13 @@ def gather_into(
     check_gather(x, routing, scale, shift)
     check_no_gradient("x", x, "gather_into", "use gather")
     m, n = routing.num_experts, routing.num_samples
+    most = n if most_rows is None else most_rows
     check_device("out", out, routing)
-    if out.dim() != x.dim() or out.shape[1:] != x.shape[1:] or len(out) % m or len(out) < m * n:
+    if out.dim() != x.dim() or out.shape[1:] != x.shape[1:] or len(out) % m or len(out) < m * most:
+        least = f"N={n}" if most_rows is None else f"most_rows={most}"
         raise ValueError(
             f"out: expected [{m} * capacity, ...] rows of {list(x.shape[1:])} with a capacity of "
-            f"at least N={n}, got shape {list(out.shape)}"
+            f"at least {least}, got shape {list(out.shape)}"
         )
     if not out.is_floating_point() and out.dtype != x.dtype:
         raise ValueError(f"out: expected a float dtype or x's own, {x.dtype}, got {out.dtype}")
@@ -382,23 +389,6 @@ def aggregate_with_exploit_loss(
     return ops.aggregate_with_exploit_loss(
         outputs, routing.weights, routing, weight, bias, *loss, temperature=temperature
     )
-
-
-def exploration_loss(mean: Tensor) -> Tensor:
-    """The negative entropy of the mean pathway weights, ``sum_i pbar_i log pbar_i`` (equation 4).
-
-    Args:
-        mean: [M], ``routing.mean``: p averaged over the batch, before top-K.
-
-    Returns:
-        A scalar in [-log M, 0]. Its gradient is finite where a mean is zero.
-
-    Raises:
-        ValueError: mean is not a vector of floats.
-    """
-    if mean.dim() != 1 or not mean.is_floating_point():
-        raise ValueError(f"mean: expected a float vector [M], got {mean.dtype} {list(mean.shape)}")
-    return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 
 def _loss_backend(name: str | None, target: Tensor) -> str | None:

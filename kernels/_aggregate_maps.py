@@ -18,10 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import cdiv, next_power_of_2
+from ._cross_entropy import PARTIALS, sum_partials
 from ._grouped import operand, product_constants, row_tiles, tiles_for
 from ._launch import Launch
 from ._layout import channels_minor, trailing_size
-from .exploit_loss import PARTIALS, sum_partials
 
 # A product has at least 16 rows. Maps of fewer positions would fill them with nothing: they are
 # small, and go the way of vectors.

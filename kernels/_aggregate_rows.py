@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ._common import accumulator, cdiv, next_power_of_2
+from ._cross_entropy import loss_gradient
 from ._grouped import (
     NARROWEST,
     backward_arguments,
@@ -27,7 +28,6 @@ from ._grouped import (
 )
 from ._launch import Launch, Plan
 from ._layout import item_offsets, trailing_size
-from .exploit_loss import loss_gradient
 
 
 @triton.jit(do_not_specialize=["tiles", "divisor"])

@@ -5,8 +5,9 @@ it. Planning, and Triton's own choice of a compiled kernel for 15 to 30 argument
 several times what the launch itself does, and both follow from what stays the same from step to
 step. So the outcome is kept, by everything that either looks at: of each tensor shape, strides,
 dtype, device and whether its address is a multiple of 16, every other argument, and the settings
-read on the way. A call that finds its key allocates and launches; any other, and each one while
-kernels are interpreted or ``JITFunction.run`` is replaced, plans and lets Triton choose.
+read on the way; numbers that change from step to step are handed on as addresses are. A call that
+finds its key allocates and launches; any other, and each one while kernels are interpreted or
+``JITFunction.run`` is replaced, plans and lets Triton choose.
 
 What is kept holds no tensor. Nothing here waits for the device, so launches may be captured.
 """
@@ -16,18 +17,22 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 INTERPRETED = triton.knobs.runtime.interpret
 KEPT = 1024  # calls of an operation that are kept; each takes some kilobytes
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.dtype, bool, int, float, type(None)))
+# What the dispatcher passes on as it is: no subclass of a tensor, no symbolic number.
+_PLAIN = frozenset((Tensor, Parameter, torch.dtype, bool, int, float, type(None)))
+_MISSED = object()
 # FRAGMENT: every kernel file adds its own operations to the one namespace.
 _LIBRARY = torch.library.Library("hubpath_fast", "FRAGMENT")
 _TRITONS_RUN = JITFunction.run  # whoever replaces it gets every launch: tests, bench.precompile
@@ -77,21 +82,24 @@ class Plan:
 class _Kept:
     """A plan without its tensors: what to allocate, and compiled kernels with their arguments."""
 
-    def __init__(self, arguments: tuple, plan: Plan, compiled: list[Any]) -> None:
-        found = [a for a in arguments if isinstance(a, Tensor)]
+    def __init__(self, arguments: tuple, plan: Plan, compiled: list[Any], numbers: int) -> None:
+        found: list[Any] = [a for a in arguments if isinstance(a, Tensor)]
+        found.extend(arguments[len(arguments) - numbers :])
         given = len(found)
         results = plan.results if isinstance(plan.results, tuple) else (plan.results,)
         results = [r for r in results if r is not None]
         constants: list[Any] = []
 
         def source(value: Any) -> int:
-            """Where a launch finds it: among the tensors' addresses (negative: the constants)."""
+            """Where a launch finds it: among what each call gives (negative: the constants)."""
+            at = [i for i, own in enumerate(found) if own is value]
             if isinstance(value, Tensor):
                 if value.numel() > 0 or any(value is r for r in results):
-                    at = [i for i, tensor in enumerate(found) if tensor is value]
                     found.extend(() if at else (value,))
                     return at[0] if at else len(found) - 1
                 value = 0  # the address of nothing
+            elif at:
+                return at[0]
             constants.append(value)
             return -len(constants)
 
@@ -101,11 +109,14 @@ class _Kept:
             [source(launch.values[name]) for name in launch.kernel.arg_names]
             for launch in plan.launches
         ]
-        self._blanks = [(t.shape, t.stride(), t.dtype) for t in found[given:]]
-        self._device = found[0].device
+        device = found[0].device
+        self._blanks = [
+            partial(torch.empty_strided, t.shape, t.stride(), dtype=t.dtype, device=device)
+            for t in found[given:]
+        ]
         self._constants = constants[::-1]
         self._launches = [
-            (kernel[(launch.programs, 1, 1)], operator.itemgetter(*at))
+            (_launcher(kernel, launch.programs), operator.itemgetter(*at))
             for launch, kernel, at in zip(plan.launches, compiled, sources, strict=True)
             if launch.programs
         ]
@@ -113,14 +124,12 @@ class _Kept:
         self._is_tuple = isinstance(plan.results, tuple)
         self._finish = plan.finish
 
-    def __call__(self, pointers: list[int], stream: int) -> Any:
-        blanks = [
-            torch.empty_strided(shape, strides, dtype=dtype, device=self._device)
-            for shape, strides, dtype in self._blanks
-        ]
-        values = [*pointers, *[blank.data_ptr() for blank in blanks], *self._constants]
+    def __call__(self, given: list[Any], stream: int) -> Any:
+        """given: the addresses of the tensors among the arguments, then their numbers."""
+        blanks = [blank() for blank in self._blanks]
+        values = [*given, *[blank.data_ptr() for blank in blanks], *self._constants]
         for launch, arguments in self._launches:
-            launch(*arguments(values), stream=stream)
+            launch(stream, arguments(values))
         results = [blanks[at] for at in self._results]
         if self._finish is not None:
             return self._finish(*results)
@@ -129,11 +138,31 @@ class _Kept:
         return results[0] if results else None
 
 
+def _launcher(kernel: Any, programs: int) -> Callable[[int, tuple], None]:
+    """Hands a compiled kernel to the driver, given a stream and all its arguments.
+
+    Where nobody hooked into launches the driver is not told of any hooks: Triton's, without one,
+    are empty chains that it would call twice, and write what they are told down for.
+    """
+    hooked, run = kernel[(programs, 1, 1)], kernel.run
+    function, packed, runtime = kernel.function, kernel.packed_metadata, triton.knobs.runtime
+
+    def launch(stream: int, arguments: tuple) -> None:
+        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+            hooked(*arguments, stream=stream)
+        else:
+            run(programs, 1, 1, stream, function, packed, None, None, None, *arguments)
+
+    return launch
+
+
 class Operation:
     """Carries out a plan, see the module's docstring; the first argument is a tensor.
 
     ``settle(*arguments)`` gives the arguments in the layouts that the plan takes, itself where they
-    are so already. ``settings()`` is what the plan reads besides its arguments.
+    are so already. ``settings()`` is what the plan reads besides its arguments. The last
+    ``numbers`` arguments are floats that the plan hands to launches and looks at nowhere.
     """
 
     def __init__(
@@ -141,28 +170,41 @@ class Operation:
         plan: Callable[..., Plan],
         settle: Callable[..., tuple] | None = None,
         settings: Callable[[], Any] = bool,
+        numbers: int = 0,
     ) -> None:
         self._plan, self._settle, self._settings = plan, settle, settings
+        self._numbers = numbers
         self._kept: dict[tuple, _Kept] = {}
 
     def __call__(self, *arguments: Any) -> Any:
+        found = self.kept(arguments)
+        if found is not _MISSED:
+            return found
         device = device_of(arguments[0])
         if device < 0 or INTERPRETED:
             return self._carry_out(self._settled(arguments))
-        active = driver.active
-        if device != active.get_current_device():
+        if device != driver.active.get_current_device():
             with torch.cuda.device(device):  # Triton launches on the current one
                 return self(*arguments)
         if not _is_direct():
             return self._carry_out(self._settled(arguments))
-        key, pointers = _look(arguments, active, self._settings())
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept(pointers, active.get_current_stream(device))
         settled = self._settled(arguments)
         if any(a is not b for a, b in zip(settled, arguments, strict=True)):
             return self(*settled)
+        key, _ = _look(arguments, driver.active, self._settings(), self._numbers)
         return self._carry_out(arguments, key)
+
+    def kept(self, arguments: tuple) -> Any:
+        """What the plan kept for these arguments gives; ``_MISSED`` where there is none to take."""
+        device = device_of(arguments[0])
+        if device < 0 or INTERPRETED:
+            return _MISSED
+        active = driver.active
+        if device != active.get_current_device() or not _is_direct():
+            return _MISSED
+        key, given = _look(arguments, active, self._settings(), self._numbers)
+        plan = self._kept.get(key)
+        return _MISSED if plan is None else plan(given, active.get_current_stream(device))
 
     def _settled(self, arguments: tuple) -> tuple:
         return arguments if self._settle is None else self._settle(*arguments)
@@ -171,13 +213,19 @@ class Operation:
         """Plan and launch, and keep it under ``key``, if there is one."""
         if key is not None:
             # One tensor given for two arguments must not be taken for one argument used twice.
-            arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
+            # Nor one number, or an equal constant: each is an object of its own, to be found again.
+            fixed = len(arguments) - self._numbers
+            given, numbers = arguments[:fixed], arguments[fixed:]
+            arguments = (
+                *(a.detach() if isinstance(a, Tensor) else a for a in given),
+                *(number * 1.0 for number in numbers),
+            )
         plan = self._plan(*arguments)
         compiled = plan()
         if key is not None and _are_launchable(plan, compiled):
             if len(self._kept) >= KEPT:
                 self._kept.clear()
-            self._kept[key] = _Kept(arguments, plan, compiled)
+            self._kept[key] = _Kept(arguments, plan, compiled, self._numbers)
         return plan.outcome()
 
 
@@ -195,25 +243,31 @@ def _is_direct() -> bool:
     return getattr(triton.knobs.runtime, "add_stages_inspection_hook", None) is None
 
 
-def _look(arguments: tuple, active: Any, settings: Any) -> tuple[tuple, list[int]]:
-    """Everything that the choice of a kernel follows from, and the tensors' addresses."""
+def _look(arguments: tuple, active: Any, settings: Any, numbers: int) -> tuple[tuple, list[Any]]:
+    """Everything that the choice of a kernel follows from; the tensors' addresses and the numbers.
+
+    A tensor whose memory is not what it says (negated, or all zeros without any) has a key of its
+    own. Nothing is kept under it: such a tensor comes here before the dispatcher has seen it only.
+    """
     knobs = triton.knobs
     mode = getattr(knobs.compilation, "instrumentation_mode", None)
-    key, pointers = [active, settings, knobs.runtime.debug, mode], []
-    for argument in arguments:
+    key, given = [active, settings, knobs.runtime.debug, mode], []
+    fixed = len(arguments) - numbers
+    for argument in arguments[:fixed]:
         if isinstance(argument, Tensor):
             pointer = argument.data_ptr()
-            pointers.append(pointer)
+            given.append(pointer)
             key += (
                 argument.shape,
                 argument.stride(),
                 argument.dtype,
                 argument.get_device(),
-                pointer % 16 == 0,
+                pointer % 16 == 0 if pointer and not argument.is_neg() else None,
             )
         else:
             key.append(argument)
-    return tuple(key), pointers
+    given += arguments[fixed:]
+    return tuple(key), given
 
 
 def _are_launchable(plan: Plan, compiled: list[Any]) -> bool:
@@ -228,6 +282,7 @@ def register(
     fake: Callable,
     settle: Callable[..., tuple] | None = None,
     settings: Callable[[], Any] = bool,
+    numbers: int = 0,
 ) -> Any:
     """Define ``hubpath_fast::<schema>``, carried out by ``plan`` and traced through ``fake``.
 
@@ -236,14 +291,19 @@ def register(
     passes ``opcheck`` and compiles without a graph break. Returns the callable operation, which
     goes through torch's dispatcher only for who could tell: it takes a third of a call.
     """
-    name, operation = schema.split("(", 1)[0], Operation(plan, settle, settings)
+    name, operation = schema.split("(", 1)[0], Operation(plan, settle, settings, numbers)
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, operation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"hubpath_fast::{name}", fake, lib=_LIBRARY)
     dispatched = getattr(torch.ops.hubpath_fast, name).default
 
     def call(*arguments: Any) -> Any:
-        if _is_traced() or not _is_plain(arguments):
+        if _is_watched() or not _PLAIN.issuperset(map(type, arguments)):
+            return dispatched(*arguments)
+        found = operation.kept(arguments)
+        if found is not _MISSED:
+            return found
+        if any(isinstance(a, Tensor) and _needs_dispatch(a) for a in arguments):
             return dispatched(*arguments)
         return operation(*arguments)
 
@@ -255,18 +315,16 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
-def _is_plain(arguments: tuple) -> bool:
-    """Whether the dispatcher would do nothing but call the operation: no subclass of a tensor, no
-    symbolic number, no mode or transform, no profiler to name it to, nothing but memory as it is.
-    (``ExecutionTraceObserver`` would like to know, too, and cannot be asked for.)"""
+def _is_watched() -> bool:
+    """Whether anyone has to see the operation itself: a mode, a transform, a profiler or a trace.
+    (``ExecutionTraceObserver`` would like to, too, and cannot be asked for.)"""
     return (
-        _PLAIN.issuperset(map(type, arguments))
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and not torch._ops._len_torch_dispatch_stack_pre_dispatch()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.autograd.profiler._is_profiler_enabled
-        and not any(isinstance(a, Tensor) and _needs_dispatch(a) for a in arguments)
+        _is_traced()  # first: torch.compile cannot trace the others
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.profiler._is_profiler_enabled
     )
 
 
@@ -293,15 +351,33 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
     Forward-mode derivatives and function transforms are left to ``apply``, which refuses them.
     """
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                return function.apply(*arguments)
     if (
         _is_traced()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or (torch.is_grad_enabled() and any(_needs_gradient(a) for a in arguments))
     ):
         return function.apply(*arguments)
     return function.forward(_NothingKept(), *arguments)
 
 
-def _needs_gradient(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and argument.requires_grad
+def once_differentiable(backward: Callable) -> Callable:
+    """torch's, which is needed where gradients of gradients are recorded: only there it is paid.
+
+    There every gradient refuses another derivative. Torch's would refuse where incoming gradients
+    have one alone, and give none, silently, right behind the mean of a loss: these are numbers.
+    """
+    refusing = torch.autograd.function.once_differentiable(backward)
+
+    @wraps(backward)
+    def called(ctx: Any, *gradients: Tensor | None) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        if not _is_traced():
+            gradients = tuple(g if g is None else g.detach().requires_grad_() for g in gradients)
+        return refusing(ctx, *gradients)
+
+    return called

@@ -11,8 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._scores import experts_of_tile, load_scores, perturbed, rows_of_tile, softmax_of
-from ._selection import at_chosen, choose, count_samples
+from ._scores import (
+    experts_of_tile,
+    exponentials,
+    load_scores,
+    of_samples,
+    perturbed,
+    rows_of_tile,
+)
+from ._selection import choose, counts_at, every_count
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -34,7 +41,7 @@ def route_kernel(
     NOISE: tl.constexpr, RENORMALIZE: tl.constexpr,
     # tunables
     TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, FIELDS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Grid (B,). A program owns TILES * BLOCK_N consecutive samples, BLOCK_N at a time."""
     DTYPE: tl.constexpr = sums_ptr.dtype.element_ty
@@ -44,43 +51,49 @@ def route_kernel(
     m = experts_of_tile(BLOCK_M, WIDTH)
     offs_n = tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)[None, :]
-    count = tl.zeros((PARTS, 1, WIDTH), tl.int32)
+    count = tl.zeros((PARTS // FIELDS, 1, WIDTH), tl.int32)
     total = tl.zeros((PARTS, BLOCK_N, WIDTH), DTYPE)
 
     first = block * TILES * BLOCK_N
+    # Beyond the block's last sample it is read again, with its noise, if that is drawn: what it
+    # gives there is not used, and is no number only where the sample's own is none.
+    last = tl.minimum(first + TILES * BLOCK_N, N) - 1
+    mask = None if M == BLOCK_M else column < M
     clean, noise, eps = load_scores(
-        clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, first + row, column,
-        (first + row < N) & (column < M), NOISE,
+        clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E,
+        tl.minimum(first + row, last), column, mask, NOISE,
     )  # fmt: skip
-    for tile in range(TILES):
-        n = first + offs_n[None, :, None]
-        mask_n = n < N
+    for _ in range(TILES):
+        sample = first + offs_n
         z, _, _ = perturbed(
-            clean, noise, eps, eps_ptr, n, DTYPE, NOISE, BLOCK_N, BLOCK_M, WIDTH
+            clean, noise, eps, eps_ptr, tl.minimum(sample, last)[None, :, None], DTYPE, NOISE,
+            BLOCK_N, BLOCK_M, WIDTH,
         )  # fmt: skip
-        sample = first + offs_n[:, None]
         first += BLOCK_N
         if TILES > 1:
             # In flight while this tile is worked on. Not before z: with clean, noise and eps of
             # two tiles in registers at once, a quarter fewer programs fit on a multiprocessor.
             clean, noise, eps = load_scores(
-                clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, first + row, column,
-                (first + row < N) & (column < M) & (tile + 1 < TILES), NOISE,
+                clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E,
+                tl.minimum(first + row, last), column, mask, NOISE,
             )  # fmt: skip
-        p, size = softmax_of(z, m < M)
-        total += tl.where(mask_n, p, 0.0)
-        weights, experts, chosen = choose(p, size, m, m < M, K, RENORMALIZE, BLOCK_N, BLOCK_K)
-        earlier, here = count_samples((chosen < K) & mask_n, BLOCK_N, PARTS)
-        rank = at_chosen(earlier + count, chosen, K, BLOCK_N, BLOCK_K)
-        count += here
+        e, size = exponentials(z, m < M)
+        p = e * of_samples(tl.where(sample < N, 1.0 / size, 0.0))
+        total += p
+        weights, experts, here = choose(
+            p, size, sample < N, m, K, RENORMALIZE, BLOCK_N, BLOCK_K, PARTS, WIDTH, FIELDS, BITS
+        )  # fmt: skip
+        earlier = tl.cumsum(here, axis=1) - here
+        rank = counts_at(earlier + count, experts, K, BLOCK_K, PARTS, WIDTH, FIELDS, BITS)
+        count += tl.sum(here, axis=1, keep_dims=True)
 
-        slot = sample * K + offs_k
-        mask = (sample < N) & (offs_k < K)
-        tl.store(weights_ptr + slot, weights, mask)
-        tl.store(experts_ptr + slot, experts.to(tl.int64), mask)
-        tl.store(ranks_ptr + slot, rank, mask)
+        slot = sample[:, None] * K + offs_k
+        slots = (sample < N)[:, None] & (offs_k < K)
+        tl.store(weights_ptr + slot, weights, slots)
+        tl.store(experts_ptr + slot, experts.to(tl.int64), slots)
+        tl.store(ranks_ptr + slot, rank, slots)
 
-    tl.store(counts_ptr + block * M + m, count, m < M)
+    tl.store(counts_ptr + block * M + m, every_count(count, PARTS, WIDTH, FIELDS, BITS), m < M)
     tl.store(sums_ptr + block * M + m, tl.sum(total, axis=1)[:, None, :], m < M)
 
 
@@ -101,6 +114,7 @@ def route_and_plan_kernel(
     NOISE: tl.constexpr, RENORMALIZE: tl.constexpr,
     # tunables
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, WIDTH: tl.constexpr,
+    FIELDS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Grid (1,). The program owns all N <= BLOCK_N samples.
 
@@ -111,19 +125,25 @@ def route_and_plan_kernel(
     row, column = rows_of_tile(BLOCK_N, BLOCK_M, WIDTH)
     m = experts_of_tile(BLOCK_M, WIDTH)
     sample = tl.arange(0, BLOCK_N).to(tl.int64)
-    n = sample[None, :, None]
     clean, noise, eps = load_scores(
         clean_ptr, noise_ptr, eps_ptr, STRIDE_C, STRIDE_N, STRIDE_E, row.to(tl.int64), column,
         (row < N) & (column < M), NOISE,
     )  # fmt: skip
-    z, _, _ = perturbed(clean, noise, eps, eps_ptr, n, DTYPE, NOISE, BLOCK_N, BLOCK_M, WIDTH)
-    p, size = softmax_of(z, m < M)
-    weights, experts, chosen = choose(p, size, m, m < M, K, RENORMALIZE, BLOCK_N, BLOCK_K)
-    earlier, count = count_samples((chosen < K) & (n < N), BLOCK_N, PARTS)
+    z, _, _ = perturbed(
+        clean, noise, eps, eps_ptr, sample[None, :, None], DTYPE, NOISE, BLOCK_N, BLOCK_M, WIDTH
+    )
+    e, size = exponentials(z, m < M)
+    p = e * of_samples(tl.where(sample < N, 1.0 / size, 0.0))
+    weights, experts, here = choose(
+        p, size, sample < N, m, K, RENORMALIZE, BLOCK_N, BLOCK_K, PARTS, WIDTH, FIELDS, BITS
+    )  # fmt: skip
+    earlier = tl.cumsum(here, axis=1) - here
+    count = every_count(tl.sum(here, axis=1, keep_dims=True), PARTS, WIDTH, FIELDS, BITS)
     count = tl.reshape(count, (BLOCK_M,))
     end = tl.cumsum(count, axis=0)
-    start = tl.reshape(end - count, (PARTS, 1, WIDTH))
-    position = at_chosen(start + earlier, chosen, K, BLOCK_N, BLOCK_K)
+    start = tl.gather(end - count, tl.reshape(experts, (BLOCK_N * BLOCK_K,)), axis=0)
+    position = counts_at(earlier, experts, K, BLOCK_K, PARTS, WIDTH, FIELDS, BITS)
+    position += tl.reshape(start, (BLOCK_N, BLOCK_K))
 
     offs_k = tl.arange(0, BLOCK_K)[None, :]
     slot = sample[:, None] * K + offs_k
@@ -135,5 +155,7 @@ def route_and_plan_kernel(
     offs_m = tl.arange(0, BLOCK_M)
     tl.store(offsets_ptr + 1 + offs_m, end, offs_m < M)
     tl.store(offsets_ptr, 0)
-    total = tl.sum(tl.where(n < N, p, 0.0), axis=1)[:, None, :]
+    # Not p itself, a product: a compiler may join it and the sum's first step into one fma, which
+    # rounds the other lane's product and not its own, so that the lanes disagree about their sum.
+    total = tl.sum(tl.where((sample < N)[None, :, None], p, 0.0), axis=1)[:, None, :]
     tl.store(mean_ptr + m, total / N, m < M)

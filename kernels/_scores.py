@@ -55,6 +55,16 @@ def sum_over_experts(x):
 
 
 @triton.jit
+def of_samples(x):
+    """[BLOCK_N] to [1, BLOCK_N, 1], for use with a tile.
+
+    In this order of axes: from a sum over experts, Triton then knows that it lies where its tile
+    does, and so does all that is computed from it. x[None, :, None] it would convert.
+    """
+    return x[:, None][None, :, :]
+
+
+@triton.jit
 def rows_of_tile(BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
     """Sample within the tile [PARTS * BLOCK_N, 1] and expert [PARTS * BLOCK_N, WIDTH]."""
     row = tl.arange(0, BLOCK_N * BLOCK_M // WIDTH)[:, None]
@@ -77,7 +87,8 @@ def draw(seed_ptr, n, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.co
     and a part of a batch gets what it has in the whole.
     One Philox block makes those of four adjacent experts.
     """
-    COLUMNS: tl.constexpr = max(1, WIDTH // 4)
+    # No max(): of Triton 3.4 it would be no constant.
+    COLUMNS: tl.constexpr = WIDTH // 4 if WIDTH > 4 else 1
     BLOCKS: tl.constexpr = BLOCK_M // 4 // COLUMNS
     block = tl.arange(0, BLOCKS)[:, None, None] * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
     n += tl.load(seed_ptr + 1)
@@ -93,20 +104,29 @@ def draw(seed_ptr, n, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.co
 
 
 @triton.jit
+def _load(ptr, mask):
+    # With a mask the registers are zeroed first, as many instructions as some loads.
+    if mask is None:
+        return tl.load(ptr)
+    else:
+        return tl.load(ptr, mask, other=0.0)
+
+
+@triton.jit
 def load_scores(
     clean_ptr, noise_ptr, eps_ptr, stride_cn, stride_nn, stride_en, n, m, mask, NOISE: tl.constexpr
 ):  # fmt: skip
     """Clean score, noise and eps at rows_of_tile, in the inputs' precision; zero outside mask.
 
-    What NOISE says is not to be read is the clean score again.
+    mask: None for all. What NOISE says is not to be read is the clean score again.
     """
-    clean = tl.load(clean_ptr + n * stride_cn + m, mask, other=0.0)
+    clean = _load(clean_ptr + n * stride_cn + m, mask)
     noise = clean
     eps = clean
     if NOISE != 0:
-        noise = tl.load(noise_ptr + n * stride_nn + m, mask, other=0.0)
+        noise = _load(noise_ptr + n * stride_nn + m, mask)
     if NOISE == 1:
-        eps = tl.load(eps_ptr + n * stride_en + m, mask, other=0.0)
+        eps = _load(eps_ptr + n * stride_en + m, mask)
     return clean, noise, eps
 
 
@@ -134,6 +154,16 @@ def _log1p(t):
 
 
 @triton.jit
+def _exp_of_negative(x):
+    """exp(-|x|). In float32 what is below 2^-126 becomes 0, which takes two instructions, not five:
+    softplus, a sum, is the same to the bit but where it is so small itself."""
+    if x.dtype == tl.float64:
+        return tl.exp(-tl.abs(x))
+    else:
+        return tl.exp2(tl.abs(x) * -1.4426950408889634)
+
+
+@triton.jit
 def perturbed(
     clean, noise, eps, seed_ptr, n, DTYPE: tl.constexpr, NOISE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
@@ -148,17 +178,17 @@ def perturbed(
     z = clean
     if NOISE != 0:
         # softplus without overflow
-        z += eps * (tl.maximum(noise, 0.0) + _log1p(tl.exp(-tl.abs(noise))))
+        z += eps * (tl.maximum(noise, 0.0) + _log1p(_exp_of_negative(noise)))
     return z, noise, eps
 
 
 @triton.jit
-def softmax_of(z, mask_m):
-    """p, and the sum [BLOCK_N] that it was divided by, which is NaN where p is and nowhere else.
+def exponentials(z, mask_m):
+    """exp(z - its sample's largest), and the sum [BLOCK_N], which p is their quotient with.
 
-    A NaN anywhere in a sample's z, or +inf, makes all of its p NaN.
+    The sum is NaN where p is and nowhere else: a NaN anywhere in a sample's z, or +inf, makes all
+    of its p NaN.
     """
     z = tl.where(mask_m, z, float("-inf"))
-    e = tl.exp(z - max_over_experts(z)[None, :, None])
-    size = sum_over_experts(e)
-    return e * (1.0 / size)[None, :, None], size
+    e = tl.exp(z - of_samples(max_over_experts(z)))
+    return e, sum_over_experts(e)

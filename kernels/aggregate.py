@@ -25,14 +25,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._aggregate_backward import aggregate_backward
+from ._aggregate_form import choose_grouped, product_dtype
 from ._aggregate_maps import adds_in_place, map_launch
 from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
+from ._cross_entropy import PARTIALS, sum_partials
 from ._grouped import find_tile, operand, product_constants, row_tiles, tf32_is_allowed, tiles_for
-from ._launch import Launch, Plan, apply, register
+from ._launch import Launch, Plan, apply, once_differentiable, register
 from ._layout import (
     blocks,
     channels_minor,
@@ -44,14 +45,9 @@ from ._layout import (
     units,
 )
 from .combine import combine
-from .exploit_loss import PARTIALS, exploit_loss_forward, sum_partials
+from .exploit_loss import exploit_loss_forward
+from .exploit_loss import plan_forward as plan_loss
 from .router_loss import add_router_gradient, supervise
-
-# Operations that cost as much as moving one byte, (float32, half precision): H100 and H200
-# without tf32 67 Tflop/s, with bfloat16 tensor cores at a realistic half of 990, over 3.35 TB/s.
-_BALANCE = (20, 150)
-# The grouped product is taken to run at half the speed of the vendor's dense one.
-_GROUPED_COST = 2
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -232,12 +228,33 @@ aggregate_forward = register(
 )
 
 
-def product_dtype(outputs: Tensor) -> torch.dtype:
-    """What the products are computed in: autocast's dtype where it is on, else the outputs'."""
-    device = outputs.device.type
-    if torch.is_autocast_enabled(device) and outputs.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return outputs.dtype
+def plan_with_loss(
+    outputs, weights, positions, offsets, matrix, bias, dtype, rows, target, label_smoothing,
+    ignore_index,
+) -> Plan:  # fmt: skip
+    """y, the exploit loss and the rows' logsumexp."""
+    loss = plan_loss(outputs, rows, target, weights.shape[1], label_smoothing, ignore_index)
+    partials, logsumexp, _ = loss.results
+    joined = plan_forward(outputs, weights, positions, offsets, matrix, bias, dtype, partials)
+    return Plan((*joined.results, logsumexp), [*loss.launches, *joined.launches])
+
+
+def _with_loss_fake(
+    outputs, weights, positions, offsets, matrix, bias, dtype, rows, target, *smoothing
+):
+    y, loss = _fake(outputs, weights, positions, offsets, matrix, bias, dtype, target)
+    items = outputs.shape[0], trailing_size(outputs)
+    return y, loss, outputs.new_empty(items, dtype=accumulator(outputs.dtype))
+
+
+aggregate_with_loss_forward = register(
+    "aggregate_with_loss_forward(Tensor outputs, Tensor weights, Tensor positions, Tensor offsets,"
+    " Tensor matrix, Tensor? bias, ScalarType dtype, Tensor rows, Tensor target,"
+    " float label_smoothing, int ignore_index) -> (Tensor y, Tensor loss, Tensor logsumexp)",
+    plan_with_loss,
+    _with_loss_fake,
+    settings=tf32_is_allowed,
+)
 
 
 class _Aggregate(torch.autograd.Function):
@@ -250,22 +267,24 @@ class _Aggregate(torch.autograd.Function):
         *smoothing,
     ):  # fmt: skip
         outputs, weights, matrix = settle(outputs), weights.contiguous(), matrix.contiguous()
-        partials = logsumexp = gradient = None
+        joining = outputs, weights, positions, offsets, matrix, bias, dtype
+        logsumexp = gradient = None
         router = ()
-        if target is not None:
+        if target is None:
+            y, _ = aggregate_forward(*joining, None)
+        elif temperature is None:
+            y, loss, logsumexp = aggregate_with_loss_forward(*joining, rows, target, *smoothing)
+        else:
             partials, logsumexp, losses = exploit_loss_forward(
-                outputs, rows, target, weights.shape[1], *smoothing, temperature is not None
+                outputs, rows, target, weights.shape[1], *smoothing, True
             )
-        if temperature is not None:
             *router, gradient = supervise(losses, weights, positions, temperature)
-        y, loss = aggregate_forward(
-            outputs, weights, positions, offsets, matrix, bias, dtype, partials
-        )
+            y, loss = aggregate_forward(*joining, partials)
         ctx.save_for_backward(
             outputs, weights, rows, offsets, matrix, bias, logsumexp, target, gradient
         )
         ctx.dtype, ctx.smoothing = dtype, smoothing
-        return y if partials is None else (y, loss, *router)
+        return y if target is None else (y, loss, *router)
 
     @staticmethod
     @once_differentiable
@@ -299,41 +318,6 @@ def linear(concat: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     y = torch.matmul(matrix, concat.flatten(2))
     y = y if bias is None else y + bias.to(y.dtype)[:, None]  # autocast's, as of F.linear
     return y.unflatten(2, concat.shape[2:])
-
-
-def prefer_grouped(
-    samples: int, experts: int, k: int, channels: int, c_out: int, itemsize: int
-) -> bool:
-    """Whether the grouped form should beat the concatenation and a dense product.
-
-    ``samples`` counts a map's every element. Compares bytes moved and operations done, forward
-    and backward, the latter turned into bytes at _BALANCE. The line was drawn by counting. Far on
-    the grouped side of it, at (4096, 64, 2, 1000), the grouped form was 6.7 (bfloat16) and 11.6
-    times (float32) as fast on an H200; near the line nothing was measured.
-    """
-    rows, balance = samples * k, _BALANCE[itemsize == 2]
-    # The concatenation and its gradient are each written once; the first is read twice, the
-    # second once. Three products: of the result, the concatenation's gradient, the matrix's.
-    concat = samples * experts * channels * itemsize
-    dense = 5 * concat + 6 * samples * experts * channels * c_out / balance
-    # Float32 products written and read once; rows read thrice and written once; padding taken as
-    # half a tile that is as high as an expert's share of the rows.
-    tile = min(max(rows // experts, 16), 64)
-    padded = rows + experts * tile // 2
-    grouped = 2 * rows * c_out * 4 + 4 * rows * channels * itemsize
-    grouped += _GROUPED_COST * 6 * padded * channels * c_out / balance
-    return grouped < dense
-
-
-def choose_grouped(outputs: Tensor, weights: Tensor, plan: RowPlan, matrix: Tensor) -> bool:
-    """``prefer_grouped`` at these tensors' sizes; maps always: a concatenation of theirs would be
-    most of a step's memory."""
-    if adds_in_place(outputs):
-        return True
-    n, k = weights.shape
-    samples, experts = n * trailing_size(outputs), plan.offsets.numel() - 1
-    itemsize = product_dtype(outputs).itemsize
-    return prefer_grouped(samples, experts, k, outputs.shape[1], matrix.shape[0], itemsize)
 
 
 def apply_grouped(

@@ -27,13 +27,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._activation import ACTIVATIONS, FROM_RESULT, activate
 from ._batch_norm_backward import batch_norm_backward
 from ._batch_statistics import batch_statistics
 from ._common import TRITON_DTYPE
-from ._launch import Launch, Plan, apply, register
+from ._launch import Launch, Plan, apply, once_differentiable, register
 from ._layout import dense, is_channels_last, settle
 from ._norm_tiles import (
     SIZES,

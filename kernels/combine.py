@@ -15,12 +15,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
-from ._launch import Launch, Plan, apply, register
+from ._cross_entropy import loss_gradient
+from ._launch import Launch, Plan, apply, once_differentiable, register
 from ._layout import blocks, channels_minor, empty, settle, settle_gradient, trailing_size, units
-from .exploit_loss import exploit_loss_forward, loss_gradient
+from .exploit_loss import exploit_loss_forward
 from .router_loss import add_router_gradient, supervise
 
 _MAX_LOOKUP = 2048  # (pair, slot) comparisons of one program: keeps K = M = 1024 in registers

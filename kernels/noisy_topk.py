@@ -21,23 +21,24 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import _row_plan
 from ._common import TRITON_DTYPE, accumulator, cdiv, next_power_of_2
-from ._launch import Launch, Plan, apply, register
+from ._launch import Launch, Plan, apply, once_differentiable, register
 from ._route import route_and_plan_kernel, route_kernel
 from ._scores import (
     as_tile,
     experts_of_tile,
+    exponentials,
     load_scores,
+    of_samples,
     perturbed,
     rows_of_tile,
-    softmax_of,
     sum_over_experts,
 )
 
 TILE = 512  # elements of p that one warp holds: 16 a lane. 32 a lane spills for M = 1000
+BACKWARD_TILE = 8  # samples, for programs enough at the paper's 48; forward has one for those
 SMALL_BATCH = 64  # samples; one warp holds them for a hub of up to 8
 # What one program routes and plans, in samples and in elements of p. It has one multiprocessor,
 # which takes about 4 us for the 1,900 to 2,700 instructions of 8 warps (estimated, at 2.5 a cycle):
@@ -79,8 +80,8 @@ def _route_backward_kernel(
     z, noise, eps = perturbed(
         clean, noise, eps, eps_ptr, offs_n[None, :, None], DTYPE, NOISE, BLOCK_N, BLOCK_M, WIDTH
     )  # fmt: skip
-    p, _ = softmax_of(z, m < M)
-    p = tl.where(m < M, p, 0.0)
+    e, size = exponentials(z, m < M)
+    p = tl.where(m < M, e * of_samples(1.0 / size), 0.0)
 
     grad_p = p * 0.0  # not tl.zeros: what is computed from p lies where p does
     if HAS_WEIGHTS:
@@ -94,20 +95,21 @@ def _route_backward_kernel(
         for j in range(K):
             expert = tl.sum(tl.where(offs_k == j, experts, 0), axis=1)
             grad = tl.sum(tl.where(offs_k == j, grads, 0.0), axis=1)
+            # Not of_samples: from slots, not from a sum over the tile; two warps convert it more.
             here = m == expert[None, :, None]
             grad_p = tl.where(here, grad[None, :, None], grad_p)
             active = active | here
         if RENORMALIZE:
             # w = p / S with S the sum of the active p: dL/dp = (dL/dw - sum(dL/dw * w)) / S
             chosen = tl.where(active, p, 0.0)
-            size = sum_over_experts(chosen)[None, :, None]
-            slope = sum_over_experts(grad_p * chosen)[None, :, None] / size
+            size = of_samples(sum_over_experts(chosen))
+            slope = of_samples(sum_over_experts(grad_p * chosen)) / size
             grad_p = tl.where(active, (grad_p - slope) / size, 0.0)
     if HAS_MEAN:
         # as wide as the scores, so that it is loaded to where p lies
         grad_mean = tl.load(grad_mean_ptr + column * STRIDE_M, column < M, other=0.0)
         grad_p += as_tile(grad_mean, DTYPE, BLOCK_N) / N
-    grad_z = p * (grad_p - sum_over_experts(p * grad_p)[None, :, None])
+    grad_z = p * (grad_p - of_samples(sum_over_experts(p * grad_p)))
 
     at = row * M + column
     tl.store(grad_clean_ptr + at, tl.reshape(grad_z, at.shape), mask)
@@ -116,15 +118,21 @@ def _route_backward_kernel(
         tl.store(grad_noise_ptr + at, tl.reshape(grad_z * eps * sigmoid, at.shape), mask)
 
 
-def _tile(m: int) -> tuple[int, int]:
-    """(BLOCK_N, BLOCK_M): 8 samples, or as many of a wide hub as one warp holds, at least one."""
+def _tile(m: int, samples: int = SMALL_BATCH) -> tuple[int, int]:
+    """(BLOCK_N, BLOCK_M): so many samples, or as many as one warp holds, at least one."""
     block_m = max(4, next_power_of_2(m))
-    return min(8, max(1, TILE // block_m)), block_m
+    return min(samples, max(1, TILE // block_m)), block_m
 
 
 def _width(m: int, block_m: int, lanes: int, itemsize: int) -> int:
     """WIDTH for a sample on so many lanes, each with as many adjacent experts as one load takes."""
     return min(block_m, lanes * min(16 // itemsize, m & -m))
+
+
+def _fields(samples: int, block_m: int, width: int) -> dict[str, int]:
+    """FIELDS and BITS with which up to so many samples are counted, see _selection.py."""
+    bits = next(bits for bits in (4, 8, 16, 32) if samples < 2**bits)
+    return {"FIELDS": min(32 // bits, block_m // width), "BITS": bits}
 
 
 def _blocks(n: int, m: int) -> tuple[int, int]:
@@ -134,13 +142,13 @@ def _blocks(n: int, m: int) -> tuple[int, int]:
     return cdiv(n, block_n * tiles), tiles
 
 
-def _options(m, k, itemsize, noise, renormalize, strides) -> dict:
-    """Compile-time arguments of ``route`` that backward shares.
+def _options(m, k, itemsize, noise, renormalize, strides, tile) -> dict:
+    """Compile-time arguments that ``route`` and backward share, for tiles of that shape.
 
     Strides are among them: they are M or 2M in practice, and a known one makes loads wide that
     Triton would leave narrow for a stride that is not a multiple of 16.
     """
-    block_n, block_m = _tile(m)
+    block_n, block_m = tile
     warps = max(1, block_n * block_m // TILE)
     names = ("STRIDE_C", "STRIDE_N", "STRIDE_E")
     return dict(zip(names, strides, strict=True)) | {
@@ -151,7 +159,7 @@ def _options(m, k, itemsize, noise, renormalize, strides) -> dict:
         "BLOCK_N": block_n,
         "BLOCK_M": block_m,
         "BLOCK_K": next_power_of_2(k),
-        "WIDTH": _width(m, block_m, 32 * warps // block_n, itemsize),
+        "WIDTH": _width(m, block_m, max(1, 32 * warps // block_n), itemsize),
         "num_warps": warps,
     }
 
@@ -160,18 +168,18 @@ def _one_launch(n: int, m: int, itemsize: int) -> dict | None:
     """Compile-time arguments of ``route_and_plan`` unlike those of ``route``; None if too large.
 
     Two sizes of tile, not one for each power of two: a last, smaller batch compiles nothing. A
-    sample of up to 8 experts is one lane's, which needs no shuffle to reduce it.
+    sample of up to 16 experts is one lane's, which needs no shuffle to reduce it.
     """
     block_m = max(4, next_power_of_2(m))
     limit = min(ONE_LAUNCH, ONE_LAUNCH_ELEMENTS // block_m)
     if n > limit or limit < SMALL_BATCH:
         return None
     block_n = SMALL_BATCH if n <= SMALL_BATCH else limit
-    return {
-        "BLOCK_N": block_n,
-        "WIDTH": _width(m, block_m, 1 if block_m <= 8 else 4, itemsize),
-        "num_warps": max(1, block_n * block_m // TILE),
-    }
+    width = _width(m, block_m, 1 if block_m <= 16 else 4, itemsize)
+    warps = max(1, block_n * block_m // TILE)
+    return {"BLOCK_N": block_n, "WIDTH": width, "num_warps": warps} | _fields(
+        block_n, block_m, width
+    )
 
 
 def _rows(x: Tensor | None) -> Tensor | None:
@@ -211,7 +219,7 @@ def plan_forward(clean, noise, eps, seed, k, renormalize) -> Plan:
     weights, mean, experts, offsets, rows, positions = outputs
     n, m = clean.shape
     inputs, strides, source = _inputs(clean, noise, eps, seed)
-    options = _options(m, k, clean.element_size(), source, renormalize, strides)
+    options = _options(m, k, clean.element_size(), source, renormalize, strides, _tile(m))
     small = _one_launch(n, m, clean.element_size())
     written = {"weights_ptr": weights, "experts_ptr": experts}
     if small is not None:
@@ -223,8 +231,9 @@ def plan_forward(clean, noise, eps, seed, k, renormalize) -> Plan:
     counts = clean.new_empty((blocks, m), dtype=torch.int32)
     sums = clean.new_empty((blocks, m), dtype=mean.dtype)
     written |= {"ranks_ptr": positions, "counts_ptr": counts, "sums_ptr": sums}
-    route = Launch(route_kernel, blocks, **inputs, **written, N=n, TILES=tiles, **options)
     samples = tiles * options["BLOCK_N"]
+    options |= _fields(samples, options["BLOCK_M"], options["WIDTH"])
+    route = Launch(route_kernel, blocks, **inputs, **written, N=n, TILES=tiles, **options)
     planned = _row_plan.plan_rows(counts, sums, experts, positions, rows, offsets, mean, samples)
     return Plan(outputs, [route, *planned])
 
@@ -256,7 +265,8 @@ def plan_backward(clean, noise, eps, seed, experts, grad_weights, grad_mean, ren
     n, m = clean.shape
     k = experts.shape[1]
     inputs, strides, source = _inputs(clean, noise, eps, seed)
-    options = _options(m, k, clean.element_size(), source, renormalize, strides)
+    tile = _tile(m, BACKWARD_TILE)
+    options = _options(m, k, clean.element_size(), source, renormalize, strides, tile)
     stride_wn, stride_wk = _strides(grad_weights, n, k)
     (stride_m,) = _strides(grad_mean, m)
     backward = Launch(

@@ -19,10 +19,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._common import TRITON_DTYPE, RowPlan, accumulator, cdiv, next_power_of_2
-from ._launch import Launch, Plan, apply, register
+from ._launch import Launch, Plan, apply, once_differentiable, register
 from ._layout import settle
 from .exploit_loss import exploit_loss_forward
 

@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as HF
-from .._checks import check_classes, check_range, check_router, check_temperature
-from .._torch_ops import router_loss_of_rows
-from .._torch_rows import accumulator, sample_of_row
+from .._checks import check_classes, check_device, check_range, check_router, check_temperature
+from .._torch_ops import losses_of_samples, router_loss_of_rows
+from .._torch_rows import sample_of_row
+from .._total_loss import computed
 from ..parallel.collectives import mean_over_batch
 from ..parallel.ranks import everyone
 from .output import PathwayOutput
@@ -122,14 +122,26 @@ class HubPathwayLoss(nn.Module):
             raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
         if self.task_loss is None:
             check_classes("y", y, n, out.prediction)
+            check_device("y", y, out.routing)
+            if not y.is_floating_point():
+                check_range("y", y, out.prediction)
         if self.router_supervision:
             check_router(out.routing, self.router_temperature)
-        per_sample = self._per_sample(out.prediction, y)
-        task = (per_sample if sample_weight is None else per_sample * sample_weight).mean()
-        explore = HF.exploration_loss(mean_over_batch(out.routing.mean, n, everyone()))
+        in_one_go = self.task_loss is None and sample_weight is None
+        per_sample = None if in_one_go else self._per_sample(out.prediction, y)
         by_row = self._by_row(out, y, sample_weight)
-        exploit = self._exploit(out, y, by_row, sample_weight) if self.exploit else _zero(task)
-        total = task + self.explore * explore + exploit
+        exploit = self._exploit(out, y, by_row, sample_weight) if self.exploit else None
+        mean = mean_over_batch(out.routing.mean, n, everyone())
+        if in_one_go:
+            total, task, explore, per_sample = computed(
+                out.prediction, y, mean, exploit, self.explore, self.label_smoothing
+            )
+        else:
+            task = (per_sample if sample_weight is None else per_sample * sample_weight).mean()
+            explore = HF.exploration_loss(mean)
+            total = task + self.explore * explore
+            total = total if exploit is None else total + exploit
+        exploit = _zero(task) if exploit is None else exploit
         if not self.router_supervision:
             return PathwayLosses(total, task, explore, exploit, _zero(task), per_sample)
         router = self._router(out, y, by_row, sample_weight)
@@ -187,16 +199,7 @@ class HubPathwayLoss(nn.Module):
                     'use reduction="none" and average over everything but dimension 0'
                 )
             return loss
-        if y.is_floating_point():
-            y = y.to(accumulator(prediction.dtype))
-        try:
-            loss = F.cross_entropy(
-                prediction, y, reduction="none", label_smoothing=self.label_smoothing
-            )
-        except IndexError:  # of the CPU, which has looked at the classes already
-            check_range("y", y, prediction)
-            raise
-        return loss if loss.dim() == 1 else loss.flatten(1).mean(dim=1)
+        return losses_of_samples(prediction, y, self.label_smoothing)
 
     def extra_repr(self) -> str:
         more = "" if self.exploit else ", exploit=False"

@@ -281,6 +281,42 @@ def one_tensor_twice() -> None:
     assert pointers[1] == (x.data_ptr(), y.data_ptr())
 
 
+def numbers_that_change() -> None:
+    """Are given to launches as they are, in float64, by one plan; constants are none of them."""
+    planned, launches = [], []
+    carry_out = _launch.Operation._carry_out
+
+    def counted(operation, *rest):
+        planned.append(operation)
+        return carry_out(operation, *rest)
+
+    def taken(stub, grid, values) -> None:
+        kinds = stub.source.signature
+        found = zip(kinds, kinds.values(), values, strict=True)
+        launches.append([(name, value) for name, kind, value in found if kind == "fp64"])
+
+    mean, exploit = (torch.rand(shape, dtype=torch.float64) for shape in (3, ()))
+    prediction = torch.rand(4, 5, dtype=torch.float64, requires_grad=True)
+    table = kernels.head_table([0, 0], [2, 3], 4)
+    flat, counts = torch.rand(4 * (2 + 3 + 2)), torch.ones(2, 2)
+    with launches_end_here(taken), replaced(_launch.Operation, "_carry_out", counted):
+        # First one object for two numbers, and for the smoothing, which is a constant.
+        for weight, bias_decay in ((0.1, 0.1), (0.3, 0.0), (1.0, 2.0)):
+            target = torch.zeros(4, dtype=torch.int64)
+            total, *_ = kernels.total_loss(prediction, target, mean, exploit, weight, 0.1)
+            total.backward()
+            kernels.update_heads(
+                flat, flat, flat, flat, table, counts[0].int(), counts,
+                torch.ones(2, 2, 2, dtype=torch.float64), torch.rand(2), (weight, bias_decay),
+                (0.9, 0.999), 1e-8,
+            )  # fmt: skip
+            forward, backward, count, update = launches[-4:]
+            assert forward == backward == [("weight", weight)]
+            assert count == []
+            assert update == [("decay", weight), ("bias_decay", bias_decay), ("eps", 1e-8)]
+    assert len(planned) == 3
+
+
 def nothing_is_held() -> None:
     with launches_end_here():
         x = torch.rand(4, 3)
@@ -339,6 +375,25 @@ def whoever_replaces_run() -> None:
     assert (len(launches), len(theirs)) == (3, 1)
 
 
+def hooks_see_launches_of_kept_plans() -> None:
+    """As a profiler's, which may come and go: with what is known of the launch, and in order."""
+    seen, runtime = [], triton.knobs.runtime
+    enter, leave = (lambda launch: seen.append(launch.get())), (lambda _: seen.append("left"))
+    with launches_end_here(lambda stub, *_: seen.append(stub.source.fn.__name__)):
+        call = partial(kernels.noisy_topk, torch.rand(4, 3), torch.rand(4, 3), None, 1, False)
+        call()
+        for chain, hook in ((runtime.launch_enter_hook, enter), (runtime.launch_exit_hook, leave)):
+            chain.add(hook)
+        call()
+        runtime.launch_enter_hook.remove(enter)
+        call()
+        runtime.launch_exit_hook.remove(leave)
+        call()
+    name = seen[0]
+    assert seen[1]["name"] == name
+    assert seen == [name, seen[1], name, "left", name, "left", name]
+
+
 def planned_each_time_plans() -> None:
     """As ``bench.host`` compares: plans are made once for kept launches, else at every call."""
     planned, carry_out = [], _launch.Operation._carry_out
@@ -385,10 +440,12 @@ CASES = (
     *(partial(in_comparison, case) for case in (routes, moves, joins, norms, settings)),
     another_driver,
     one_tensor_twice,
+    numbers_that_change,
     nothing_is_held,
     plans_are_bounded,
     what_was_not_compiled,
     whoever_replaces_run,
+    hooks_see_launches_of_kept_plans,
     planned_each_time_plans,
     threads,
 )

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 from hubpath_fast.kernels import aggregate_with_exploit_loss
+from hubpath_fast.kernels._aggregate_form import prefer_grouped
 from hubpath_fast.kernels._grouped import product_constants
-from hubpath_fast.kernels.aggregate import aggregate, prefer_grouped
+from hubpath_fast.kernels.aggregate import aggregate
 from support.aggregate_check import NAMES, check
 from support.output_cases import (
     SMALL,

@@ -29,6 +29,7 @@ CASES = [
     "exploit loss forward, rows kept R=8192 C=1000",
     "router loss N=48 K=2",
     "router loss N=4096 K=8",
+    "heads update N=256 M=32 K=2 C=21843 768 float16",  # more classes than a program's block
     "norm statistics N=24 C=256 56x56 bfloat16 last relu residual",
     "norm joined statistics N=24 C=256 56x56 bfloat16 last relu residual",
     "norm forward N=24 C=256 56x56 bfloat16 last relu residual",

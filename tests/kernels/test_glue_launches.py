@@ -1,8 +1,8 @@
 """How many launches each operation takes, and the glue of a training step, at K = 2.
 
-What torch itself launches is listed beside Triton's kernels.
-The limits of a step are five forward and four backward. What is not the package's to fuse is not
-counted: the task loss on the prediction, and the sum of M numbers that the exploration loss is.
+What torch itself launches is listed beside Triton's kernels. The limits of what lies between the
+generator, the experts and the prediction are five forward and four backward; of the whole glue, all
+losses and their sum included, as ``bench.glue`` runs it, twelve.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from support.output_cases import SMALL, leaves, make
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench import glue
+from hubpath_fast import HubPathwayLoss, PathwayOutput, _backends, _checks, kernels
 from hubpath_fast import functional as HF
+from hubpath_fast.model import losses
+from hubpath_fast.model.output import FusedExploit
 
 N, M, K = 48, 5, 2
 FREE = ("empty", "new_empty", "detach", "alias", "_unsafe_view")
@@ -108,7 +112,8 @@ def step(
 @pytest.fixture(autouse=True)
 def targets_unseen(monkeypatch):
     """On a device no target is looked at before the launch; on the CPU that takes operators."""
-    monkeypatch.setattr(HF, "check_target", lambda *_: None)
+    for module in (_checks, losses):
+        monkeypatch.setattr(module, "check_range", lambda *_: None)
 
 
 FORWARD = ["route_and_plan_kernel", "_gather_kernel", "_loss_forward", "_products", "_sum_rows"]
@@ -141,3 +146,31 @@ def test_noise_drawn_inside_adds_only_its_seed(launches, device):
         HF.noisy_topk(clean, clean, K, "draw", backend="triton")
     assert launches == ["route_and_plan_kernel"]
     assert own.names == ["torch randint"]
+
+
+@pytest.mark.parametrize("size", [(48, 5, 2, 10), (48, 5, 2, 100)], ids=["C=10", "the paper's C"])
+def test_the_whole_glue_of_a_step(size, launches, device):
+    """torch joins the experts' outputs, and makes the gradient of the total."""
+    run = glue.step(glue.make(*size, str(device)), "triton")
+    with TorchLaunches() as own:
+        run()
+    forward, backward = launches[:6], launches[6:]
+    assert forward == [*FORWARD, "_total_loss"]
+    assert backward[0] == "_total_loss_backward"
+    assert sorted(backward[1:]) == BACKWARD
+    assert own.names == ["torch cat", "torch ones_like"]
+
+
+def test_the_losses_of_a_model_launch_as_much(launches, device, monkeypatch):
+    """What is left behind the model's own; a loss that is off is a number that is filled in."""
+    routing = HF.noisy_topk(*torch.randn(2, N, M, device=device), K, backend="triton")
+    prediction = torch.randn(N, 10, device=device, requires_grad=True)
+    exploit, target = torch.rand((), device=device), torch.randint(10, (N,), device=device)
+    out = PathwayOutput(prediction, torch.randn(N * K, 10, device=device), routing)
+    out.fused_exploit = FusedExploit(exploit, target, 0.0)
+    del launches[:]
+    monkeypatch.setattr(_backends, "choose", lambda *_: kernels)  # as on a device
+    with TorchLaunches() as own:
+        HubPathwayLoss()(out, target).total.backward()
+    assert launches == ["_total_loss", "_total_loss_backward"]
+    assert own.names == ["torch new_zeros", "torch ones_like"]

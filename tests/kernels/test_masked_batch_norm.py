@@ -30,7 +30,7 @@ SHAPES = [
     Case("the least: two rows of one value", n=2, capacity=2, c=1, trailing=()),
     Case("two of many rows", n=2, capacity=9, c=3, trailing=()),
     Case("rows of features", n=13, capacity=16, c=37, trailing=()),
-    Case("more channels than a tile has, odd rows", n=3, capacity=4, c=2048, trailing=()),
+    Case("more channels than a tile has, odd rows", n=3, capacity=4, c=208, trailing=()),
     Case("as many rows as channels", n=257, capacity=260, c=3, trailing=()),
     Case("a full buffer", n=6, capacity=6, c=8, trailing=(4, 4)),
     Case("a single channel", n=3, capacity=4, c=1, trailing=(7, 7)),

@@ -148,6 +148,19 @@ def test_rows_of_nan_choose_distinct_experts_in_range(route, k, device):
     assert not got[0][6].isnan().any()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_mean_is_a_number_where_all_weights_are(device):
+    """Endless noise sets a score to -inf, which is a score of 0, or to +inf, which is no number;
+    the tile has a place for one sample more."""
+    found = []
+    for seed in range(6):
+        clean, noise, _ = scores(3, 100, device, dtype=torch.float32)
+        noise[2, 5] = math.inf
+        weights, mean, *_ = noisy_topk(clean, noise, (seed, 0), 2, False)
+        found.append((bool(weights.isnan().any()), bool(mean.isnan().any())))
+    assert set(found) == {(False, False), (True, True)}
+
+
 @pytest.mark.parametrize("scale", [-100.0, 100.0])
 def test_extreme_noise_scales_are_stable(route, scale, device):
     clean, noise, eps = scores(12, 5, device)
@@ -171,6 +184,28 @@ def test_all_to_one_expert_and_none_to_the_others(route, n, device):
     got = route(clean, clean, None, 1, False)
     assert got[3].tolist() == [0, 0, 0, 0, 0, n, n]
     assert torch.equal(got[4], torch.arange(n, dtype=torch.int32, device=device))
+
+
+def test_fields_hold_every_count():
+    for samples, parts in itertools.product((1, 8, 15, 16, 64, 255, 256, 512, 65536), (1, 4, 8)):
+        fields = router._fields(samples, parts * 16, 16)
+        assert samples < 2 ** fields["BITS"]
+        assert fields["FIELDS"] * fields["BITS"] <= 32
+        assert parts % fields["FIELDS"] == 0
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_counts_up_to_the_last_bit_of_a_field(bits, device, monkeypatch):
+    """A block's 128 samples, all to the expert of the highest field, and to that of the lowest."""
+    monkeypatch.setattr(router, "ONE_LAUNCH", 0)
+    monkeypatch.setattr(plan, "max_blocks", lambda n, m: 1)
+    if bits == 32:
+        monkeypatch.setattr(router, "_fields", lambda *sizes: {"FIELDS": 1, "BITS": 32})
+    clean = torch.zeros(128, 64, device=device)
+    clean[:, 63], clean[:, 0] = 9.0, 5.0
+    got = noisy_topk(clean, clean, None, 2, False)
+    assert_same(got, reference.noisy_topk(clean, clean, 2), rtol=1e-6, atol=1e-7)
+    assert got[3].tolist() == [0, *[128] * 63, 256]
 
 
 @pytest.mark.parametrize("launches_of_forward", [1, 2, 3])
@@ -223,7 +258,7 @@ def test_work_is_linear_in_blocks():
     for n, m in itertools.product((1, 48, 4096, 4097, 262144, 3_000_000), (2, 64, 1000, 1024)):
         block_n, block_m = router._tile(m)
         blocks, tiles = router._blocks(n, m)
-        assert blocks <= (256 if n <= 4096 else 4096)
+        assert blocks <= (256 if n <= 4096 else 2048)
         assert (blocks - 1) * tiles * block_n < n <= blocks * tiles * block_n
         assert block_m >= m
 

@@ -50,44 +50,44 @@ def test_a_batch_size_past_a_limit_compiles_the_forward_kernels_it_adds(device, 
     assert new.pop(8) == {"_route_backward_kernel", "route_and_plan_kernel"}
     assert new.pop(9) == {"route_and_plan_kernel"}
     assert new.pop(33) == {"_plan_kernel", "route_kernel"}
-    assert new.pop(65) == {"_plan_kernel", "_scan_kernel", "route_kernel"}
+    assert new.pop(65) == {"_plan_kernel", "_scan_kernel"}
     assert not any(new.values()), new
 
 
-def test_wide_hubs_compile(tmp_path):
+def test_wide_hubs_and_many_samples_compile(tmp_path):
     """Triton 3.8 cannot compile a gather of a small tile on several warps, as it would be with few
-    slots of a wide hub."""
-    script = """
+    slots of a wide hub. Of 2^27 samples, a block's are too many to count in 16 bits."""
+    sizes = [(300, 513), (300, 600), (300, 1024), (2**27, 2)]
+    script = f"""
 from bench.compile_cases import router_cases
 from bench.compile_report import compile_case
-for m in (513, 600, 1024):
-    for case in router_cases(300, m, 1):
+for n, m in {sizes}:
+    for case in router_cases(n, m, 1):
         if case.name.startswith(("route eps", "plan")):
             print(case.name, *compile_case(case, 90).failures)
 """
-    expected = [
-        f"{name} N=300 M={m} K=1\n" for m in (513, 600, 1024) for name in ("route eps", "plan")
-    ]
+    names = ("route eps", "plan")
+    expected = [f"{name} N={n} M={m} K=1\n" for n, m in sizes for name in names]
     assert run_compiled("-c", script, TRITON_CACHE_DIR=tmp_path) == "".join(expected)
 
 
-def test_a_sample_lies_in_few_lanes(tmp_path):
-    """Shuffles are what a layout costs. Triton chooses it, and another version might otherwise."""
+def test_a_tile_takes_few_instructions(tmp_path):
+    """What a layout costs, Triton chooses, and another version might otherwise."""
     script = """
-from bench import compile_report
 from bench.compile_cases import router_cases
-read_sass = compile_report.read_sass
-def count_shuffles(text):
-    print(case.name + ":", text.count(" SHFL."))
-    return read_sass(text)
-compile_report.read_sass = count_shuffles
+from bench.compile_report import compile_case
+from bench.issue_slots import read_code
 for case in router_cases(262144, 64, 2):
     if " eps" in case.name and " no " not in case.name:
-        compile_report.compile_case(case, 90)
+        report = compile_case(case, 90)
+        code = read_code(report.sass)
+        counted = code.loop or code.once
+        print(counted["SHFL"], counted["BAR"], counted.total(), report.registers)
 """
     printed = run_compiled("-c", script, TRITON_CACHE_DIR=tmp_path)
-    lines = dict(line.split(": ") for line in printed.splitlines())
-    # A tile's 46, and 48 for the sum over samples at the end. A plain [8, 64] tile takes 204 and 8.
-    assert int(lines["route eps N=262144 M=64 K=2"]) <= 96
-    # 3 reductions of 2, and those of the two slots. A plain tile takes 50.
-    assert int(lines["route backward eps N=262144 M=64 K=2"]) <= 16
+    forward, backward = ([int(word) for word in line.split()] for line in printed.splitlines())
+    # A plain [8, 64] tile takes 204 shuffles forward and 50 backward. Comparing the chosen experts
+    # with every expert took 1,145 instructions; of 128 registers 16 programs fit.
+    assert all(map(int.__le__, forward, [46, 0, 800, 128])), forward
+    # 3 reductions of 2, and those of the two slots
+    assert all(map(int.__le__, backward, [14, 0, 950, 96])), backward

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from support.processes import server
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,8 +61,9 @@ def rank_main(rank, store, results, k):
 def test_two_ranks_equal_one_process(tmp_path, k):
     """Equal shards, so that the mean of two ranks' gradients is the whole batch's. With K = 1 an
     expert may have rows on one rank alone, or on none: then it has no gradient anywhere."""
+    server()
     mp.start_processes(
-        rank_main, (str(tmp_path / "store"), str(tmp_path), k), RANKS, start_method="spawn"
+        rank_main, (str(tmp_path / "store"), str(tmp_path), k), RANKS, start_method="forkserver"
     )
     explore, expected = gradients(build(k), hp.HubPathwayLoss(), *data())
     for rank in range(RANKS):

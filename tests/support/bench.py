@@ -6,7 +6,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from bench import check_executors, check_operations, check_padding, step_models, step_rows
+from bench import (
+    check_executors,
+    check_operations,
+    check_padding,
+    check_shelf,
+    step_models,
+    step_rows,
+)
 from bench.children import Writer
 from bench.inputs import Size, batch_norm
 from hubpath_fast.executors import of_model
@@ -103,6 +110,9 @@ SMALL, TINY_GLUE = Size(9, 4, 2, 6), (9, 4, 2, 5)
 SMALL_NORM = batch_norm(6, 9, 5, 3, 4, activation="relu", residual=True)
 
 
+SMALL_SHELF = check_shelf.Shelf(5, (16, 7), images=11, n=9, k=2, classes=5)
+
+
 def small_cases(names=check_operations.CASES):
     changes = {"images": {"dtype": "bfloat16"}, "aggregate maps": {"trailing": (4, 5)}}
     return [
@@ -139,5 +149,5 @@ def small_padding(monkeypatch):
     monkeypatch.setattr(check_padding, "PX", 32)
 
 
-def linear_experts(names, outputs):
-    return [nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, outputs)) for _ in names]
+def linear_experts(names, outputs, px=32):
+    return [nn.Sequential(nn.Flatten(), nn.Linear(3 * px * px, outputs)) for _ in names]

@@ -19,6 +19,7 @@ from hubpath_fast.kernels import (
     masked_batch_norm,
     noisy_topk,
     router_loss,
+    total_loss,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,10 +107,16 @@ def aggregated_with_both(outputs, weights, matrix, bias, i):
     )
 
 
+def totalled(outputs, weights, matrix, bias, i):
+    """Of plain predictions: a map's channels count as outputs."""
+    x, y = outputs[: len(weights)].flatten(1), i.target[(slice(None), *[0] * (i.target.dim() - 1))]
+    return total_loss(x, y, weights.mean(0), bias.sum(), 0.3, 0.1)
+
+
 # With the router's loss, which takes the outputs as numbers: no derivative of it in them.
 SUPERVISED = (supervised, aggregated_with_both, combined_with_both)
 # What joins the experts' outputs.
-JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited)
+JOINING = (aggregated_with_loss, combined_with_loss, aggregated, combined, exploited, totalled)
 OPERATIONS = (routed, routed_with_noise, routed_with_a_draw, gathered, normalised, *JOINING)
 
 
