@@ -8,8 +8,9 @@ generator, whose scores come first, is run by the executor, too.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,15 @@ class Executor(ABC):
     def settle(self, experts: Sequence[nn.Module]) -> None:  # noqa: B027
         """Has experts be where this executor wants them between steps, before anything else is made
         for their parameters. Most leave them where they are."""
+
+    @contextlib.contextmanager
+    def updating(
+        self, experts: Sequence[nn.Module], optimizer: torch.optim.Optimizer
+    ) -> Iterator[None]:
+        """Within, steps of an optimizer that follow a backward pass each, with nothing between that
+        looks at gradients, and with fixed betas: an executor that keeps experts' parameters in a
+        form of its own may make the updates of them. To other eyes they are the optimizer's."""
+        yield
 
     @abstractmethod
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..checkpoints.tensor_file import replace_file
-from ..devices import check_device
+from ..devices import check_device, read_device
 from ..features import Shelf
 from ..files import write_json
 from ..locks import locked
@@ -28,6 +28,7 @@ from ..shelf.choice import Routed, choose_models
 from ..shelf.heads import HEADS
 from ..shelf.memory import keep_freed_memory
 from ..shelf.model import FEATURES, router_model
+from ..shelf.placing import place
 from ..shelf.run import (
     FOLDER,
     PREDICTIONS,
@@ -149,7 +150,11 @@ def _fit(
     model = build(shelf, routed.models, settings, routed.heads)
     labels = model.origin.labels
     _banner(say, shelf, settings, routed, model)
-    keep_freed_memory()
+    device = read_device(settings.trainer.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda":
+        say("memory", place(model, device).text())
     task, validation = shelf_task(shelf, settings), shelf.splits["validation"]
     trainer = Trainer(
         model,

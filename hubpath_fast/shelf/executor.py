@@ -1,4 +1,4 @@
-"""The heads of all experts in one go: a gather and a product an expert, and one autograd node.
+"""The heads of all experts in one go: one autograd node, and on a GPU one launch.
 
 Letters: n numbers of images, R rows, D_i features of model i, C outputs, r_i rows of expert i.
 
@@ -10,20 +10,28 @@ they are read once here, their gradient is written once, and a module call and a
 each expert would take longer than the products. Stacking all weights for one batched product would
 pad every expert to the rows of the largest. Products are made in the weights' dtype, within
 autocast too: rows in fewer bits would save nothing, since the weights are what is read.
+
+On a CPU that is a gather and a product an expert. On a GPU each of them would be a launch, which
+takes longer than its work: there ``kernels.feature_heads`` serves all experts at once, and the host
+knows of no group (see ``bank``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .. import _backends, _torch_ops
 from .._torch_rows import sample_of_row
 from ..executors import Executor, RowSource
 from ..executors.groups import Group, expert_name, groups_of
+from .bank import HeadBank
 from .parts import FeatureHead
+from .updates import HeadUpdates, can_update
 
 
 class GroupedHeads(Executor):
@@ -32,23 +40,31 @@ class GroupedHeads(Executor):
     Outputs and gradients are the sequential executor's up to rounding, under which an expert
     without rows has no gradient. Features get none.
 
+    backend: None, "triton" or "torch", as of ``functional``.
+
     Raises ValueError for experts of another kind.
     """
 
     name = "grouped heads"
 
+    def __init__(self, backend: str | None = None):
+        super().__init__(backend)
+        self.backend = backend
+        self._bank: HeadBank | None = None
+
+    def __call__(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
+        reads = self.host_reads
+        outputs = super().__call__(experts, source, min_group)
+        if not source.routing.counts_known:  # nobody has read them
+            self.host_reads = reads
+        return outputs
+
     def run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
+        if _backends.choose(self.backend, source.x) is not _torch_ops:
+            return self.bank(experts).outputs(source)
         routing = source.routing
         groups = groups_of(routing)
-        heads = []
-        for group in groups:
-            head = experts[group.index]
-            if not isinstance(head, FeatureHead):
-                raise ValueError(
-                    f"{expert_name(experts, group.index)}: expected a FeatureHead, which reads a "
-                    'shelf\'s features; use executor="sequential" for other experts'
-                )
-            heads.append(head)
+        heads = [_head(experts, group.index) for group in groups]
         sample = sample_of_row(routing.rows, routing.k)
         numbers = source.x.index_select(0, sample).long()
         weights = [head.layer.weight for head in heads]
@@ -58,6 +74,44 @@ class GroupedHeads(Executor):
             for head, own in zip(heads, numbers.split([g.count for g in groups]), strict=True)
         ]
         return _Products.apply(groups, inputs, *weights, *biases)
+
+    def bank(self, experts: Sequence[nn.Module]) -> HeadBank:
+        """Of these experts, as they are now: their parameters become part of it."""
+        if self._bank is None or not self._bank.holds(experts):
+            heads = [_head(experts, i) for i in range(len(experts))]
+            self._bank = HeadBank(heads, _backends.triton_ops())
+        return self._bank
+
+    @contextlib.contextmanager
+    def updating(
+        self, experts: Sequence[nn.Module], optimizer: torch.optim.Optimizer
+    ) -> Iterator[None]:
+        first = _head(experts, 0).layer.weight
+        bank = None
+        if _backends.choose(self.backend, first) is not _torch_ops:
+            bank = self.bank(experts)
+        if bank is None or not can_update(bank, optimizer):
+            yield
+            return
+        updates = HeadUpdates(bank, optimizer, _backends.triton_ops())
+        hook = optimizer.register_step_pre_hook(updates.step)
+        bank.delivers = False
+        try:
+            yield
+        finally:
+            hook.remove()
+            bank.delivers, bank.flat.grad = True, None
+            bank.touched.zero_()
+
+
+def _head(experts: Sequence[nn.Module], index: int) -> FeatureHead:
+    head = experts[index]
+    if not isinstance(head, FeatureHead):
+        raise ValueError(
+            f"{expert_name(experts, index)}: expected a FeatureHead, which reads a shelf's "
+            'features; use executor="sequential" for other experts'
+        )
+    return head
 
 
 class _Products(torch.autograd.Function):

@@ -2,7 +2,8 @@
 
 Their input are numbers ``view * n + image``, float64 as a Hub-Pathway's rows are floats; router and
 heads of a sample thus see the same view. What is read, features and pixels, is mapped from the
-shelf's files: it is no buffer, so checkpoints are without it, and no copy of a model copies it.
+shelf's files, and may lie on a device, too (see ``placing``): it is no buffer, so checkpoints are
+without it, and no copy of a model copies it.
 
 Letters: V views, n images, N numbers in a batch, D features of a model, M experts, C outputs.
 """
@@ -21,18 +22,23 @@ from ..model import FeatureScores, PathwayGenerator
 class Mapped:
     """Part of a module that reads rows of a tensor that is mapped from a file.
 
-    mapped: [V * n, ...], on the host, by the numbers of rows.
+    mapped: [V * n, ...], on the host, by the numbers of rows. placed: the same on a device, or
+    None: there rows are then gathered on the host.
     """
 
     mapped: Tensor
+    placed: Tensor | None = None
 
     def rows(self, numbers: Tensor) -> Tensor:
         """numbers: [N] of any dtype, on any device -> [N, ...] there."""
-        own = numbers.to(self.mapped.device, torch.int64)
-        return self.mapped.index_select(0, own).to(numbers.device)
+        here = self.mapped
+        if self.placed is not None and self.placed.device == numbers.device:
+            here = self.placed
+        return here.index_select(0, numbers.to(here.device, torch.int64)).to(numbers.device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         memo[id(self.mapped)] = self.mapped
+        memo[id(self.placed)] = self.placed
         made = self.__class__.__new__(self.__class__)
         memo[id(self)] = made
         made.__dict__ = copy.deepcopy(self.__dict__, memo)

@@ -96,7 +96,7 @@ class ShelfPredictor:
             self.forwards.router += count
         for part in self.model.generator.modules():
             if isinstance(part, Mapped):
-                part.mapped = pixels
+                part.mapped, part.placed = pixels, None
         routing = self.model.route(torch.arange(count, dtype=torch.float64))
         samples = routing.rows.long() // routing.k
         outputs = []

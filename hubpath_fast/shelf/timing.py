@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..baselines.costs import median_seconds
 from ..devices import eval_mode
 from ..model import HubPathway
-from ..runs.measure import median_seconds
 
 IMAGES = 64  # scored at a time: about what predictions come in
 

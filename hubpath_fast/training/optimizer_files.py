@@ -46,9 +46,10 @@ def count_updates(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
     def count(*_: Any) -> None:
         for params in trained:
-            updated = next((p for p in params if p.grad is not None), None)
-            if updated is not None:
-                torch.autograd.graph.increment_version(updated)
+            for p in params:
+                if p.grad is not None:
+                    torch.autograd.graph.increment_version(p)
+                    break
 
     optimizer.register_step_post_hook(count)
 

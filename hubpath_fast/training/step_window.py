@@ -22,7 +22,7 @@ class Record(NamedTuple):
     step: int
     share: float  # of the step's samples
     values: Tensor  # [1 + P] losses, then [M] mean p, on the device
-    counts: list[int] | None  # rows of each expert
+    counts: list[int] | Tensor | None  # rows of each expert; on the device: offsets [M + 1]
     rows: Tensor | None  # [R] a sum over each row's output: finite where the output is
 
 
@@ -40,8 +40,8 @@ class StepWindow:
     """The micro-batches since the last line of the log, kept on the device until one is due.
 
     Reading a value on the host would make a GPU wait at every step, so nothing is read before the
-    log needs it; the counts are on the host already. Of several ranks each keeps its own samples'
-    until then, and what is said and saved is of all.
+    log needs it, counts neither where no executor has read them. Of several ranks each keeps its
+    own samples' until then, and what is said and saved is of all.
     """
 
     def __init__(self, ranks: Ranks = Ranks()) -> None:
@@ -62,7 +62,8 @@ class StepWindow:
         counts = rows = None
         if routing is not None:
             values.append(routing.mean.detach())
-            counts = list(routing.counts())
+            known = getattr(routing, "counts_known", True)  # a reference's has no other
+            counts = list(routing.counts()) if known else routing.offsets
             if losses.expert_outputs is not None:
                 rows = losses.expert_outputs.detach().flatten(1).sum(1, dtype=torch.float32)
         self.records.append(Record(step, share, torch.cat(values), counts, rows))
@@ -105,6 +106,7 @@ class StepWindow:
         bad = (~torch.isfinite(self._values()[:, 0])).nonzero().flatten().tolist()
         if not bad:
             return None
+        self._read_counts()
         record = self.records[bad[0]]
         values = record.values.cpu()
         terms = dict(zip(self.names, values.tolist(), strict=False))
@@ -116,8 +118,17 @@ class StepWindow:
             experts = torch.searchsorted(ends, rows, right=True).unique().tolist()
         return Bad(record.step, terms, experts, router)
 
+    def _read_counts(self) -> None:
+        """Those that are on the device still, in one read."""
+        late = [i for i, record in enumerate(self.records) if isinstance(record.counts, Tensor)]
+        if late:
+            offsets = torch.stack([self.records[i].counts for i in late])
+            for i, counts in zip(late, offsets.diff(dim=1).tolist(), strict=True):
+                self.records[i] = self.records[i]._replace(counts=counts)
+
     def _merge(self) -> None:
         """Makes the records those of all ranks, each weighted by its samples."""
+        self._read_counts()
         own = self.records[self._merged :]
         if self.ranks.single or not own:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class Trainer:
                     log = RunLog(self.out_dir, self.reporting, config.steps, state)
             self._log = log
             try:
-                with self._interrupt, self.reading(), closing(self._feed):
+                with self._interrupt, self.reading(), closing(self._feed), self._updating():
                     interrupted = self._loop()
             finally:
                 log.close()
@@ -196,6 +196,13 @@ class Trainer:
             told = type(error)(f"{error}. {kept}")
             told.agreed = getattr(error, "agreed", False)
             raise told from None
+
+    def _updating(self) -> AbstractContextManager:
+        """Within, an executor that the model was given may update the experts: see ``Executor``."""
+        executor, config = getattr(self.model, "executor", None), self.config
+        if not isinstance(executor, Executor) or config.clip_norm or config.cycle_momentum:
+            return nullcontext()
+        return executor.updating(self.model.experts, self.optimizer)
 
     def load_best(self) -> None:
         """Load the weights of the best evaluation (of the last step, if there was none)."""

@@ -98,6 +98,24 @@ def test_nothing_but_the_counts_is_read_between_two_lines():
     assert summary["load"] == [0.375, 0.625]
 
 
+def test_counts_that_nobody_has_read_wait_for_the_line_of_the_log():
+    """One step's are known, those of two others lie on the device as offsets."""
+    window, p = StepWindow(), torch.full((2,), 0.5)
+    known = SimpleNamespace(mean=p, counts=lambda: [3, 5], counts_known=True)
+    asked = [torch.tensor([0, 8, 8], dtype=torch.int32), torch.tensor([0, 1, 8], dtype=torch.int32)]
+    late = [SimpleNamespace(mean=p, offsets=offsets, counts_known=False) for offsets in asked]
+    with host_reads() as reads:
+        for step, routing in enumerate([late[0], known, late[1]]):
+            window.add(step, 1.0, Losses(torch.tensor(1.0), {}, routing, torch.ones(8, 3)))
+    assert reads == []
+    assert [record[3] for record in window.state_dict()["records"]] == [[8, 0], [3, 5], [1, 7]]
+    assert window.summary()["rows"] == [12, 12]
+    rows = torch.zeros(8, 3)
+    rows[4] = math.nan  # of the second expert, which has the last seven
+    window.add(3, 1.0, Losses(torch.tensor(math.nan), {}, late[1], rows))
+    assert window.first_bad().experts == [1]
+
+
 def test_losses_must_keep_their_names():
     window = StepWindow()
     window.add(1, 1.0, Losses(torch.tensor(1.0), {"task": torch.tensor(2.0)}))
