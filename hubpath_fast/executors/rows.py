@@ -87,7 +87,7 @@ class RowSource(Batch):
 class InputBuffers:
     """Static memory for each expert's rows: ``rows[i * capacity:]`` are those of expert i.
 
-    capacity: at least the N of every batch that is written here.
+    capacity: at least the ``group_limit`` of every batch that is written here.
     """
 
     def __init__(self, source: RowSource, capacity: int):
@@ -109,7 +109,7 @@ class InputBuffers:
     def write(self, source: RowSource) -> None:
         """The rows of a batch; waits for no count. x must not require a gradient."""
         s = source
-        HF.gather_into(self.rows, s.x, s.routing, s.scale, s.shift)
+        HF.gather_into(self.rows, s.x, s.routing, s.scale, s.shift, most_rows=s.most_rows)
 
     def of(self, index: int, size: int) -> Tensor:
         """The first ``size`` rows of an expert's buffer: a view. size: at most the capacity."""

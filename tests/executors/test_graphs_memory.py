@@ -33,7 +33,7 @@ def kept(expert, rows=6):
     return found.nbytes / rows
 
 
-@pytest.mark.parametrize(("expert", "largest"), [(row_wise_expert, 20), (exact_expert, 6)])
+@pytest.mark.parametrize(("expert", "largest"), [(row_wise_expert, 12), (exact_expert, 6)])
 def test_graphs_that_would_not_fit_are_not_begun(make, expert, largest):
     needed = M * (kept(expert()) * largest + ROW * 24)
     x, y = batch()
@@ -164,8 +164,8 @@ def test_a_warm_up_tells_apart_what_does_not_grow_with_the_rows(make):
 
 
 def test_over_budget_padded_experts_lose_all_sizes_and_get_them_back(make, no_estimate):
-    # Four pairs of graphs hold 800 bytes here, and 768 for each of the 44 rows that they read.
-    held = 4 * 200 + sum(SIZES_AROUND_SIX) * ROW
+    # Three pairs of graphs hold 600 bytes here, and 768 for each of the 24 rows that they read.
+    held = 3 * 200 + sum(SIZES_AROUND_SIX) * ROW
     model, (x, y) = make(norm_expert, budget=2 * held), batch()
     settled(model, x, y)
     # Experts 0 and 1 had to give way to 2 and 3 at once.

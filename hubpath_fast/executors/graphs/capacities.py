@@ -6,10 +6,11 @@ A captured graph has one size, and groups differ at every step. Two rules:
   So it is where rows must not be added (exact sizes), and for predictions (padded to ``bucket``).
 - ``CapacitySizes``: a few sizes that all groups are padded to, chosen from the expert's share of
   the batch. A sample comes to an expert or does not, so of N samples with a mean of m its rows have
-  a standard deviation of sqrt(m (1 - m/N)): captured are the ladder's sizes around the mean, and
-  one far above it, the roof. As routing drifts, a group above the roof has a higher one captured
-  at once, for which that step waits, and a size between those that there are is captured when the
-  rows that were padded for want of it have paid for a capture.
+  a standard deviation of sqrt(m (1 - m/N)): captured are the ladder's sizes around the mean. The
+  largest decides how much memory the expert's graphs hold from then on, so the few groups that
+  chance puts above it run eagerly, and a larger one is captured only where routing has drifted. A
+  size between those that there are costs next to no memory: it is captured when the rows
+  that were padded for want of it have paid for the time of a capture.
 
 Nothing here knows of torch: counts of rows in, sizes out.
 """
@@ -24,16 +25,21 @@ from collections.abc import Collection
 MIN_SEEN = 3  # a capture costs several eager runs; rare sizes never earn it back
 EVEN_STEP, LAST_EVEN = 4, 32  # rows
 AROUND = 2.2  # standard deviations of an expert's rows: of its groups, 97 % are within
-ROOF = 4.5  # likewise: one group in 300,000 is beyond
-# Of a roof that had to be raised: where routing drifts on, it is raised again, and a roof that is
-# not far above the mean of then goes on serving as one of the sizes around it.
-HIGHER_ROOF = 3.0
+# A group above all sizes has a larger one captured where the mean of late has moved: where even so
+# many deviations above it are beyond the sizes that there are. It has headroom, for routing that
+# drifts on, and later serves as one of the sizes around the mean.
+MOVED, HEADROOM = 1.8, 4.5
 AVERAGED = 25  # steps, that the mean looks back
 # A capture of a ResNet-50 takes 0.3 to 0.5 s (warm-up runs, two recordings), and a row of it some
 # 0.3 ms of a training step on the same device: as much as 1,000 to 1,700 rows.
 CAPTURE_ROWS = 1000
 # A tenth of that within 50 steps: if routing stays where it is, 500 steps pay for the capture.
 RECENT_ROWS, RECENT = 100, 50
+# Groups above all sizes, likewise, that are too many for chance wherever the mean is: four within
+# the 50 steps. With 48 samples for 2 of 5 experts that happens to an expert once in 800,000 steps;
+# a group alone, once in 300, and its step then takes half as long again (five ResNet-50 on an H100,
+# whose host is slow).
+OFTEN = 3.0
 
 
 def ladder_size(count: int) -> int:
@@ -143,11 +149,13 @@ class CapacitySizes(Sizes):
         # size -> rows that were padded for want of it: all, and those of late
         self._lack: dict[int, float] = {}
         self._lately: dict[int, float] = {}
+        self._above_lately = 0.0  # groups above the largest size
 
     def step(self, count: int, samples: int) -> None:
         super().step(count, samples)
         self._steps += 1
         self._share += (count / samples - self._share) / min(self._steps, AVERAGED)
+        self._above_lately *= 1 - 1 / RECENT
         for size in self._lately:
             self._lately[size] *= 1 - 1 / RECENT
 
@@ -156,10 +164,11 @@ class CapacitySizes(Sizes):
             return []
         if not graphs:
             return self.ahead(count)
-        place = self.place(count, graphs)
+        place, size = self.place(count, graphs), self._size(count)
         if place is None:
-            return [max(self._size(count), self._above(HIGHER_ROOF))]
-        size = self._size(count)
+            self._above_lately += 1
+            drifted = self._above(MOVED) > max(graphs) or self._above_lately > OFTEN
+            return [max(size, self._above(HEADROOM))] if drifted else []
         while size < place:
             for lack in (self._lack, self._lately):
                 lack[size] = lack.get(size, 0.0) + place - size
@@ -174,8 +183,8 @@ class CapacitySizes(Sizes):
     def ahead(self, count: int) -> list[int]:
         sizes, size = {self.largest}, self._above(-AROUND)
         if count:
-            sizes.add(self._size(count))
-        while size <= self._above(AROUND):
+            sizes.add(min(self._size(count), self.largest))
+        while size <= self.largest:
             sizes.add(size)
             if size == self.top:
                 break
@@ -187,18 +196,22 @@ class CapacitySizes(Sizes):
 
     def captured(self, size: int) -> None:
         # What other sizes were wanted for, it may serve.
-        self._lack.clear()
-        self._lately.clear()
+        self._forget()
 
     def dropped(self) -> None:
         self._steps = 0
+        self._forget()
+
+    def _forget(self) -> None:
         self._lack.clear()
         self._lately.clear()
+        self._above_lately = 0.0
 
     @property
     def largest(self) -> int:
         # The mean itself is as uncertain as the steps are few that it was taken over.
-        return self._above(ROOF * math.sqrt(1 + 1 / min(max(1, self._steps), AVERAGED)))
+        steps = min(max(MIN_SEEN, self._steps), AVERAGED)
+        return self._above(AROUND * math.sqrt(1 + 1 / steps))
 
     def _above(self, deviations: float) -> int:
         """The size so far above the rows that are expected in the largest batch."""
