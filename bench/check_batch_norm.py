@@ -17,9 +17,10 @@ from hubpath_fast import functional as HF
 from . import operations
 from .check_kernels import Case
 from .check_operations import label
-from .children import Write, first_line
+from .children import Write
 from .inputs import Size
 from .precision import full_float32
+from .verdicts import write_verdict
 
 Record = Callable[[Callable[[], list[Tensor]]], Callable[[], list[Tensor]]]
 # Sums of float32 over up to a million values, in tens of partial ones: a few units in 1e7.
@@ -31,15 +32,12 @@ def statistics(write: Write, cases: Iterable[Case], device: str, backend: str) -
     """Running mean, variance and number of batches against torch's, in float64, on valid rows."""
     for name, _, size in cases:
         text = f"statistics {label(name, size)}"
-        try:
+
+        def judge(size=size) -> tuple[str | None, dict]:
             problem, error = _moved(size, device, backend)
-        except Exception as failure:
-            write(text, ok=False, note=first_line(failure))
-            continue
-        if problem is None:
-            write(text, error=error, quiet=True)
-        else:
-            write(text, ok=False, note=problem)
+            return problem, {"error": error, "quiet": True}
+
+        write_verdict(write, text, judge)
 
 
 def _moved(size: Size, device: str, backend: str) -> tuple[str | None, float]:
@@ -87,14 +85,12 @@ def replays(write: Write, cases: Iterable[Case], device: str, backend: str, reco
     """
     for name, _, size in cases:
         text = f"recount {label(name, size)}"
-        try:
-            problem = next(_differences(size, device, backend, record), None)
-        except Exception as failure:
-            problem = first_line(failure)
-        if problem is None:
-            write(text, text="the eager bits")
-        else:
-            write(text, ok=False, note=problem)
+
+        def judge(size=size) -> tuple[str | None, dict]:
+            found = next(_differences(size, device, backend, record), None)
+            return found, {"text": "the eager bits"}
+
+        write_verdict(write, text, judge)
 
 
 def _differences(size: Size, device: str, backend: str, record: Record) -> Iterator[str]:

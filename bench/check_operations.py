@@ -51,6 +51,8 @@ CASES = {
     "aggregate+router": ("aggregate_router", [
         Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(65536, 16, 4, 10),
     ]),
+    # One program, a ragged one, many.
+    "total loss": ("total_loss", [Size(*PAPER), Size(*ODD, dtype="bfloat16"), Size(*WIDE)]),
     # The paper's layers in all dtypes and layouts; ragged ones; features without maps.
     "batch norm": ("masked_batch_norm", [
         *ops.NORMS,
@@ -187,7 +189,29 @@ def _aggregate_loss(size: Size, inputs: Inputs, temperature: float | None = None
     )  # fmt: skip
 
 
+def _total_loss(size: Size, inputs: Inputs) -> Operation:
+    n, c = size.n, size.c
+    target, scalar = inputs.target(), torch.ones((), device=inputs.device)
+    mean = inputs.routing().mean.detach().requires_grad_()
+    exploit = scalar.clone().requires_grad_()
+
+    def loop(prediction, mean, exploit):
+        losses = F.cross_entropy(prediction, target, reduction="none")
+        task, explore = losses.mean(), (mean * mean.log()).sum()
+        return task + 0.5 * explore + exploit, task, explore, losses
+
+    def ours(backend, prediction, mean, exploit):
+        return HF.total_loss(prediction, target, mean, exploit, 0.5, backend=backend)
+
+    return Operation(
+        "total_loss", size, ("prediction", "mean", "exploit"), [inputs.leaf(n, c), mean, exploit],
+        ("total", "task", "explore", "losses"), [scalar, scalar, scalar, inputs.normal(n)],
+        loop, ours,
+    )  # fmt: skip
+
+
 _MAKERS = {
+    "total_loss": _total_loss,
     "images": _images,
     "into": _into,
     "combine_loss": _combine_loss,

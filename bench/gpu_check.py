@@ -4,14 +4,16 @@
                               [--dry-run]
 
 Groups run one after another, the ones of most worth first, each in a process of its own with a
-time limit (``children``): kernels are compiled on all cores, each kernel is compared with float64
-at the paper's size, a ragged one and a large one, repeated, captured and replayed; executors are
-compared on small networks, and padded graphs on those of timm and torchvision; captures fail on
-purpose; then come the GPU tests, the memory checker, and the tests that torch compiles for, the
-slowest. DIR gets ``check.jsonl``, a line a result as it comes, and ``check.log``, what the groups
-print. Standard output ends with a table, failures first. Exit status: 0 if all went well, 1 if
-something failed or was skipped, 2 if there is no GPU. In a copy of which git knows nothing, or an
-older commit, the variable HUBPATH_COMMIT names it.
+time limit (``children``), so that one that hangs takes no more than twice its share: kernels are
+compiled on all cores, each kernel is compared with float64 at the paper's size, a ragged one and a
+large one; padded graphs are compared on networks of timm and torchvision; hubs with a policy, a
+newcomer, a room that they do not fit into, on a shelf's features, frozen or on two ranks with the
+same hub elsewhere; executors on small networks; kernels are repeated, captured and replayed;
+captures fail on purpose; then come the GPU tests, the memory checker, exported packages, and the
+tests that torch compiles for, the slowest. DIR gets ``check.jsonl``, a line a result as it comes,
+and ``check.log``, what the groups print. Standard output ends with a table, failures first. Exit
+status: 0 if all went well, 1 if something failed or was skipped, 2 if there is no GPU. In a copy of
+which git knows nothing, or an older commit, the variable HUBPATH_COMMIT names it.
 """
 
 from __future__ import annotations
@@ -19,22 +21,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from . import (
     check_batch_norm,
+    check_draws,
     check_executors,
+    check_export,
     check_kernels,
+    check_models,
     check_padding,
+    check_ranks,
+    check_resident,
+    check_shelf,
     children,
     jsonl,
     precompile,
@@ -44,6 +53,7 @@ from . import (
 )
 from .check_operations import CASES
 from .children import NO_GPU, Group, Writer
+from .inputs import Size
 from .records import ROOT
 
 SANITIZERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
@@ -51,11 +61,11 @@ KERNELS = {
     "router": ("route",),
     "gather": ("gather", "images", "into"),
     "aggregate": ("aggregate", "aggregate maps", "aggregate+loss", "aggregate+router"),
-    "combine": ("combine", "loss", "combine+loss"),
+    "combine": ("combine", "loss", "combine+loss", "total loss"),
 }
 NORM = "batch norm"
-
-
+# Numbered noise: of the paper, of one expert more than a lane holds, of three launches.
+DRAWS = (Size(48, 5, 2, 1), Size(37, 7, 3, 1), Size(5000, 64, 2, 1))
 ALWAYS = ("machine", "compile")
 
 
@@ -66,6 +76,7 @@ class Place:
     device: str = "cuda"
     cases: tuple[check_kernels.Case, ...] = tuple(check_kernels.cases_of(CASES, CASES))
     glues: tuple[tuple[int, int, int, int], ...] = ((48, 5, 2, 100), (512, 16, 2, 1000))
+    draws: tuple[Size, ...] = DRAWS
     repeats: int = 200
     waits_forbidden: Callable = check_kernels.waits_are_errors
     record: Callable = check_kernels.record_graph
@@ -73,6 +84,9 @@ class Place:
     make_hub: check_executors.MakeHub = check_executors.make_hub
     read: Callable = check_executors.read_on_host
     capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing
+    width: int = check_resident.WIDTH
+    connection: str = "cpu:gloo,cuda:nccl"
+    shelves: dict[str, check_shelf.Shelf] = field(default_factory=lambda: check_shelf.SHELVES)
 
     def named(self, names: tuple[str, ...]) -> list[check_kernels.Case]:
         return [case for case in self.cases if case[0] in names]
@@ -94,13 +108,20 @@ def groups(place: Place) -> list[Group]:
         group("machine", 4, machine, "the GPU, versions, compilers", needed=True),
         group("compile", 20, compile_kernels, "all kernels, on all cores"),
         *kernels,
-        group("glue", 12, glue, f"{place.repeats} repeats, host waits, capture and replay"),
+        group("padding", 22, padding, f"padded to sizes: {', '.join(check_padding.NETWORKS)}"),
+        group("models", 9, models, f"{', '.join(check_models.CHANGES)}, frozen"),
+        group(
+            "shelf", 9, shelf, f"training steps of heads on features: {', '.join(place.shelves)}"
+        ),
+        group("resident", 8, resident, "a hub larger than its room; copies beside the experts"),
         group("executors", 16, executors, f"{' and '.join(place.executors)} against sequential"),
-        group("padding", 20, padding, f"padded to sizes: {', '.join(check_padding.NETWORKS)}"),
+        group("glue", 12, glue, f"{place.repeats} repeats, host waits, capture and replay"),
         group("captures", 9, captures, "captures that fail, and what comes after"),
+        group("ranks", 9, ranks, f"two on one GPU; one by {place.connection}"),
         group("tests", 55, tests, f"pytest: {' '.join(path.stem for path in gpu_tests())}"),
-        group("memory", 30, memory, "compute-sanitizer on small cases, where it is installed"),
-        group("inductor", 45, inductor, f"pytest: {' '.join(INDUCTOR)}"),
+        group("memory", 28, memory, "compute-sanitizer on small cases, where it is installed"),
+        group("export", 18, export, f"packages of a hub: {', '.join(check_export.FORMS)}"),
+        group("inductor", 38, inductor, f"pytest: {' '.join(INDUCTOR)}"),
     ]
 
 
@@ -130,7 +151,9 @@ def values(names: tuple[str, ...], place: Place, write: Writer, seconds: float) 
     cases = place.named(names)
     check_kernels.values(write, cases, place.device, "triton")
     sizes = [size for name, _, size in cases if name == "route"]
-    check_kernels.drawn_noise(write, sizes, place.device, "triton")
+    if sizes:
+        check_kernels.drawn_noise(write, sizes, place.device, "triton")
+        check_draws.numbered(write, place.draws, place.device, "triton")
 
 
 def norms(place: Place, write: Writer, seconds: float) -> None:
@@ -161,12 +184,39 @@ def padding(place: Place, write: Writer, seconds: float) -> None:
     check_padding.drawing(write, place.device, place.make_hub)
 
 
+def models(place: Place, write: Writer, seconds: float) -> None:
+    names = ("sequential", *place.executors[:1])
+    check_models.changed(write, names, place.device, place.make_hub)
+    check_models.frozen(write, place.device, place.make_hub, place.executors[0])
+
+
+def shelf(place: Place, write: Writer, seconds: float) -> None:
+    check_shelf.steps(write, place.device, "triton", place.shelves)
+
+
+def resident(place: Place, write: Writer, seconds: float) -> None:
+    if place.device == "cuda":
+        check_resident.overlap(write, place.device)
+    check_resident.agreement(write, place.device, place.width)
+
+
+def ranks(place: Place, write: Writer, seconds: float) -> None:
+    check_ranks.agreement(write, place.device, place.connection)
+
+
+def export(place: Place, write: Writer, seconds: float) -> None:
+    check_export.packages(write, place.device)
+
+
 def captures(place: Place, write: Writer, seconds: float) -> None:
     check = check_executors.capture_failures
     check(write, place.device, place.make_hub, read=place.read, capturing=place.capturing)
 
 
-FIRST = ("test_graphs_gpu", "test_executors")  # of most worth, should time not do for all
+WANTING = re.compile(r"mark\.(gpu|either)\b")
+# Of most worth, should time not do for all.
+FIRST = ("test_graphs_gpu", "test_resident_gpu", "test_gpu_batch_norm", "test_atari_captured",
+         "test_executors")  # fmt: skip
 INDUCTOR = (
     "tests/kernels/test_gpu_outputs.py::test_compiled_by_inductor",
     "tests/kernels/test_gpu_batch_norm.py::test_compiled_by_inductor",
@@ -176,7 +226,7 @@ INDUCTOR = (
 def gpu_tests() -> list[Path]:
     """The test files that want a GPU, by name: collecting all tests takes half a minute."""
     files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: path.stem not in FIRST)
-    return [path for path in files if "mark.gpu" in path.read_text()]
+    return [path for path in files if WANTING.search(path.read_text())]
 
 
 def tests(place: Place, write: Writer, seconds: float) -> None:
@@ -200,8 +250,9 @@ def become_pytest(write: Writer, workers: int, *chosen: str) -> None:
     os.chdir(ROOT)
     workers = min(workers, precompile.cores())
     os.execv(sys.executable, [
-        sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-m", "gpu", "-p",
-        "no:cacheprovider", "--continue-on-collection-errors", "-p", "bench.pytest_lines", *chosen,
+        sys.executable, "-m", "pytest", "-q", "-n", str(workers), "-m", "gpu or either",
+        "-p", "no:cacheprovider", "--continue-on-collection-errors", "-p", "bench.pytest_lines",
+        *chosen,
     ])  # fmt: skip
 
 

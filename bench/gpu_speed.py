@@ -3,7 +3,7 @@
     python -m bench.gpu_speed [--seconds 300] [--only step,glue,...] [--out DIR] [--cache DIR]
                               [--dry-run]
 
-Both ceilings come first (the fastest large copy, a bf16 product), then the parts that --only names,
+Ceilings come first (the fastest large copies, a bf16 product), then the parts that --only names,
 those of most worth first:
 
 - ``step``: the paper's step (48 images of 224 pixels, five ResNet-50, K = 2, bf16): one single
@@ -14,12 +14,16 @@ those of most worth first:
 - ``atari``, ``large``: steps of an Atari agent, eager and captured, and the step of its hub in
   other ways; the paper's with 256 images.
 - ``growth``: how a step of small networks grows from M = 4 to 64; ``predict``: one image and 64.
+- ``resident``: predictions of a hub that is larger than its room, by how often experts are there;
+  ``shelf``: training steps of 256 heads on features, in one launch and one after another.
 - ``compiled``: the reference's glue under torch.compile, which takes half a minute to compile.
 - ``cpu``, only where it is asked for: executors on 1, 2, 4, 8 and 16 of the host's threads; it
   needs no GPU.
 
-Steps have times of whole cycles of routings and what the device did meanwhile: seconds busy,
-launches, the five dearest kernels. Groups, files and exit status are as of ``bench.gpu_check``: DIR
+Parts that ``results/DEVICE/gpu.jsonl`` has nothing of for this device come first of all: should
+time not do, holes are filled before known rows are measured again. Steps have times of whole cycles
+of routings and what the device did meanwhile: seconds busy, launches, the five dearest kernels.
+Groups, files and exit status are as of ``bench.gpu_check``: DIR
 gets ``speed.jsonl`` and ``speed.log``. Run that first: nothing that is wrong is timed, but it tells
 why.
 """
@@ -31,8 +35,10 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from hubpath_fast._onednn import enlarge_primitive_cache
 from hubpath_fast.executors.graphs.backend import CudaBackend
@@ -42,28 +48,38 @@ from . import (
     children,
     glue,
     gpu_check,
+    gpu_rows,
     jsonl,
     ops,
     precompile,
     predictions,
     records,
+    speed_resident,
+    speed_shelf,
     speed_step,
     step_growth,
     step_stream,
     timing,
 )
+from .check_shelf import SHELVES, Shelf
 from .children import Group, Writer
 from .inputs import Size
-from .step_models import PRESETS
+from .speed_resident import HIT_RATES
+from .step_models import PRESETS, timm_experts
 
-PARTS = ("step", "glue", "aggregate", "roof", "atari", "large", "growth", "predict", "compiled",
-         "cpu")  # fmt: skip
-WITH_NETWORKS = {"step", "large", "growth", "predict", "cpu"}  # timm's
+PARTS = ("step", "glue", "aggregate", "roof", "atari", "large", "resident", "shelf", "growth",
+         "predict", "compiled", "cpu")  # fmt: skip
+WITH_NETWORKS = {"step", "large", "resident", "growth", "predict", "cpu"}  # timm's
+BEGINNING = ("machine", "compile", "ceilings")
 LANES = (8, 2, 1)
 THREADS = {1: 24, 2: 24, 4: 16, 8: 16, 16: 16}  # of the host, and planned seconds
 SINGLES = ("single 0", "captured single 0")  # beside each group of graphs: clocks may drift
 ON_CPU = ("reference", "sequential", "threads")
 ROUNDS = 3  # of growth: a step of 64 experts is long
+
+
+def resident_experts() -> list[nn.Module]:
+    return timm_experts(("resnet50",) * speed_resident.EXPERTS, 100)
 
 
 @dataclass(frozen=True)
@@ -88,9 +104,12 @@ class Place:
     growth: tuple[tuple[int, int, int], ...] = ((64, 4, 2), (64, 16, 2), (64, 64, 2))  # N, M, K
     executors: tuple[str, ...] = ("sequential", "graphs")  # of growth and of predictions
     batches: tuple[int, ...] = (1, 64)  # of predictions
+    resident: tuple[Callable, int, int] = (resident_experts, 224, 48)  # makes them; pixels, N
+    shelf: Shelf = SHELVES["large"]
     compiled: tuple[tuple[int, int, int, int], ...] = ((48, 5, 2, 100),)
     cpu: tuple[str, int] = ("tiny", 96)
     captures: Callable = CudaBackend  # an agent's steps
+    results: Path = records.RESULTS  # what is known of devices
 
     @property
     def backend(self) -> str:
@@ -111,7 +130,7 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         found += [
             Group("machine", 6, machine, "the GPU, versions, compilers", needed=True),
             Group("compile", 14, compiling, "all kernels, on all cores, unless they are there"),
-            group("ceilings", 4, ceilings, about="the fastest copy, a bf16 product"),
+            group("ceilings", 4, ceilings, about="the fastest copies, a bf16 product"),
         ]
     if "step" in only:
         rows = place.step_rows
@@ -133,6 +152,16 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
         "large": group(
             "large", 30, large, about=f"N = {place.large[0]}: {'; '.join(place.large_rows)}"
         ),
+        "resident": group(
+            "resident",
+            12,
+            resident,
+            about=f"{speed_resident.EXPERTS} experts, room for "
+            f"{speed_resident.ROOM}, found {', '.join(map('{:.0%}'.format, HIT_RATES))}",
+        ),
+        "shelf": group(
+            "shelf", 8, shelf, about=f"{place.shelf.experts} heads, N = {place.shelf.n}"
+        ),
         "growth": group("growth", 27, growth, about=" ".join(f"M={m}" for _, m, _ in place.growth)),
         "predict": group("predict", 14, predict, about=f"N = {place.batches}"),
         "compiled": group(
@@ -149,11 +178,29 @@ def groups(place: Place, only: Sequence[str]) -> list[Group]:
     return found
 
 
+def holes_first(groups: Sequence[Group], place: Place, device: str | None) -> list[Group]:
+    """The groups that a device has no times of, or not of every operation, before the others, each
+    in order of worth; what every run begins with stays first. device: its name; None: unknown."""
+    if device is None:
+        return list(groups)
+    rows = gpu_rows.newest(jsonl.read(place.results / records.slug(device) / gpu_rows.FILE))
+    found = [row for row in gpu_rows.part(rows, "speed") if row["ok"]]
+    known = {row["group"] for row in found} - set(BEGINNING)
+    roofs = {row["name"].split()[0] for row in found if row["group"] == "roof"}
+    if not roofs >= {name for name, _ in place.roof}:
+        known -= {"roof"}
+    return sorted(groups, key=lambda group: group.name in known)
+
+
 def ceilings(place: Place, write: Writer, seconds: float) -> None:
     rates = timing.copy_rates(place.device)
     way, rate = max(rates.items(), key=lambda item: item[1])
     text = f"{rate / 1e12:.3f} TB/s read and written, by {way}"
     write("copy", bytes_per_second=rate, rates=rates, text=text)
+    for mix, rates in timing.mixed_rates(place.device).items():
+        way, rate = max(rates.items(), key=lambda item: item[1])
+        text = f"{rate / 1e12:.3f} TB/s, by {way}"
+        write(f"copy {mix}", bytes_per_second=rate, rates=rates, text=text)
     rate = timing.product_rate(place.device)
     write("bf16 product", flops_per_second=rate, text=f"{rate / 1e12:.0f} TFLOP/s")
 
@@ -222,7 +269,7 @@ def roofs(place: Place, write: Writer, seconds: float) -> None:
     for name, size in place.roof:
         # Beside BatchNorm, torch's on exactly the valid rows, the sum and the activation after it.
         rows = (place.backend, *["reference"] * (size.norm is not None))
-        operation(place, write, name, size, rows, ("forward", "backward"), each)
+        operation(place, write, name, size, rows, ("forward", "backward"), each, True)
 
 
 def operation(
@@ -233,22 +280,31 @@ def operation(
     rows: Sequence[str],
     directions: Sequence[str],
     seconds: float,
+    in_order: bool = False,
 ) -> None:
-    """Lines of one operation, named by row, but for the first of BatchNorm's, and direction where
-    there are several, and by mode."""
+    """Lines of one operation, named by row, but for the first where it is ours alone, and direction
+    where there are several, and by mode. in_order: as of ``ops``; the device's clocks before and
+    after then stand in each line."""
     known = [row for row in jsonl.read(write.files.rows) if row["name"] == "copy"]
     copy = known[-1]["bytes_per_second"] if known else timing.copy_bandwidth(place.device)
     text = f"{name} {size.numbers} {size.dtype}"
+    clocks = {"clocks": [records.clocks()]} if in_order else {}
     try:
-        found = ops.measure(name, size, place.device, seconds, False, copy, rows, directions)
+        found = ops.measure(
+            name, size, place.device, seconds, False, copy, rows, directions, in_order
+        )
     except Exception as error:
         write(text, ok=False, note=children.first_line(error))
         return
+    if in_order:
+        clocks["clocks"].append(records.clocks())
     for row in found:
+        row |= clocks
         if "note" in row:
             write(f"{text} {row['row']}", ok=False, **row)
             continue
-        unnamed = len(rows) == 1 or (size.norm is not None and row["row"] == rows[0])
+        ours_alone = len(rows) == 1 or size.norm is not None
+        unnamed = ours_alone and row["row"] == rows[0]
         told = [row["row"]] * (not unnamed) + [row["direction"]] * (len(directions) > 1)
         write(" ".join([text, *told, row["mode"]]), text=say(row), **row)
 
@@ -272,6 +328,15 @@ def growth(place: Place, write: Writer, seconds: float) -> None:
             total, beyond = grown["growth_4_to_64"], grown["growth_beyond_smaller_groups"]
             text = f"step x{total['step']:.2f}, experts alone x{total['experts alone']:.2f}, "
             write(f"{executor}, growth", text=f"{text}beyond them x{beyond:.2f}", **grown)
+
+
+def resident(place: Place, write: Writer, seconds: float) -> None:
+    # Making the experts and the first calls take about half of the time.
+    speed_resident.measure(write, *place.resident, place.device, seconds / 2)
+
+
+def shelf(place: Place, write: Writer, seconds: float) -> None:
+    speed_shelf.measure(write, place.shelf, place.device, seconds / 2)
 
 
 def predict(place: Place, write: Writer, seconds: float) -> None:
@@ -321,7 +386,8 @@ def main(
             import timm  # noqa: F401  here, before the groups' processes are forked
     place = place or Place()
     stamp = functools.partial(records.environment, place.device)
-    return children.command(args, "speed", groups(place, args.only), stamp, start, runner)
+    chosen = holes_first(groups(place, args.only), place, records.gpu_name())
+    return children.command(args, "speed", chosen, stamp, start, runner)
 
 
 if __name__ == "__main__":

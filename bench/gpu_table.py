@@ -12,11 +12,11 @@ is not what the files say.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 from . import gpu_goals
+from .gpu_cells import cell, kernel_name, markdown, memory, milliseconds, ms, notes_of
 from .gpu_goals import MET, MISSED, NOT_MEASURED, Rows
 from .gpu_rows import card, devices_in, last_of, merge, on_gpu, part, timed
 from .records import RESULTS, ROOT
@@ -55,14 +55,6 @@ def checks(rows: Rows) -> list[str]:
     return ["\n".join(lines)]
 
 
-def markdown(head: list[str], body: list[list[str]]) -> list[str]:
-    if not body:
-        return []
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    rows = [[text.replace("|", "\\|") for text in cells] for cells in [head, rule, *body]]
-    return ["\n".join("| " + " | ".join(cells) + " |" for cells in rows)]
-
-
 def ceilings(rows: Rows) -> list[str]:
     found = {row["name"]: row for row in part(rows, "speed", "ceilings") if row["ok"]}
     lines = [f"{name}: {row['text']}" for name, row in found.items()]
@@ -74,12 +66,15 @@ def goals(devices: list[Rows]) -> list[str]:
     measured = [rows for rows in devices if part(rows, "speed") and on_gpu(rows)]
     if not measured:
         return []
-    head, body = ["goal", "wanted"], [line[:2] for line in gpu_goals.lines(measured[0])]
+    head = ["goal", "wanted", "predicted"]
+    body = [[goal.figure, goal.wanted, goal.predicted] for goal in gpu_goals.GOALS]
     for rows in measured:
         head += [card(rows), "result"]
         for cells, line in zip(body, gpu_goals.lines(rows), strict=True):
             cells += line[2:]
-    return markdown(head, body)
+    found, whys = markdown(head, body), gpu_goals.whys(measured)
+    found += ["\n".join(["Why missed:", *whys])] * bool(whys)
+    return [*found, "\n".join(gpu_goals.foretold())]
 
 
 def missed(rows: Rows, name: str) -> list[str]:
@@ -117,44 +112,6 @@ def steps(found: list[dict], title: str) -> list[str]:
         ])  # fmt: skip
     body += [[r["name"], r.get("note", "-"), *["-"] * 6] for r in found if r not in shown]
     return markdown(head, body)
-
-
-def memory(row: dict, dense: dict) -> str:
-    """A step's peak memory, and how much that is of dense's."""
-    peak, most = row.get("peak_memory"), dense.get("peak_memory")
-    # What torch's own captured networks hold was there before the step: it is not known.
-    if peak is None or row["name"].startswith("captured single"):
-        return "-"
-    return f"{peak / 2**30:.1f}" + (f" ({peak / most:.2f})" if most else "")
-
-
-def kernel_name(name: str) -> str:
-    """A kernel's own name: without its namespaces, templates and arguments, and not too long."""
-    name = re.split(r"[<(]", name.removeprefix("void "))[0]
-    return name.rpartition("::")[2][:50]
-
-
-def milliseconds(row: dict, spread: bool = False) -> str:
-    """A row's median, and its spread; or the mean of one cycle, where time did not do for more."""
-    median = ms(row.get("p50"))
-    if row.get("rounds") == 1:
-        return f"{median} (one cycle)"
-    return f"{median} ({ms(row['p20'])}-{ms(row['p80'])})" if spread else median
-
-
-def ms(seconds: float | None) -> str:
-    return cell(seconds, unit=1e3)
-
-
-def cell(value: float | None, text: str = "{:.2f}", unit: float = 1.0) -> str:
-    """unit: how many of the text's make one of the value's."""
-    return "-" if value is None else text.format(value * unit)
-
-
-def notes_of(found: list[dict]) -> list[str]:
-    """Of rows that have no time, why."""
-    lines = [f"- {row['name']}: {row.get('note', '-')}" for row in found if not row["ok"]]
-    return ["\n".join(lines)] if lines else []
 
 
 GLUES = {"reference eager": "reference", "compiled eager": "compiled", "torch eager": "torch",
@@ -265,6 +222,13 @@ def predicted(rows: Rows) -> list[str]:
     return markdown(["prediction", "ms (20-80 %)", "x one expert"], body) + notes_of(found)
 
 
+def in_lines(rows: Rows, group: str, title: str) -> list[str]:
+    """Rows of a group as their own lines say it."""
+    found = part(rows, "speed", group)
+    body = [[row["name"], row["text"]] for row in timed(found)]
+    return markdown([title, "found"], body) + notes_of(found)
+
+
 def threads(rows: Rows) -> list[str]:
     """A table of the host's threads: milliseconds a step."""
     counts = sorted({int(key[1][4:]) for key in rows if key[1].startswith("cpu ")})
@@ -290,7 +254,9 @@ def whole(devices: list[Rows]) -> str:
         blocks += steps(part(rows, "speed", "atari"), "the step of Atari's hub")
         blocks += glues(rows, "glue", "glue (N,M,K,C), us")
         blocks += glues(rows, "compiled", "glue beside torch.compile, us")
-        blocks += aggregates(rows) + roofs(rows) + growths(rows) + predicted(rows) + threads(rows)
+        blocks += aggregates(rows) + roofs(rows) + growths(rows) + predicted(rows)
+        blocks += in_lines(rows, "resident", "predictions of a hub larger than its room")
+        blocks += in_lines(rows, "shelf", "a training step of a shelf's heads") + threads(rows)
     return "\n\n".join(blocks)
 
 

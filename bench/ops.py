@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -108,11 +108,14 @@ def measure(
     roof: float,
     rows: Sequence[str] | None = None,
     directions: Sequence[str] = DIRECTIONS,
+    in_order: bool = False,
 ) -> list[dict]:
     """The rows of one operation at one size. ``roof``: the measured copy bandwidth, bytes/s.
 
     rows: which to measure, "dense" (of the aggregate: the concatenation and one product) among
-    them; None: all of the device but that.
+    them; None: all of the device but that. in_order: on a GPU, rows of graphs keep all their
+    samples, ``samples_us`` in the order of the rounds; and beside the gather is a row ``repeat`` of
+    the same rounds: torch's copy that writes each byte twice, as a gather for K = 2 does.
     """
     if rows is None:
         rows = ["reference", "torch", *["triton"] * (device == "cuda"), *["compiled"] * compiled]
@@ -142,14 +145,16 @@ def measure(
     measured = [{**common, "row": row, "note": note} for row, note in notes.items()]
     for direction in directions:
         try:
-            measured += _direction(operation, direction, errors, device, seconds, common)
+            measured += _direction(operation, direction, errors, device, seconds, common, in_order)
         except RuntimeError as error:  # out of memory, a capture that failed
             note = f"{direction}: {first_line(error)}"
             measured.append({**common, "row": "all", "note": note})
     return measured
 
 
-def _direction(operation: Operation, direction, errors, device, seconds, common) -> list[dict]:
+def _direction(
+    operation: Operation, direction, errors, device, seconds, common, in_order=False
+) -> list[dict]:
     functions = {row: operations.function(operation, row, direction) for row in errors}
     # Compiled code cannot be looked into by operator: the count is for the others.
     static = {
@@ -159,7 +164,7 @@ def _direction(operation: Operation, direction, errors, device, seconds, common)
         }
         for row, function in functions.items()
     }
-    modes = {"eager": timing.interleaved(functions, device, seconds)}
+    modes, samples = {"eager": timing.interleaved(functions, device, seconds)}, {}
     if device == "cuda":
         # A loop of masks waits for each count.
         masked = operation.name not in ("exploit_loss", "masked_batch_norm")
@@ -168,22 +173,38 @@ def _direction(operation: Operation, direction, errors, device, seconds, common)
             for row in functions
             if row in ("torch", "triton", "dense") or not masked
         }
-        modes["graph"] = timing.replayed(graphs, seconds)
+        if in_order and (operation.name, direction) == ("gather", "forward"):
+            graphs["repeat"] = timing.capture(lambda: _repeated_copy(operation))
+            static["repeat"], errors = {}, errors | {"repeat": None}
+        modes["graph"] = timing.replayed(graphs, seconds, kept=samples if in_order else None)
     fewest = operation.bytes(direction)
     base, rows = modes["eager"].get("reference"), []
     for mode, times in modes.items():
         for row, found in times.items():
-            moved = static[row]["moved_bytes"]
+            moved = static[row].get("moved_bytes")
             rows.append(
                 {
                     **common, "direction": direction, "row": row, "mode": mode, **asdict(found),
                     **static[row], "fewest_bytes": fewest,
+                    **_ordered(samples if mode == "graph" else {}, row),
                     "moved_over_fewest": moved and moved / fewest,
                     "share_of_copy": fewest / found.p50 / common["copy_bandwidth"],
                     "speedup": base and base.p50 / found.p50, "error": errors[row],
                 }
             )  # fmt: skip
     return rows
+
+
+def _ordered(samples: dict[str, list[float]], row: str) -> dict[str, list[float]]:
+    if row not in samples:
+        return {}
+    return {"samples_us": [round(seconds * 1e6, 1) for seconds in samples[row]]}
+
+
+def _repeated_copy(operation: Operation) -> Callable[[], object]:
+    x, k = operation.leaves[0].detach(), operation.size.k
+    out = x.new_empty(len(x), k, *x.shape[1:])
+    return lambda: out.copy_(x[:, None].expand_as(out))
 
 
 def show(rows: list[dict]) -> None:

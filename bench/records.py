@@ -70,10 +70,26 @@ def commit() -> str:
 
 @functools.cache
 def driver() -> str:
+    return (_asked("driver_version") or "unknown").split()[0]
+
+
+@functools.cache
+def gpu_name() -> str | None:
+    """As torch names it, without touching CUDA; None where there is none."""
+    return _asked("name")
+
+
+def clocks() -> str | None:
+    """Of the GPU now: its clocks, its power, and what holds them back; None where there is none."""
+    return _asked("clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active")
+
+
+def _asked(what: str) -> str | None:
     try:
-        return _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return "unknown"
+        found = _run("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.splitlines()[0].strip() if found else None
 
 
 def _version(name: str) -> str | None:

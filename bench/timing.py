@@ -140,8 +140,13 @@ def replayed(
     seconds: float = 2.0,
     min_rounds: int = 10,
     max_rounds: int = 200,
+    kept: dict[str, list[float]] | None = None,
 ) -> dict[str, Times]:
-    """Device seconds of one replay of each graph, by events, the cache overwritten before each."""
+    """Device seconds of one replay of each graph, by events, the cache overwritten before each.
+
+    kept: is given each graph's samples in the order of the rounds, which tells two speeds that take
+    turns from two that follow each other.
+    """
     size = max(torch.cuda.get_device_properties(0).L2_cache_size, 1 << 25) * 4
     cache = torch.empty(size, dtype=torch.uint8, device="cuda")
     order, shuffle = list(graphs), random.Random(0).shuffle
@@ -161,6 +166,8 @@ def replayed(
             after.record()
             after.synchronize()
             samples[name].append(before.elapsed_time(after) / 1e3)
+    if kept is not None:
+        kept |= samples
     return {name: Times.of(found) for name, found in samples.items()}
 
 
@@ -194,6 +201,38 @@ def copy_rates(
 def copy_bandwidth(device: torch.device | str, **options) -> float:
     """The fastest of ``copy_rates``, whose options it takes: the roof of other rows."""
     return max(copy_rates(device, **options).values())
+
+
+def mixed_rates(
+    device: torch.device | str,
+    megabytes: int | None = None,
+    measure: Callable[..., dict[str, float]] | None = None,
+) -> dict[str, dict[str, float]]:
+    """As ``copy_rates``, of kernels that write two bytes for each that they read ("1:2"), and of
+    those that read two for each that they write ("2:1"): by mix, then by what copies.
+
+    Memory is slower where reads and writes take turns, and caches take what is read or written at
+    once: an operation that does not move as much in as out has another roof than a plain copy.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    size = (megabytes or (2048 if on_gpu else 128)) << 20
+    short = torch.randint(2**31 - 1, (size // 4,), dtype=torch.int32, device=device)
+    long, other = torch.empty_like(short, dtype=torch.int64), torch.empty_like(short)
+    rows = short.view(-1, 1, 256)  # each is written twice in a row: the second read is of a cache
+    twice = long.view(torch.int32).view(-1, 2, 256)
+    low, high = long.view(torch.int32).chunk(2)
+    ways = {
+        "1:2": {"widen": lambda: long.copy_(short), "repeat": lambda: twice.copy_(rows)},
+        "2:1": {
+            "narrow": lambda: other.copy_(long),
+            "and": lambda: torch.bitwise_and(low, high, out=other),
+        },
+    }
+    found = {}
+    for mix, by_way in ways.items():
+        seconds = (measure or seconds_in_a_row)(by_way, device, captured=tuple(by_way))
+        found[mix] = {way: 3 * size / each for way, each in seconds.items()}
+    return found
 
 
 def say_share(share: float) -> str:

@@ -9,8 +9,9 @@ from unittest.mock import MagicMock
 import hubpath_fast.kernels  # noqa: F401
 import pytest
 import torch
-from support.bench import Written
+from support.bench import Lanes, Written, graphs_for_cpu
 
+from bench import timing
 from bench.children import Files, Writer
 
 
@@ -47,6 +48,25 @@ def tf32():
     yield lambda: tuple(owner.allow_tf32 for owner in owners)
     assert [owner.allow_tf32 for owner in owners] == [True, True]
     owners[1].allow_tf32 = False
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """As few rounds as there must be, however many seconds."""
+    interleaved = timing.interleaved
+
+    def least(functions, device="cpu", seconds=2.0, *rest, **options):
+        return interleaved(functions, device, 0.0, *rest, **options)
+
+    monkeypatch.setattr(timing, "interleaved", least)
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    """The numbers of lanes that graphs were asked to run on; they are stand-ins."""
+    graphs_for_cpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, inputs: module)
+    return Lanes.asked
 
 
 class Clock:

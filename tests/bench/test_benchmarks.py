@@ -87,7 +87,7 @@ def test_no_kept_forward_has_the_leaves_of_a_captured_backward(monkeypatch):
         return None
 
     monkeypatch.setattr(ops.timing, "capture", capture)
-    monkeypatch.setattr(ops.timing, "replayed", lambda graphs, seconds: {})
+    monkeypatch.setattr(ops.timing, "replayed", lambda graphs, seconds, kept=None: {})
     monkeypatch.setattr(ops, "peak_memory", lambda function, device: None)
     monkeypatch.setattr(ops.timing, "interleaved", lambda functions, *_: {})
     arguments = (0.0, {"copy_bandwidth": 1e9})

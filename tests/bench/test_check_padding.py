@@ -11,6 +11,7 @@ from torch import nn
 
 from bench import check_padding
 from hubpath_fast import functional as HF
+from hubpath_fast.executors.graphs import capacities
 
 make = partial(make_hub, budget=10**9)  # 64 pixels: the rows alone would fill the stand-in's
 
@@ -65,6 +66,14 @@ def test_running_statistics_that_stay_are_seen(write, monkeypatch):
     )  # fmt: skip
     check_padding.agreement(write, "cpu", make, SMALL)
     assert "buffers off by" in write[0]["note"]
+
+
+def test_a_group_that_comes_often_and_is_never_captured_is_named(write, monkeypatch):
+    for rule, never in (("OFTEN", 99.0), ("MOVED", -99.0)):
+        monkeypatch.setattr(capacities, rule, never)
+    check_padding.agreement(write, "cpu", make, SMALL)
+    text = "a group of 24 rows is not replayed when it comes 5 times"
+    assert [row.get("note") for row in write] == [text, text]
 
 
 def test_an_expert_that_is_not_padded_is_named(write):

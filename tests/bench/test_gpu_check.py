@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.bench import (
     FAILING,
+    SMALL_SHELF,
     TINY_GLUE,
     chosen_for_cpu,
     make_hub,
@@ -24,7 +25,18 @@ from support.bench import (
     small_padding,
 )
 
-from bench import check_kernels, check_padding, children, gpu_check, jsonl, precompile, pytest_lines
+from bench import (
+    check_kernels,
+    check_models,
+    check_padding,
+    check_ranks,
+    children,
+    gpu_check,
+    jsonl,
+    precompile,
+    pytest_lines,
+)
+from bench.inputs import Size
 from bench.records import ROOT
 
 
@@ -34,23 +46,27 @@ def place(monkeypatch, interpreted):
     small_padding(monkeypatch)
     for networks in ("NETWORKS", "DRAWING"):
         monkeypatch.setattr(check_padding, networks, {"small": normed_expert})
+    monkeypatch.setattr(check_models, "CHANGES", {"as it is": id})
+    monkeypatch.setattr(check_ranks, "LAYOUTS", {"ep": "BatchNorm"})
     return gpu_check.Place(
         device="cpu", cases=tuple(small_cases()), glues=(TINY_GLUE,), repeats=1,
         waits_forbidden=contextlib.nullcontext, record=lambda function: function,
-        executors=("graphs", "threads"), make_hub=partial(make_hub, budget=10**9), **FAILING,
+        executors=("graphs", "threads"), make_hub=partial(make_hub, budget=10**9), width=16,
+        connection="gloo", draws=(Size(9, 5, 2, 1),), shelves={"small": SMALL_SHELF}, **FAILING,
     )  # fmt: skip
 
 
 def test_every_group_that_needs_no_gpu_runs_on_a_cpu(place, tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--seconds", "9999"]  # however busy the machine is
-    here = run_here("machine", "compile", "tests", "memory", "inductor")
+    here = run_here("machine", "compile", "tests", "memory", "export", "inductor")
     assert gpu_check.main(arguments, place, here) == 0, capsys.readouterr().out
     rows = jsonl.read(tmp_path / "check.jsonl")
-    # Values of a case each and the group's own line; noise drawn in the kernel; 12 + the glue.
+    # Values of a case each and the group's own line; noise drawn, and by number; 13 + the glue.
     assert Counter(row["group"] for row in rows) == {
-        "machine": 1, "compile": 1, "router": 3, "gather": 4, "aggregate": 5, "combine": 4,
-        "batch norm": 3 + 1, "glue": 13 + 1 + 13 + 1, "executors": 8 + 3 + 1, "captures": 3 + 1,
-        "padding": 2 + 1 + 1, "tests": 1, "memory": 1, "inductor": 1,
+        "machine": 1, "compile": 1, "router": 1 + 2 + 1, "gather": 4, "aggregate": 5, "combine": 5,
+        "batch norm": 3 + 1, "glue": 14 + 1 + 14 + 1, "executors": 8 + 3 + 1, "captures": 3 + 1,
+        "padding": 2 + 1 + 1, "models": 2 + 2 + 1, "shelf": 4 + 1, "resident": 2 + 1,
+        "ranks": 2 + 1, "tests": 1, "export": 1, "memory": 1, "inductor": 1,
     }  # fmt: skip
     names = [row["name"] for row in rows]
     assert "route 9,4,2" in names
@@ -72,6 +88,10 @@ def test_a_dry_run_lists_groups_within_the_seconds(capsys):
         "float64: batch norm",
         "graphs and streams",
         "padded to sizes: timm ResNet",
+        "dropped slots",
+        "larger than its room",
+        "heads on features: ragged, large",
+        "two on one GPU",
         "test_gpu_router",
         "sanitizer",
     ):
@@ -202,8 +222,11 @@ def test_the_tests_of_a_gpu_are_named_by_file_those_of_most_worth_first(writer, 
     gpu_check.tests(gpu_check.Place(), writer, 1.0)
     files = [word for word in asked[0] if word.endswith(".py")]
     names = [os.path.basename(name) for name in files]
-    assert set(names[:2]) == {"test_graphs_gpu.py", "test_executors.py"}
+    assert set(names[: len(gpu_check.FIRST)]) == {f"{name}.py" for name in gpu_check.FIRST}
     assert {"test_gpu_outputs.py", "test_gpu_router.py"} <= set(names)
+    # These run on a CPU, too: all the more on a GPU.
+    assert {"test_feature_heads.py", "test_shelf_bank.py", "test_shelf_bank_fit.py"} <= set(names)
+    assert asked[0][asked[0].index("pytest") + 1 :].count("gpu or either") == 1
     assert all(os.path.isabs(name) and os.path.exists(name) for name in files)
     assert pytest_lines.writer().stamp == {"device": "d"}
     assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
@@ -221,7 +244,7 @@ def test_what_inductor_compiles_for_is_tested_last_and_by_itself(
     assert alone[-2:] == list(gpu_check.INDUCTOR)
     assert [command[command.index("-n") + 1] for command in asked] == workers
     last = gpu_check.groups(gpu_check.Place())[-1]
-    assert (last.name, last.seconds) == ("inductor", 45)  # cold, 16 s were too few for any of them
+    assert (last.name, last.seconds) == ("inductor", 38)  # cold, 16 s were too few for any of them
     for test in gpu_check.INDUCTOR:
         file, _, name = test.partition("::")
         assert f"def {name}(" in (ROOT / file).read_text()

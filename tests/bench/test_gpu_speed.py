@@ -9,9 +9,8 @@ import torch
 from support.bench import (
     PRESET,
     SMALL_NORM,
+    SMALL_SHELF,
     Backend,
-    Lanes,
-    graphs_for_cpu,
     linear_experts,
     run_here,
 )
@@ -21,36 +20,17 @@ from bench import (
     gpu_speed,
     jsonl,
     predictions,
+    speed_resident,
+    speed_shelf,
     speed_step,
-    step_counts,
     step_growth,
     step_models,
     step_rows,
-    timing,
 )
 from bench.inputs import Size
 
 ROWS = ("single 0", "captured single 0", "sequential", "threads", "dense", "reference", "glue",
         "generator")  # fmt: skip
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """As few rounds as there must be, however many seconds."""
-    interleaved = timing.interleaved
-
-    def least(functions, device="cpu", seconds=2.0, *rest, **options):
-        return interleaved(functions, device, 0.0, *rest, **options)
-
-    monkeypatch.setattr(timing, "interleaved", least)
-
-
-@pytest.fixture
-def lanes(monkeypatch):
-    """The numbers of lanes that graphs were asked to run on; they are stand-ins."""
-    graphs_for_cpu(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, inputs: module)
-    return Lanes.asked
 
 
 @pytest.fixture
@@ -65,7 +45,8 @@ def place(monkeypatch):
         roof=(("gather", Size(9, 3, 2, 5)), ("masked_batch_norm", SMALL_NORM)),
         aggregate=(Size(9, 3, 2, 5),), large=(30, 2), large_rows=("sequential", "graphs, 8 lanes"),
         growth=((8, 4, 2), (64, 64, 2)), batches=(1, 5), compiled=((7, 3, 2, 4),),
-        captures=Backend,
+        captures=Backend, resident=(lambda: linear_experts(range(6), 5, 16), 16, 7),
+        shelf=SMALL_SHELF,
     )  # fmt: skip
 
 
@@ -83,6 +64,10 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
     copy = rows["ceilings", "copy"]
     assert copy["bytes_per_second"] == max(copy["rates"].values()) > 1e6
     assert copy["text"].split()[-1] in ("copy_", "kernel")
+    for mix, ways in (("1:2", {"widen", "repeat"}), ("2:1", {"narrow", "and"})):
+        found = rows["ceilings", f"copy {mix}"]
+        assert found["rates"].keys() == ways
+        assert found["bytes_per_second"] == max(found["rates"].values()) > 1e6
     assert rows["ceilings", "bf16 product"]["flops_per_second"] > 1e6
     for name in ROWS:
         row = rows["step", name]
@@ -126,6 +111,14 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
     for name in place.large_rows:
         row = rows["large", name]
         assert (row["N"], row["calls"]) == (30, 2)  # a cycle of two routings
+    for rate in (1.0, 0.9, 0.5):
+        row = rows["resident", f"room for 4, {rate:.0%} hits"]
+        assert row["images_per_second"] == pytest.approx(7 / row["mean"])
+        assert (row["hit_rate"] == 1) == (row["bytes_in"] == 0) == (rate == 1)
+    assert rows["resident", "all on the device"]["images_per_second"] > 0
+    for name in speed_shelf.ROWS:
+        row = rows["shelf", name]
+        assert (row["experts"], row["calls"], row["rounds"]) == (5, speed_shelf.RECORDED, 3)
     assert rows["compiled", "7,3,2,4 compiled eager"]["speedup"] > 0
     assert len(compiled) == 1
     for executor in ("sequential", "graphs"):
@@ -151,151 +144,6 @@ def test_every_part_is_measured_on_a_cpu(place, lanes, quick, tmp_path, capsys, 
 
 def rows_of(writer):
     return jsonl.read(writer.files.rows)
-
-
-def test_a_wrong_row_is_told_and_the_others_are_timed(writer, monkeypatch):
-    check = step_rows.check
-    monkeypatch.setattr(
-        step_rows, "check",
-        lambda setting, model: "prediction: off" if model.executor == "threads" else
-        check(setting, model),
-    )  # fmt: skip
-    speed_step.measure(writer, PRESET, 16, ("threads", "streams", "sequential"), "cpu", 0.1)
-    rows = rows_of(writer)
-    assert [(row["name"], row.get("note")) for row in rows if not row["ok"]] == [
-        ("threads", "ValueError: not timed: prediction: off"),
-        ("streams", "ValueError: executor: 'streams' needs CUDA, but the input is on cpu; move the "
-                    'model and its input there, or use executor="auto"'),
-    ]  # fmt: skip
-    assert [row["name"] for row in rows if row["ok"]] == ["sequential", "sequential"]
-
-
-def test_a_row_is_on_disk_before_all_are_timed(writer, monkeypatch):
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(timing, "interleaved", killed)
-    with pytest.raises(KeyboardInterrupt):
-        speed_step.measure(writer, PRESET, 16, ("single 0", "sequential"), "cpu", 100.0)
-    rows = rows_of(writer)
-    assert [row["name"] for row in rows] == ["single 0", "sequential"]
-    assert all(row["p50"] > 0 and row["rounds"] == 1 for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "device", "rounds"),
-    # Cycles of four steps: three of them fit into 0.9 of the seconds on a CPU, into half on a GPU.
-    [(13.0, "cpu", 1), (14.0, "cpu", 3), (23.0, "cuda", 1), (25.0, "cuda", 3)],
-)
-def test_rounds_fit_the_seconds(writer, on_a_gpu, monkeypatch, seconds, device, rounds):
-    asked = []
-
-    def interleaved(functions, device, left, min_rounds, calls):
-        asked.append((min_rounds, calls))
-        return {name: timing.Times.of([1.0] * min_rounds, calls) for name in functions}
-
-    def begin(write, row, setting):
-        row.values |= vars(timing.Times.of([1.0], len(setting.noise)))
-        write(row.name, **row.values)
-
-    setting = step_rows.make(PRESET, 16)
-    setting.noise *= 2
-    monkeypatch.setattr(timing, "interleaved", interleaved)
-    monkeypatch.setattr(speed_step, "_begin", begin)
-    monkeypatch.setattr(speed_step.time, "monotonic", lambda: 0.0)
-    speed_step.measure(writer, PRESET, 16, ("single 0",), device, seconds)
-    row = rows_of(writer)[-1]
-    assert asked == ([] if rounds == 1 else [(3, 4)])
-    assert (row["rounds"], row["calls"]) == (rounds, 4)
-    assert row["text"].startswith("1000.00 ms" + " (one cycle)" * (rounds == 1))
-
-
-def test_the_device_is_not_waited_for_within_a_cycle(writer, quick, monkeypatch):
-    events, step = [], step_rows.single_step
-    monkeypatch.setattr(timing, "synchronize", lambda device: events.append("wait"))
-    monkeypatch.setattr(
-        step_rows, "single_step",
-        lambda *a: (lambda run: lambda: events.append("step") or run())(step(*a)),
-    )  # fmt: skip
-    speed_step.measure(writer, PRESET, 16, ("single 0",), "cpu", 100.0)
-    runs = "".join("." if event == "step" else "|" for event in events).split("|")
-    assert [len(run) for run in runs if run] == [4, 4, 1, *[4] * speed_step.LEAST_CYCLES]
-
-
-def test_graphs_that_replay_something_else_are_not_timed(writer, lanes, monkeypatch):
-    capture = Backend.capture
-
-    def stale(self, function, pool):
-        calls = []
-
-        def changing():
-            calls.append(function())
-            return calls[0] if len(calls) == 1 else [t if t is None else t * 1.5 for t in calls[-1]]
-
-        return capture(self, changing, pool)
-
-    monkeypatch.setattr(Backend, "capture", stale)
-    speed_step.measure(writer, PRESET, 16, ("graphs, 2 lanes",), "cpu", 0.1)
-    [row] = rows_of(writer)
-    assert "not timed: replays: prediction: relative error" in row["note"]
-
-
-def test_graphs_that_would_need_too_much_memory_are_not_timed(writer, lanes, monkeypatch):
-    monkeypatch.setattr(Lanes, "budget", lambda self: 1000)
-    speed_step.measure(writer, PRESET, 16, ("graphs, 2 lanes",), "cpu", 0.1)
-    [row] = rows_of(writer)
-    assert "not timed: no graph was replayed: the experts' graphs would need some" in row["note"]
-
-
-@pytest.fixture
-def on_a_gpu(monkeypatch):
-    """Whole steps that are measured on "cuda", on a CPU; what was asked of the device, in order."""
-    asked = []
-    found = step_counts.DeviceTime(2e-3, 3e-3, 55.0, (("conv", 1e-3, 4.0),))
-    monkeypatch.setattr(
-        speed_step, "device_time", lambda function, device, calls: asked.append("profile") or found
-    )
-    monkeypatch.setattr(
-        speed_step, "peak_memory", lambda function, device: asked.append("memory") or 5
-    )
-    monkeypatch.setattr(timing, "synchronize", lambda device: None)
-    setting = step_rows.make(PRESET, 16, "cpu", recorded=2)
-    monkeypatch.setattr(step_rows, "make", lambda *_, **__: setting)
-    return asked
-
-
-def test_what_the_device_does_is_asked_once_all_is_timed(writer, on_a_gpu):
-    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 0.1)
-    assert on_a_gpu == ["memory"] * 2 + ["profile"] * 2  # a profiler may stay attached
-    row = rows_of(writer)[-1]
-    assert (row["busy"], row["launches"], row["peak_memory"]) == (2e-3, 55.0, 5)
-    assert row["dearest"] == [["conv", 1e-3, 4.0]]
-    assert row["text"].endswith("busy 2.00, 55 launches")
-
-
-@pytest.mark.parametrize("problem", ["it fails", "it sees nothing"])
-def test_a_profile_that_is_none_costs_no_time_that_was_measured(
-    writer, on_a_gpu, quick, monkeypatch, problem
-):
-    def no_profile(function, device, calls):
-        if problem == "it fails":
-            raise RuntimeError("CUPTI_ERROR_MULTIPLE_SUBSCRIBERS")
-
-    monkeypatch.setattr(speed_step, "device_time", no_profile)
-    speed_step.measure(writer, PRESET, 16, ("single 0", "dense"), "cuda", 100.0)
-    rows = {row["name"]: row for row in rows_of(writer)}  # the last of each
-    assert list(rows) == ["single 0", "dense"]
-    for row in rows.values():
-        assert row["ok"]
-        assert row["p50"] > 0
-        assert (row["rounds"], row["calls"]) == (3, 2)
-        assert "busy" not in row
-        assert "not profiled: " in row["text"]
-
-
-def test_memory_of_graphs_counts_in_the_peak(on_a_gpu):
-    row = speed_step.Row("graphs, 1 lane", int, values={"graph_memory": 100})
-    assert speed_step._peak(row, "cuda") == {"peak_memory": 105}
 
 
 def test_a_glue_that_breaks_costs_its_own_size(place, writer, monkeypatch):
@@ -362,21 +210,6 @@ def test_a_step_that_is_wrong_is_not_one_of_growth(place, writer, quick, monkeyp
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("build", "make_step"),
-    [(step_rows.hub, step_rows.hub_step), (step_rows.reference_hub, step_rows.reference_step)],
-)
-def test_recorded_routings_are_gone_through_in_turn(build, make_step):
-    setting, seen = step_rows.make(PRESET, 16, "cpu", recorded=3), []
-    model = build(setting)
-    model.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
-    step = make_step(setting, model)
-    for _ in range(4):
-        step()
-    assert [id(eps) for eps in seen] == [id(setting.noise[i % 3]) for i in range(4)]
-    assert next(step_rows.make(PRESET, 16, "cpu").noises()) is None
-
-
 def planned(listed):
     """Seconds by group, as a dry run lists them."""
     pairs = [line.split("planned") for line in listed.splitlines()]
@@ -391,16 +224,62 @@ def test_a_dry_run_keeps_to_the_seconds_and_names_the_rows(capsys):
                  "240 each: balanced, drifting"):  # fmt: skip
         assert word in listed
     seconds = planned(listed)
-    assert 280 < sum(seconds.values()) <= 300
+    assert sum(seconds.values()) == pytest.approx(300, abs=len(seconds) / 2)  # each is rounded
     assert list(seconds)[3:] == [
         "step", "graphs", "stream", "glue", "aggregate", "roof", "agent", "atari", "large",
-        "growth", "predict", "compiled",
+        "resident", "shelf", "growth", "predict", "compiled",
     ]  # fmt: skip
     atari = next(line for line in listed.splitlines() if line.strip().startswith("atari"))
     rows = "single 0, captured single 0, sequential, streams, dense, reference"
     assert atari.endswith(rows)  # no graphs, which do not replay noisy networks
     preset, px = gpu_speed.Place().step  # the paper's
     assert (step_models.PRESETS[preset].n, step_models.PRESETS[preset].k, px) == (48, 2, 224)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_device_has_no_times_of_comes_first(place, tmp_path, monkeypatch, capsys, whole):
+    lines = [
+        {"group": "step", "name": "dense"},
+        {"group": "graphs", "name": "graphs, 1 lane"},
+        {"group": "large", "name": "sequential", "ok": False},
+        {"group": "roof", "name": "gather 9,3,2,5 float32 forward graph"},
+        *[{"group": "roof", "name": "masked_batch_norm 6/9 float32 forward graph"}] * whole,
+    ]
+    shared = {"part": "speed", "ok": True, "date": "2026-11-27"}
+    jsonl.write(tmp_path / "a-gpu-80gb" / "gpu.jsonl", [shared | line for line in lines])
+    monkeypatch.setattr(gpu_speed.records, "gpu_name", lambda: "A GPU 80GB")
+    only = ["--only", "step,roof,large", "--dry-run"]
+    gpu_speed.main(only, replace(place, results=tmp_path))
+    order = list(planned(capsys.readouterr().out))
+    known = ["step", "graphs", *["roof"] * whole]
+    assert order == [
+        "machine", "compile", "ceilings", "stream", *["roof"] * (not whole), "large", *known
+    ]  # fmt: skip
+
+
+def test_experts_are_found_as_often_as_asked():
+    for rate, misses in ((1.0, 0), (0.5, 60), (0.75, pytest.approx(30, abs=8))):
+        batches = speed_resident.asked(rate, speed_resident.EXPERTS)
+        there, missed = [], 0
+        for _ in range(60):
+            for expert in next(batches):
+                missed += expert not in there and expert >= speed_resident.K
+                there = [*[e for e in there if e != expert], expert][-speed_resident.ROOM :]
+        assert missed == misses
+
+
+def test_a_room_whose_predictions_differ_is_not_timed(writer):
+    def other(*shape):
+        def experts():
+            layers = linear_experts(range(6), 5, 16)
+            layers[1].register_forward_hook(lambda module, args, out: out + next(change))
+            return layers
+
+        change = iter([0.0, 1.0])
+        return experts
+
+    with pytest.raises(ValueError, match=r"not timed: experts \[0, 1\]: relative error"):
+        speed_resident.measure(writer, other(), 16, 7, "cpu", 0.1)
 
 
 FIRST = {"machine": 6, "compile": 14, "ceilings": 4}

@@ -9,10 +9,12 @@ import torch
 from support.bench import FAILING, Lanes, graphs_for_cpu, make_hub
 from support.specialisation import specialisation
 
+import hubpath_fast as hp
 from bench import (
     check_executors,
     check_kernels,
     check_padding,
+    check_shelf,
     glue,
     gpu_check,
     precompile,
@@ -21,6 +23,8 @@ from bench import (
 )
 from bench.timing import Times
 from hubpath_fast.executors.graphs.masked import masked, settled
+from hubpath_fast.shelf.executor import GroupedHeads
+from hubpath_fast.shelf.placing import place
 
 
 @pytest.mark.parametrize(
@@ -154,3 +158,23 @@ def test_the_checks_of_the_router_and_of_the_glue(write, compiled):
             glue.step(glue.make(*size, "cpu"), "triton")()
 
     assert_compiled(keys_of(checks), compiled)
+
+
+def test_the_checks_of_a_shelf(compiled, monkeypatch):
+    # Nothing was routed, so nothing can be read by where it lies.
+    monkeypatch.setattr(
+        hp.SumAggregator, "from_rows",
+        lambda self, outputs, routing: outputs[: len(routing.weights)] * routing.weights[:, :1],
+    )  # fmt: skip
+    shelf = check_shelf.SHELVES["ragged"]
+
+    def checks():
+        for own in (False, True):
+            model = check_shelf.hub_of(shelf)
+            model.executor = GroupedHeads("triton")
+            place(model, "cpu", precompile.ROOM)
+            next(check_shelf.trained(model, shelf, "cpu", own))
+
+    found = keys_of(checks)
+    assert {"_heads_forward", "_update"} <= {name for name, _ in found}
+    assert_compiled(found, compiled)

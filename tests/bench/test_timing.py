@@ -179,7 +179,7 @@ def test_rates_are_bytes_and_operations_of_a_second():
     assert timing.product_rate("cpu", size=64, measure=measure) == 2 * 64**3 / 0.5
 
 
-def test_what_is_measured_as_a_copy_copies_each_byte_once():
+def test_what_is_measured_as_a_copy_moves_each_byte_once():
     moved = {}
 
     def measure(functions, device, captured):
@@ -189,6 +189,10 @@ def test_what_is_measured_as_a_copy_copies_each_byte_once():
     timing.copy_rates("cpu", megabytes=1, measure=measure)
     assert moved["kernel"] == 2 << 20
     assert moved["copy_"] >= 1 << 20
+    timing.mixed_rates("cpu", megabytes=1, measure=measure)
+    assert {way: moved[way] >> 20 for way in ("widen", "repeat", "narrow", "and")} == {
+        "widen": 3, "repeat": 3, "narrow": 3, "and": 3
+    }  # fmt: skip
 
 
 def test_ceilings_are_of_many_in_a_row_and_a_copy_is_not_captured(cuda, clock, monkeypatch):
@@ -207,3 +211,10 @@ def test_ceilings_are_of_many_in_a_row_and_a_copy_is_not_captured(cuda, clock, m
 def test_a_share_above_the_copy_says_so():
     assert timing.say_share(0.994) == "99% of copy"
     assert timing.say_share(1.56) == "156% of copy (above it)"
+
+
+def test_samples_are_kept_in_the_order_of_the_rounds(cuda):
+    graphs, kept = {name: timing.Captured(SimpleNamespace(replay=int), int) for name in "ab"}, {}
+    found = timing.replayed(graphs, 0.0, min_rounds=4, kept=kept)
+    assert kept == {"a": [cuda] * 4, "b": [cuda] * 4}
+    assert found["a"].rounds == 4
