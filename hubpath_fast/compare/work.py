@@ -12,10 +12,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..baselines import difference
+from ..baselines.costs import inference_costs
 from ..files import write_bytes, write_json
 from ..hub import expert_names
 from ..hub.costs import count_flops
-from ..runs.measure import PeakMemory, inference_costs, predict
+from ..runs.measure import PeakMemory, predict
 from ..runs.warm_up import warm_up_steps
 from ..training import RoutingCollapseWarning
 from ..training.random_state import seed_all

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from ..baselines.costs import BATCH, inference_costs
 from ..devices import eval_mode
 from ..executors.remembered import device_name
 from ..model import HubPathway
-from ..runs.measure import BATCH, inference_costs
 
 
 def measured_costs(model: HubPathway, batch: int = BATCH) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..baselines.costs import wait
 from ..devices import autocast, eval_mode
 from ..executors.remembered import PREDICTIONS, device_name, hub_key
 from ..files import write_bytes, write_json
@@ -33,7 +34,6 @@ from ..runs.build import eval_batches
 from ..runs.config import CLASSIFICATION
 from ..runs.data import open_held_out
 from ..runs.folder import Run, open_run
-from ..runs.measure import wait
 
 BUDGET = "budget.json"
 PICTURES = ("budget.png", "budget.svg")

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from .._checks import check_k
+from ..baselines.costs import wait
 from ..devices import check_device
 from ..hub.build import check_names, default_input_size, working_size
 from ..hub.costs import BYTES_PER_ADAMW_PARAMETER, TASK, Costs, costs, saved_bytes
@@ -29,7 +30,6 @@ from ..parallel.ranks import layout
 from ..parallel.share import check_batch_size
 from ..parallel.traffic import dp_bytes, ep_bytes, on_the_wire
 from ..runs.folder import RunFolder
-from ..runs.measure import wait
 
 WARM_UPS, REPEATS = 2, 5
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.command import hubpath
 
 from hubpath_fast.data import DigitsTask
 from hubpath_fast.recipes.predict import predict
@@ -72,9 +73,8 @@ def test_other_libraries():
 def trained(tmp_path_factory):
     """A run of ``hubpath fit`` on a few digits."""
     folder = tmp_path_factory.mktemp("service") / "run"
-    hubpath = "from hubpath_fast.cli import main; main()"
-    run("-c", hubpath, "fit", "--preset", "tiny", "--dataset", "digits", "--steps", 2,
-        "--set", "crops=1", "--out", folder)  # fmt: skip
+    options = ["--preset", "tiny", "--dataset", "digits", "--steps", 2, "--set", "crops=1"]
+    hubpath("fit", *options, "--out", folder)
     return folder
 
 

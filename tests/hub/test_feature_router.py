@@ -14,10 +14,10 @@ from support.command import hubpath, refused
 from torch import nn
 
 import hubpath_fast as hp
+from hubpath_fast.baselines.costs import inference_costs
 from hubpath_fast.hub import HubError, build_experts
 from hubpath_fast.model import FeatureGenerator
 from hubpath_fast.runs.folder import RunFolder, open_run
-from hubpath_fast.runs.measure import inference_costs
 from hubpath_fast.training import TrainerConfig
 from hubpath_fast.training.optimizer import build_optimizer, pathway_groups
 

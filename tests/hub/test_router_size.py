@@ -12,6 +12,7 @@ from support.command import hubpath
 from torch import nn
 
 import hubpath_fast as hp
+from hubpath_fast.baselines.costs import inference_costs
 from hubpath_fast.hub import build_experts
 from hubpath_fast.hub.costs import count_flops, module_flops, router_share
 from hubpath_fast.hub.router import ROUTER_SHARE, WIDTHS, generator_size
@@ -19,7 +20,6 @@ from hubpath_fast.hub.source import PlainTask
 from hubpath_fast.runs.build import as_built, build_model
 from hubpath_fast.runs.config import FitConfig
 from hubpath_fast.runs.folder import RunFolder, open_run
-from hubpath_fast.runs.measure import inference_costs
 from hubpath_fast.runs.presets import preset
 
 LITE = [f"timm/tf_efficientnet_lite{i}" for i in range(3)]

@@ -2,7 +2,6 @@
 message, and a run on another number of ranks goes on from the last checkpoint as if nothing had
 happened, to 1e-10 in float64 (see ``test_ranks_train``)."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from support.dying import die
-from support.processes import connected, run_ranks
+from support.processes import connected, run_ranks, server
 from support.shared_runs import TASK, build, history_of, make, state_of
 
 from hubpath_fast import parallel
@@ -84,13 +83,11 @@ def killed_main(rank, port, case, out):
 def run_killed(case, out):
     """The exit codes of both ranks; None of one that did not end in time."""
     out.mkdir()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "hubpath_fast"])
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     processes = [
-        context.Process(target=killed_main, args=(rank, port, case, out)) for rank in range(2)
+        server().Process(target=killed_main, args=(rank, port, case, out)) for rank in range(2)
     ]
     for process in processes:
         process.start()

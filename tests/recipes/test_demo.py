@@ -9,10 +9,11 @@ import torch
 from rich.console import Console
 
 from hubpath_fast.baselines import SingleModel
+from hubpath_fast.baselines.costs import inference_costs
 from hubpath_fast.data import RENDERINGS, DigitsTask, TensorBatches
 from hubpath_fast.hub import build_experts, create_model
 from hubpath_fast.recipes.demo import demo, demo_settings
-from hubpath_fast.runs.measure import inference_costs, predict
+from hubpath_fast.runs.measure import predict
 from hubpath_fast.tasks import Classification
 
 # 8 steps, and a pass over each expert's 700 digits before.

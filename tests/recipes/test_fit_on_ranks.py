@@ -60,15 +60,63 @@ def weights(out):
     return SavedModel(out / "last").tensors()
 
 
+def refusals(rank, folder):
+    """What is said, on this rank, of settings that ranks refuse."""
+    found = {}
+    cases = {
+        "batch": config(folder, "ep", batch_size=13),
+        "idle": config(folder, "ep").replace(hub=("test_resnet",), k=1),
+        "layout": config(folder, "3x2"),
+        "warm-up": config(folder, "ep").replace(warm_up="heads:1"),
+    }
+    for name, settings in cases.items():
+        try:
+            start_ranks(settings)
+        except ValueError as error:
+            found[name] = str(error)
+    settings = config(folder, "ep", seed=rank)
+    try:
+        check_alike(connected("ep"), settings, False)
+    except ValueError as error:
+        found["settings"] = str(error)
+    return found
+
+
+def on_two_ranks(rank, folder, place):
+    """One run after another, in the same two processes, and what refusals say."""
+    dp = fit_on_rank(rank, folder, place / "dp", "dp")
+    ep = fit_on_rank(rank, folder, place / "goes on", "ep")
+    with locked(place / "in use") if rank == 0 else nullcontext():
+        in_use = fit_on_rank(rank, folder, place / "in use", "ep")
+    return {"dp": dp, "goes on": ep, "in use": in_use, "refusals": refusals(rank, folder)}
+
+
+def on_three_ranks(rank, folder, place):
+    """A run, and one that two ranks began."""
+    return {
+        "ep": fit_on_rank(rank, folder, place / "ep", "ep"),
+        "goes on": fit_on_rank(rank, folder, place / "goes on", "ep", True),
+    }
+
+
 @pytest.fixture(scope="module")
-def runs(folder, tmp_path_factory):
-    """By their layout, the folders of the same run in one process and on ranks."""
+def ranks(folder, tmp_path_factory):
+    """The runs' folders, and for two and for three ranks by name what each rank found."""
     place = tmp_path_factory.mktemp("runs")
+    two = run_ranks(on_two_ranks, 2, place / "ranks", folder, place)
+    (place / "goes on" / "result.json").unlink()  # as of a run that was killed before its end
+    three = run_ranks(on_three_ranks, 3, place / "ranks", folder, place)
+    return place, *({name: [f[name] for f in found] for name in found[0]} for found in (two, three))
+
+
+@pytest.fixture(scope="module")
+def runs(ranks, folder):
+    """By their layout, the folders of the same run in one process and on ranks."""
+    place, two, three = ranks
     found = {"one": fit(config(folder), place / "one", console=Console(quiet=True))[1]}
-    for parallel, ranks in (("ep", 3), ("dp", 2)):
-        results = run_ranks(fit_on_rank, ranks, place / "ranks", folder, place / parallel, parallel)
+    for parallel, results, count in (("ep", three["ep"], 3), ("dp", two["dp"], 2)):
         found[parallel] = results[0][1]
-        assert [steps for steps, _ in results] == [4] * ranks
+        assert [steps for steps, _ in results] == [4] * count
         assert all(summary["test_loss"] == results[0][1]["test_loss"] for _, summary in results)
     return place, found
 
@@ -112,39 +160,15 @@ def test_a_run_of_ranks_is_opened_as_any_other(runs, folder):
     assert f"accuracy {accuracy:.4f}" in output
 
 
-def test_another_number_of_ranks_goes_on(folder, tmp_path):
-    out = tmp_path / "run"
-    run_ranks(fit_on_rank, 2, tmp_path / "a", folder, out, "ep", False)
-    (out / "result.json").unlink()  # as of a run that was killed before its end
-    results = run_ranks(fit_on_rank, 3, tmp_path / "b", folder, out, "ep", True)
-    assert [steps for steps, _ in results] == [4] * 3
-    assert (out / "result.json").is_file()
+def test_another_number_of_ranks_goes_on(ranks):
+    place, two, three = ranks
+    assert [steps for steps, _ in two["goes on"]] == [4] * 2
+    assert [steps for steps, _ in three["goes on"]] == [4] * 3
+    assert (place / "goes on" / "result.json").is_file()
 
 
-def refusals(rank, folder):
-    """What is said, on this rank, of settings that ranks refuse."""
-    found = {}
-    cases = {
-        "batch": config(folder, "ep", batch_size=13),
-        "idle": config(folder, "ep").replace(hub=("test_resnet",), k=1),
-        "layout": config(folder, "3x2"),
-        "warm-up": config(folder, "ep").replace(warm_up="heads:1"),
-    }
-    for name, settings in cases.items():
-        try:
-            start_ranks(settings)
-        except ValueError as error:
-            found[name] = str(error)
-    settings = config(folder, "ep", seed=rank)
-    try:
-        check_alike(connected("ep"), settings, False)
-    except ValueError as error:
-        found["settings"] = str(error)
-    return found
-
-
-def test_refusals_say_what_to_do(folder, tmp_path):
-    for found in run_ranks(refusals, 2, tmp_path, folder):
+def test_refusals_say_what_to_do(ranks):
+    for found in ranks[1]["refusals"]:
         assert found["batch"].startswith("batch_size: expected a multiple of the 2 ranks, got 13")
         assert "rank 1 would be idle" in found["idle"]
         assert "--parallel dp" in found["idle"]
@@ -155,13 +179,8 @@ def test_refusals_say_what_to_do(folder, tmp_path):
         )
 
 
-def two_runs(rank, folder, out):
-    with locked(out) if rank == 0 else nullcontext():
-        return fit_on_rank(rank, folder, out, "ep")
-
-
-def test_a_folder_in_use_is_refused_on_every_rank(folder, tmp_path):
-    for kind, text in run_ranks(two_runs, 2, tmp_path / "ranks", folder, tmp_path / "run"):
+def test_a_folder_in_use_is_refused_on_every_rank(ranks):
+    for kind, text in ranks[1]["in use"]:
         assert kind == "ValueError"
         assert "another run is at work" in text
 

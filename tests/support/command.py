@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
+import typer.testing
 from typer.testing import CliRunner
 
 from hubpath_fast.cli import app
+
+# All commands and their options are built once for this process, as for one that a user starts.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def hubpath(*arguments, status: int = 0):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
+
+from .processes import server
 
 
 def die() -> None:
@@ -39,9 +40,7 @@ def is_killed(function: Callable, *arguments: object) -> bool:
     autograd has started a thread there, which it does where backward passes are nested, no fork of
     it may use autograd.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "hubpath_fast"])
-    process = context.Process(target=function, args=arguments)
+    process = server().Process(target=function, args=arguments)
     process.start()
     process.join()
     return process.exitcode == -signal.SIGKILL

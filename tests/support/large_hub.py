@@ -136,15 +136,13 @@ def everything(folder: Path, out: Path, room: int | None, measure) -> dict[str, 
     for optimizer in ("sgd", "adamw"):
         with measure(optimizer):
             found[optimizer] = train(open_hub(folder, room), out / optimizer, FEW, optimizer)
+    if room is None:  # never killed, it is the run above
+        return found | {"killed and resumed": found["sgd"]}
     with measure("killed and resumed"):
-        killed = KILLED_AT if room is not None else None
-        found["killed and resumed"] = train(
-            open_hub(folder, room), out / "killed", FEW, killed=killed
-        )
-        if killed:
-            gc.collect()
-            again = open_hub(folder, room)
-            found["killed and resumed"] = train(again, out / "killed", FEW, resume=True)
+        train(open_hub(folder, room), out / "killed", FEW, killed=KILLED_AT)
+        gc.collect()
+        again = open_hub(folder, room)
+        found["killed and resumed"] = train(again, out / "killed", FEW, resume=True)
     return found
 
 
