@@ -59,9 +59,14 @@ def words_of(command: str) -> list[str]:
     return [PLACEHOLDERS.get(word, word) for word in words]
 
 
+@functools.cache
+def every_command():
+    return typer.main.get_command(app)
+
+
 def parse(words: list[str]) -> None:
     """By the command line's own parser, which raises for what a command does not know."""
-    command = typer.main.get_command(app)
+    command = every_command()
     while len(words) > 1 and hasattr(command, "commands"):
         command, words = command.commands[words[1]], words[1:]
     command.make_context(words[0], words[1:])
