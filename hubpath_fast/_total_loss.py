@@ -58,10 +58,12 @@ def total_loss(
         ValueError: arguments that do not fit; a class out of range, as for ``exploit_loss``.
     """
     _check(prediction, target, mean, exploit, label_smoothing)
-    return computed(prediction, target, mean, exploit, explore, label_smoothing, backend)
+    return unchecked_total_loss(
+        prediction, target, mean, exploit, explore, label_smoothing, backend
+    )
 
 
-def computed(
+def unchecked_total_loss(
     prediction: Tensor,
     target: Tensor,
     mean: Tensor,

@@ -15,7 +15,7 @@ from .. import functional as HF
 from .._checks import check_classes, check_device, check_range, check_router, check_temperature
 from .._torch_ops import losses_of_samples, router_loss_of_rows
 from .._torch_rows import sample_of_row
-from .._total_loss import computed
+from .._total_loss import unchecked_total_loss
 from ..parallel.collectives import mean_over_batch
 from ..parallel.ranks import everyone
 from .output import PathwayOutput
@@ -133,7 +133,7 @@ class HubPathwayLoss(nn.Module):
         exploit = self._exploit(out, y, by_row, sample_weight) if self.exploit else None
         mean = mean_over_batch(out.routing.mean, n, everyone())
         if in_one_go:
-            total, task, explore, per_sample = computed(
+            total, task, explore, per_sample = unchecked_total_loss(
                 out.prediction, y, mean, exploit, self.explore, self.label_smoothing
             )
         else:
