@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from PIL import Image
 from support.checkpoint_files import all_weights
 from support.command import hubpath, refused, shown
+from support.waiting import LIMIT, has_text, wait_until
 
 from hubpath_fast.data import DigitsTask, write_image_folder
 from hubpath_fast.hub.source import PlainTask
@@ -109,10 +109,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder, tmp_path):
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     log = cut / "log.jsonl"
-    while process.poll() is None and not (log.is_file() and log.stat().st_size):
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() is not None or has_text(log), "the first line of the log")
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=LIMIT)
     if process.returncode == 0:
         pytest.skip("the run ended before the signal reached it")
     assert process.returncode == 130, output

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.command import hubpath, refused
+from support.waiting import LIMIT
 
 from hubpath_fast.cli import app
 from hubpath_fast.cli.messages import messages, print_in_any_encoding
@@ -139,7 +140,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         [*COMMAND, "hub", "list", "timm/*"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()  # as `head` does
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=LIMIT)
     assert (process.returncode, errors) == (1, b"")
 
 
@@ -159,7 +160,7 @@ def test_ctrl_c_while_python_still_imports_is_one_line(tmp_path, handler, status
     )  # fmt: skip
     assert process.stdout.readline().strip() == b"importing"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT)
     assert (process.returncode, errors) == (status, b"stopped\n" if status else b"")
 
 

@@ -7,13 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from support.command import hubpath
 from support.source_trees import image
+from support.waiting import LIMIT, wait_until
 
 from hubpath_fast.data import EvalBatches, ImageDataset, eval_transform, open_images, splits
 from hubpath_fast.training import load_state
@@ -67,14 +67,12 @@ def test_a_killed_worker_of_a_training_is_one_message_and_the_run_goes_on(folder
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not (out / "last" / "state.pt").is_file():
-        assert time.monotonic() < deadline, "the run did not start"
-        time.sleep(0.02)
+    state = out / "last" / "state.pt"
+    wait_until(lambda: process.poll() is not None or state.is_file(), "the first checkpoint")
     workers = children(process.pid)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert said == (
         f"{KILLED}. The checkpoint {out / 'last'} is whole; go on with the same command and "

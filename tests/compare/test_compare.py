@@ -6,13 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.compare import EQUAL, MIXED, QUIET, row_of, settings_of
+from support.waiting import LIMIT, has_text, wait_until
 from typer.testing import CliRunner
 
 from hubpath_fast.baselines import SingleModel
@@ -203,12 +203,9 @@ class TestTrouble:
         whole, cut = tmp_path / "whole", tmp_path / "cut"
         process = subprocess.Popen([*arguments, str(cut)], stdout=subprocess.DEVNULL)
         log = cut / "runs/seed-0/single-1/log.jsonl"
-        until = time.monotonic() + 300
-        while not (log.is_file() and log.read_text()) and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_until(lambda: has_text(log), "the first line of the log")
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert log.read_text()
         assert not (cut / "table.json").exists()
         settings = settings_of(data, steps=40)
         found = [compare(settings, "single,ensemble", (0,), out, 1, QUIET) for out in (whole, cut)]
@@ -233,12 +230,9 @@ class TestTrouble:
             [sys.executable, "-c", code, str(data), str(out)], cwd=root, stderr=subprocess.PIPE
         )
         logs = [out / f"runs/seed-0/single-{i}/log.jsonl" for i in range(2)]
-        until = time.monotonic() + 300
-        while not all(log.is_file() and log.read_text() for log in logs):
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        wait_until(lambda: all(map(has_text, logs)), "the first lines of both logs")
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=LIMIT)
         assert b"stopped by SIGTERM; the same command goes on from here" in said
         for log in logs:
             assert (log.parent / "last").is_dir()  # saved where it stood

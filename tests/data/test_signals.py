@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import pytest
 import torch
 from support.training import Stream, make
+from support.waiting import LIMIT, has_text, wait_until
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -52,12 +52,9 @@ def test_a_sigterm_to_the_process_group_saves_and_stops(animals, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     log = out / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and not (log.is_file() and log.stat().st_size):
-        assert time.monotonic() < deadline, "the run did not start"
-        time.sleep(0.02)
+    wait_until(lambda: process.poll() is not None or has_text(log), "the first line of the log")
     os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     assert "interrupted" in output
     assert "Traceback" not in output

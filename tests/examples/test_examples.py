@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.command import hubpath
+from support.waiting import LIMIT
 
 from hubpath_fast.data import DigitsTask
 from hubpath_fast.recipes.predict import predict
@@ -34,7 +35,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def run(*arguments: object) -> str:
     """What it prints to the end."""
     process = start(*arguments)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, text
     return text
 
@@ -79,7 +80,7 @@ def trained(tmp_path_factory):
 
 
 def post(address: str, body: bytes) -> dict:
-    with urllib.request.urlopen(address, body, timeout=60) as response:
+    with urllib.request.urlopen(address, body, timeout=LIMIT) as response:
         return json.load(response)
 
 
@@ -95,7 +96,7 @@ def test_service(trained, tmp_path):
         assert "cannot identify image" in json.load(refused.value)["error"]
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=LIMIT)
 
     [expected] = predict(trained, [photo])
     assert answer["label"] == expected.label

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from support.models import build
+from support.waiting import LIMIT
 from torch import nn
 
 from hubpath_fast.executors import Workload, remembered
@@ -137,7 +138,7 @@ def test_processes_that_write_at_once_lose_nothing(user_cache):
         process.stdin.write(b"\n")
         process.stdin.flush()
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=LIMIT)
         assert process.returncode == 0
     sizes = sorted(m.samples for m in remembered.stored().measured)
     assert sizes == [*range(1, 21), *range(101, 121)]

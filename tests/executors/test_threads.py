@@ -17,6 +17,7 @@ import torch
 from support import pathway as double
 from support.graphs import assert_same, backward, fixed_routing
 from support.models import M, batch, build, conv_expert, train, without_dropout
+from support.waiting import LIMIT
 from torch import nn
 
 import hubpath_fast as hp
@@ -370,7 +371,7 @@ def test_a_forked_process_has_threads_of_its_own():
     queue = context.Queue()
     process = context.Process(target=child, args=(queue,))
     process.start()
-    assert queue.get(timeout=60)
+    assert queue.get(timeout=LIMIT)
     process.join()
 
 
@@ -383,7 +384,7 @@ def test_threads_end_with_the_model():
     del model
     gc.collect()
     for thread in own:
-        thread.join(timeout=10)
+        thread.join(timeout=LIMIT)
         assert not thread.is_alive()
 
 

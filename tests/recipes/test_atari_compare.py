@@ -6,13 +6,13 @@ import io
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.atari_folders import DIES, FAILS, SLOW, WAITS, asked, quick_fit, read_json
+from support.atari_folders import DIES, FAILS, LAST, WAITS, asked, quick_fit, read_json
 from support.command import refused
+from support.waiting import wait_until
 
 from hubpath_fast.recipes.atari_compare import compare_atari, make_asked, plan_jobs
 from hubpath_fast.tasks.atari.comparison import choose_methods, methods_of, open_comparison
@@ -225,9 +225,7 @@ class TestRuns:
         run = out / f"runs/medley/scratch/seed-{WAITS}"
 
         def interrupt() -> None:
-            while not (run / "attempt").exists():
-                time.sleep(0.02)
-            time.sleep(0.2)  # until it waits
+            wait_until((run / "waits").exists, "the run")
             os.kill(os.getpid(), signal.SIGINT)
 
         of = small(methods="scratch", seeds=(WAITS,))
@@ -246,7 +244,7 @@ class TestRuns:
         of, out = small(methods="finetune", seeds=(0,)), tmp_path / "cmp"
         open_comparison(out, of)
         (out / "sources/keep").mkdir(parents=True)
-        (out / "sources/keep/attempt").write_text(SLOW)  # does not fail, and ends after the other
+        (out / "sources/keep/attempt").write_text(LAST)  # does not fail
         results = compare_atari(of, out, 3, console=Console(file=io.StringIO()), fit=quick_fit)
         assert results.failures == {
             "sources/catch": "lr: far too large",

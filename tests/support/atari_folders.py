@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from hubpath_fast.tasks.atari.comparison import (
     run_place,
     source_place,
 )
+
+from .waiting import wait_until
 
 SOURCES = ("seaquest", "riverraid")
 STEPS = 20_000
@@ -71,19 +72,20 @@ def write_comparison(
 
 
 DIES, FAILS, WAITS = 13, 14, 15  # seeds
-SLOW = "slow"  # in a run's file "attempt"
+LAST = "last"  # in a run's file "attempt": it ends after another of its folder has failed
 
 
 def quick_fit(settings, out_dir: Path, resume: bool, console):
     """In place of ``fit_atari``: a run that is over at once. The first attempt with the seed DIES
-    is killed, with FAILS fails, with WAITS waits for a signal and then says that it has saved."""
+    is killed, with FAILS fails, with WAITS waits for a signal, which the file "waits" tells, and
+    then says that it has saved."""
     from hubpath_fast.training import Interrupt
 
     out_dir.mkdir(parents=True, exist_ok=True)
     attempt = out_dir / "attempt"
     again = attempt.exists()
-    if again and attempt.read_text() == SLOW:
-        time.sleep(1.5)
+    if again and attempt.read_text() == LAST:
+        wait_until(lambda: any(out_dir.parent.glob("*.failed.json")), "a failed run")
     attempt.write_text(str(os.getpid()))
     console.print(f"{settings.method} on {settings.game}")
     if not again and settings.seed == DIES:
@@ -92,8 +94,8 @@ def quick_fit(settings, out_dir: Path, resume: bool, console):
         raise ValueError("lr: far too large")
     if not again and settings.seed == WAITS:
         with Interrupt() as interrupt:
-            while interrupt.requested is None:
-                time.sleep(0.01)
+            (out_dir / "waits").touch()
+            wait_until(lambda: interrupt.requested is not None, "a signal")
         (out_dir / "saved").touch()
         return None
     score = 10.0 * settings.k + settings.seed + len(settings.hub)

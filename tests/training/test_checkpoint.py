@@ -4,13 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from support.training import pathway, single
+from support.waiting import wait_until
 from torch import nn
 
 from hubpath_fast.checkpoints import (
@@ -263,20 +263,20 @@ def test_a_checkpoint_is_read_while_a_run_replaces_it(tmp_path):
     folder, tests = tmp_path / "last", Path(__file__).parents[1]
     writer = subprocess.Popen([sys.executable, "-c", code, str(folder), str(tests)])
     try:
-        until = time.monotonic() + 60
-        while find_checkpoint(folder) is None and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: find_checkpoint(folder) is not None, "the first checkpoint")
         model, steps = single(1), set()
-        until = time.monotonic() + 60
-        while len(steps) < 20 and time.monotonic() < until:
+
+        def read():
             load_weights(model, folder)
             steps.add(load_state(folder)["step"])
             assert CONFIG.items() <= load_config(folder).items()
+            return len(steps) == 20
+
+        wait_until(read, "twenty checkpoints")
     finally:
         writer.kill()
         writer.wait()
     assert same(model.state_dict(), single(0).state_dict())
-    assert len(steps) == 20
 
 
 def test_what_a_killed_save_left_is_cleared_away(tmp_path):

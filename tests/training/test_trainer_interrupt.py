@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.training import VALIDATION, before_step, make, pathway, records, single
+from support.waiting import LIMIT, wait_until
 
 from hubpath_fast.training import Interrupt, find_checkpoint, read_log
 
@@ -45,17 +46,14 @@ def start(out, slow):
 
 
 def wait_for_lines(out, count):
-    deadline = time.monotonic() + 60
-    while len(read_log(out / "log.jsonl")) < count:
-        assert time.monotonic() < deadline, "the run did not start"
-        time.sleep(0.02)
+    wait_until(lambda: len(read_log(out / "log.jsonl")) >= count, "lines of the log")
 
 
 def test_a_sigterm_saves_says_how_to_resume_and_loses_nothing(tmp_path):
     process = start(tmp_path, 0.1)
     wait_for_lines(tmp_path, 2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     step = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
     last = tmp_path / "last"
@@ -76,7 +74,7 @@ def test_a_second_signal_aborts_at_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT)
     # Where both fell into the end of one step, the first may already have done its work: the run is
     # saved and the handlers found are back, of which SIGTERM's ends the process before it prints.
     saved = find_checkpoint(tmp_path / "last") is not None
