@@ -20,6 +20,8 @@ import hubpath_fast as hp
 from hubpath_fast.executors.graphs import MIN_SEEN
 from hubpath_fast.executors.rows import RowSource
 
+FULL = [8, 8, 4, 4]  # groups that fill their buckets, so that sums agree to the bit
+
 
 @pytest.fixture
 def packed(monkeypatch):
@@ -34,8 +36,8 @@ def packed(monkeypatch):
     return found
 
 
-def step(x, y):
-    return lambda model: backward(model, x, y, fixed_routing(model))
+def step(x, y, counts=None):
+    return lambda model: backward(model, x, y, fixed_routing(model, counts=counts))
 
 
 @pytest.mark.parametrize("images", [torch.float32, torch.uint8])
@@ -51,10 +53,10 @@ def test_rows_are_written_where_graphs_read_them_normalised_on_the_way(make, pac
 
 
 def two_forwards(x, y):
-    """Two forwards before one backward. The groups fill their buckets, so that sums agree."""
+    """Two forwards before one backward."""
 
     def run(model):
-        routings = [fixed_routing(model, counts=[8, 8, 4, 4]) for _ in range(2)]
+        routings = [fixed_routing(model, counts=FULL) for _ in range(2)]
         outs = [model(part, routing=r) for part, r in zip((x, x.flip(0)), routings, strict=True)]
         sum(hp.HubPathwayLoss()(out, y).total for out in outs).backward()
 
@@ -62,7 +64,7 @@ def two_forwards(x, y):
 
 
 def test_rows_that_a_backward_pass_needs_are_not_written_over(trained, packed):
-    model, x, y = trained(row_wise_expert, counts=[8, 8, 4, 4])
+    model, x, y = trained(row_wise_expert, counts=FULL)
     with replays(model, M):  # the second forward runs eagerly
         assert assert_as_sequential(model, two_forwards(x, y), packed) == 1
 
@@ -72,7 +74,7 @@ def test_an_eager_expert_keeps_its_rows_among_captured_ones(make, packed):
     for index in (0, 2, 3):  # frozen: none of their forwards waits for a backward
         model.experts[index].requires_grad_(False)
     model.experts[1][0].register_forward_hook(lambda *_: None)
-    settled(model, x, y, counts=[8, 8, 4, 4])
+    settled(model, x, y, counts=FULL)
     assert (
         assert_as_sequential(model, two_forwards(x, y), packed) == 0
     )  # both were written to the buffers
@@ -99,8 +101,8 @@ def test_experts_that_write_to_their_input(trained):
     def in_place():
         return nn.Sequential(nn.Hardtanh(0.2, 0.8, inplace=True), row_wise_expert())
 
-    model, x, y = trained(in_place)
-    assert_as_sequential(model, step(x, y))
+    model, x, y = trained(in_place, counts=FULL)
+    assert_as_sequential(model, step(x, y, FULL))
 
 
 def test_buffers_that_would_take_too_much_are_done_without(trained, packed):
@@ -165,10 +167,10 @@ def test_each_expert_keeps_its_stream(trained):
 
 
 def test_what_an_earlier_batch_left_in_a_buffer_reaches_no_gradient(trained):
-    model, x, y = trained(row_wise_expert, counts=[8, 8, 4, 4])
+    model, x, y = trained(row_wise_expert, counts=FULL)
     spoilt = x.clone()
     spoilt[[7, 15]] = float("nan")  # the last rows of experts 0 and 1
-    backward(model, spoilt, y, fixed_routing(model, counts=[8, 8, 4, 4]))
+    backward(model, spoilt, y, fixed_routing(model, counts=FULL))
     assert all(p.grad.isnan().any() for p in model.experts[:2].parameters())
     model.zero_grad(set_to_none=True)
     backward(model, x, y, fixed_routing(model, counts=[7, 7, 6, 4]))
