@@ -12,6 +12,10 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     # Triton reads this when a kernel is defined, so it must be set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+    # Where torch.export runs before a process's first backward, that one starts threads as for
+    # devices, and no process that is forked later, as a rank of bench.check_ranks is, can compute
+    # gradients.
+    torch.ones(1, requires_grad=True).backward()
 # Spinning threads of workers, and of what they start, slow each other about twentyfold. And the
 # executor that a model chooses by itself depends on their number.
 torch.set_num_threads(1)
