@@ -112,6 +112,10 @@ def test_a_storage_is_given_sizes_without_strides(found):
     assert found["storage"] == [1, 2, 3]
 
 
+def test_programs_for_the_device_are_traced(found):
+    assert found["traced"] == {"compiled": True, "exported": True}
+
+
 def test_memory_is_counted_by_storage(found):
     # 4,000 bytes are 4,096 of the allocator's; a view keeps its storage.
     assert found["memory"] == [8192, 4096, 0, 8192]

@@ -238,6 +238,24 @@ def storage() -> list[float]:
     return torch.empty(0, device=CUDA).set_(x.untyped_storage(), 1, (3,)).tolist()
 
 
+def traced() -> dict[str, bool]:
+    """Whether a function that names the device says compiled and exported what it says itself."""
+
+    def function(x: Tensor) -> Tensor:
+        with torch.cuda.device(torch.cuda.current_device()):
+            return torch.relu(x).softmax(dim=1)
+
+    class Branches(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond((x > 0).any(), function, torch.zeros_like, (x,))
+
+    x = torch.randn(4, 3, device=CUDA)
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    exported = torch.export.export(Branches(), (x,), strict=False).module()
+    return {name: torch.equal(found(x), function(x))
+            for name, found in (("compiled", compiled), ("exported", exported))}  # fmt: skip
+
+
 def memory() -> list[int]:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -309,7 +327,7 @@ def _refusal(function: Callable[[], object]) -> str:
 def main() -> None:
     parts = (
         refusals, new_memory, races, late_copies, waits, captured, inference, attention,
-        storage, memory, training,
+        storage, traced, memory, training,
     )  # fmt: skip
     print(json.dumps({part.__name__: part() for part in parts}))
 

@@ -302,9 +302,10 @@ def _functions() -> dict[str, Any]:
         "_cuda_isInBadFork": lambda: Fork.is_bad,
         "_cuda_getArchFlags": lambda: "sm_90",
         "_cuda_getDevice": lambda: 0,
-        "_cuda_setDevice": _device,
-        "_cuda_exchangeDevice": _device,
-        "_cuda_maybeExchangeDevice": _device,
+        # A function each, though they do the same: Dynamo has a handler for each by its function.
+        "_cuda_setDevice": lambda index: _device(index),
+        "_cuda_exchangeDevice": lambda index: _device(index),
+        "_cuda_maybeExchangeDevice": lambda index: _device(index),
         "_cuda_canDeviceAccessPeer": lambda a, b: False,
         "_cuda_getCurrentStream": lambda device: (ops().current_stream(), 0, CUDA),
         "_cuda_getDefaultStream": lambda device: (0, 0, CUDA),
