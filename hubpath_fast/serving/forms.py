@@ -47,8 +47,8 @@ class Form(nn.Module):
 
     The answer is probabilities [N, C], or what the model itself predicts [N, C, ...].
 
-    ``score_shift`` [M], zeros, is added to the router's scores. It changes nothing, and lets a
-    finished package be asked for an expert that no image reaches: see ``proof``.
+    ``score_shift``, zeros float32 [1, M], is added to the router's scores. It changes nothing, and
+    lets a finished package be asked for an expert that no image reaches: see ``proof``.
 
     Args:
         model: a ``HubPathway`` with a normalisation, in evaluation mode.
@@ -79,7 +79,10 @@ class Form(nn.Module):
         if penalty is not None:
             self.register_buffer("penalty", mean.new_tensor(penalty, dtype=compute))
         self.penalized = penalty is not None
-        self.register_buffer("score_shift", mean.new_zeros(len(model.experts), dtype=compute))
+        # Not [M]: AOTInductor writes vectors of up to 8 numbers into its code, where nothing sets
+        # them. Of one type in every hub: a compiled package takes bytes for what they should be.
+        shape = 1, len(model.experts)
+        self.register_buffer("score_shift", mean.new_zeros(shape, dtype=torch.float32))
         self.progress = Progress()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:

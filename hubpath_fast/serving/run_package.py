@@ -7,8 +7,8 @@ was started in and the user's settings out of the search.
 JOB_FOLDER has ``job.json`` ({"format", "package", "device", "path", "asks": [{"first", "last",
 "batch", "score_shift"}]}) and ``images.npy``, uint8 [N, 3, S, S]. For ask i it answers images
 first..last-1, ``batch`` at a time, and writes ``answer-i-j.npy``, one file for each output j of the
-package. ``score_shift``, [M] or null, takes the place of the package's buffer of that name.
-Questions without one come first. ``path``: folders where torch and the like lie.
+package. ``score_shift``, [M] or null, takes the place of the package's buffer of that name, float32
+[1, M]. Questions without one come first. ``path``: folders where torch and the like lie.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def aoti(package: str, device: str):
 
     def answer(images, shift):
         if shift is not None:
-            held = torch.tensor(shift, device=device)
+            held = torch.tensor([shift], device=device)
             program.load_constants({"score_shift": held}, check_full_update=False)
         with torch.no_grad():
             return program(torch.from_numpy(images).to(device))
@@ -69,7 +69,7 @@ def onnx(package: str, device: str):
         options, held = onnxruntime.SessionOptions(), None
         options.log_severity_level = 3  # errors: warnings of unused nodes are not the user's
         if shift is not None:
-            held = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(shift, np.float32))
+            held = onnxruntime.OrtValue.ortvalue_from_numpy(np.array([shift], np.float32))
             options.add_initializer("score_shift", held)
         return onnxruntime.InferenceSession(package, options, providers=names), held
 

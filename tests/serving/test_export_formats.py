@@ -54,13 +54,17 @@ def test_onnx_that_is_not_there_or_too_old(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler, which AOTInductor needs")
 def test_a_compiled_package_says_what_the_model_says(tmp_path):
-    package = hp.export(small_hub(), tmp_path / "hub.pt2", "aoti", input_size=SIZE, batch=1)
+    model = small_hub()
+    with torch.no_grad():
+        model.generator.clean.bias[1] = -50.0  # reached by its score, a constant of the package
+    package = hp.export(model, tmp_path / "hub.pt2", "aoti", input_size=SIZE, batch=1)
     assert package.form == "cond"
     assert package.about["proof"]["batches"] == [1]
+    assert package.about["proof"]["reached_by_score"] == [model.origin.labels[1]]
     assert read_package(package.path)["format"] == "aoti"
     answer = torch._inductor.aoti_load_package(str(package.path))(draw_images(1))
     with torch.no_grad():
-        wanted = small_hub().eval()(draw_images(1)).softmax(1)
+        wanted = model.eval()(draw_images(1)).softmax(1)
     torch.testing.assert_close(answer, wanted, rtol=0, atol=1e-5)
 
 

@@ -44,6 +44,15 @@ def test_a_form_says_what_the_model_says(name, n):
     check_same(double_hub(), name, n)
 
 
+@pytest.mark.parametrize("hub", [small_hub, double_hub])
+def test_scores_are_moved_by_what_a_compiled_package_is_given(hub):
+    """Its memory is filled with the bytes of a float32 tensor, whatever the hub's type."""
+    form, x = make_form(hub().eval(), "dense", SIZE, probabilities=True, routing=True), images(4)
+    assert (form.score_shift.dtype, form.score_shift.shape) == (torch.float32, (1, 3))
+    form.score_shift.copy_(torch.tensor([0.0, 99.0, 0.0]))
+    assert form(x)[1][:, 0].tolist() == [1] * 4
+
+
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("kind", ["sum", "mlp"])
 def test_other_aggregators_and_renormalised_weights(name, kind):
