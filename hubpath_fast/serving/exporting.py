@@ -27,12 +27,11 @@ from .errors import ExportError, first_line
 from .forms import FORMS, Fixed, Form, Sparse, blank, forwards, ladder, make_form
 from .package import VERSION, append_about
 from .parts import check_target, write_index, write_parts
-from .programs import EXAMPLE, quiet, without_traces
+from .programs import EXAMPLE, MOST_SPARES, any_batch, quiet, without_traces
 from .proof import Proof, prove
 
 FORMATS = ("pt2", "aoti", "onnx", "parts")
 ENDINGS = {"pt2": ".pt2", "aoti": ".pt2", "onnx": ".onnx"}
-MOST_SPARES = 2
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def export(
             at a batch of 1 cond before sparse.
         device: that the package is for.
         routing: whether it also returns experts int64 [N, K] and weights [N, K].
-        batch: the one batch size that it takes; None: any.
+        batch: the one batch size that it takes; None: any, on CUDA up to 65,533.
         input_size: S; None: as the model was made for.
         opset: of ONNX; None: the one that torch writes.
 
@@ -239,8 +238,7 @@ class Work:
 
     def program(self, form: Form) -> torch.export.ExportedProgram:
         images = blank(self.model, self.batch or EXAMPLE, self.size)
-        any_batch = {0: torch.export.Dim("batch", min=1)}
-        shapes = None if self.batch is not None else (any_batch,)
+        shapes = None if self.batch is not None else (any_batch(images.device),)
         while True:
             try:
                 program = torch.export.export(form, (images,), dynamic_shapes=shapes, strict=False)

@@ -22,7 +22,7 @@ from ..files import write_json
 from ..model import FixedRoutes, HubPathway, always_on
 from .errors import ExportError, first_line
 from .forms import blank, make_form
-from .programs import EXAMPLE, quiet, without_traces
+from .programs import EXAMPLE, any_batch, quiet, without_traces
 
 
 class Router(nn.Module):
@@ -118,11 +118,11 @@ def save(part: nn.Module, example: Tensor, folder: Path, file: str, name: str) -
     Returns:
         "file", "bytes" and "sha256".
     """
-    path, any_batch = folder / file, {0: torch.export.Dim("batch", min=1)}
+    path, shapes = folder / file, (any_batch(example.device),)
     try:
         with quiet():
             program = torch.export.export(
-                part.eval(), (example,), dynamic_shapes=(any_batch,), strict=False
+                part.eval(), (example,), dynamic_shapes=shapes, strict=False
             )
             torch.export.save(without_traces(program), path)
     except Exception as error:  # torch has many ways to refuse, and no common class

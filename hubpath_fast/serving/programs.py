@@ -1,4 +1,4 @@
-"""What every export with torch.export shares: the example's size, no chatter, no traces."""
+"""What every export with torch.export shares: its batches, no chatter, no traces."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from collections.abc import Iterator
 import torch
 
 EXAMPLE = 3  # images in the example batch: sizes of 0 and 1 would be taken for fixed
+MOST_SPARES = 2  # spare images of an expert in the sparse form
+# In evaluation torch has another BatchNorm on CUDA for more than 65,535 images: a program has one
+# of the two, and must take no batch that wants the other, spare images included.
+MOST_ON_CUDA = 65_535 - MOST_SPARES
+
+
+def any_batch(device: torch.device) -> dict[int, torch.export.Dim]:
+    """The dynamic sizes of a batch of images on a device, its first dimension alone."""
+    most = MOST_ON_CUDA if device.type == "cuda" else None
+    return {0: torch.export.Dim("batch", min=1, max=most)}
 
 
 def without_traces(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -37,6 +37,8 @@ ABOVE = 1.0  # how far an expert's score is brought above the sum of all others
 OF_SHIFTED = 8  # images for an expert that is reached by its score
 TOLERANCE = 1e-4
 AT_ONCE = 16  # images that the model is asked at once
+# Of a process by itself: neither the folder that it is started in nor its user's settings.
+PYTHON = (sys.executable, "-I")
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def ask_package(
 
 def run_isolated(room: Path) -> None:
     """Runs ``run_package`` in a process of its own. ExportError: it failed."""
-    command = [sys.executable, "-I", str(Path(run_package.__file__).resolve()), str(room.resolve())]
+    command = [*PYTHON, str(Path(run_package.__file__).resolve()), str(room.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

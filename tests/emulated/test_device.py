@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.emulated.device import library
+from hubpath_fast.serving import programs
 
 ROOT = Path(__file__).parents[2]
 REASON = library.what_is_missing()
@@ -114,6 +115,15 @@ def test_a_storage_is_given_sizes_without_strides(found):
 
 def test_programs_for_the_device_are_traced(found):
     assert found["traced"] == {"compiled": True, "exported": True}
+
+
+def test_a_hub_with_batch_norm_is_exported_for_any_batch(found):
+    """BatchNorm has two ways on CUDA, and is to keep to one: torch refuses a program that could
+    need either."""
+    for format, form in (("pt2", "sparse"), ("parts", "parts")):
+        became, most, difference = found["packages"][format]
+        assert (became, most) == (form, programs.MOST_ON_CUDA)
+        assert difference < 1e-6
 
 
 def test_memory_is_counted_by_storage(found):

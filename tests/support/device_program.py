@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch import Tensor
 import hubpath_fast
 from bench.emulated.device import counts
 from hubpath_fast import functional as HF
+
+from .serving import SIZE, small_hub
 
 CUDA = torch.device("cuda")
 
@@ -256,6 +260,24 @@ def traced() -> dict[str, bool]:
             for name, found in (("compiled", compiled), ("exported", exported))}  # fmt: skip
 
 
+def packages() -> dict[str, list]:
+    """Of a hub with BatchNorm, by format: the form that it became, the most images that it takes,
+    and the largest difference that its proof found, in a process of its own."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for format, name in (("pt2", "hub.pt2"), ("parts", "parts")):
+            path = Path(folder) / name
+            package = hubpath_fast.export(
+                small_hub().to(CUDA), path, format, device="cuda", input_size=SIZE
+            )
+            program = torch.export.load(path if format == "pt2" else path / "router.pt2")
+            ranges = program.range_constraints
+            [images] = [node for node in program.graph.nodes if node.name == "images"]
+            most = ranges[images.meta["val"].shape[0].node.expr].upper
+            found[format] = [package.form, int(most), package.largest_difference]
+    return found
+
+
 def memory() -> list[int]:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -327,7 +349,7 @@ def _refusal(function: Callable[[], object]) -> str:
 def main() -> None:
     parts = (
         refusals, new_memory, races, late_copies, waits, captured, inference, attention,
-        storage, traced, memory, training,
+        storage, traced, packages, memory, training,
     )  # fmt: skip
     print(json.dumps({part.__name__: part() for part in parts}))
 

@@ -86,10 +86,16 @@ def _patch_choice(module: ModuleType) -> None:
         module.triton_ops = lambda: None  # as where Triton is not installed
 
 
+def _let_packages_see(module: ModuleType) -> None:
+    # Isolated, Python reads nothing of the environment, by which processes see the device.
+    module.PYTHON = (sys.executable, "-s")
+
+
 _PATCHES = {
     "triton": _drive_triton,
     "triton.runtime.interpreter": _patch_interpreter,
     "hubpath_fast._backends": _patch_choice,
+    "hubpath_fast.serving.proof": _let_packages_see,
 }
 
 
