@@ -150,6 +150,11 @@ def is_result(row: dict) -> bool:
     return row["name"] != "group" and "lines_to_come" not in row
 
 
+def latest(rows: Sequence[dict]) -> list[dict]:
+    """Of lines of one group and name the last: a result that was written again knows more."""
+    return list({(row["group"], row["name"]): row for row in rows}.values())
+
+
 def missing(rows: Sequence[dict]) -> list[str]:
     """How many of the lines that a group announced did not come, in words; nothing if all did."""
     for index, row in enumerate(rows):
@@ -350,7 +355,7 @@ def command(
     files = Files(args.out.resolve(), part)
     before = len(jsonl.read(files.rows))
     ended = run_groups(groups, args.seconds, files, stamp, runner, start=start)
-    rows = jsonl.read(files.rows)[before:]
+    rows = latest(jsonl.read(files.rows)[before:])
     print(table(rows, ended, CHARACTERS - 60 * len(groups)), flush=True)
     if f"failed with status {NO_GPU}" in ended.values():
         print("no GPU: torch.cuda.is_available() is False")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import random
@@ -110,6 +111,25 @@ def test_what_was_skipped_is_neither_right_nor_wrong():
     assert children.table(rows, {}, 1000).splitlines() == [
         "0 failed, 1 ok, 2 skipped", "", "memory: racecheck skipped: not installed",
     ]  # fmt: skip
+
+
+def writes_again(write, seconds):
+    write("one", text="5 ms", quiet=True)  # of one cycle
+    write("two", text="7 ms")
+    write("one", text="4 ms")
+    write("two", ok=False, note="its teardown, too")
+    write("one", text="4 ms, 900 launches")
+
+
+def test_a_result_that_is_written_again_is_one_and_its_last_counts(tmp_path, capfd):
+    options = argparse.Namespace(dry_run=False, cache=None, out=tmp_path, seconds=30.0)
+    groups = [Group("again", 5, writes_again)]
+    assert children.command(options, "speed", groups, stamp, time.monotonic()) == 1
+    assert capfd.readouterr().out.splitlines()[1:] == [
+        "1 failed, 1 ok, 0 skipped", "again: two FAILED its teardown, too", "",
+        "again: one ok 4 ms, 900 launches",
+    ]  # fmt: skip
+    assert len(jsonl.read(tmp_path / "speed.jsonl")) == 6  # each as it came, and how it ended
 
 
 def test_a_group_that_hangs_is_killed_with_its_children(tmp_path):
