@@ -4,9 +4,9 @@
 
 RUN: a folder that ``bench.gpu_check`` or ``bench.gpu_speed`` left, or one of its files. Their lines
 go to ``bench/results/DEVICE/gpu.jsonl``, one file a device; of lines of one part, group and name
-the newest stays. Then the tables between the marks in docs/results.md and bench/README.md are
-written from those files, and from nothing else. --check writes nothing: exit status 1 where a table
-is not what the files say.
+the newest stays, and a failure goes once its group has been run again and ended well. Then the
+tables between the marks in docs/results.md and bench/README.md are written from those files, and
+from nothing else. --check writes nothing: exit status 1 where a table is not what the files say.
 """
 
 from __future__ import annotations

@@ -128,6 +128,22 @@ def test_the_newest_line_of_a_row_stays_also_where_it_is_a_failure(root):
     assert "**NVIDIA H200**" in text
 
 
+@pytest.mark.parametrize("ended_well", [True, False])
+def test_a_failure_stays_until_its_group_ends_well_without_it(ended_well):
+    end = {"ok": ended_well, "status": "ok" if ended_well else "killed after 5 s", "seconds": 5.0}
+    rows = [
+        row("check", "gather", "error", 10, ok=False, note="no such file"),
+        row("check", "gather", "one", 10),
+        row("check", "router", "error", 10, ok=False, note="another group's"),
+        row("check", "gather", "three", 17, ok=False, note="of the later run, which began at 16"),
+        row("check", "gather", "group", 21, **end),
+    ]
+    found = gpu_rows.newest(rows)
+    names = [name for _, group, name in found if group == "gather" and name != "group"]
+    assert names == [*["error"] * (not ended_well), "one", "three"]
+    assert ("check", "router", "error") in found
+
+
 def test_without_results_the_tables_say_that_there_are_none(root):
     assert table(root, "--check") == 1
     assert (root / "docs/results.md").read_text() == f"before\n{BEGIN}\nold\n{END}\nafter\n"
