@@ -21,10 +21,11 @@ import torch
 from ..checkpoints import replacing_folder
 from ..devices import check_device, eval_mode
 from ..files import sync
-from ..model import HubPathway
+from ..model import FixedRoutes, HubPathway
 from ..model.saving import model_config
-from .errors import ExportError, first_line
+from .errors import ExportError, expert_name, first_line, refusing
 from .forms import FORMS, Fixed, Form, Sparse, blank, forwards, ladder, make_form
+from .images import reachable
 from .package import VERSION, append_about
 from .parts import check_target, write_index, write_parts
 from .programs import EXAMPLE, MOST_SPARES, any_batch, quiet, without_traces
@@ -112,6 +113,7 @@ def export(
     if model.input_mean.device != on:
         model = copy.deepcopy(model).to(on)
     with eval_mode(model), without_gradients(model):
+        check_parts(model, size)
         routing = routing or format == "parts"  # which are asked for at each call
         work = Work(model, format, size, tells_classes(model, size), routing, batch, opset)
         return work.write(path, form)
@@ -160,6 +162,19 @@ def input_size_of(model: HubPathway, given: int | None) -> int:
             "input_size, the pixels a side"
         )
     return size
+
+
+@torch.no_grad()
+def check_parts(model: HubPathway, size: int) -> None:
+    """Raises ExportError, naming it, where a part fails on such images: else each exporter would
+    say so in its own way, of what it happens to do then."""
+    images, count = blank(model, EXAMPLE, size), len(model.experts)
+    given = f"on images {list(images.shape)}: "
+    with refusing("the router", given):
+        model.route(images)
+    for index in sorted(reachable(model)):
+        with refusing(expert_name(model, index), given):
+            model(images, routing=FixedRoutes([index], [1.0], count).routing(images))
 
 
 @torch.no_grad()
@@ -250,7 +265,7 @@ class Work:
                     continue
                 where = "outside of the experts"
                 if index is not None:
-                    where = f"expert {index} ({self.model.origin.labels[index]})"
+                    where = expert_name(self.model, index)
                 raise ExportError(f"{where} cannot be exported ({first_line(error)})") from error
 
     def write_program(self, program: torch.export.ExportedProgram, path: Path) -> None:

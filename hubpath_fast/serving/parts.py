@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from .. import serve
 from ..files import write_json
-from ..model import FixedRoutes, HubPathway, always_on
-from .errors import ExportError, first_line
+from ..model import HubPathway, always_on
+from .errors import expert_name, refusing
 from .forms import blank, make_form
+from .images import reachable
 from .programs import EXAMPLE, any_batch, quiet, without_traces
 
 
@@ -80,25 +81,23 @@ def write_parts(model: HubPathway, folder: Path, size: int, probabilities: bool)
     Raises:
         ExportError: a part cannot be exported; it names it.
     """
-    images = blank(model, EXAMPLE, size)
+    images, labels, kept = blank(model, EXAMPLE, size), model.origin.labels, reachable(model)
     if model.frozen is None:
         model = copy.deepcopy(model)
         model.executor = "sequential"
+        for i in set(range(len(labels))) - kept:  # no part of the package
+            model.experts[i] = nn.Identity()
         random = torch.Generator().manual_seed(0)
         drawn = torch.randint(256, images.shape, generator=random, dtype=torch.uint8)
         model.freeze_for_inference(example=drawn.to(images.device))
     (folder / "experts").mkdir()
     shutil.copyfile(serve.__file__, folder / "serve.py")
     router = save(Router(model, size), images, folder, "router.pt2", "the router")
-    labels, kept = model.origin.labels, range(len(model.experts))
-    if isinstance(model.generator, FixedRoutes):
-        kept = set(model.route(images).experts[0].tolist())
     experts: list[dict[str, Any] | None] = [None] * len(labels)
-    for i in kept:
+    for i in sorted(kept):
         file = f"experts/{i:02d}-{file_name(labels[i])}.pt2"
-        name = f"expert {i} ({labels[i]})"
         experts[i] = {"label": labels[i]} | save(
-            OneExpert(model, i, size), images, folder, file, name
+            OneExpert(model, i, size), images, folder, file, expert_name(model, i)
         )
     outputs = OneExpert(model, min(kept), size)(images)
     concat = outputs.new_zeros(EXAMPLE, len(labels) * outputs.shape[1], *outputs.shape[2:])
@@ -119,14 +118,9 @@ def save(part: nn.Module, example: Tensor, folder: Path, file: str, name: str) -
         "file", "bytes" and "sha256".
     """
     path, shapes = folder / file, (any_batch(example.device),)
-    try:
-        with quiet():
-            program = torch.export.export(
-                part.eval(), (example,), dynamic_shapes=shapes, strict=False
-            )
-            torch.export.save(without_traces(program), path)
-    except Exception as error:  # torch has many ways to refuse, and no common class
-        raise ExportError(f"{name} cannot be exported ({first_line(error)})") from error
+    with refusing(name), quiet():
+        program = torch.export.export(part.eval(), (example,), dynamic_shapes=shapes, strict=False)
+        torch.export.save(without_traces(program), path)
     return {"file": file, "bytes": path.stat().st_size, "sha256": serve.file_hash(path)}
 
 

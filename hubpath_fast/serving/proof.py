@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..model import HubPathway
 from . import run_package
-from .errors import ExportError
+from .errors import ExportError, expert_name
 from .images import ENOUGH, Drawn, clear_choice, draw_covering, penalized
 
 IMAGES = 64
@@ -169,7 +169,7 @@ def check_reached(model: HubPathway, ask: Ask, expected: Expected) -> None:
     weights = np.where(expected.experts == ask.expert, expected.weights, 0).max(1)
     if not (weights >= ENOUGH).all():
         raise ExportError(
-            f"expert {ask.expert} ({model.origin.labels[ask.expert]}): no image asks it with a "
+            f"{expert_name(model, ask.expert)}: no image asks it with a "
             f"weight of {ENOUGH}, nor does its score, {max(ask.shift):.3g} higher, bring it there, "
             "so nothing would tell whether the package has it right; look at the router's weights "
             "and the policy"
@@ -261,7 +261,7 @@ def compare(
         if index is None:
             index = blamed(wrong, apart, experts, len(model.experts))
         raise ExportError(
-            f"expert {index} ({model.origin.labels[index]}): the package differs from the model by "
+            f"{expert_name(model, index)}: the package differs from the model by "
             f"{float(np.nanmax(apart)):.2g} at batch {ask.batch}, on {int(wrong.sum())} of "
             f"{len(wrong)} images; allowed are {tolerance:.1g}, so nothing was written"
         )

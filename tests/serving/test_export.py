@@ -14,7 +14,7 @@ from support.serving import SIZE, draw_images, small_expert, small_hub
 from torch import nn
 
 import hubpath_fast as hp
-from hubpath_fast.serving import ExportError, export, proof, read_package, run_package
+from hubpath_fast.serving import ExportError, errors, export, proof, read_package, run_package
 from hubpath_fast.serving.forms import FORMS, Sparse
 
 CHECK = """
@@ -196,6 +196,40 @@ def test_an_expert_that_cannot_be_exported_is_named_with_torchs_reason(tmp_path)
         assert f"{form}: expert 2 (ReadsTheHost) cannot be exported (" in text
     assert "\n" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+class RefusesImages(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("too small\nand advice")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"form": "cond"}, {"format": "parts"}])
+def test_an_expert_that_fails_is_named_in_every_form(tmp_path, index, options):
+    """Whether an image asks it or not, and not by what exporting it happened to do first."""
+    experts = [RefusesImages() if i == index else small_expert() for i in range(3)]
+    model = small_hub(experts=experts, num_outputs=4)
+    with torch.no_grad():
+        model.generator.clean.bias[1] = -50.0
+    path = tmp_path / ("parts" if "format" in options else "hub.pt2")
+    with pytest.raises(ExportError) as caught:
+        export(model, path, input_size=SIZE, **options)
+    assert str(caught.value) == (
+        f"expert {index} (RefusesImages) cannot be exported (on images [3, 3, {SIZE}, {SIZE}]: "
+        "RuntimeError: too small)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_router_that_fails_is_named(tmp_path):
+    with pytest.raises(ExportError, match=r"^the router cannot be exported \(on images .*small\)$"):
+        export(small_hub(generator=RefusesImages()), tmp_path / "hub.pt2", input_size=SIZE)
+
+
+def test_an_error_that_goes_on_after_a_colon_says_what_comes_then():
+    said = errors.first_line(RuntimeError("Got graph break:\n\n  raised ValueError\nand advice"))
+    assert said == "RuntimeError: Got graph break: raised ValueError"
+    assert errors.first_line(RuntimeError("Got graph break:")) == "RuntimeError: Got graph break:"
 
 
 class AsksForOne(nn.Module):

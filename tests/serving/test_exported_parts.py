@@ -120,6 +120,8 @@ def test_the_folder_runs_with_torch_alone(folder, tmp_path):
 
 def test_fixed_routes_have_no_package_of_experts_that_nobody_asks(tmp_path):
     model = used(small_hub(k=1, generator=hp.FixedRoutes([2, 0], [0.7, 0.3], M)))
+    hook = lambda *_: pytest.fail("an expert that is no part of the package")  # noqa: E731
+    model.experts[1].register_forward_pre_hook(hook)
     package = export_parts(model, tmp_path / "parts", input_size=SIZE)
     assert package.about["forwards"] == {"1": 2, "64": 128}  # as many as the routes name
     parts = Parts(tmp_path / "parts")
