@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from hubpath_fast import functional as HF
+from hubpath_fast.devices import full_float32
 
 from . import operations
 from .check_kernels import Case
 from .check_operations import label
 from .children import Write
 from .inputs import Size
-from .precision import full_float32
 from .verdicts import write_verdict
 
 Record = Callable[[Callable[[], list[Tensor]]], Callable[[], list[Tensor]]]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import hubpath_fast as hp
 from hubpath_fast import functional as HF
+from hubpath_fast.devices import full_float32
 
 from .children import Write, first_line
 from .operations import relative_error
-from .precision import full_float32
 from .step_models import recorded_noise
 
 N, M, K, C, PX = 24, 4, 2, 6, 8

@@ -16,7 +16,6 @@ import hubpath_fast as hp
 
 from .check_executors import NETWORKS, PX
 from .children import Write, first_line
-from .precision import full_float32
 
 M, K = 3, 2
 # By what they are for; the first is the form that each becomes where nothing is in the way.
@@ -42,7 +41,7 @@ def packages(write: Write, device: str) -> None:
     model = hub().to(device)
     for title, (form, options) in FORMS.items():
         try:
-            with tempfile.TemporaryDirectory() as folder, full_float32():
+            with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / ("parts" if form == "parts" else "hub.pt2")
                 made = hp.export(model, path, device=device, input_size=PX, **options)
         except Exception as failure:
@@ -51,5 +50,5 @@ def packages(write: Write, device: str) -> None:
         if made.form == form:
             write(f"package of {title}", error=float(made.largest_difference))
         else:
-            tried = "; ".join(f"{name}: {why}" for name, why in made.about["tried"].items())
+            tried = "; ".join(f"{one['form']}: {one['reason']}" for one in made.about["tried"])
             write(f"package of {title}", ok=False, note=f"it became {made.form}: {tried}"[:300])

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hubpath_fast import Routing, reference
 from hubpath_fast import functional as HF
+from hubpath_fast.devices import full_float32
 
 from . import glue, operations, timing
 from .check_operations import CASES, label, make
 from .children import Write, first_line
 from .inputs import Inputs, Size
 from .operations import TOLERANCE
-from .precision import full_float32
 
 Case = tuple[str, str, Size]  # the name in a line, what makes it, its size
 # A single element of 1e8 may be this many times the bound on the norm from its place: an element

@@ -25,6 +25,7 @@ from torch import Tensor
 import hubpath_fast as hp
 from hubpath_fast import functional as HF
 from hubpath_fast import parallel
+from hubpath_fast.devices import full_float32
 from hubpath_fast.parallel import Ranks
 from hubpath_fast.parallel.collectives import gather_numbers
 from hubpath_fast.parallel.exchange import Exchange
@@ -32,7 +33,6 @@ from hubpath_fast.parallel.exchange import Exchange
 from .check_executors import NETWORKS, C, K, M, N, batches, make_hub
 from .children import Write, die_with, first_line
 from .operations import relative_error
-from .precision import full_float32
 
 RANKS, STEPS = 2, 6
 SECONDS = 20  # that all of it may take

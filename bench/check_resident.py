@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hubpath_fast as hp
+from hubpath_fast.devices import full_float32
 from hubpath_fast.executors import ResidentExecutor
 from hubpath_fast.executors.resident.transfers import Transfers
 
 from .children import Write
 from .operations import relative_error
-from .precision import full_float32
 from .verdicts import write_verdict
 
 M, C, PX, ROOM = 8, 6, 8, 3

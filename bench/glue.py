@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from hubpath_fast import functional as HF
 from hubpath_fast import reference
+from hubpath_fast.devices import full_float32
 
 from . import jsonl, records, timing
 from .children import first_line
 from .inputs import scores
 from .operations import relative_error
-from .precision import full_float32
 
 SIZES = [(48, 5, 2, 10), (48, 5, 2, 100), (512, 16, 2, 1000), (1024, 64, 2, 1000)]  # N, M, K, C
 FEATURES = 64

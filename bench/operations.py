@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hubpath_fast import Routing, reference
 from hubpath_fast import functional as HF
+from hubpath_fast.devices import full_float32
 
 from .inputs import Inputs, Norm, Size
-from .precision import full_float32
 
 
 @dataclass

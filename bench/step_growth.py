@@ -20,11 +20,11 @@ from torch import Tensor
 
 import hubpath_fast as hp
 from hubpath_fast import reference
+from hubpath_fast.devices import full_float32
 from hubpath_fast.executors.groups import running_statistics
 
 from . import timing
 from .operations import relative_error
-from .precision import full_float32
 from .step_models import balanced_scores, timm_experts
 from .step_rows import FORWARD_TOLERANCE
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 import hubpath_fast as hp
 from hubpath_fast import reference
+from hubpath_fast.devices import full_float32
 from hubpath_fast.executors.graphs.backend import CudaBackend
 from hubpath_fast.executors.graphs.executor import GraphsExecutor
 from hubpath_fast.training.optimizer import start_momentum
 
-from .precision import full_float32
 from .step_models import DenseHubPathway, Given, Preset, Scores, recorded_noise
 
 EXPLORE = 0.5

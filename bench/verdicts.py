@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hubpath_fast.devices import full_float32
+
 from .children import Write, first_line
-from .precision import full_float32
 
 
 def write_verdict(write: Write, name: str, judge: Callable[[], tuple[str | None, dict]]) -> None:

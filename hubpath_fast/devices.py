@@ -40,6 +40,28 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 @contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Within, products and convolutions of float32 keep all its bits; then flags are as before.
+
+    A GPU's convolutions are in TF32 unless they are told not to: ten bits of mantissa, and fifty
+    layers of it are 1e-2 from float64, where a check allows 2e-3. Flags are set by their older
+    names: torch refuses to tell one that was set by both, and so what a user has set by the newer
+    names, of single kinds of operations, stays.
+    """
+    before = []
+    for owner in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        with contextlib.suppress(RuntimeError):
+            before.append((owner, owner.allow_tf32))
+    for owner, _ in before:
+        owner.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for owner, value in before:
+            owner.allow_tf32 = value
+
+
+@contextlib.contextmanager
 def threads_for(products: int) -> Iterator[None]:
     """One of torch's threads within, on the CPU, where single calls are small: of fewer
     multiplications than ``MIN_PRODUCTS_FOR_THREADS``. They take a millisecond or two, and where a

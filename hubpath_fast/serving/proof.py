@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import full_float32
 from ..model import HubPathway
 from . import run_package
 from .errors import ExportError, expert_name
@@ -76,6 +77,7 @@ class Proof:
 
 
 @torch.no_grad()
+@full_float32()  # as ``run_package``: TF32 rounds by more than is allowed
 def prove(
     package: Path,
     format: str,

@@ -62,7 +62,8 @@ def onnx(package: str, device: str):
     import numpy as np
     import onnxruntime
 
-    names = ["CUDAExecutionProvider"] if device.startswith("cuda") else ["CPUExecutionProvider"]
+    on_cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    providers = on_cuda if device.startswith("cuda") else ["CPUExecutionProvider"]
     sessions: dict = {}  # with what they were given, which they only refer to
 
     def session(shift):
@@ -71,7 +72,7 @@ def onnx(package: str, device: str):
         if shift is not None:
             held = onnxruntime.OrtValue.ortvalue_from_numpy(np.array([shift], np.float32))
             options.add_initializer("score_shift", held)
-        return onnxruntime.InferenceSession(package, options, providers=names), held
+        return onnxruntime.InferenceSession(package, options, providers=providers), held
 
     def answer(images, shift):
         key = str(shift)
@@ -106,7 +107,16 @@ def main(folder: Path) -> None:
     sys.meta_path.insert(0, Refuse())
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     sys.path += job["path"]
+    if job["format"] != "onnx":
+        keep_float32()
     ask(folder, job)
+
+
+def keep_float32() -> None:
+    """All bits of it: a GPU's convolutions would be in TF32, by more apart than is allowed."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def ask(folder: Path, job: dict) -> None:

@@ -136,7 +136,7 @@ def test_a_package_is_a_line_and_another_form_is_no_success(write, monkeypatch):
         if format == "parts":
             raise ValueError("no room")
         form = "dense" if batch else "sparse"
-        about = {"tried": {"cond": "it cannot be"}}
+        about = {"tried": [{"form": "cond", "reason": "it cannot be"}]}
         return SimpleNamespace(form=form, largest_difference=1e-7, about=about)
 
     monkeypatch.setattr(hp, "export", export)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +267,39 @@ def test_the_next_form_is_tried_and_the_package_says_why(tmp_path, monkeypatch):
     assert package.form == "cond"
     reason = f"expert 1 ({model.origin.labels[1]}) cannot be exported (RuntimeError: no such form)"
     assert package.about["tried"] == [{"form": "sparse", "reason": reason}]
+
+
+def tf32() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.usefixtures("asked_here")
+def test_the_model_is_asked_without_tf32_and_flags_are_as_before(tmp_path, monkeypatch):
+    """It rounds by more than a package may differ by."""
+    ask, seen = proof.ask_model, set()
+    monkeypatch.setattr(proof, "ask_model", lambda *args: seen.add(tf32()) or ask(*args))
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert tf32() == (True, True)
+        export(small_hub(), tmp_path / "hub.pt2", form="dense", input_size=SIZE)
+        assert tf32() == (True, True)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert seen == {(False, False)}
+
+
+def test_a_package_is_asked_without_tf32(tmp_path, monkeypatch):
+    flags = (
+        "import torch\ncudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul\n"
+        "sys.exit(f'tf32 {cudnn.allow_tf32} {matmul.allow_tf32}')"
+    )
+    text = Path(run_package.__file__).read_text()
+    ask = "    images = np.load("
+    assert text.count(ask) == 1
+    (tmp_path / "ask.py").write_text(text.replace(ask, textwrap.indent(flags, "    ") + f"\n{ask}"))
+    monkeypatch.setattr(run_package, "__file__", str(tmp_path / "ask.py"))
+    with pytest.raises(ExportError, match=r": tf32 False False$"):
+        export(small_hub(), tmp_path / "hub.pt2", form="dense", input_size=SIZE)
 
 
 def test_a_package_that_needs_more_than_torch_is_refused(tmp_path, monkeypatch):
