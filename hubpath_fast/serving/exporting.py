@@ -20,6 +20,7 @@ import torch
 
 from ..checkpoints import replacing_folder
 from ..devices import check_device, eval_mode
+from ..executors import ResidentExecutor
 from ..files import sync
 from ..model import FixedRoutes, HubPathway
 from ..model.saving import model_config
@@ -110,8 +111,7 @@ def export(
         from .compiled import check_compiler
 
         check_compiler()
-    if model.input_mean.device != on:
-        model = copy.deepcopy(model).to(on)
+    model = whole_on(model, on)
     with eval_mode(model), without_gradients(model):
         check_parts(model, size)
         routing = routing or format == "parts"  # which are asked for at each call
@@ -162,6 +162,18 @@ def input_size_of(model: HubPathway, given: int | None) -> int:
             "input_size, the pixels a side"
         )
     return size
+
+
+def whole_on(model: HubPathway, device: torch.device) -> HubPathway:
+    """The model, if all of it is on the device; else a copy that is, also where its experts come
+    there only when they are asked."""
+    on_host = device.type != "cpu" and isinstance(model.executor, ResidentExecutor)
+    if model.input_mean.device == device and not on_host:
+        return model
+    model = copy.deepcopy(model)
+    if on_host:
+        model.executor = "sequential"
+    return model.to(device)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import Tensor
 import hubpath_fast
 from bench.emulated.device import counts
 from hubpath_fast import functional as HF
+from hubpath_fast.executors import ResidentExecutor
 
 from .serving import SIZE, small_hub
 
@@ -261,20 +262,22 @@ def traced() -> dict[str, bool]:
 
 
 def packages() -> dict[str, list]:
-    """Of a hub with BatchNorm, by format: the form that it became, the most images that it takes,
-    and the largest difference that its proof found, in a process of its own."""
+    """Of hubs with BatchNorm: the form that each became, the most images that it takes, and the
+    largest difference that its proof found, in a process of its own."""
+    hubs = {"any batch": small_hub(), "parts": small_hub(), "in a room": small_hub()}
+    hubs["in a room"].executor = ResidentExecutor(2)
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for format, name in (("pt2", "hub.pt2"), ("parts", "parts")):
-            path = Path(folder) / name
+    for name, hub in hubs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / ("parts" if name == "parts" else "hub.pt2")
+            options = {"format": "parts"} if name == "parts" else {}
             package = hubpath_fast.export(
-                small_hub().to(CUDA), path, format, device="cuda", input_size=SIZE
+                hub.to(CUDA), path, device="cuda", input_size=SIZE, **options
             )
-            program = torch.export.load(path if format == "pt2" else path / "router.pt2")
-            ranges = program.range_constraints
+            program = torch.export.load(path / "router.pt2" if name == "parts" else path)
             [images] = [node for node in program.graph.nodes if node.name == "images"]
-            most = ranges[images.meta["val"].shape[0].node.expr].upper
-            found[format] = [package.form, int(most), package.largest_difference]
+            most = program.range_constraints[images.meta["val"].shape[0].node.expr].upper
+            found[name] = [package.form, int(most), package.largest_difference]
     return found
 
 
