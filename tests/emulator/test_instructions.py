@@ -244,6 +244,19 @@ def test_conversions_of_integers_keep_or_cut_the_sign():
     assert (byte == a.astype(np.int8).astype(np.int32).view(np.uint32)).all()
 
 
+@pytest.mark.parametrize(
+    "instruction",
+    ["add.f32 $0, $1, $2", "sub.f32 $0, $1, $2", "mul.f32 $0, $1, $2", "div.rn.f32 $0, $1, $2",
+     "fma.rn.f32 $0, $1, $2, $1", "max.NaN.f32 $0, $1, $2", "sqrt.rn.f32 $0, $1"],
+)  # fmt: skip
+def test_arithmetic_gives_one_nan_whichever_it_is_given(instruction):
+    """Lanes that sum up in other orders have the same bits, as on a device."""
+    one, two = (np.full(32, bits, np.uint32) for bits in (0x7FC00001, 0xFFC00002))
+    for a, b in ((one, two), (two, one)):
+        found = apply(f"{instruction};", a.view(np.float32), b.view(np.float32))
+        assert (found == 0x7FFFFFFF).all()
+
+
 def test_bfloat16_rounds_to_the_nearest_even():
     a = np.resize(np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F800001], np.uint32), 32)
     found = apply("cvt.rn.bf16x2.f32 $0, $1, $1;", a.view(np.float32))

@@ -38,20 +38,37 @@ def _flush(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
+_NAN = np.uint32(0x7FFFFFFF).view(np.float32)
+
+
+def _one_nan(function: Callable) -> Callable:
+    """Of arithmetic in float32 every NaN has the same bits on a device. numpy's has those of the
+    first operand that is one, and lanes that add up the same numbers in other orders would differ.
+    """
+
+    def computed(*values: np.ndarray) -> np.ndarray:
+        found = function(*values)
+        if found.dtype == np.float32 and (nans := found != found).any():
+            return np.where(nans, _NAN, found)
+        return found
+
+    return computed
+
+
 def _each(functions: dict[str, Callable], modifiers: str = "") -> None:
     """Decoders of opcodes that a function of the operands stands for."""
     decodes(*functions, modifiers=modifiers)(lambda code: elementwise(code, functions[code.opcode]))
 
 
 _LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
-_each({"add": np.add, "sub": np.subtract}, f"{_ROUNDING} ftz")
+_each({"add": _one_nan(np.add), "sub": _one_nan(np.subtract)}, f"{_ROUNDING} ftz")
 _each({"neg": np.negative, "abs": np.abs}, "ftz")
 _each({"copysign": lambda sign, size: np.copysign(size, sign), "not": np.invert, **_LOGIC})
 
 
 @decodes("min", "max", modifiers="ftz NaN")
 def _extreme(code: Code) -> Step:
-    return elementwise(code, extreme(code, code.opcode))
+    return elementwise(code, _one_nan(extreme(code, code.opcode)))
 
 
 def extreme(code: Code, name: str) -> np.ufunc:
@@ -67,7 +84,7 @@ def _multiply(code: Code) -> Step:
     """The product of operands 1 and 2, and its sum with operand 3 if there is one."""
     kind = code.kind
     if kind.is_float:
-        return _fma(code) if code.opcode == "mad" else elementwise(code, np.multiply)
+        return _fma(code) if code.opcode == "mad" else elementwise(code, _one_nan(np.multiply))
     part = code.one_of("lo", "hi", "wide")
     result = KINDS[f"{kind.name[0]}{16 * kind.size}"] if part == "wide" else kind
 
@@ -99,12 +116,12 @@ def _fma(code: Code) -> Step:
             total = np.maximum(total, 0.0)
         return total.astype(a.dtype)
 
-    return elementwise(code, fused)
+    return elementwise(code, _one_nan(fused))
 
 
 @decodes("div", modifiers="full approx rn ftz")
 def _div(code: Code) -> Step:
-    return elementwise(code, np.divide if code.kind.is_float else _quotient)
+    return elementwise(code, _one_nan(np.divide) if code.kind.is_float else _quotient)
 
 
 def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -132,7 +149,7 @@ _FUNCTIONS = {
 def _function(code: Code) -> Step:
     """Exact where the hardware approximates: tolerances have to leave room for its 2^-22."""
     function = _FUNCTIONS[code.opcode]
-    return elementwise(code, lambda x: function(x.astype(np.float64)).astype(x.dtype))
+    return elementwise(code, _one_nan(lambda x: function(x.astype(np.float64)).astype(x.dtype)))
 
 
 _COMPARISONS = {
