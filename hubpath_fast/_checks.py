@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,32 @@ def check_k(k: int, num_experts: int) -> None:
     """Raise ValueError unless k experts can be active in a hub of ``num_experts``."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
         raise ValueError(f"k: expected an integer in 1..{num_experts} (the experts), got {k!r}")
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether it is one of Python's or numpy's numbers: a tensor would have to be read."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and -math.inf < value < math.inf  # torch.compile traces no math.isfinite
+
+
+def _shown(value: Any) -> str:
+    return "a tensor; give its number, .item()" if isinstance(value, Tensor) else repr(value)
+
+
+def check_weight(name: str, weight: Any) -> None:
+    """Of a term of a loss."""
+    if not (is_finite_number(weight) and weight >= 0):
+        raise ValueError(f"{name}: expected a finite weight >= 0, got {_shown(weight)}")
+
+
+def check_some(name: str, x: Tensor) -> None:
+    """Raise ValueError for [N, ...] of no samples, or of samples without elements."""
+    if not x.numel():
+        what = "batch" if not len(x) else "samples"
+        raise ValueError(
+            f"{name}: empty {what}, shape {list(x.shape)}; the mean of no losses is no number: "
+            "every size must be >= 1"
+        )
 
 
 def check_float(name: str, x: Tensor) -> None:
@@ -120,6 +148,7 @@ def check_target(
 ) -> None:
     """Targets of the exploit loss; their range only on the CPU, where looking costs no wait."""
     check_full(routing, "losses")
+    check_some("outputs", outputs)
     check_classes("target", target, routing.num_samples, outputs)
     soft = target.is_floating_point()
     check_device("target", target, routing)
@@ -136,14 +165,16 @@ def check_target(
     check_range("target", target, outputs, ignore_index)
 
 
-def check_smoothing(label_smoothing: float) -> None:
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+def check_smoothing(label_smoothing: Any) -> None:
+    if not (is_finite_number(label_smoothing) and 0 <= label_smoothing <= 1):
+        found = _shown(label_smoothing)
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {found}")
 
 
 def check_mean(mean: Tensor) -> None:
-    if mean.dim() != 1 or not mean.is_floating_point():
-        raise ValueError(f"mean: expected a float vector [M], got {mean.dtype} {list(mean.shape)}")
+    if mean.dim() != 1 or not len(mean) or not mean.is_floating_point():
+        found = f"{mean.dtype} {list(mean.shape)}"
+        raise ValueError(f"mean: expected a float vector [M] with M >= 1, got {found}")
 
 
 def check_router(routing: Routing, temperature: float, name: str = "temperature") -> None:
@@ -156,9 +187,9 @@ def check_router(routing: Routing, temperature: float, name: str = "temperature"
         )
 
 
-def check_temperature(name: str, temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0, got {temperature}")
+def check_temperature(name: str, temperature: Any) -> None:
+    if not (is_finite_number(temperature) and temperature > 0):
+        raise ValueError(f"{name}: expected a finite number above 0, got {_shown(temperature)}")
 
 
 def check_range(name: str, target: Tensor, outputs: Tensor, ignore_index: int = -100) -> None:

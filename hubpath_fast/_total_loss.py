@@ -44,7 +44,7 @@ def total_loss(
             probabilities [N, C, ...], any float dtype.
         mean: [M], ``routing.mean``.
         exploit: a scalar, as ``exploit_loss`` gives it; None for none.
-        explore: lambda, the weight of the exploration loss.
+        explore: lambda, the weight of the exploration loss: a finite number >= 0.
         label_smoothing: of the task's cross-entropy, in [0, 1].
         backend: None, "triton" or "torch". The kernels take classes [N]: maps and probabilities go
             to torch's implementation on every device, and "triton" is refused.
@@ -55,9 +55,10 @@ def total_loss(
         mean, exploit, and, by torch's implementation, in probabilities.
 
     Raises:
-        ValueError: arguments that do not fit; a class out of range, as for ``exploit_loss``.
+        ValueError: arguments that do not fit; no samples or no positions, whose mean is no number;
+            a class out of range, as for ``exploit_loss``.
     """
-    _check(prediction, target, mean, exploit, label_smoothing)
+    _check(prediction, target, mean, exploit, explore, label_smoothing)
     return unchecked_total_loss(
         prediction, target, mean, exploit, explore, label_smoothing, backend
     )
@@ -90,13 +91,16 @@ def _check(
     target: Tensor,
     mean: Tensor,
     exploit: Tensor | None,
+    explore: float,
     label_smoothing: float,
 ) -> None:
     if prediction.dim() < 2 or not prediction.is_floating_point():
         found = f"{prediction.dtype} {list(prediction.shape)}"
         raise ValueError(f"prediction: expected float logits [N, C, ...], got {found}")
+    _checks.check_some("prediction", prediction)
     _checks.check_classes("target", target, prediction.shape[0], prediction)
     _checks.check_mean(mean)
+    _checks.check_weight("explore", explore)
     _checks.check_smoothing(label_smoothing)
     if exploit is not None and (exploit.dim() != 0 or not exploit.is_floating_point()):
         found = f"{exploit.dtype} {list(exploit.shape)}"

@@ -9,14 +9,15 @@ and T^2 KL of it to the student's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_temperature, is_finite_number
 from ..training import Losses, Task
+from ..training.objective import batch_mean
 
 
 class DistillObjective:
@@ -34,8 +35,8 @@ class DistillObjective:
     Calling it returns ``Losses`` with the parts "task" and "distill", neither weighted.
 
     Raises:
-        ValueError: bad arguments; on a call, teachers whose outputs differ in shape from each
-            other's or the student's, or that share parameters with the student.
+        ValueError: bad arguments; on a call, an empty batch, teachers whose outputs differ in shape
+            from each other's or the student's, or that share parameters with the student.
     """
 
     def __init__(
@@ -48,10 +49,9 @@ class DistillObjective:
         teachers = list(teachers)
         if not teachers:
             raise ValueError("teachers: expected at least one module, got none")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-        if not 0 <= weight <= 1:
-            raise ValueError(f"weight: expected a number from 0 to 1, got {weight}")
+        check_temperature("temperature", temperature)
+        if not (is_finite_number(weight) and 0 <= weight <= 1):
+            raise ValueError(f"weight: expected a number from 0 to 1, got {weight!r}")
         self.task = task
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.temperature, self.weight = float(temperature), float(weight)
@@ -65,7 +65,7 @@ class DistillObjective:
                 f"teachers: expected outputs {list(outputs.shape)} as the student's, got "
                 f"{list(ensemble.shape)}; all need the same outputs"
             )
-        task = self.task.loss(outputs, targets).mean()
+        task = batch_mean(self.task.loss(outputs, targets))
         distill = self.task.distance(outputs, ensemble, self.temperature).mean()
         total = (1 - self.weight) * task + self.weight * distill
         return Losses(total, {"task": task, "distill": distill})

@@ -32,9 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._checks import check_weight
 from ..hub import Expert
 from ..hub.expert import network
 from ..training import Losses, ParameterGroup, Task, TrainerConfig, single_groups
+from ..training.objective import batch_mean
 from .architectures import difference, tensors_of
 from .single import SingleModel
 from .stages import channels_of, hooked, layer_outputs, layer_shapes, stage_layers
@@ -192,15 +194,14 @@ class KnowledgeFlowObjective:
             if value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
         for name, value in (("dependency", dependency), ("keep", keep)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+            check_weight(name, value)
         self.task, self.steps, self.accumulate = task, steps, accumulate
         self.dependency, self.keep = dependency, keep
 
     def __call__(self, model: KnowledgeFlow, images: Tensor, targets: Any) -> Losses:
         taught = model.teach(images)
         outputs = model.flow(images, taught)
-        task = self.task.loss(outputs, targets).mean()
+        task = batch_mean(self.task.loss(outputs, targets))
         log_own = model.flow.logits.log_softmax(dim=1)[:, 0]
         dependency = -log_own.sum()
         keep = self._change(model, images, taught, outputs)

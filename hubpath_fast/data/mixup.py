@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import is_finite_number
 from .order import Places, mix
 
 MODES = ("batch", "pair", "elem")
@@ -51,11 +52,15 @@ class Mixing:
     ):
         from timm.data import Mixup
 
-        if not (mixup >= 0 and cutmix >= 0 and mixup + cutmix > 0):
+        finite = is_finite_number(mixup) and is_finite_number(cutmix)
+        if not (finite and mixup >= 0 and cutmix >= 0 and mixup + cutmix > 0):
             raise ValueError(
                 "mixup, cutmix: expected numbers of at least 0, one of them above, got "
-                f"{mixup} and {cutmix}"
+                f"{mixup!r} and {cutmix!r}"
             )
+        for name, share in (("prob", prob), ("switch_prob", switch_prob)):
+            if not (is_finite_number(share) and 0 <= share <= 1):
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {share!r}")
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
         self.num_classes, self.seed = num_classes, seed

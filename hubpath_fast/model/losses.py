@@ -5,14 +5,23 @@ A fourth, which supervises the router, is ours and off by default.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional as HF
-from .._checks import check_classes, check_device, check_range, check_router, check_temperature
+from .._checks import (
+    check_classes,
+    check_device,
+    check_range,
+    check_router,
+    check_smoothing,
+    check_some,
+    check_temperature,
+    check_weight,
+)
 from .._torch_ops import losses_of_samples, router_loss_of_rows
 from .._torch_rows import sample_of_row
 from .._total_loss import unchecked_total_loss
@@ -51,8 +60,8 @@ class HubPathwayLoss(nn.Module):
             used for the task and for each expert's own rows; y may be a tuple or a dict of tensors,
             of which it gets the same samples each; default cross-entropy (averaged over
             the positions of a map) against classes [n, ...] or class probabilities [n, C, ...].
-        explore: lambda, the weight of the exploration loss. The paper does not print its value;
-            0.5 is our choice (on validation data of the demo, 0.5 and 1 came out alike).
+        explore: lambda, the weight of the exploration loss, >= 0. The paper does not print its
+            value; 0.5 is our choice (on validation data of the demo, 0.5 and 1 came out alike).
         label_smoothing: of the default cross-entropy, in [0, 1].
         exploit: False leaves the exploitation loss out, as the ablation of table 4 does; it is then
             reported as 0.
@@ -66,6 +75,10 @@ class HubPathwayLoss(nn.Module):
 
     When ``torch.distributed`` is initialised, pbar is the mean over all ranks' batches; the
     gradient is right under DistributedDataParallel, which averages over the ranks.
+
+    Raises:
+        ValueError: a weight that is no finite number >= 0, a smoothing outside [0, 1] or given
+            beside a ``task_loss``, a temperature that is not above 0.
     """
 
     def __init__(
@@ -78,13 +91,10 @@ class HubPathwayLoss(nn.Module):
         router_temperature: float = 1.0,
     ):
         super().__init__()
-        if explore < 0:
-            raise ValueError(f"explore: expected a weight >= 0, got {explore}")
-        if not 0 <= router_supervision < math.inf:
-            raise ValueError(
-                f"router_supervision: expected a finite weight >= 0, got {router_supervision}"
-            )
+        check_weight("explore", explore)
+        check_weight("router_supervision", router_supervision)
         check_temperature("router_temperature", router_temperature)
+        check_smoothing(label_smoothing)
         if task_loss is not None and label_smoothing:
             raise ValueError(
                 "label_smoothing: only for the default cross-entropy; use task_loss's own"
@@ -109,17 +119,19 @@ class HubPathwayLoss(nn.Module):
                 or floats [N, C, ...], the probabilities of classes (mixup's and cutmix's targets);
                 for a ``task_loss`` also a tuple or a dict of such tensors.
             sample_weight: [N] or None; multiplies the loss of each sample and of its rows (as
-                importance weights of a replay buffer do); the divisor stays N.
+                importance weights of a replay buffer do), finite numbers; the divisor stays N.
 
         Raises:
-            ValueError: y or sample_weight of another length than the batch, targets of another
-                shape or dtype, classes out of range (on the CPU), a task loss that does not
-                return one value a sample, or a routing of K = 1 to supervise.
+            ValueError: an empty batch, y or sample_weight of another length than the batch,
+                targets of another shape or dtype, classes out of range or weights that are not
+                finite (on the CPU, where looking costs no wait), a task loss that does not return
+                one value a sample, or a routing of K = 1 to supervise.
         """
         n = out.prediction.shape[0]
+        check_some("out.prediction", out.prediction)
         check_lengths(y, n)
-        if sample_weight is not None and list(sample_weight.shape) != [n]:
-            raise ValueError(f"sample_weight: expected [{n}], got {list(sample_weight.shape)}")
+        if sample_weight is not None:
+            _check_weights(sample_weight, n)
         if self.task_loss is None:
             check_classes("y", y, n, out.prediction)
             check_device("y", y, out.routing)
@@ -207,6 +219,21 @@ class HubPathwayLoss(nn.Module):
             more += f", router_supervision={self.router_supervision}"
             more += f", router_temperature={self.router_temperature}"
         return f"explore={self.explore}, label_smoothing={self.label_smoothing}{more}"
+
+
+def _check_weights(weights: Tensor, n: int) -> None:
+    """Of the samples: whether they are finite is looked at where that costs no wait."""
+    found = list(weights.shape) if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+    if found != [n]:
+        raise ValueError(f"sample_weight: expected [{n}], got {found}")
+    if weights.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = ~weights.isfinite()
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"sample_weight: expected finite numbers, got {weights[first].item()} for sample "
+                f"{first}"
+            )
 
 
 def _zero(like: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ Fixed routes keep the weights that were chosen for them, whose sum is their own 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional as HF
-from .._checks import check_k
+from .._checks import check_k, is_finite_number
 from ..routing import Routing
 
 
@@ -48,14 +47,16 @@ class RoutingPolicy:
     k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.top_mass is not None and not _is_share(self.top_mass):
-            raise ValueError(
-                f"top_mass: expected a number above 0 and up to 1, got {self.top_mass!r}; 0.9 asks "
-                "as many experts as hold 90 % of the router's weight"
-            )
+        if self.top_mass is not None:
+            if not _is_share(self.top_mass):
+                raise ValueError(
+                    f"top_mass: expected a number above 0 and up to 1, got {self.top_mass!r}; 0.9 "
+                    "asks as many experts as hold 90 % of the router's weight"
+                )
+            object.__setattr__(self, "top_mass", float(self.top_mass))
         if self.penalty is not None:
             values = self.penalty.tolist() if isinstance(self.penalty, Tensor) else self.penalty
-            if not isinstance(values, Sequence) or not all(_is_finite(v) for v in values):
+            if not isinstance(values, Sequence) or not all(map(is_finite_number, values)):
                 raise ValueError(
                     f"penalty: expected a finite number for each expert, got {values!r}"
                 )
@@ -135,9 +136,4 @@ def dense_weights(routing: Routing) -> Tensor:
 
 
 def _is_share(value: Any) -> bool:
-    return _is_finite(value) and 0 < value <= 1
-
-
-def _is_finite(value: Any) -> bool:
-    numbers = (int, float)
-    return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite_number(value) and 0 < value <= 1

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._checks import check_smoothing, check_some
 from ..measure import Measure
 from ..model import HubPathwayLoss
 
@@ -61,7 +62,7 @@ class Classification:
     """The task of giving each image one of ``classes``; see ``training.Task``.
 
     label_smoothing: of the cross-entropy that is trained with, in [0, 1]. What evaluations report
-    as "loss" is the plain cross-entropy.
+    as "loss" is the plain cross-entropy. Raises ValueError for a smoothing out of that range.
     """
 
     classes: tuple[str, ...]
@@ -72,6 +73,9 @@ class Classification:
     votes: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = MappingProxyType(
         {"soft": soft_vote, "hard": hard_vote}
     )
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
 
     @property
     def num_outputs(self) -> int:
@@ -122,6 +126,7 @@ class Classification:
         return _by_sample((predictions.argmax(dim=1) == targets).double())
 
     def results(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        check_some("predictions", predictions)
         loss = F.nll_loss(predictions.double().clamp_min(1e-12).log(), targets)
         return {"accuracy": self.scores(predictions, targets).mean().item(), "loss": loss.item()}
 
@@ -187,7 +192,7 @@ class ClassificationMeter:
         self._labels += other._labels
 
     def result(self) -> dict[str, float]:
-        if self._classes is None:
+        if not self._labels:
             raise ValueError("batches: expected at least one sample to evaluate on, got none")
         totals = torch.cat([self._loss, self._classes.flatten()]).cpu()  # one read
         loss, (correct, counts) = totals[0], totals[1:].view(2, -1)

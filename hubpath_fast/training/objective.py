@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._checks import check_some
+
 
 @dataclass
 class Losses:
@@ -60,4 +62,10 @@ class SingleObjective:
         self.loss = loss
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Any) -> Losses:
-        return Losses(self.loss(model(images), targets).mean())
+        return Losses(batch_mean(self.loss(model(images), targets)))
+
+
+def batch_mean(losses: Tensor) -> Tensor:
+    """The mean of the losses [N] of samples. Raises ValueError without any: it would be NaN."""
+    check_some("losses", losses)
+    return losses.mean()

@@ -12,7 +12,7 @@ from hubpath_fast.baselines.distill import DistillObjective
 from hubpath_fast.baselines.single import SingleModel
 from hubpath_fast.hub import build_experts
 from hubpath_fast.tasks import Classification
-from hubpath_fast.training import Trainer, TrainerConfig
+from hubpath_fast.training import SingleObjective, Trainer, TrainerConfig
 
 N, FEATURES, CLASSES = 5, 4, 3
 TASK = Classification(("a", "b", "c"))
@@ -62,13 +62,24 @@ def test_teachers_neither_learn_nor_leave_eval_mode():
         ({"teachers": []}, "teachers: expected at least one module, got none"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "2"}, "temperature: expected a finite number above 0, got '2'"),
         ({"weight": 1.5}, "weight"),
+        ({"weight": float("nan")}, "weight: expected a number from 0 to 1, got nan"),
+        ({"weight": None}, "weight: expected a number from 0 to 1, got None"),
         ({"weight": -0.1}, "weight"),
     ],
 )
 def test_bad_arguments(changes, match):
     with pytest.raises(ValueError, match=match):
         DistillObjective(TASK, **{"teachers": [nn.Linear(1, 2)], **changes})
+
+
+def test_an_empty_batch_is_refused():
+    x, y = torch.randn(0, FEATURES), torch.zeros(0, dtype=torch.int64)
+    student, teacher = nn.Linear(FEATURES, CLASSES), nn.Linear(FEATURES, CLASSES)
+    for objective in (DistillObjective(TASK, [teacher]), SingleObjective(TASK.loss)):
+        with pytest.raises(ValueError, match=r"losses: empty batch, shape \[0\]"):
+            objective(student, x, y)
 
 
 def test_networks_that_disagree_are_refused():

@@ -1,6 +1,7 @@
 """Knowledge Flow against a forward pass written out layer by layer, and its losses by hand."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -347,7 +348,13 @@ def test_hubs_without_knowledge_that_flows(names, match):
 
 @pytest.mark.parametrize(
     ("changes", "match"),
-    [({"steps": 0}, "steps"), ({"dependency": -1}, "dependency"), ({"keep": -1}, "keep")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"dependency": -1}, "dependency"),
+        ({"dependency": math.nan}, "dependency: expected a finite weight >= 0, got nan"),
+        ({"keep": -1}, "keep"),
+        ({"keep": "1"}, "keep: expected a finite weight >= 0, got '1'"),
+    ],
 )
 def test_bad_weights(changes, match):
     with pytest.raises(ValueError, match=match):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -104,6 +105,13 @@ BAD = {
     ),
     "one image": (lambda: Mixing(C, 0.2)(*batch(1), 0), "got 1; take 2 or 2"),
     "nothing to do": (lambda: Mixing(C), "mixup, cutmix: .* one of them above, got 0.0 and 0.0"),
+    "an alpha without end": (lambda: Mixing(C, math.inf), "mixup, cutmix: .*, got inf and 0.0"),
+    "an alpha of letters": (lambda: Mixing(C, 1.0, "1"), "mixup, cutmix: .*, got 1.0 and '1'"),
+    "a probability above 1": (lambda: Mixing(C, 1.0, prob=2), "^prob: .* from 0 to 1, got 2"),
+    "a probability of NaN": (
+        lambda: Mixing(C, 1.0, 1.0, switch_prob=math.nan),
+        "^switch_prob: .* from 0 to 1, got nan",
+    ),
     "an unknown mode": (lambda: Mixing(C, 1.0, mode="half"), "mode: expected one of batch, pair"),
     "targets that are no classes": (
         lambda: Mixing(C, 0.2)(batch()[0], torch.rand(B, 2), 0),

@@ -1,9 +1,11 @@
 """The model against the reference: predictions, losses, gradients, buffers; and its manners."""
 
 import copy
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.pathway import (
     CLOSE,
     TableGenerator,
@@ -303,8 +305,27 @@ def test_bad_losses_are_refused_by_name():
         hp.HubPathwayLoss()(out, y, sample_weight=torch.ones(3))
     with pytest.raises(ValueError, match="task_loss: expected one loss a sample"):
         hp.HubPathwayLoss(task_loss=lambda p, y: p.sum())(out, y)
-    with pytest.raises(ValueError, match=r"explore: .*-1"):
-        hp.HubPathwayLoss(explore=-1)
+    with pytest.raises(ValueError, match=r"sample_weight: expected \[8\], got a list"):
+        hp.HubPathwayLoss()(out, y, sample_weight=8 * [1.0])
+    for wrong in (math.nan, math.inf):
+        weight = torch.ones(8).index_fill(0, torch.tensor([5, 7]), wrong)
+        with pytest.raises(ValueError, match=f"sample_weight: .* got {wrong} for sample 5"):
+            hp.HubPathwayLoss()(out, y, sample_weight=weight)
+    empty = out._replace(prediction=out.prediction[:0])
+    for loss in (None, lambda p, y: F.cross_entropy(p, y, reduction="none")):
+        with pytest.raises(ValueError, match=r"out.prediction: empty batch, shape \[0, "):
+            hp.HubPathwayLoss(loss)(empty, y[:0])
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, "0.5", None, True])
+@pytest.mark.parametrize("name", ["explore", "label_smoothing", "router_supervision"])
+def test_weights_of_losses_are_finite_numbers(name, wrong):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*, got {wrong!r}$"):
+        hp.HubPathwayLoss(**{name: wrong})
+    with pytest.raises(ValueError, match=r"^router_temperature: expected .* above 0, got"):
+        hp.HubPathwayLoss(router_temperature=wrong)
+    with pytest.raises(ValueError, match=r"^label_smoothing: .* \[0, 1\], got 1.5"):
+        hp.HubPathwayLoss(label_smoothing=1.5)
 
 
 @pytest.mark.parametrize("aggregator", [None, hp.MLPAggregator(5, 7)], ids=["linear", "mlp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,23 @@ GOOD = {"prediction": X, "target": Y, "mean": MEAN, "exploit": EXPLOIT}
         ("target: class 5 is out of range", {"target": Y + C - Y.max()}),
         ("mean: expected a float vector", {"mean": EXPLOIT}),
         ("exploit: expected a float scalar", {"exploit": MEAN}),
+        ("mean: expected a float vector .* M >= 1", {"mean": MEAN[:0]}),
         ("label_smoothing: expected a number", {"label_smoothing": 1.5}),
+        (r"label_smoothing: .* \[0, 1\], got nan", {"label_smoothing": float("nan")}),
+        (r"label_smoothing: .* got '0.1'", {"label_smoothing": "0.1"}),
+        ("explore: expected a finite weight >= 0, got -1", {"explore": -1}),
+        ("explore: .* got nan", {"explore": float("nan")}),
+        ("explore: .* got inf", {"explore": float("inf")}),
+        ("explore: .* got True", {"explore": True}),
+        ("explore: .* got '1'", {"explore": "1"}),
+        (r"explore: .* got a tensor; give its number, \.item\(\)", {"explore": EXPLOIT}),
+        (r"prediction: empty batch, shape \[0, 5\]", {"prediction": X[:0], "target": Y[:0]}),
+        ("prediction: empty batch", {"prediction": X[:0], "target": X[:0].softmax(1)}),
+        (
+            r"prediction: empty samples, shape \[6, 5, 2, 0\]",
+            {"prediction": MAPS[..., :0], "target": torch.zeros(N, 2, 0, dtype=torch.int64)},
+        ),
+        ("prediction: empty samples", {"prediction": X[:, :0]}),
         ("mean: is on meta, the prediction on cpu", {"mean": MEAN.to("meta")}),
         ("backend: .* maps or of class prob", {"target": X.softmax(1), "backend": "triton"}),
         ("backend: expected None or one of", {"backend": "cuda"}),
@@ -97,3 +114,26 @@ GOOD = {"prediction": X, "target": Y, "mean": MEAN, "exploit": EXPLOIT}
 def test_what_does_not_fit_is_named(message, wrong):
     with pytest.raises(ValueError, match=message):
         HF.total_loss(**GOOD | wrong)
+
+
+def test_ignored_samples_add_nothing_even_where_all_are():
+    total, task, explore, losses = HF.total_loss(X, torch.full_like(Y, -100), MEAN, EXPLOIT, 0.4)
+    assert [task.item(), *losses.tolist()] == (1 + N) * [0.0]
+    assert total.item() == pytest.approx((0.4 * explore + EXPLOIT).item(), rel=1e-14)
+
+
+def test_numpys_numbers_are_numbers():
+    found = HF.total_loss(X, Y, MEAN, EXPLOIT, np.float32(0.5), np.float64(0.25))
+    assert all(map(torch.equal, found, HF.total_loss(X, Y, MEAN, EXPLOIT, 0.5, 0.25)))
+
+
+def test_the_checks_are_traced_by_compile():
+    """Also where a lambda that changes has become an input of the traced program."""
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def total(prediction, explore):
+        return HF.total_loss(prediction, Y, MEAN, EXPLOIT, explore, 0.1)[0]
+
+    for explore in (0.5, 0.25, 0.75):
+        expected = HF.total_loss(X, Y, MEAN, EXPLOIT, explore, 0.1)[0].item()
+        assert total(X, explore).item() == pytest.approx(expected, rel=1e-14)

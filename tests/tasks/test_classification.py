@@ -182,6 +182,19 @@ def test_balanced_accuracy_is_the_mean_recall():
 def test_a_meter_without_a_sample_is_an_error():
     with pytest.raises(ValueError, match="batches: expected at least one sample"):
         TASK.meter(torch.device("cpu")).result()
+    meter = TASK.meter(torch.device("cpu"))
+    meter.add(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="batches: expected at least one sample"):
+        meter.result()
+    with pytest.raises(ValueError, match=r"predictions: empty batch, shape \[0, 3\]"):
+        TASK.results(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("smoothing", [float("nan"), 1.5, -0.1, "0.1"])
+def test_a_smoothing_out_of_range_is_refused(smoothing):
+    message = rf"label_smoothing: expected a number in \[0, 1\], got {smoothing!r}"
+    with pytest.raises(ValueError, match=message):
+        Classification(("a", "b"), smoothing)
 
 
 def test_data_of_other_classes_is_refused_and_says_which():

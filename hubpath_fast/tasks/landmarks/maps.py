@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._checks import check_float
+from ..._checks import check_float, is_finite_number
 from ..._torch_ops import accumulator
 
 KINDS = ("subpixel", "published")
@@ -52,8 +52,8 @@ def bumps(
         found = list(points.shape) if isinstance(points, Tensor) else type(points).__name__
         raise ValueError(f"points: expected [N, L, 3], x, y and weight, got {found}")
     check_float("points", points)
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma: expected a number of cells > 0, got {sigma}")
+    if not (is_finite_number(sigma) and sigma > 0):
+        raise ValueError(f"sigma: expected a number of cells > 0, got {sigma!r}")
     if kind not in KINDS:
         raise ValueError(f"kind: expected {' or '.join(map(repr, KINDS))}, got {kind!r}")
     x, y, weight = points.unbind(2)

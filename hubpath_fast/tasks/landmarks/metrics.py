@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._checks import is_finite_number
 from .layouts import LandmarkLayout, find_layout
 
 UNITS = ("ocular", "pupil", "diagonal")
@@ -135,8 +136,8 @@ def _errors(errors: Any, threshold: float) -> Tensor:
         errors = torch.as_tensor(errors, dtype=torch.float64)
     if errors.dim() != 1 or not len(errors):
         raise ValueError(f"errors: expected [N], at least one face, got {list(errors.shape)}")
-    if not 0 < threshold < float("inf"):
-        raise ValueError(f"threshold: expected a share > 0, 0.10 for 10 %, got {threshold}")
+    if not (is_finite_number(threshold) and threshold > 0):
+        raise ValueError(f"threshold: expected a share > 0, 0.10 for 10 %, got {threshold!r}")
     return errors
 
 

@@ -147,6 +147,7 @@ def test_the_losses_of_a_pathway():
         (lambda o, p: map_loss(o[..., :0], p, 1.0), "outputs: expected maps with cells"),
         (lambda o, p: map_loss(o, p.long(), 1.0), "points: expected a float dtype"),
         (lambda o, p: map_loss(o, p, 0.0), "sigma: expected a number of cells > 0"),
+        (lambda o, p: map_loss(o, p, "1"), "sigma: expected a number of cells > 0, got '1'"),
         (lambda o, p: map_loss(o, p, 1.0, "cell"), "kind: expected 'subpixel' or 'published'"),
         (lambda o, p: map_loss(o, p.requires_grad_(), 1.0), "points: requires a gradient"),
     ],

@@ -109,6 +109,7 @@ def test_the_area_is_exact():
         ),
         (lambda: failure_rate([]), "errors: expected .* at least one face"),
         (lambda: auc([0.1], 0), "threshold: expected a share > 0"),
+        (lambda: auc([0.1], "10 %"), "threshold: expected a share > 0.*got '10 %'"),
     ],
 )
 def test_what_is_refused(call, words):
