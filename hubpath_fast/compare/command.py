@@ -13,7 +13,7 @@ from ..data.cache import free_memory
 from ..data.named import DIGITS
 from ..locks import locked
 from ..notes import show_notes
-from ..runs.folder import check_apart
+from ..runs.places import check_apart
 from .digits_hub import Pretraining, expert_store
 from .methods import Method, choose_methods, methods_of
 from .plan import PREPARE, Job, needed_runs, plan_jobs
@@ -59,7 +59,7 @@ def compare(
     count, threads = choose_workers(workers, settings.fit.trainer.device)
     settings, note = as_begun(settings, out_dir)
     show_notes([note] if note else [], console)
-    check_apart(out_dir, settings.fit)
+    check_apart(out_dir, settings.fit.dataset, settings.fit.data)
     open_folder(out_dir, settings, take=False)  # before there is a lock in it
     with locked(out_dir, "comparison", console):
         open_folder(out_dir, settings)

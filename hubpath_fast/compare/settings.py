@@ -22,6 +22,7 @@ from ..runs.presets import preset as read_preset
 from ..runs.resolve import settings as fit_settings
 from ..training import TrainerConfig
 from ..training.config import with_steps
+from ..written import COMPARISON, described
 
 STEPS, PASSES = "steps", "passes"  # budgets
 COMPARE_FILE, PROBLEM = "compare.json", "problem.json"
@@ -274,10 +275,15 @@ def _dataset(name: str) -> str:
 
 
 def read_compare(out_dir: Path) -> dict[str, Any] | None:
-    """What ``compare.json`` of a folder says; None where there is none."""
+    """What ``compare.json`` of a folder says; None where there is none.
+
+    Raises ValueError if it is damaged, or of another kind of comparison.
+    """
     path = out_dir / COMPARE_FILE
     if not path.is_file():
         return None
+    if (other := described(out_dir, COMPARISON)) is not None:
+        raise ValueError(other)
     try:
         return {"settings": dict(json.loads(path.read_text(encoding="utf-8"))["settings"])}
     except (ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .decode import verify_images
 from .kinds import is_image
-from .layouts import DataError, LabelledFiles, Problem, examples, read_folder
+from .layouts import DataError, LabelledFiles, Problem, examples, named, read_folder
 from .lists import gap_problem, scan_list
 from .names import one_form
 from .oddities import find_oddities, in_a_line
@@ -146,7 +146,7 @@ def survey(root: str | Path, require_train: bool = True) -> dict[str, LabelledFi
     if not entries.folders:
         loose = [path for path in entries.files if is_image(path)]
         what = "images, but none in a folder of its class" if loose else "no images"
-        raise DataError(f"{root} holds {what}{_found(leftovers)}; expected {_layouts(root)}")
+        raise DataError(f"{named(root)} holds {what}{_found(leftovers)}; expected {_layouts(root)}")
     names = [path.name for path in entries.folders]
     if all(name.lower() in LIKE_SPLITS for name in names):
         raise DataError(

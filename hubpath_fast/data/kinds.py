@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from ..locks import LOCK
+from ..written import find_written, held_in
 
 # Kinds that Pillow knows, but that are no photographs, or that it needs other programs to read.
 NOT_READ = {
@@ -31,15 +31,8 @@ SYSTEM_FOLDERS = {
     "__pycache__", ".ipynb_checkpoints", ".git", ".svn", ".dvc",
 }  # fmt: skip
 
-# What `hubpath` writes: a run, its seeds, a comparison or a demo, by the keys of their file; and
-# one that begins has nothing but its lock.
 DRAWN = "_points.png"  # ends the names of what `hubpath landmarks predict` draws
-OUTPUT_KEYS = {
-    LOCK: {"pid", "host", "since"},
-    "fit.json": {"config", "classes", "image_size"},
-    "seeds.json": {"config", "seeds"},
-    "compare.json": {"settings"},
-}
+LOCK_KEYS = {"pid", "host", "since"}
 
 
 @lru_cache(maxsize=1)
@@ -76,13 +69,10 @@ def is_output(folder: Path, names: Iterable[str]) -> bool:
     """Whether ``hubpath`` wrote this folder, which holds these names: its figures are no images
     of the user's."""
     names = set(names)
-    for name in names & OUTPUT_KEYS.keys():
-        try:
-            held = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(held, dict) and held.keys() >= OUTPUT_KEYS[name]:
-            return True
+    if find_written(folder, names) is not None:
+        return True
+    if LOCK in names and held_in(folder / LOCK, LOCK_KEYS) is not None:  # one that begins
+        return True
     if "points.csv" in names and any(name.endswith(DRAWN) for name in names):
         return True
     trained = "log.jsonl" in names and bool(names & {"last", "best", "tensorboard"})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..written import find_written
 from .kinds import is_image
 from .names import one_form
 from .walk import LITTER, Leftovers, Skipped, list_folder, walk
@@ -85,11 +86,17 @@ def _no_images(folder: Path, files: list[Path], leftovers: Leftovers) -> Problem
     loose = any(is_image(path) for path in files)
     found = [skipped.shown() for skipped in leftovers.all()]
     return Problem(
-        f"{folder} holds no images in folders of classes"
+        f"{named(folder)} holds no images in folders of classes"
         + (" (only images outside of them, whose class is unknown)" if loose else ""),
         (f"; found {', '.join(found[:IN_MESSAGE])}" if found else "")
         + f"; expected {folder}/CLASS/IMAGE with images ending in {COMMON_ENDINGS}",
     )
+
+
+def named(folder: Path) -> str:
+    """With what it is, where ``hubpath`` wrote it and it was taken for data."""
+    written = find_written(folder)
+    return str(folder) if written is None else f"{folder} ({written.what})"
 
 
 def examples(things: Sequence, count: int | None = None) -> str:

@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..data.kept import FileList
+from ..written import described
 
 FORMAT = 1
 RECORD, IMAGES, TARGETS, ROUTER = (
@@ -232,7 +233,8 @@ def read_record(folder: Path) -> ShelfRecord:
         return ShelfRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
-            f"{folder} is no shelf: it has no {RECORD}; make one with "
+            described(folder)
+            or f"{folder} is no shelf: it has no {RECORD}; make one with "
             "hubpath shelf extract --data FOLDER --hub NAMES --out SHELF"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

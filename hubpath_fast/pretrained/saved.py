@@ -15,6 +15,7 @@ from ..checkpoints.write import LIBRARY
 from ..hub import HubError
 from ..model import ExpertOrigin, Origin
 from ..model.description import expert_origins
+from ..written import described, find_written
 
 CARD_FILE = "README.md"
 WRITERS = "give one that model.save_pretrained or `hubpath save` wrote, or RUN/best of a run"
@@ -102,10 +103,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}; {WRITERS}")
     if not path.is_file():
-        run = (folder / "fit.json").is_file()
-        what = "a run of `hubpath fit`" if run else "no saved hub"
-        missing = "" if run else f" (no {CONFIG_FILE})"
-        raise CheckpointError(f"{folder} holds {what}{missing}; {WRITERS}")
+        other = find_written(folder)
+        what = f"no saved hub (no {CONFIG_FILE})" if other is None else other.what
+        raise CheckpointError(f"{folder} holds {what}; {WRITERS}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -119,6 +119,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"as an expert of one, local-dir:{folder}"
         )
     if not isinstance(found.get("model"), dict):
+        if "atari" in found:
+            raise CheckpointError(described(folder) or f"{folder} holds a policy; {WRITERS}")
         old = " of an earlier version, which do not say what they are the weights of" * (
             "trainer" in found
         )

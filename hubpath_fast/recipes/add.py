@@ -101,6 +101,7 @@ def add(
             "saved from"
         )
     check_free(Path(out))
+    opened.check_apart(out)
     check_extendable(opened.model)
     if steps < 1:
         raise ValueError(f"steps: expected an integer of at least 1, got {steps}")

@@ -30,8 +30,10 @@ from ..runs.data import open_to_score
 from ..runs.folder import RunFolder, open_run
 from ..runs.kinds import kind_of
 from ..runs.measure import predict
+from ..runs.places import check_apart
 from ..training import Task, load_weights, read_log
 from ..training.routes import routes_of
+from ..written import described
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
 OWN_EXPERTS = "the hub's own experts, each on all images"
@@ -56,13 +58,20 @@ def report(
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; give a folder")
     compared = (run / COMPARE_FILE).is_file()
-    if not compared and RunFolder(run).config() is None:
+    config = _compared(run).fit if compared else RunFolder(run).config()
+    if config is None:
         raise ValueError(
-            f"{run} holds neither a run of `hubpath fit` nor one of `hubpath compare`; give the "
+            described(run)
+            or f"{run} holds neither a run of `hubpath fit` nor one of `hubpath compare`; give the "
             "folder named by --out"
         )
+    check_apart(out, config.dataset, config.data)
     make = _of_comparison if compared else _of_run
     return write_analysis(make(run, device, tell), out)
+
+
+def _compared(out_dir: Path) -> CompareSettings:
+    return CompareSettings.from_dict(read_compare(out_dir)["settings"])
 
 
 def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
@@ -106,7 +115,7 @@ def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
 
 
 def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> Analysis:
-    settings = CompareSettings.from_dict(read_compare(out_dir)["settings"])
+    settings = _compared(out_dir)
     table = read(out_dir / f"{TABLE}.json")
     if table is None:
         raise ValueError(f"{out_dir} holds no table yet; let `hubpath compare` finish first")

@@ -12,6 +12,7 @@ from ..checkpoints import find_checkpoint
 from ..devices import check_device
 from ..files import write_json
 from ..locks import locked
+from ..runs.places import check_not_taken
 from ..tasks.atari.agent import Agent, Result
 from ..tasks.atari.comparison import RESULT, title_of
 from ..tasks.atari.open_game import about, open_game
@@ -19,6 +20,7 @@ from ..tasks.atari.policies import make_policy
 from ..tasks.atari.settings import HUB, SCRATCH, AtariSettings
 from ..tasks.atari.sources import LAST, open_sources, read_record
 from ..training.random_state import seed_all
+from ..written import GAME
 
 
 def fit_atari(
@@ -36,6 +38,7 @@ def fit_atari(
     """
     console, out_dir = console or Console(), Path(out_dir)
     check_device(settings.device)
+    check_not_taken(out_dir, GAME)
     with locked(out_dir, console=console):
         return _fit(settings, out_dir, resume, console)
 

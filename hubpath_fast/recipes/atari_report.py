@@ -13,6 +13,7 @@ from ..tasks.atari.comparison import COMPARE_FILE, read_asked
 from ..tasks.atari.results import Results, read_results
 from ..tasks.atari.run_report import run_sections
 from ..tasks.atari.sources import LAST
+from ..written import GAME, described
 
 PAGE, FIGURES, TABLE = "report.html", "figures", "table"
 
@@ -37,8 +38,9 @@ def report_atari(folder: str | Path, out: str | Path | None = None) -> Path:
         there = f"it has no {COMPARE_FILE} and no {LAST}"
         there = there if folder.is_dir() else "there is no such folder"
         raise ValueError(
-            f"{folder} is no folder of `hubpath atari compare` or `fit`: {there}; give the --out "
-            "of one"
+            described(folder, GAME)
+            or f"{folder} is no folder of `hubpath atari compare` or `fit`: {there}; give the "
+            "--out of one"
         )
     return report.write_page(out / PAGE, *made)
 

@@ -31,6 +31,7 @@ def export(
     opened = open_run(run, device)
     if out is None:
         out = Path(run) / default_name(format, form)
+    opened.check_apart(out)
     package = write(
         opened.model, out, format, form, device, routing, batch, opened.image_size, opset
     )

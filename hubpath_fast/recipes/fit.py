@@ -32,7 +32,7 @@ from ..runs.build import (
 )
 from ..runs.config import FitConfig
 from ..runs.data import RunData, open_to_train
-from ..runs.folder import Record, RunFolder, check_apart
+from ..runs.folder import Record, RunFolder
 from ..runs.kinds import kind_of
 from ..runs.on_ranks import (
     check_alike,
@@ -43,6 +43,7 @@ from ..runs.on_ranks import (
     placement_text,
     start_ranks,
 )
+from ..runs.places import check_apart, check_not_taken
 from ..runs.start import Start
 from ..runs.warm_up import WarmUp, warm_up_heads, warm_up_steps
 from ..training import (
@@ -53,6 +54,7 @@ from ..training import (
     TrainResult,
     find_checkpoint,
 )
+from ..written import LANDMARKS, RUN, SEEDS
 from .finish import check_fallback, finish
 
 
@@ -83,7 +85,8 @@ def fit(
         with ranks.agreed("opening the folder of the run"):
             config = on_rank(config, ranks)
             check_device(config.trainer.device)
-            check_apart(out_dir, config)  # before there is a lock in it
+            check_apart(out_dir, config.dataset, config.data)  # before there is a lock in it
+            check_not_taken(out_dir, RUN, LANDMARKS, SEEDS)
             if ranks.is_first:
                 held.enter_context(locked(out_dir, console=console))
         check_folder(ranks, out_dir)

@@ -62,6 +62,8 @@ def prune(
     if out is not None:
         check_free(Path(out))
     opened = open_run(run, device)
+    if out is not None:
+        opened.check_apart(out)
     validation, test = open_held_out(opened, run, data_root, "experts are dropped")
     check_droppable(run, opened.model)
 

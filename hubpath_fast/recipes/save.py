@@ -39,6 +39,7 @@ def save(
     if push is not None:
         check_repository(push)
     opened = open_run(run)
+    opened.check_apart(out)
     result = None
     if opened.folder is not None:
         place = opened.folder.checkpoint()

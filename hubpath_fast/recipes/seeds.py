@@ -14,8 +14,10 @@ from ..fields import differences
 from ..locks import locked
 from ..runs.build import kind_of_task
 from ..runs.config import FitConfig
-from ..runs.folder import RunFolder, check_apart
+from ..runs.folder import RunFolder
 from ..runs.pays_words import routing_of_seeds
+from ..runs.places import check_apart, check_not_taken
+from ..written import LANDMARKS, RUN, SEEDS
 from .fit import fit
 
 NOT_SPREAD = ("test_images", "test_is_validation", "best_step")  # of what a run's result has
@@ -42,7 +44,8 @@ def fit_seeds(
     other settings.
     """
     console = console or Console()
-    check_apart(Path(out_dir), config)  # before there is a lock in it
+    check_apart(out_dir, config.dataset, config.data)  # before there is a lock in it
+    check_not_taken(out_dir, RUN, LANDMARKS, SEEDS)
     with locked(out_dir, console=console):
         return _fit_seeds(config, seeds, RunFolder(Path(out_dir)), resume, console)
 

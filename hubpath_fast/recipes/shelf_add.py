@@ -16,6 +16,7 @@ from rich.console import Console
 from ..features.wanted import read_names
 from ..files import write_json
 from ..model.newcomers import check_extendable
+from ..runs.places import check_apart
 from ..shelf.add import STEPS, add_model, check_new
 from ..shelf.run import ShelfHub, has_hub
 from ..shelf.save import check_free, open_hub_of, save_hub, saved_labels
@@ -62,6 +63,7 @@ def add(
     check_extendable(opened.model)
     if out is not None:
         check_free(Path(out))
+        check_apart(out, opened.shelf.record.dataset, opened.shelf.record.data)
     opened, index = _on_the_shelf(opened, name, device, console)
     label = opened.shelf.models[index].label
     check_new(opened, index)

@@ -29,8 +29,10 @@ from ..features.shelf import DTYPES, RECORD, Shelf, ShelfRecord, digest_of, read
 from ..features.wanted import read_names
 from ..locks import locked
 from ..notes import show_notes
+from ..runs.places import check_apart, check_not_taken
 from ..shelf.heads import remove_strays
 from ..sizes import bytes_text
+from ..written import SHELF
 
 VALIDATION = 0.15
 OTHER = "the features of a shelf are all alike: leave it out, or make a new shelf"
@@ -97,6 +99,8 @@ def extract_shelf(
         raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size}")
     wanted = read_names(hub, _pretrained(out, settings))
     where = check_device(device)
+    check_apart(out, find_dataset(settings.dataset or FOLDER), settings.data)
+    check_not_taken(out, SHELF)
     with locked(out, "extraction", console, alone=False):  # a ranking may write into it
         there = (out / RECORD).exists()
         splits, record, files = (_known if there else _new)(out, settings)

@@ -23,6 +23,7 @@ from ..files import write_json
 from ..locks import locked
 from ..model import HubPathway
 from ..runs.measure import predict
+from ..runs.places import check_apart, check_not_taken
 from ..runs.resolve import parse_set
 from ..shelf.choice import Routed, choose_models
 from ..shelf.heads import HEADS
@@ -55,6 +56,7 @@ from ..training import (
 )
 from ..training.random_state import seed_all
 from ..training.resume import refuse_other_run
+from ..written import SHELF_HUB
 
 EVAL_BATCH = 1024
 ROUNDING = 1e-6  # of a number of experts
@@ -87,6 +89,8 @@ def shelf_fit(
     opened = Shelf.open(shelf)
     folder = opened.folder / FOLDER if out is None else Path(out)
     check_device(settings.trainer.device)
+    check_apart(folder, opened.record.dataset, opened.record.data)
+    check_not_taken(folder, SHELF_HUB)
     with locked(folder, console=console):
         return _fit(opened, settings, folder, resume, console)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from ..runs.places import check_apart
 from ..shelf.prune import prune_hub, smaller
 from ..shelf.save import check_free, open_hub_of, save_hub
 from .prune import POINTS, PRUNE
@@ -37,6 +38,7 @@ def prune(
     opened = open_hub_of(shelf, hub)
     if out is not None:
         check_free(Path(out))
+        check_apart(out, opened.shelf.record.dataset, opened.shelf.record.data)
     result, kept = prune_hub(opened, points, tell)
     result = {"hub": str(opened.folder), **result}
     if out is not None and kept is not None:

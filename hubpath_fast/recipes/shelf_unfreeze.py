@@ -18,6 +18,7 @@ from typing import Any
 from ..data.named import FOLDER as OWN_IMAGES
 from ..files import write_bytes
 from ..measure import Measure
+from ..runs.places import check_apart, check_not_taken
 from ..runs.start import absolute
 from ..shelf.prune import smaller
 from ..shelf.run import ShelfHub
@@ -60,6 +61,8 @@ def unfreeze(
             f"shelf: {shelf} is of features of your own, and not of images that `hubpath fit` can "
             "read; extract a shelf with --data FOLDER"
         )
+    check_apart(folder, opened.shelf.record.dataset, opened.shelf.record.data)
+    check_not_taken(folder)
     if (folder / RUN).exists():
         raise ValueError(
             f"out: {folder / RUN} is a run that began with what was written to {folder}, which it "

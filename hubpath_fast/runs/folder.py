@@ -14,18 +14,18 @@ import torch
 
 from ..checkpoints import CONFIG_FILE
 from ..data.kept import FileList
-from ..data.named import FOLDER
 from ..data.names import one_form
-from ..data.walk import holds_images
 from ..devices import check_device
 from ..files import write_json
 from ..model import FixedRoutes, HubPathway
 from ..pretrained.load import open_model
 from ..pretrained.saved import SavedHub
 from ..training import Task, find_checkpoint, load_weights, read_log
+from ..written import described
 from .build import build_model, saved_task
 from .config import FitConfig
 from .kinds import kind_of
+from .places import check_apart
 from .saved import settings_of, task_of
 
 FIT, SEEDS, RESULT, LOG = "fit.json", "seeds.json", "result.json", "log.jsonl"
@@ -87,9 +87,9 @@ class RunFolder:
     def record(self) -> Record:
         if not self.has_run:
             raise ValueError(
-                f"{self.path} holds no run of `hubpath fit` or `hubpath landmarks fit` (no {FIT}); "
-                "give the folder named by --out"
-                + (", and of it one seed's (seed-0, ...)" if self.has_seeds else "")
+                described(self.path)
+                or f"{self.path} holds no run of `hubpath fit` or `hubpath landmarks fit` (no "
+                f"{FIT}); give the folder named by --out"
             )
         config, image_size = self._read(FIT, ("config", "image_size"))
         with self._naming(FIT):
@@ -230,23 +230,6 @@ def _draw(config: FitConfig) -> tuple:
     return config.dataset, config.validation, config.trainer.seed
 
 
-def check_apart(out_dir: Path, config: FitConfig) -> None:
-    """Raises ValueError if a run would be written among images, as a class or into one.
-
-    A folder of its own beside the classes is fine: where images are read, it is left out.
-    """
-    out, data = out_dir.resolve(), Path(config.data or "").resolve()
-    if config.dataset != FOLDER or (out != data and data not in out.parents):
-        return
-    beside = None if out == data else data / out.relative_to(data).parts[0]
-    if beside is None or (beside.is_dir() and holds_images(beside)):
-        raise ValueError(
-            f"out: {out_dir} lies in the data's folder {config.data}"
-            + (f", among the images of {beside}" if beside else "")
-            + "; choose another"
-        )
-
-
 @dataclass
 class Run:
     """A trained run, opened again: its settings, what it learned and its model in evaluation mode.
@@ -277,6 +260,11 @@ class Run:
         model = self.model
         router = chain(model.generator.parameters(), model.aggregator.parameters())
         return next(chain(router, model.buffers(recurse=False), model.parameters())).device
+
+    def check_apart(self, out: str | Path) -> None:
+        """Raises ValueError if ``out`` would be written among the run's images."""
+        if self.folder is not None:
+            check_apart(out, self.config.dataset, self.config.data)
 
     def room_notes(self) -> list[str]:
         """What came into memory so far, and went, where experts have a room for that."""

@@ -24,6 +24,7 @@ from ..features.shelf import RECORD
 from ..files import write_json
 from ..model import HubPathway
 from ..tasks.classification import Classification
+from ..written import described
 from .model import build_hub, join, router_model
 from .settings import ShelfFitSettings
 
@@ -139,7 +140,8 @@ def read_hub(folder: Path, shelf: Shelf | None = None) -> HubRecord:
         where, classes = Path(held["shelf"]), tuple(map(str, held["classes"]))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
-            f"{folder} holds no hub of a shelf (no {HUB}); make one with hubpath shelf fit SHELF"
+            described(folder)
+            or f"{folder} holds no hub of a shelf (no {HUB}); make one with hubpath shelf fit SHELF"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); run hubpath shelf fit again") from error

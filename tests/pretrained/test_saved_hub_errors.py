@@ -108,7 +108,7 @@ def test_folders_of_other_things_are_told(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"empty holds no saved hub \(no config.json\)")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "fit.json").write_text("{}")
+    (tmp_path / "run" / "fit.json").write_text('{"config": {}, "classes": [], "image_size": 32}')
     refused(tmp_path / "run", "run holds a run of `hubpath fit`; .*RUN/best")
     (folder / "config.json").write_text("{")
     refused(folder, "config.json is damaged")

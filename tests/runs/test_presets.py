@@ -179,7 +179,8 @@ def test_seeds_give_mean_and_spread_and_go_on(tmp_path):
     assert "holds runs of these seeds (seed-0, seed-1)" in refused(*other)
     assert "(k: 2 there, 1 now)" in refused(*other, "--k", 1, "--resume")
     assert "seed and seeds: give one" in refused("fit", "--resume", "--seed", 7, "--out", out)
-    assert "seed-0" in refused("evaluate", out)
+    expected = f"a run of several seeds; use that of one seed, in {out}: seed-0, seed-1"
+    assert expected in refused("evaluate", out)
 
 
 def test_summarise():

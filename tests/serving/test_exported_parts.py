@@ -19,6 +19,7 @@ from hubpath_fast import serve
 from hubpath_fast.model import RoutingPolicy
 from hubpath_fast.serve import Parts, PartsError
 from hubpath_fast.serving import ExportError, export, export_parts, proof, run_package
+from hubpath_fast.written import described
 
 # Of probabilities in float32: folded weights and another order of sums.
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -77,6 +78,10 @@ def exported(tmp_path_factory):
 @pytest.fixture
 def folder(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "parts"))
+
+
+def test_it_is_known_for_a_package(exported):
+    assert described(exported).startswith(f"{exported} is a package, of `hubpath export`; use ")
 
 
 def test_it_says_what_the_model_says_at_any_batch(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...fields import Settings, differences, setting, there_are
 from ...files import write_json
+from ...written import GAMES, described
 from .settings import (
     FINETUNE,
     HUB,
@@ -191,10 +192,15 @@ class Asked:
 
 
 def read_asked(out_dir: Path) -> Asked | None:
-    """What the folder's ``compare.json`` says; None where there is none. ValueError if damaged."""
+    """What the folder's ``compare.json`` says; None where there is none.
+
+    Raises ValueError if it is damaged, or of another kind of comparison.
+    """
     path = out_dir / COMPARE_FILE
     if not path.is_file():
         return None
+    if (other := described(out_dir, GAMES)) is not None:
+        raise ValueError(other)
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         lists = (tuple(held[name]) for name in ("targets", "methods", "seeds"))

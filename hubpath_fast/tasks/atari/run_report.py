@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ... import report
-from ...checkpoints import find_checkpoint, load_config
+from ...checkpoints import find_checkpoint
 from ...measure import Measure
 from ...training import read_log
 from .comparison import RESULT, read_outcome
 from .games import SCORES, human_normalized
 from .results import short_steps
 from .settings import HUB, AtariSettings
-from .sources import LAST
+from .sources import LAST, read_config
 from .statistics import bootstrap
 
 SCORE = Measure("score", decimals=1)
@@ -32,10 +32,7 @@ def run_sections(
     last = find_checkpoint(folder / LAST)
     if last is None:
         return None
-    try:
-        settings = AtariSettings.from_dict(load_config(last)["atari"])
-    except KeyError as error:
-        raise ValueError(f"{last} is not of a run of `hubpath atari`") from error
+    settings = AtariSettings.from_dict(read_config(last)["atari"])
     history = as_history(read_log(folder / "log.jsonl"), settings.method == HUB)
     if not history:
         raise ValueError(f"{folder} has logged nothing yet; there is nothing to show")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ...checkpoints import CheckpointError, find_checkpoint, load_config, load_weights
+from ...written import GAME, described
 from .network import RainbowNetwork
 from .policies import make_policy
 from .settings import FINETUNE, SCRATCH, AtariSettings
@@ -51,12 +52,21 @@ class Source:
     record: Record
 
 
+def read_config(last: Path) -> dict[str, Any]:
+    """``config.json`` of the checkpoint in ``last``. Raises CheckpointError as ``read_record``."""
+    kept = load_config(last)
+    if "atari" not in kept:
+        other = described(last.parent)
+        raise CheckpointError(other or f"{last} is not of a run of `hubpath atari`")
+    return kept
+
+
 def read_record(last: Path) -> Record:
     """Of the checkpoint in ``last``.
 
     Raises CheckpointError where it is damaged or of another kind of run.
     """
-    kept = load_config(last)
+    kept = read_config(last)
     try:
         settings = AtariSettings.from_dict(kept["atari"])
         record = Record(settings, tuple(kept["actions"]), tuple(kept["networks"]))
@@ -76,7 +86,8 @@ def open_run(folder: str | Path, device: str = "cpu") -> tuple[Policy, Record]:
     if last is None:
         hint = "" if folder.is_dir() else "; there is no such folder"
         raise CheckpointError(
-            f"{folder} holds no run of `hubpath atari`{hint}: expected {folder / LAST}, which "
+            described(folder, GAME)
+            or f"{folder} holds no run of `hubpath atari`{hint}: expected {folder / LAST}, which "
             "`hubpath atari pretrain` and `fit` write"
         )
     record = read_record(last)

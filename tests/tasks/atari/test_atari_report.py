@@ -214,8 +214,14 @@ class TestRefusals:
             read_outcome(write_run(tmp_path, math.nan))
 
     def test_a_damaged_comparison(self, tmp_path):
-        (tmp_path / "compare.json").write_text('{"settings": {"steps": 3}}')
+        lists = '"targets": [], "methods": [], "seeds": []'
+        (tmp_path / "compare.json").write_text(f'{{"settings": {{"steps": 3}}, {lists}}}')
         with pytest.raises(ValueError, match=r"compare\.json is damaged"):
+            report_atari(tmp_path)
+
+    def test_a_comparison_of_another_kind(self, tmp_path):
+        (tmp_path / "compare.json").write_text('{"settings": {"fit": {}}}')
+        with pytest.raises(ValueError, match=r"is a comparison, .*; use `hubpath report "):
             report_atari(tmp_path)
 
 
