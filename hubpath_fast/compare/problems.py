@@ -95,6 +95,12 @@ class Problem(ABC):
     def images(self, indices: Tensor) -> Tensor:
         """Test images, uint8 [n, 3, S, S], as an expert sees them."""
 
+    @property
+    def split(self) -> str:
+        """What the images are whose figures are reported: "test", or "validation" where there are
+        no others."""
+        return "test"
+
     def notes(self) -> list[str]:
         """What a user should know of data and hub, a sentence each."""
         return [] if self.hub is None else self.hub.notes
@@ -156,8 +162,12 @@ class ImagesProblem(Problem):
     def files(self) -> FileList | None:
         return kind_of(self.fit).files(self.splits.parts, self.splits, self.fit)
 
+    @property
+    def split(self) -> str:
+        return "validation" if self.splits.test_is_validation else "test"
+
     def notes(self) -> list[str]:
-        if not self.splits.test_is_validation:
+        if self.split == "test":
             return []
         return [
             "there is no test split: the figures are of the validation images, which rates, the "

@@ -61,6 +61,11 @@ class SeedResults:
         """What was noted of data and hub; None: not yet."""
         return read(seed_folder(self.out_dir, self.seed) / PROBLEM)
 
+    @property
+    def split(self) -> str:
+        """What images "test" stands for: see ``Problem.split``."""
+        return (self.problem or {}).get("split", "test")
+
     @cached_property
     def task(self) -> Task:
         settings = CompareSettings.from_dict(read_compare(self.out_dir)["settings"])

@@ -59,11 +59,15 @@ def routing_notes(
     lines = routing_of_seeds(list(results), list(results.values()), measure)
     found = [result["routing"] for result in results.values()]
     lines = [line[0].upper() + line[1:] + "." for line in lines]
-    return lines + [line for line in (_test(found, measure), _quality(found, measure)) if line]
+    split = SeedResults(out, seeds[0], settings.rates).split
+    more = _test(found, measure, split), _quality(found, measure)
+    return lines + [line for line in more if line]
 
 
-def _test(found: Sequence[Mapping[str, Any]], measure: Measure) -> str:
-    """For information: nothing was chosen on these images."""
+def _test(found: Sequence[Mapping[str, Any]], measure: Measure, split: str) -> str:
+    """For information: of test images, on which nothing was chosen."""
+    if split != "test":
+        return ""
     pairs = [f["test"] for f in found if "fixed" in f["test"]]
     if not pairs:
         return ""

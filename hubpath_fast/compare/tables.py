@@ -15,6 +15,7 @@ from ..files import write_json, write_text
 from ..hub import expert_sources
 from ..hub.labels import legend
 from ..measure import Measure
+from ..report.sections import initial
 from ..runs.build import kind_of_task
 from .methods import Method
 from .paper import notes_on_figures, numbers_beside
@@ -285,14 +286,15 @@ def write_tables(
         },
     )
     heading = f"{settings.fit.data_name}, a hub of {len(fit.hub)}"
-    budget = describe(settings, seeds)
+    split = SeedResults(out_dir, seeds[0], settings.rates).split
+    budget = describe(settings, seeds, split)
     notes = all_notes(settings, rows, seeds, out_dir)
     parts = [f"# {heading}", budget, markdown(table).rstrip(), *notes]
     write_text(out_dir / f"{TABLE}.md", "\n\n".join(parts) + "\n")
     picture = report.Picture(
         report.measure_bars([bar_of(row) for row in rows], measure),
-        f"Test {measure.name}, mean over the seeds; whiskers: standard deviation.",
-        f"Test {measure.name} by method",
+        f"{initial(split)} {measure.name}, mean over the seeds; whiskers: standard deviation.",
+        f"{initial(split)} {measure.name} by method",
     )
     section = report.Section("All methods under one budget", budget, [table, *notes, picture])
     report.write_page(out_dir / f"{TABLE}.html", f"Comparison: {heading}", [section])
@@ -322,8 +324,8 @@ def bar_of(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
-    """A paragraph on what all methods share."""
+def describe(settings: CompareSettings, seeds: Sequence[int], split: str = "test") -> str:
+    """A paragraph on what all methods share. split: that the figures are of."""
     fit = settings.fit
     hub = legend(expert_sources(fit.hub), names_of_experts(settings))
     rates = ", ".join(f"{rate:g}" for rate in settings.rates)
@@ -333,10 +335,11 @@ def describe(settings: CompareSettings, seeds: Sequence[int]) -> str:
         else f"at a peak rate of {rates}"
     )
     count = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    chosen_on = "nothing is chosen" if split == "test" else "rates and experts are chosen, too"
     return (
         f"Hub: {', '.join(hub)}. K = {fit.k}. {describe_budget(settings)} Every method trains "
-        f"{chosen}; {count}. Figures are of the test images, on "
-        "which nothing is chosen; bold is best, bounds (in hindsight, oracle) aside; spread is the "
+        f"{chosen}; {count}. Figures are of the {split} images, on "
+        f"which {chosen_on}; bold is best, bounds (in hindsight, oracle) aside; spread is the "
         "standard deviation over seeds. Forwards are of experts: for an image at inference, for "
         "an image of a training step, and in training altogether; updates are those of each "
         "network. Forwards in training and training time hold those of the models which a method "

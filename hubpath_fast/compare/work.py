@@ -80,6 +80,7 @@ def prepare(settings: CompareSettings, seed: int, out_dir: Path, cache: Path) ->
             "images": {name: len(part) for name, part in problem.targets.items()},
             "difference": difference([expert.body for expert in experts], problem.expert_names),
             "fingerprint": problem.fingerprint(),
+            "split": problem.split,
             "costs": [count_flops(e.module, problem.size) / 1e9 for e in experts],
             "parameters": sum(p.numel() for e in experts for p in e.module.parameters()),
             "pretrain": {member.index: member.before for member in missing},

@@ -105,6 +105,7 @@ def _of_run(run: Path, device: str, tell: Callable[[str], None]) -> Analysis:
         alone_title=OWN_EXPERTS,
         weights=weights,
         k=config.k,
+        split=split,
         routes=routes_of(weights, targets),
         routing=(RunFolder(run).result() or {}).get("routing"),
         history=RunFolder(run).history(),
@@ -154,7 +155,7 @@ def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> A
     return Analysis(
         title=f"Hub-Pathway on {name}",
         subtitle=f"{k} of {len(singles)} experts for each image, seed {results.seed}; figures are "
-        f"of its {len(targets)} test images.{several} {describe_budget(settings)}",
+        f"of its {len(targets)} {problem.split} images.{several} {describe_budget(settings)}",
         data_name=name,
         measure=task.metric,
         expert_names=names_of_experts(settings),
@@ -164,6 +165,7 @@ def _of_comparison(out_dir: Path, device: str, tell: Callable[[str], None]) -> A
         alone_title=title,
         weights=outputs["weights"],
         k=k,
+        split=problem.split,
         routes=routes_of(outputs["weights"], targets),
         routing=results.result("pathway").get("routing"),
         history=read_log(results.folder("pathway") / "log.jsonl"),

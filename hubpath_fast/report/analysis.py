@@ -45,7 +45,7 @@ OF_TASKS = ("error_by_group", "faces", "faces_points", "maps")  # which have the
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What a report is made of: T test samples, M experts, judged by a measure.
+    """What a report is made of: T samples of a split, M experts, judged by a measure.
 
     Arrays may be tensors (any device), numpy arrays or lists; they are kept as numpy arrays. What
     is None or empty has no section. Raises ValueError where fields do not fit each other.
@@ -64,6 +64,7 @@ class Analysis:
     alone_title: str  # which experts: "each expert fine-tuned alone"
     weights: Any  # float [T, M] in 0..1, 0 where an expert is not asked
     k: int  # experts that the run asks about each sample
+    split: str = "test"  # what the samples are called: "validation" where there is no test split
     expert_sources: Sequence[str] = ()  # [M] each in full: a model's name, a file, a folder
     routes: Mapping[str, Any] | None = None  # of these samples, as evaluations have them
     routing: Mapping[str, Any] | None = None  # whether routing pays, as a run's result has it
@@ -81,8 +82,7 @@ class Analysis:
     details: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # [T] each, for the CSVs
     scores_of: Callable[[], Mapping[str, Any]] | None = None  # of compared methods, [T] each
     outputs: Callable[[np.ndarray], tuple[Any, Any] | None] | None = None  # see below
-    extra: Sequence[Callable[[FigureFolder], Section]] = ()  # the task's own sections
-    own: Sequence[Callable[[Analysis, FigureFolder], Section | None]] = ()  # likewise
+    own: Sequence[Callable[[Analysis, FigureFolder], Section | None]] = ()  # the task's sections
     notes: Sequence[str] = ()  # paragraphs at the top
 
     def __post_init__(self) -> None:
@@ -230,7 +230,6 @@ def write_analysis(analysis: Analysis, out_dir: str | Path, scale: float = 2.0) 
     out_dir = Path(out_dir)
     figures = FigureFolder(out_dir / "figures", scale)
     made = [make(analysis, figures) for make in FIRST]
-    made += [make(figures) for make in analysis.extra]
     made += [make(analysis, figures) for make in analysis.own]
     made += [make(analysis, figures) for make in LAST]
     for form in (*FIGURES, *OF_TASKS):

@@ -41,7 +41,7 @@ def summary(a: Analysis, figures: FigureFolder) -> Section:
     best = a.measure.ranked(means)[0]
     text = (
         f"Hub-Pathway asks {a.k} of {count(len(a.expert_names), 'expert')} about each of "
-        f"{count(len(a.scores), 'test sample')} of {a.data_name}; its {a.measure.title} is "
+        f"{count(len(a.scores), f'{a.split} sample')} of {a.data_name}; its {a.measure.title} is "
         f"{a.measure.text(a.scores.mean())}. Of the experts by themselves ({a.alone_title}), "
         f"{a.expert_names[best]} is best with {a.measure.text(means[best])}; with the best of them "
         f"for each sample it would be {a.measure.text(a.oracle.mean())}, the bound for whoever "
@@ -63,9 +63,9 @@ def mean_weight(a: Analysis, figures: FigureFolder) -> Section:
             "mean_weight",
             weight_bars(mean, asked, a.expert_names),
             table,
-            f"Mean weight of each expert on all {count(len(a.scores), 'test sample')} of "
+            f"Mean weight of each expert on all {count(len(a.scores), f'{a.split} sample')} of "
             f"{a.data_name} (0 where it is not asked), and the share of samples it is asked about.",
-            "Bars: mean weight of each expert on the test data",
+            f"Bars: mean weight of each expert on the {a.split} data",
         )
     ]
     groups = a.members()
@@ -89,7 +89,7 @@ def mean_weight(a: Analysis, figures: FigureFolder) -> Section:
         "that the route hardly depends on the sample."
     )
     if a.routes is not None:
-        text += f"\n\n{_routes(a, a.routes)}"
+        text += f"\n\n{_routes(a, a.routes, f'{a.split} sample')}"
     return Section("Which experts are asked", text, items)
 
 
@@ -99,7 +99,7 @@ def quality(a: Analysis, figures: FigureFolder) -> Section:
     text = f"Alone means: {a.alone_title}. "
     if a.measure.worst is not None:
         text += (
-            f"Counted are the {whole.counted} of {count(whole.samples, 'test sample')} "
+            f"Counted are the {whole.counted} of {count(whole.samples, f'{a.split} sample')} "
             f"({share(whole.counted / whole.samples)}) on which at least one expert alone is "
             f"better than the worst ({a.measure.title} {text_of(a.measure.worst)}). "
         )
@@ -190,8 +190,8 @@ def over_k(a: Analysis, figures: FigureFolder) -> Section | None:
         file_name(f"{a.measure.name}_over_k"),
         measure_over_k(a.values_by_k, a.measure, a.k),
         k_table(a.values_by_k, a.measure),
-        f"Test {name} over K: the mean, and each seed where there are several.",
-        f"Line: test {name} over the number of experts asked",
+        f"{initial(a.split)} {name} over K: the mean, and each seed where there are several.",
+        f"Line: {a.split} {name} over the number of experts asked",
     )
     text = (
         "More experts a sample cost proportionally more at inference; whether they help is "
@@ -206,7 +206,7 @@ def samples(a: Analysis, figures: FigureFolder) -> Section | None:
     present = len(np.unique(a.groups))
     limit = present * (SAMPLES // present) if present < SAMPLES else SAMPLES
     shown = _spread(a.groups, np.arange(len(a.scores)), limit)
-    caption = "Test samples with the experts asked and their weights"
+    caption = f"{initial(a.split)} samples with the experts asked and their weights"
     if present > 1:
         some = f" {limit} of {present}" if present > limit else " each"
         caption += f", by {a.group_label}: the first of{some}"
@@ -265,9 +265,9 @@ def cost(a: Analysis, figures: FigureFolder) -> Section | None:
         file_name(f"{a.measure.name}_against_cost"),
         measure_against_cost(rows, a.measure),
         table,
-        f"Test {name} against cost; whiskers are the spread over seeds. Methods on the Pareto "
-        "front have their names, the table has all.",
-        f"Scatter plot of the methods' test {name} over their cost, with the Pareto front",
+        f"{initial(a.split)} {name} against cost; whiskers are the spread over seeds. Methods on "
+        "the Pareto front have their names, the table has all.",
+        f"Scatter plot of the methods' {a.split} {name} over their cost, with the Pareto front",
     )
     return Section(f"{initial(name)} against cost", text, [picture, table])
 
@@ -276,8 +276,8 @@ def missed(a: Analysis, figures: FigureFolder) -> Section:
     number, total = int(a.missed.sum()), len(a.scores)
     title = "Where an expert alone is better than the hub"
     text = (
-        f"On {number} of {count(total, 'test sample')} ({share(number / total)}) some expert alone "
-        f"({a.alone_title}) has a better {a.measure.title} than Hub-Pathway"
+        f"On {number} of {count(total, f'{a.split} sample')} ({share(number / total)}) some expert "
+        f"alone ({a.alone_title}) has a better {a.measure.title} than Hub-Pathway"
     )
     if not number:
         return Section(title, text + ".")
@@ -349,7 +349,7 @@ def _missed_by_group(a: Analysis) -> Table:
 
 
 def sample_table(a: Analysis, indices: np.ndarray) -> Table:
-    """Samples by their index in the test set: what the task says of them, scores and weights."""
+    """Samples by their index in the split: what the task says of them, scores and weights."""
     group = {a.group_label: a.kinds} if a.shows_groups else {}
     columns: dict[str, Sequence[Any]] = group | dict(a.details) | {a.measure.title: a.scores}
     columns |= {f"weight of {name}": a.weights[:, m] for m, name in enumerate(a.expert_names)}
@@ -358,7 +358,7 @@ def sample_table(a: Analysis, indices: np.ndarray) -> Table:
     return Table(["sample", *columns], rows)
 
 
-def _routes(a: Analysis, routes: Mapping[str, Any], what: str = "test sample") -> str:
+def _routes(a: Analysis, routes: Mapping[str, Any], what: str) -> str:
     """How many routes there are, and what they have to do with the groups."""
     sets, k = routes["sets"], round(sum(routes["share"]))
     shares = ", ".join(

@@ -1,6 +1,6 @@
 """What a report says of a classification beyond its measure: which class is taken for which.
 
-Letters: T test samples, C classes.
+Letters: T samples, C classes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def report_fields(classes: Sequence[str], predictions: Tensor, targets: Tensor) 
         "groups": targets,
         "group_names": classes,
         "group_label": "true class",
-        "extra": [partial(confusion, confusion_counts(targets, guesses, len(classes)), classes)],
+        "own": [partial(confusion, confusion_counts(targets, guesses, len(classes)), classes)],
     }
 
 
@@ -87,7 +87,10 @@ def shown_classes(counts: np.ndarray, limit: int = MOST_CLASSES) -> list[int]:
 
 
 def confusion(
-    counts: np.ndarray, classes: Sequence[str], figures: report.FigureFolder
+    counts: np.ndarray,
+    classes: Sequence[str],
+    analysis: report.Analysis,
+    figures: report.FigureFolder,
 ) -> report.Section:
     total, errors = int(counts.sum()), int(counts.sum() - np.trace(counts))
     kept = shown_classes(counts)
@@ -129,7 +132,7 @@ def confusion(
         formats = {columns[3]: share}
         items.append(report.Table(columns, pairs, (), formats, "Most confused classes"))
     text = (
-        f"Hub-Pathway is wrong on {errors} of {count(total, 'test sample')} "
+        f"Hub-Pathway is wrong on {errors} of {count(total, f'{analysis.split} sample')} "
         f"({share(errors / total)})."
     )
     balanced = balanced_accuracy(

@@ -302,6 +302,9 @@ class TestTables:
             "Budget: steps, so every method takes the same 1,500 updates of 8 images"
             in describe(steps, (0,))
         )
+        assert "Figures are of the test images, on which nothing is chosen" in describe(steps, (0,))
+        said = describe(steps, (0,), "validation")
+        assert "Figures are of the validation images, on which rates and experts are chosen" in said
         passes = describe(steps.replace(budget="passes"), (0,))
         assert "1,500 updates of 8 images take together, 24 k; a Hub-Pathway" in passes
         assert "the same 1,500" not in passes

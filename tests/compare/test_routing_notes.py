@@ -62,6 +62,8 @@ def held(learned, fixed, top):
 
 def notes(monkeypatch, tmp_path, results, rows=({"method": "hub-pathway", "seeds": [0]},)):
     class Results:
+        split = "test"
+
         def __init__(self, out, seed, rates):
             self.seed = seed
 

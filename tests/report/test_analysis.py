@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ GROUPS = ["day", "night", "never"]  # the last has no sample
 T, M, K = 60, 3, 2
 
 
-def own_section(figures: FigureFolder) -> Section:
+def own_section(analysis: Analysis, figures: FigureFolder) -> Section:
     figures.numbers("own", report.Table(["a"], [[1]]))
     return Section("The task's own")
 
@@ -53,7 +55,7 @@ def fields(**changes) -> dict:
         ],
         "images": lambda indices: images[indices],
         "details": {"true": [f"<i>{t}</i>" for t in range(T)]},
-        "extra": [own_section],
+        "own": [own_section],
         "notes": ["A first note.", NASTY],
     } | changes
 
@@ -129,11 +131,23 @@ class TestPage:
         folder.mkdir()
         for name in ("training.png", "training.csv", "missed.png", "mine.png"):
             (folder / name).write_bytes(b"old")
-        changes = dict.fromkeys(absent) | {"rows": (), "extra": (), "notes": ()}
+        changes = dict.fromkeys(absent) | {"rows": (), "own": (), "notes": ()}
         written = Written(tmp_path, fields(**changes))
         assert written.page.texts["h2"] == [TITLES[i] for i in (0, 1, 2, 8)]
         kept = {f"{n}.{end}" for n in ("mean_weight", "weight_quality") for end in ("png", "csv")}
         assert written.files() == kept | {"missed.csv", "mine.png"}
+
+    def test_validation_samples_are_never_called_test_samples(self, tmp_path):
+        routes = {"sets": 3, "share": [1.0, 0.5, 0.5]}
+        made = write_analysis(Analysis(**fields(routes=routes)), tmp_path / "test")
+        page = made.read_text(encoding="utf-8")
+        held_out = Analysis(**fields(routes=routes, split="validation"))
+        other = write_analysis(held_out, tmp_path / "validation").read_text(encoding="utf-8")
+        pictures = re.compile(r'src="data:[^"]*"')
+        page, other = pictures.sub("", page), pictures.sub("", other)
+        assert len(re.findall(r"\b[Tt]est\b", page)) == 11
+        assert not re.findall(r"\b[Tt]est\b", other)
+        assert other == re.sub(r"\btest\b", "validation", page).replace("Test ", "Validation ")
 
     def test_empty_is_as_absent(self):
         analysis = Analysis(**fields(history=[], rows=[], values_by_k={}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
@@ -43,8 +45,8 @@ def test_many_classes_show_the_most_confused(tmp_path):
         ["✓ class 3"],
     ]
     assert fields["details"]["prediction"][21] == "class 31"
-    (make,) = fields["extra"]
-    section = make(FigureFolder(tmp_path, 0.2))
+    (make,) = fields["own"]
+    section = make(SimpleNamespace(split="test"), FigureFolder(tmp_path, 0.2))
     assert section.text == "Hub-Pathway is wrong on 3 of 120 test samples (2.5 %)."
     picture, pairs = section.items
     assert "Shown are 4 of 40 classes" in picture.caption
@@ -60,8 +62,10 @@ def test_where_classes_are_skewed_balanced_accuracy_is_said(tmp_path):
     targets = torch.tensor([0] * 12 + [1] * 4)
     guesses = torch.tensor([0] * 9 + [1] * 3 + [1] + [0] * 3)
     predictions = torch.nn.functional.one_hot(guesses, 3).float()
-    (make,) = report_fields(["a", "b", "c"], predictions, targets)["extra"]
-    assert make(FigureFolder(tmp_path, 0.2)).text == (
+    (make,) = report_fields(["a", "b", "c"], predictions, targets)["own"]
+    held_out = make(SimpleNamespace(split="validation"), FigureFolder(tmp_path, 0.2)).text
+    assert held_out.startswith("Hub-Pathway is wrong on 6 of 16 validation samples (37.5 %).")
+    assert make(SimpleNamespace(split="test"), FigureFolder(tmp_path, 0.2)).text == (
         "Hub-Pathway is wrong on 6 of 16 test samples (37.5 %). Balanced accuracy, the mean over "
         "the classes of the share that is right, is 50.0 %, where accuracy is 62.5 %: the largest "
         "class has 12 samples, the smallest 4."

@@ -1,6 +1,6 @@
 """What a report says of landmarks beyond their measure: faces, curves, landmarks, subsets, maps.
 
-Letters: T test faces, M experts, L landmarks. Errors are shares of the task's unit.
+Letters: T faces, M experts, L landmarks. Errors are shares of the task's unit.
 """
 
 from __future__ import annotations
