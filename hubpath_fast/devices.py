@@ -67,9 +67,9 @@ def threads_for(products: int) -> Iterator[None]:
     multiplications than ``MIN_PRODUCTS_FOR_THREADS``. They take a millisecond or two, and where a
     second thread has no core to itself each of them waits for it as long again, many times over."""
     before = torch.get_num_threads()
-    if products < MIN_PRODUCTS_FOR_THREADS:
-        torch.set_num_threads(1)
     try:
+        if products < MIN_PRODUCTS_FOR_THREADS:
+            torch.set_num_threads(1)
         yield
     finally:
         if before != torch.get_num_threads():

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -341,6 +342,55 @@ def test_an_interrupted_run_ends_what_it_began_and_begins_nothing_more():
         gc.enable()
     assert ended == [True]
     assert pools.run([lambda: 1, lambda: 2], [1, 1], [1, 0]) == [1, 2]
+
+
+def test_a_task_is_waited_for_whose_submission_was_interrupted(monkeypatch):
+    """Ctrl-C when a worker has the task, and its caller not yet the worker's future."""
+    pools, began, ended = ThreadPools(2), threading.Event(), []
+    pools.run([lambda: 1, lambda: 2], [1, 1], [0, 1])
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(*arguments):
+        submit(*arguments)
+        began.wait()
+        raise KeyboardInterrupt
+
+    def task():
+        began.set()
+        time.sleep(0.1)
+        ended.append(True)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pools.run([task, ended.clear], [1, 1], [0, 1])
+    assert ended == [True]
+    monkeypatch.undo()
+    assert pools.run([lambda: 1, lambda: 2], [1, 1], [1, 0]) == [1, 2]
+
+
+def test_an_interrupted_start_of_workers_leaves_the_number_of_threads(monkeypatch):
+    """One worker has set its own number and waits for the other, which never comes."""
+    before, pools, submit = torch.get_num_threads(), ThreadPools(2 * 3), ThreadPoolExecutor.submit
+    calls = iter([submit])
+
+    def interrupted(*arguments):
+        call = next(calls, None)
+        if call is None:
+            raise KeyboardInterrupt
+        return call(*arguments)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pools.run([lambda: 1, lambda: 2], [3, 3], [0, 1])
+    monkeypatch.undo()
+    own, own_of_new = torch.get_num_threads(), []
+    new = threading.Thread(target=lambda: own_of_new.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    assert [own, *own_of_new] == [before, before]
+    found = pools.run([torch.get_num_threads] * 2, [3, 3], [0, 1])
+    assert found == [3, 3]
+    assert torch.get_num_threads() == before
 
 
 def test_of_several_errors_the_first_tasks_is_raised_and_nothing_more_begins():

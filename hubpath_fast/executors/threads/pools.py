@@ -59,39 +59,51 @@ class ThreadPools:
         All that were begun have ended when it returns or raises. After an exception no more begin;
         of several it raises the first task's.
         """
-        # One future a worker, and a queue to wait on: wait() costs as much as a small task.
+        # A queue to wait on: waiting for futures costs as much as a small task.
         pending, ended = {each: deque() for each in set(threads)}, SimpleQueue()
         for i in order:
             pending[threads[i]].append(i)
         results: list[T | None] = [None] * len(tasks)
         raised: dict[int, BaseException] = {}
+        changed, running = threading.Condition(), set()
 
         def cancel() -> None:
-            for queue in pending.values():
-                queue.clear()
+            with changed:
+                for queue in pending.values():
+                    queue.clear()
+
+        def begin(queue: deque[int]) -> int | None:
+            with changed:
+                if not queue:
+                    return None
+                running.add(queue[0])
+                return queue.popleft()
 
         def work(queue: deque[int]) -> None:
-            with contextlib.suppress(IndexError):
-                while True:
-                    i = queue.popleft()
-                    try:
-                        results[i] = tasks[i]()
-                    except BaseException as error:
-                        raised[i] = error
-                        cancel()
+            while (i := begin(queue)) is not None:
+                try:
+                    results[i] = tasks[i]()
+                except BaseException as error:
+                    raised[i] = error
+                    cancel()
+                with changed:
+                    running.remove(i)
+                    changed.notify()
             ended.put(None)
 
-        futures = []
+        workers = 0
         try:
             for each, queue in pending.items():
-                pool, workers = self._pool(each), min(self._count(each), len(queue))
-                for _ in range(workers):
-                    futures.append(pool.submit(work, queue))
-            for _ in futures:
+                pool = self._pool(each)
+                for _ in range(min(self._count(each), len(queue))):
+                    pool.submit(work, queue)
+                    workers += 1
+            for _ in range(workers):
                 ended.get()
-        except BaseException:  # Ctrl-C
+        except BaseException:  # Ctrl-C, at any moment: also when a worker has just been begun
             cancel()
-            wait(futures)
+            with changed:
+                changed.wait_for(lambda: not running)
             raise
         if raised:
             raise raised[min(raised)]
@@ -109,12 +121,19 @@ class ThreadPools:
             def start() -> None:
                 torch.get_num_threads()  # a thread's first use of torch sets its number
                 torch.set_num_threads(each)
-                ready.wait()
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    ready.wait()
 
             pool = ThreadPoolExecutor(count, "hubpath-expert", start)
-            wait([pool.submit(int) for _ in range(count)])
-            # It is a number of the thread that sets it, but also that of threads that start later.
-            torch.set_num_threads(before)
+            try:
+                wait([pool.submit(int) for _ in range(count)])
+            except BaseException:  # Ctrl-C: those that wait for the others would do so for ever
+                ready.abort()
+                pool.shutdown()
+                raise
+            finally:
+                # A number of the thread that sets it, but also that of threads that start later.
+                torch.set_num_threads(before)
             self._pools[each] = pool
         return self._pools[each]
 
