@@ -139,6 +139,11 @@ class TestIntervalBars:
         assert [0.5, 0.75] in [list(line.get_xdata()) for line in axes.lines]
         assert axes.get_xlim() == (0, 1)
 
+    @pytest.mark.filterwarnings("error")
+    def test_scores_of_0_alone_have_an_axis(self):
+        [axes] = report.interval_bars([report.IntervalBar("scratch", 0.0)], "points", {}).axes
+        assert axes.get_xlim() == (0.0, 1.0)
+
     def test_no_rows_are_refused(self):
         with pytest.raises(ValueError, match="rows is empty"):
             report.interval_bars([], "points", {})

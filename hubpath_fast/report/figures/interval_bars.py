@@ -77,7 +77,7 @@ def _colour(number: int, pale: bool) -> tuple[str | tuple[float, ...], str]:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """From the least to the largest, with room where they are not 0."""
+    """From the least to the largest, with room where they are not 0, and where all are alike."""
     low, high = min(values), max(values)
     room = ROOM * (high - low) or 1.0
-    return low - room if low < 0 else low, high + room if high > 0 else high
+    return low - room if low < 0 else low, high + room if high > 0 or low == high else high
