@@ -53,6 +53,11 @@ def described(place: str | Path, *own: str) -> str | None:
     return f"{place} is {found.what}; use {found.use}"
 
 
+def lacks(folder: str | Path, file: str) -> str:
+    """What to say of a folder that was to hold a file: it may not be there itself."""
+    return f"no {file}" if Path(folder).is_dir() else "there is no such folder"
+
+
 def held_in(path: Path, keys: Iterable[str]) -> Held | None:
     """What a file of JSON holds, if that is an object with these keys."""
     try:

@@ -124,8 +124,10 @@ def survey(root: str | Path, require_train: bool = True) -> dict[str, LabelledFi
     """``find_splits``, whose problems with single splits are theirs, and not raised."""
     root = Path(root)
     if not _is_folder(root):
-        what = "is a file: give its folder" if root.is_file() else "does not exist"
-        raise DataError(f"the data folder {root} {what}; expected {_layouts(root)}")
+        file = root.is_file()
+        what = "is a file: give its folder" if file else "does not exist"
+        expected = _layouts(root.parent if file else root)
+        raise DataError(f"the data folder {root} {what}; expected {expected}")
     leftovers = Leftovers()
     entries = list_folder(root, leftovers, root=True)
     for ending, there, read in (

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..data.kept import FileList
-from ..written import described
+from ..written import described, lacks
 
 FORMAT = 1
 RECORD, IMAGES, TARGETS, ROUTER = (
@@ -234,7 +234,7 @@ def read_record(folder: Path) -> ShelfRecord:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             described(folder)
-            or f"{folder} is no shelf: it has no {RECORD}; make one with "
+            or f"{folder} is no shelf: {lacks(folder, RECORD)}; make one with "
             "hubpath shelf extract --data FOLDER --hub NAMES --out SHELF"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

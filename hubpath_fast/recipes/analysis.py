@@ -27,13 +27,13 @@ from ..model import HubPathway
 from ..report.analysis import Analysis, write_analysis
 from ..runs.build import eval_batches, make_experts, make_pathway, make_task
 from ..runs.data import open_to_score
-from ..runs.folder import RunFolder, open_run
+from ..runs.folder import FIT, RunFolder, open_run
 from ..runs.kinds import kind_of
 from ..runs.measure import predict
 from ..runs.places import check_apart
 from ..training import Task, load_weights, read_log
 from ..training.routes import routes_of
-from ..written import described
+from ..written import described, lacks
 
 FINE_TUNED_ALONE = "each expert fine-tuned alone"
 OWN_EXPERTS = "the hub's own experts, each on all images"
@@ -62,8 +62,8 @@ def report(
     if config is None:
         raise ValueError(
             described(run)
-            or f"{run} holds neither a run of `hubpath fit` nor one of `hubpath compare`; give the "
-            "folder named by --out"
+            or f"{run} holds neither a run of `hubpath fit` nor one of `hubpath compare` "
+            f"({lacks(run, f'{FIT}, {COMPARE_FILE}')}); give the folder named by --out"
         )
     check_apart(out, config.dataset, config.data)
     make = _of_comparison if compared else _of_run

@@ -21,7 +21,7 @@ from ..model import FixedRoutes, HubPathway
 from ..pretrained.load import open_model
 from ..pretrained.saved import SavedHub
 from ..training import Task, find_checkpoint, load_weights, read_log
-from ..written import described
+from ..written import described, lacks
 from .build import build_model, saved_task
 from .config import FitConfig
 from .kinds import kind_of
@@ -88,8 +88,8 @@ class RunFolder:
         if not self.has_run:
             raise ValueError(
                 described(self.path)
-                or f"{self.path} holds no run of `hubpath fit` or `hubpath landmarks fit` (no "
-                f"{FIT}); give the folder named by --out"
+                or f"{self.path} holds no run of `hubpath fit` or `hubpath landmarks fit` "
+                f"({lacks(self.path, FIT)}); give the folder named by --out"
             )
         config, image_size = self._read(FIT, ("config", "image_size"))
         with self._naming(FIT):

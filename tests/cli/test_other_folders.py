@@ -76,6 +76,13 @@ def test_what_it_is_and_what_takes_it(folders, place):
         assert use in said, command
 
 
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+    for command in (*OF_RUNS, *OF_SHELVES, *OF_GAMES):
+        assert "there is no such folder" in refused(*command.split(), tmp_path / "nowhere"), command
+    for command, file in (("evaluate", "fit.json"), ("report", "fit.json, compare.json")):
+        assert f"(no {file})" in refused(command, tmp_path)
+
+
 @pytest.mark.parametrize("file", ["hub.pt2", "hub.onnx"])
 def test_a_package_is_named(tmp_path, file):
     (tmp_path / file).write_bytes(b"")

@@ -206,5 +206,6 @@ def test_what_users_type(photos, monkeypatch):
     assert "nothing given" in refused("data", "check")
     assert "give it or --root cars" in refused("data", "check", "./cars", "--root", "cars")
     assert "gone/photos does not exist" in refused("data", "check", "gone/photos")
-    assert "is a file: give its folder" in refused("data", "check", "cars/train/red/0.png")
+    said = refused("data", "check", "cars/train/red/0.png")
+    assert "is a file: give its folder; expected cars/train/red/train/CLASS/IMAGE" in said
     assert "add --data-root DIR" in refused("compare", "--data", "dmlab", "--hub", "test_vit")

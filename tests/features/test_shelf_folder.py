@@ -78,7 +78,7 @@ def test_features_are_mapped_and_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda f: (f / "shelf.json").unlink(), "is no shelf: it has no shelf.json"),
+        (lambda f: (f / "shelf.json").unlink(), "is no shelf: no shelf.json"),
         (lambda f: (f / "shelf.json").write_text("{"), "shelf.json is damaged"),
         (lambda f: (f / "shelf.json").write_text('{"format": 9}'), "has the format 9"),
         (lambda f: (f / "targets.safetensors").unlink(), "targets.safetensors is damaged"),
