@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from support.on_emulated import found_by, needs_emulated
 
-from bench.emulated.device import library
 from hubpath_fast.serving import programs
 
-ROOT = Path(__file__).parents[2]
-REASON = library.what_is_missing()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = needs_emulated
 TWO_DEVICES = "Expected all tensors to be on the same device, but found at least two devices"
 
 
 @pytest.fixture(scope="module")
 def found():
-    code = (
-        "import sys; sys.path.insert(0, 'tests'); from support import device_program as p; p.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.emulated", "-c", code],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return found_by("device_program")
 
 
 def test_tensors_of_two_devices_are_refused(found):

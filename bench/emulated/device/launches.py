@@ -7,6 +7,7 @@ read.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from . import bindings
+
+_turn = threading.RLock()  # Triton's interpreter, and the emulator, run one launch at a time
 
 
 def install(interpreter: ModuleType) -> None:
@@ -32,7 +35,7 @@ def run(name: str, function: Callable[..., Any], args: tuple, kwargs: dict) -> N
     stream."""
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
     if not any(tensor.is_cuda for tensor in tensors):
-        function(*args, **kwargs)
+        _in_turn(function, *args, **kwargs)
         return
     for tensor in tensors:
         if not tensor.is_cuda:
@@ -44,13 +47,18 @@ def run(name: str, function: Callable[..., Any], args: tuple, kwargs: dict) -> N
         kwargs = {key: _on_cpu(value) for key, value in kwargs.items()}
         here = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         before = [_bytes(tensor).clone() for tensor in here]
-        function(*args, **kwargs)
+        _in_turn(function, *args, **kwargs)
         changed = [not torch.equal(_bytes(t), old) for t, old in zip(here, before, strict=True)]
     graph = bindings.capturing()
-    number = -1 if graph is None else graph.keep_launch(lambda: function(*args, **kwargs))
+    number = -1 if graph is None else graph.keep_launch(lambda: _in_turn(function, *args, **kwargs))
     reads = [t for t, written in zip(tensors, changed, strict=True) if not written]
     writes = [t for t, written in zip(tensors, changed, strict=True) if written]
     ops.end_launch(name, reads, writes, number)
+
+
+def _in_turn(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    with _turn:
+        function(*args, **kwargs)
 
 
 def _on_cpu(value: Any) -> Any:

@@ -31,6 +31,7 @@ inline void run_pending_if(Test test) {
   for (Pending& copy : pending()) (test(copy) ? due : left).push_back(std::move(copy));
   pending().swap(left);
   for (const Pending& copy : due) copy_on_cpu(copy.to, copy.from);
+  let_go(std::move(due));
 }
 
 inline void run_pending(const Block& block) {
@@ -56,7 +57,7 @@ inline void finish(Stack* stack, size_t count, at::Tensor result) {
 }
 
 inline bool is_pinned(const at::Tensor& tensor) {
-  Guard guard(lock());
+  Guard guard;
   return tensor.device().is_cpu() && pinned().holds(tensor.unsafeGetTensorImpl()->data());
 }
 
@@ -73,7 +74,7 @@ inline void copy(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack*
   const at::Tensor cpu_from = from.is_cuda() ? call.to_cpu(from, false, false, "src") : from;
   const std::string name = to.is_cuda() ? "copy to the device" : "copy to the host";
   if (!is_late) wait_for_stream(name);
-  Guard guard(lock());
+  Guard guard;
   const int64_t graph = current_graph();
   if (to.is_cuda() && graph >= 0) back_up(graph, to.unsafeGetTensorImpl()->data());
   const at::Tensor& device = to.is_cuda() ? to : from;

@@ -23,7 +23,7 @@ void fill_with_garbage(const at::Tensor& tensor) {
 }
 
 void keep_if_captured(const at::Tensor& tensor) {
-  Guard guard(lock());
+  Guard guard;
   if (current_graph() >= 0) graphs().all.at(current_graph()).kept.push_back(tensor.storage());
 }
 
@@ -95,7 +95,7 @@ void set_storage(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stac
 void record_stream(const c10::OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
   const at::Tensor self = tensor_at(stack, 2, 0);
   const int stream = int(stack->back().toStream().id());
-  Guard guard(lock());
+  Guard guard;
   if (self.numel() > 0)
     if (Block* block = memory().find(self.unsafeGetTensorImpl()->data()))
       block->recorded.insert(stream);
@@ -114,7 +114,7 @@ void softmax(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* sta
 
 // Graphs' replays stop at each launch of the program's own, which Python carries out.
 int64_t replay(int64_t id, int64_t start) {
-  Guard guard(lock());
+  Guard guard;
   Graph& graph = graphs().all.at(id);
   TORCH_CHECK(!graph.is_capturing && graph.broken.empty(), "the graph has no finished capture");
   for (size_t i = size_t(start); i < graph.entries.size(); ++i) {
@@ -147,19 +147,18 @@ int64_t replay(int64_t id, int64_t start) {
 }
 
 void drop_graph(int64_t id) {
-  std::vector<c10::Storage> kept;  // freed without the lock held twice over
-  Guard guard(lock());
+  Guard guard;
   auto at = graphs().all.find(id);
   if (at == graphs().all.end()) return;
   if (at->second.is_capturing) --graphs().capturing;
   for (Stream& stream : streams().all)
     if (stream.graph == id) stream.graph = -1;
-  kept.swap(at->second.kept);
+  let_go(std::move(at->second));
   graphs().all.erase(at);
 }
 
 void begin_launch(const std::vector<at::Tensor>& tensors) {
-  Guard guard(lock());
+  Guard guard;
   for (const at::Tensor& tensor : tensors) {
     const void* data = tensor.unsafeGetTensorImpl()->data();
     Block* block = memory().find(data);
@@ -171,7 +170,7 @@ void begin_launch(const std::vector<at::Tensor>& tensors) {
 
 void end_launch(const std::string& name, const std::vector<at::Tensor>& reads,
                 const std::vector<at::Tensor>& writes, int64_t launch) {
-  Guard guard(lock());
+  Guard guard;
   std::vector<std::pair<at::Tensor, bool>> touched;
   for (const at::Tensor& tensor : reads) touched.emplace_back(tensor, false);
   for (const at::Tensor& tensor : writes) touched.emplace_back(tensor, true);
@@ -190,7 +189,7 @@ at::Tensor on_cpu(const at::Tensor& tensor) {
 
 // The block that holds an address, as bytes from the address on; it keeps nothing alive.
 at::Tensor memory_at(int64_t address) {
-  Guard guard(lock());
+  Guard guard;
   Block* block = memory().find(reinterpret_cast<const void*>(address));
   TORCH_CHECK(block != nullptr, "a kernel was given ", address, ", where the device has no memory");
   c10::Storage storage(c10::Storage::use_byte_size_t(), block->bytes,
@@ -205,13 +204,14 @@ at::Tensor memory_at(int64_t address) {
 }
 
 std::string lines(const std::map<std::string, int64_t>& counts) {
+  Guard guard;
   std::string text;
   for (const auto& [name, count] : counts) text += std::to_string(count) + " " + name + "\n";
   return text;
 }
 
 int64_t statistic(const std::string& name) {
-  Guard guard(lock());
+  Guard guard;
   if (name == "allocated") return memory().allocated;
   if (name == "peak") return memory().peak;
   if (name == "allocations") return memory().allocations;
@@ -220,13 +220,13 @@ int64_t statistic(const std::string& name) {
 }
 
 void pin_range(int64_t address, int64_t bytes) {
-  Guard guard(lock());
+  Guard guard;
   if (bytes > 0) pinned().ranges[uintptr_t(address)] = size_t(bytes);
   else pinned().ranges.erase(uintptr_t(address));
 }
 
 std::string take_races() {
-  Guard guard(lock());
+  Guard guard;
   std::string text;
   for (const auto& race : races().found) text += race + "\n";
   races().found.clear();
@@ -304,19 +304,19 @@ TORCH_LIBRARY(emulated_cuda, m) {
   m.def("current_stream() -> int", [] { return int64_t(stream_of_thread); });
   m.def("set_stream(int stream) -> ()", [](int64_t stream) { stream_of_thread = int(stream); });
   m.def("capture_of(int stream) -> int", [](int64_t stream) {
-    Guard guard(lock());
+    Guard guard;
     return streams().all.at(stream).graph;
   });
   m.def("begin_capture() -> int", &begin_capture);
   m.def("end_capture(int graph) -> ()", &end_capture);
   m.def("drop_graph(int graph) -> ()", &drop_graph);
   m.def("graph_bytes(int graph) -> int", [](int64_t id) {
-    Guard guard(lock());
+    Guard guard;
     return graphs().all.at(id).bytes;
   });
   m.def("replay(int graph, int start) -> int", &replay);
   m.def("launch_of(int graph, int entry) -> int", [](int64_t id, int64_t entry) {
-    Guard guard(lock());
+    Guard guard;
     return graphs().all.at(id).entries.at(entry).launch;
   });
   m.def("begin_launch(Tensor[] tensors) -> ()", &begin_launch);
@@ -329,7 +329,10 @@ TORCH_LIBRARY(emulated_cuda, m) {
   m.def("default_generator() -> Generator?", [] { return default_generator(); });
   m.def("waits() -> str", [] { return lines(waits().counts); });
   m.def("launches() -> str", [] { return lines(launches()); });
-  m.def("reset_counts() -> ()", [] { waits().counts.clear(), launches().clear(); });
+  m.def("reset_counts() -> ()", [] {
+    Guard guard;
+    waits().counts.clear(), launches().clear();
+  });
   m.def("sync_mode() -> int", [] { return waits().mode; });
   m.def("set_sync_mode(int mode) -> ()", [](int64_t mode) { waits().mode = mode; });
   m.def("take_races() -> str", &take_races);

@@ -71,7 +71,7 @@ inline void invalidate(int64_t graph, const char* why) {
 }
 
 inline void check_not_capturing(const char* what) {
-  Guard guard(lock());
+  Guard guard;
   if (!any_capture()) return;
   for (auto& [id, graph] : graphs().all)
     if (graph.is_capturing) invalidate(id, what);
@@ -89,7 +89,7 @@ inline void back_up(int64_t graph, const void* pointer) {
 }
 
 inline int64_t begin_capture() {
-  Guard guard(lock());
+  Guard guard;
   TORCH_CHECK(stream_of_thread != 0, "CUDA error: operation not permitted: the default stream "
                                      "cannot be captured");
   TORCH_CHECK(current_graph() < 0, "this stream is captured already");
@@ -104,7 +104,7 @@ inline int64_t begin_capture() {
 }
 
 inline void end_capture(int64_t id) {
-  Guard guard(lock());
+  Guard guard;
   Graph& graph = graphs().all.at(id);
   TORCH_CHECK(graph.is_capturing, "the capture has ended");
   graph.is_capturing = false;

@@ -28,7 +28,7 @@ struct Hooks final : at::CUDAHooksInterface {
   c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex) const override { return 0; }
   c10::Device getDeviceFromPtr(void*) const override { return DEVICE; }
   bool isPinnedPtr(const void* pointer) const override {
-    Guard guard(lock());
+    Guard guard;
     return pinned().holds(pointer);
   }
   c10::Allocator* getPinnedMemoryAllocator() const override { return &pinned_allocator(); }

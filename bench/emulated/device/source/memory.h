@@ -13,9 +13,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
@@ -50,12 +52,40 @@ struct Block {
   std::vector<Access> reads, writes;
 };
 
-// One lock for everything here: correct first, and operators are few.
+// One lock for everything here: correct first, and operators are few. Python makes streams, among
+// other things, with its own global lock held, and takes this one; so nothing may wait for Python's
+// under this one. Letting go of a tensor that Python has seen does: such values are given to
+// `let_go`, and go once the thread has left the lock.
 inline std::recursive_mutex& lock() {
   static auto* mutex = new std::recursive_mutex;
   return *mutex;
 }
-using Guard = std::lock_guard<std::recursive_mutex>;
+
+struct Held {
+  int depth = 0;  // guards of this thread, one inside the other
+  std::vector<std::shared_ptr<void>> leaving;
+};
+inline thread_local Held held;
+
+class Guard {
+ public:
+  Guard() {
+    lock().lock();
+    ++held.depth;
+  }
+  Guard(const Guard&) = delete;
+  ~Guard() {
+    std::vector<std::shared_ptr<void>> leaving;  // destroyed last
+    if (--held.depth == 0) leaving.swap(held.leaving);
+    lock().unlock();
+  }
+};
+
+// Under a guard.
+template <class Value>
+inline void let_go(Value&& value) {
+  held.leaving.push_back(std::make_shared<std::decay_t<Value>>(std::forward<Value>(value)));
+}
 
 struct Memory {
   std::map<uintptr_t, Block> blocks;  // by address
@@ -84,7 +114,7 @@ void leave(const Block& block);
 void inherit(Block& block);
 
 inline void register_block(void* address, size_t bytes) {
-  Guard guard(lock());
+  Guard guard;
   Memory& all = memory();
   TORCH_CHECK_WITH(
       OutOfMemoryError, all.allocated + rounded(bytes) <= all.limit,
@@ -100,7 +130,7 @@ inline void register_block(void* address, size_t bytes) {
 }
 
 inline void forget_block(void* address) {
-  Guard guard(lock());
+  Guard guard;
   auto at = memory().blocks.find(reinterpret_cast<uintptr_t>(address));
   if (at == memory().blocks.end()) return;
   leave(at->second);
@@ -157,7 +187,7 @@ inline Pinned& pinned() {
 
 inline void free_pinned(void* address) {
   {
-    Guard guard(lock());
+    Guard guard;
     pinned().ranges.erase(reinterpret_cast<uintptr_t>(address));
   }
   std::free(address);
@@ -169,7 +199,7 @@ struct PinnedAllocator final : c10::Allocator {
     if (bytes == 0) return {nullptr, nullptr, &free_pinned, host};
     void* address = std::aligned_alloc(GRANULE, rounded(bytes));
     std::memset(address, GARBAGE, bytes);
-    Guard guard(lock());
+    Guard guard;
     pinned().ranges[reinterpret_cast<uintptr_t>(address)] = bytes;
     return {address, address, &free_pinned, host};
   }

@@ -34,7 +34,7 @@ inline std::map<std::string, int64_t>& launches() {
 }
 
 inline void count_wait(const std::string& name) {
-  Guard guard(lock());
+  Guard guard;
   check_not_capturing(name.c_str());
   ++waits().counts[name];
   TORCH_CHECK(waits().mode != 2, "called a synchronizing CUDA operation (", name, ")");
@@ -42,7 +42,7 @@ inline void count_wait(const std::string& name) {
 }
 
 inline void wait_for_stream(const std::string& name) {
-  Guard guard(lock());
+  Guard guard;
   count_wait(name);
   wait_on_host(streams().all[stream_of_thread].clock);
 }
@@ -169,7 +169,7 @@ inline void run_on_cpu(const c10::OperatorHandle& op, Stack* stack) {
 // With random numbers that follow from the device's generator.
 inline void run_drawing(const c10::OperatorHandle& op, Stack* stack, size_t count,
                         const at::Generator& given) {
-  Guard guard(lock());
+  Guard guard;
   const uint64_t seed = generator_of(given.defined() ? &given : nullptr).draw();
   at::Generator cpu = at::detail::createCPUGenerator(seed);
   bool is_argument = false;
@@ -267,7 +267,7 @@ inline void run(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack
   int64_t graph = -1;
   Entry entry;
   {
-    Guard guard(lock());
+    Guard guard;
     graph = current_graph();
     if (any_capture()) {
       if (graph >= 0) {
@@ -316,7 +316,7 @@ inline void run(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack
   call.follow_resizes();
   if (created.empty() && !wrote && !is_waiting(name)) return;  // a view: nothing is launched
   for (const at::Tensor& tensor : created) call.touched.emplace_back(tensor, true);
-  Guard guard(lock());
+  Guard guard;
   note(call.touched, stream, name);
   if (graph < 0) return;
   for (const at::Tensor& tensor : created) graphs().all.at(graph).kept.push_back(tensor.storage());

@@ -83,7 +83,7 @@ inline uint64_t tick(int stream) {
 }
 
 inline void record(Event& event, int stream) {
-  Guard guard(lock());
+  Guard guard;
   const Stream& from = streams().all[stream];
   event.clock = from.clock;
   join(event.clock, streams().host);
@@ -94,7 +94,7 @@ inline void record(Event& event, int stream) {
 }
 
 inline void block(const Event& event, int stream) {
-  Guard guard(lock());
+  Guard guard;
   if (!event.is_recorded) return;
   Stream& waiting = streams().all[stream];
   if (event.graph != waiting.graph) {
@@ -113,7 +113,7 @@ inline void block(const Event& event, int stream) {
 }
 
 inline void wait_on_host(const Clock& clock) {
-  Guard guard(lock());
+  Guard guard;
   join(streams().host, clock);
   flush_host(streams().host);
 }
@@ -265,7 +265,7 @@ struct DeviceGuardImpl final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getStream(c10::Device) const override { return wrap(stream_of_thread); }
   c10::Stream getDefaultStream(c10::Device) const override { return wrap(0); }
   c10::Stream getNewStream(c10::Device, int) const override {
-    Guard guard(lock());
+    Guard guard;
     streams().all.emplace_back();
     return wrap(int(streams().all.size()) - 1);
   }
@@ -291,7 +291,7 @@ struct DeviceGuardImpl final : c10::impl::DeviceGuardImplInterface {
   // What the host has not waited for is not done when it asks first, and is when it asks again.
   bool queryEvent(void* pointer) const override {
     if (pointer == nullptr) return true;
-    Guard guard(lock());
+    Guard guard;
     Event& event = *static_cast<Event*>(pointer);
     if (event.asked++ > 0) wait_on_host(event.clock);
     for (size_t i = 0; i < event.clock.size(); ++i)
@@ -299,28 +299,30 @@ struct DeviceGuardImpl final : c10::impl::DeviceGuardImplInterface {
     return true;
   }
   bool queryStream(const c10::Stream& stream) const override {
-    Guard guard(lock());
+    Guard guard;
     check_not_capturing("a stream is asked");
     const int id = int(stream.id());
     return at(streams().host, id) >= at(streams().all[id].clock, id);
   }
   void synchronizeStream(const c10::Stream& stream) const override {
     check_not_capturing("the host waits for a stream");
+    Guard guard;
     wait_on_host(streams().all[int(stream.id())].clock);
   }
   void synchronizeEvent(void* event) const override {
     if (event == nullptr) return;
     check_not_capturing("the host waits for an event");
+    Guard guard;
     wait_on_host(static_cast<Event*>(event)->clock);
   }
   void synchronizeDevice(const c10::DeviceIndex) const override {
     check_not_capturing("the host waits for the device");
-    Guard guard(lock());
+    Guard guard;
     for (const Stream& stream : streams().all) join(streams().host, stream.clock);
     flush_host(streams().host);
   }
   void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& stream) const override {
-    Guard guard(lock());
+    Guard guard;
     if (Block* block = memory().find(data.get())) block->recorded.insert(int(stream.id()));
   }
   double elapsedTime(void* before, void* after, c10::DeviceIndex) const override {
