@@ -58,12 +58,15 @@ def test_copies_that_nobody_waited_for_are_late(found):
     assert copies["after"] == [0, 1, 2]
     assert copies["overwritten"] == [5, 5, 5]  # it reads when it likes
     assert copies["not pinned"] == [1, 1, 1]  # the driver copies these aside first
+    assert all(map(math.isnan, copies["on its way"]))
+    assert copies["and back"] == [0, 2, 4]  # the stream's order is enough for the device
 
 
 def test_waits_of_the_host_are_counted_and_can_be_forbidden(found):
     waits = found["waits"]
     assert waits["counted"] == {
         "aten::_local_scalar_dense": 1, "aten::index": 1, "aten::nonzero": 1, "copy to the host": 1,
+        "stream.synchronize": 1, "event.synchronize": 1, "torch.cuda.synchronize": 1,
     }  # fmt: skip
     assert "called a synchronizing CUDA operation" in waits["forbidden"]
     assert waits["free"] == ""

@@ -126,6 +126,13 @@ def late_copies() -> dict[str, list[float]]:
     there = pageable.to(CUDA, non_blocking=True)
     pageable.fill_(5)
     found["not pinned"] = there.cpu().tolist()
+    torch.cuda.synchronize()
+    pinned = torch.ones(3).pin_memory()
+    pinned.copy_(x, non_blocking=True)
+    there = pinned.to(CUDA, non_blocking=True)
+    doubled = there * 2
+    found["on its way"] = pinned.tolist()
+    found["and back"] = doubled.cpu().tolist()
     return found
 
 
@@ -133,10 +140,13 @@ def waits() -> dict[str, object]:
     x = torch.ones(3, device=CUDA)
     counts.reset()
     x.sum().item(), x[x > 0], x.cpu(), x.nonzero(), x.to("cpu", non_blocking=True)
+    torch.cuda.current_stream().synchronize()
+    event = torch.cuda.current_stream().record_event()
+    event.synchronize(), torch.cuda.synchronize()
     found: dict[str, object] = {"counted": counts.waits()}
     torch.cuda.set_sync_debug_mode("error")
     found["forbidden"] = _refusal(lambda: x.sum().item())
-    found["free"] = _refusal(lambda: (x * 2).relu_())
+    found["free"] = _refusal(lambda: ((x * 2).relu_(), event.synchronize()))
     torch.cuda.set_sync_debug_mode("default")
     return found
 

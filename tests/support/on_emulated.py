@@ -17,11 +17,12 @@ REASON = library.what_is_missing()
 needs_emulated = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
-def found_by(module: str) -> Any:
-    """What the program ``support.<module>`` prints as JSON in its last line."""
+def found_by(module: str, kernels: str = "interpreted") -> Any:
+    """What the program ``support.<module>`` prints as JSON in its last line. kernels: as of
+    ``bench.emulated``."""
     code = f"import sys; sys.path.insert(0, 'tests'); from support import {module} as p; p.main()"
     done = subprocess.run(
-        [sys.executable, "-m", "bench.emulated", "-c", code],
+        [sys.executable, "-m", "bench.emulated", "--kernels", kernels, "-c", code],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -104,6 +104,10 @@ def _event_base(base: type) -> type:
         def cuda_event(self) -> int:
             return self.event_id
 
+        def synchronize(self) -> None:
+            ops().count_allowed_wait("event.synchronize")  # torch's sync_debug_mode allows it
+            super().synchronize()
+
         def record(self, stream: Any) -> None:
             super().record(stream)
             self._time = time.perf_counter()
@@ -286,6 +290,11 @@ def _set_stream(stream_id: int, device_index: int = 0, device_type: int = CUDA) 
     ops().set_stream(stream_id)
 
 
+def _synchronize() -> None:
+    ops().count_allowed_wait("torch.cuda.synchronize")
+    ops().synchronize()
+
+
 def _device(index: int = 0) -> int:
     if index > 0:
         raise RuntimeError("CUDA error: invalid device ordinal")
@@ -311,7 +320,7 @@ def _functions() -> dict[str, Any]:
         "_cuda_getDefaultStream": lambda device: (0, 0, CUDA),
         "_cuda_getCurrentRawStream": lambda device: ops().current_stream(),
         "_cuda_setStream": _set_stream,
-        "_cuda_synchronize": lambda: ops().synchronize(),
+        "_cuda_synchronize": _synchronize,
         "_cuda_sleep": lambda cycles: None,
         "_cuda_ipc_collect": lambda: None,
         "_cuda_get_sync_debug_mode": lambda: ops().sync_mode(),

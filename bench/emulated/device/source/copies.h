@@ -7,11 +7,13 @@ namespace emulated {
 
 // Copies between pinned memory and the device that the host does not wait for are late: a copy to
 // the device reads when something needs it, one to the host has written when the host has waited.
+// One to the device that comes after one to the host, as the device knows, reads what that brings.
 struct Pending {
   at::Tensor to, from;  // on the CPU
   at::Tensor device;  // the device's tensor, if it is the one written
   int stream;
   uint64_t tick;
+  Clock known;  // to the stream
 };
 
 inline std::vector<Pending>& pending() {
@@ -25,12 +27,43 @@ inline void copy_on_cpu(const at::Tensor& to, const at::Tensor& from) {
   run_on_cpu(op, &stack);
 }
 
+inline void spoil(const at::Tensor& host) {
+  if (host.is_non_overlapping_and_dense())
+    std::memset(host.unsafeGetTensorImpl()->mutable_data(), GARBAGE, host.numel() * host.itemsize());
+}
+
+inline bool overlap(const at::Tensor& a, const at::Tensor& b) {
+  const auto end = [](const at::Tensor& tensor) {
+    int64_t last = 0;
+    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+    return static_cast<const char*>(tensor.const_data_ptr()) + (last + 1) * tensor.itemsize();
+  };
+  return a.const_data_ptr() < end(b) && b.const_data_ptr() < end(a);
+}
+
+// To the device; what the host has not waited for stays hidden from it.
+inline void run_pending_to_device(const Pending& copy) {
+  std::vector<at::Tensor> hidden;
+  for (const Pending& earlier : pending()) {
+    if (earlier.device.defined() || at(copy.known, earlier.stream) < earlier.tick) continue;
+    if (!overlap(earlier.to, copy.from)) continue;
+    copy_on_cpu(earlier.to, earlier.from);
+    hidden.push_back(earlier.to);
+  }
+  copy_on_cpu(copy.to, copy.from);
+  for (const at::Tensor& host : hidden) spoil(host);
+  let_go(std::move(hidden));
+}
+
 template <class Test>
 inline void run_pending_if(Test test) {
   std::vector<Pending> left, due;
   for (Pending& copy : pending()) (test(copy) ? due : left).push_back(std::move(copy));
   pending().swap(left);
-  for (const Pending& copy : due) copy_on_cpu(copy.to, copy.from);
+  for (const Pending& copy : due) {
+    if (copy.device.defined()) run_pending_to_device(copy);
+    else copy_on_cpu(copy.to, copy.from);
+  }
   let_go(std::move(due));
 }
 
@@ -80,7 +113,8 @@ inline void copy(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack*
   const at::Tensor& device = to.is_cuda() ? to : from;
   run_pending(*memory().find(device.unsafeGetTensorImpl()->data()));
   note(call.touched, stream_of_thread, name);
-  const uint64_t now = streams().all[stream_of_thread].clock[stream_of_thread];
+  const Clock& known = streams().all[stream_of_thread].clock;
+  const uint64_t now = known[stream_of_thread];
   if (graph >= 0) {
     Entry entry;
     entry.op = op;
@@ -92,13 +126,12 @@ inline void copy(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack*
   } else if (!is_late || !is_pinned(host)) {
     copy_on_cpu(cpu_to, cpu_from);
   } else if (to.is_cuda()) {
-    pending().push_back({cpu_to, from, to, stream_of_thread, now});
+    pending().push_back({cpu_to, from, to, stream_of_thread, now, known});
   } else {
     at::Tensor value = at::detail::empty_cpu(to.sizes(), to.scalar_type());
     copy_on_cpu(value, cpu_from);
-    if (to.is_non_overlapping_and_dense())
-      std::memset(to.unsafeGetTensorImpl()->mutable_data(), GARBAGE, to.numel() * to.itemsize());
-    pending().push_back({to, value, {}, stream_of_thread, now});
+    spoil(to);
+    pending().push_back({to, value, {}, stream_of_thread, now, known});
   }
   finish(stack, count, to);
 }

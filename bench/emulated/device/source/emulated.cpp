@@ -326,6 +326,10 @@ TORCH_LIBRARY(emulated_cuda, m) {
   m.def("synchronize() -> ()", [] { DeviceGuardImpl().synchronizeDevice(0); });
   m.def("wait_for_stream(str name) -> ()", &wait_for_stream);
   m.def("wait_for_events(str name) -> ()", &count_wait);
+  m.def("count_allowed_wait(str name) -> ()", [](const std::string& name) {
+    Guard guard;
+    ++waits().counts[name];
+  });
   m.def("default_generator() -> Generator?", [] { return default_generator(); });
   m.def("waits() -> str", [] { return lines(waits().counts); });
   m.def("launches() -> str", [] { return lines(launches()); });
