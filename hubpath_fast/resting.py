@@ -138,6 +138,9 @@ class Place:
     def home(self) -> None:
         """Nothing has moved."""
 
+    def arrive(self) -> None:
+        """Nothing is on its way."""
+
     def intact(self) -> bool:
         """Whether its tensors still lie where they were put."""
         return self._addresses == [t.data_ptr() for t in self.tensors]
@@ -219,8 +222,11 @@ def register(place: Any, here: Iterable[int], gone: Iterable[int]) -> None:
 def bring_home(tensors: Iterable[Tensor]) -> None:
     """Has those that rest be where they do: who keeps them from now on keeps no device's memory.
     Raises OSError where a file that they rest in is not what was opened."""
-    for place in _places_of(tensors):
+    places = _places_of(tensors)
+    for place in places:
         place.home()
+    for place in places:
+        place.arrive()
         place.check()
 
 
@@ -257,9 +263,11 @@ def copy_beside(parameter: Tensor, value: Tensor) -> Tensor:
 def release(tensors: Iterable[Tensor]) -> None:
     """Says that these were read, and will not be again soon: those that rest leave memory, but for
     what was in use anyway."""
-    for place in _places_of(tensors):
-        if not place.wanted:
-            place.drop()
+    leaving = [place for place in _places_of(tensors) if not place.wanted]
+    for place in leaving:
+        place.drop()
+    for place in leaving:
+        place.arrive()
 
 
 def one_by_one(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

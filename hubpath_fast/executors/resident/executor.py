@@ -94,9 +94,11 @@ class ResidentExecutor(Executor):
             for index, resident in list(self._residents.items()):
                 if not self._shared.isdisjoint(map(id, resident.place.tensors)):
                     del self._residents[index]
-        for index in range(len(experts)):
-            if index not in self._residents:
-                self._settle(index)
+        new = [index for index in range(len(experts)) if index not in self._residents]
+        for index in new:
+            self._settle(index)
+        if new:
+            self._arrive()
 
     @torch.inference_mode(False)
     def settle_one(
@@ -106,6 +108,7 @@ class ResidentExecutor(Executor):
         memory some of its tensors are, and stay."""
         self._take(experts)
         self._settle(index, files)
+        self._arrive()
 
     def go_to(self, device: torch.device) -> None:
         """Experts are run on this device from now on; those that are on another one go home."""
@@ -118,6 +121,7 @@ class ResidentExecutor(Executor):
         for index, resident in self._residents.items():
             resident.place.home()
             self._files[index] = resident.place.files
+        self._arrive()
         self._device, self._transfers = device, transfers_for(device)
         self._residents, self._room, self._held = {}, Room(), set()
 
@@ -133,6 +137,7 @@ class ResidentExecutor(Executor):
             return move
         for resident in self._residents.values():
             resident.place.home()
+        self._arrive()
         self.go_to(device)
         shared = shared_tensors(experts)
         own = {id(t) for e in experts for t in own_tensors(e) if not t.is_meta} - shared
@@ -157,8 +162,11 @@ class ResidentExecutor(Executor):
         for index in list(self._reading):  # of a step that failed
             self._wait(index)
         self.go_to(source.x.device)
-        with nullcontext() if self._transfers is None else self._transfers.running():
-            return self._run(experts, source, min_group)
+        try:
+            with nullcontext() if self._transfers is None else self._transfers.running():
+                return self._run(experts, source, min_group)
+        finally:
+            self._arrive()
 
     def _run(self, experts: Sequence[nn.Module], source: RowSource, min_group: int) -> Tensor:
         groups = groups_of(source.routing)
@@ -201,6 +209,11 @@ class ResidentExecutor(Executor):
             outputs |= dict(zip(active, own, strict=True))
         self._note(inner)
         return join(experts, groups, [outputs[group.index] for group in groups])
+
+    def _arrive(self) -> None:
+        """Whoever reads an expert that has left finds its values."""
+        if self._transfers is not None:
+            self._transfers.arrive()
 
     def _inner(self) -> str:
         """On a device one after another by itself: the next comes meanwhile, and one copy at a time

@@ -3,7 +3,10 @@
 What comes and goes together lies in one piece of memory (``Block``), so that one copy brings it. A
 tensor is always where its ``data`` is: on the device, or at home. So optimizers, checkpoints and
 whoever holds it need not know, as long as they look at it again after an expert has left. What was
-written on the device is copied back before its memory goes; what was not is let go.
+written on the device is copied back before its memory goes; what was not is let go. Nobody waits
+for these copies one by one: a tensor is at home as soon as its copy is given to the device, and may
+be read there after ``arrive``. The executor calls that before it returns, and whoever else has one
+go home does.
 
 A home is pinned memory, or a saved model's mapped file until something is written to it: from there
 the bytes go through staging memory, and pages of the file leave as soon as they were read.
@@ -79,7 +82,7 @@ class Block:
             self._transfers.use(self.memory, self._arrived)
 
     def home(self) -> None:
-        """Lets go of the device's memory, once what was written there is copied back."""
+        """Lets go of the device's memory; what was written there is being copied back."""
         if self.memory is None:
             return
         if self.written or self._versions != self._written_to():
@@ -117,7 +120,10 @@ class Block:
             self._pinned = self._transfers.host(self.nbytes)
             self._homes = self._views(self._pinned)
         for home, value in zip(self._homes, values, strict=bool(values)):
-            home.copy_(value.detach())
+            if value.is_cuda:
+                self._transfers.send(home, value.detach())
+            else:
+                home.copy_(value.detach())
 
     def _views(self, memory: Tensor) -> list[Tensor]:
         return [
@@ -176,6 +182,7 @@ class DevicePlace:
         with self._lock:
             if self._trains != [t.requires_grad for t in self.tensors]:
                 self.home()
+                self.arrive()
                 self._group()
             for block in self._blocks:
                 block.written |= block.holds_any(tensors)
@@ -211,6 +218,7 @@ class DevicePlace:
                     block.fetch()
             except OSError:
                 self.drop()
+                self.arrive()
                 raise
             self._release_files()
             self._register()
@@ -222,7 +230,8 @@ class DevicePlace:
 
     @torch.inference_mode(False)
     def drop(self) -> None:
-        """Lets the device's memory go, but for what is held."""
+        """Lets the device's memory go, but for what is held. Until ``arrive`` what was written may
+        be on its way, and is not to be read."""
         with self._lock:
             leaving = [self._buffers, self._frozen]
             if not self.held:
@@ -233,10 +242,14 @@ class DevicePlace:
             self._register()
 
     def home(self) -> None:
-        """All of it goes back, whatever is still to be done with it."""
+        """As ``drop``, of all, whatever is still to be done with it."""
         held, self.held = self.held, False
         self.drop()
         self.held = held
+
+    def arrive(self) -> None:
+        """Waits until all that goes home, of any place of the device, is there."""
+        self._transfers.arrive()
 
     @torch.inference_mode(False)
     def before_update(self, optimizer: Optimizer) -> None:
@@ -266,6 +279,8 @@ class DevicePlace:
         if known != set(map(id, kept)) or not all(block.intact() for block in self._state):
             for block in self._state:
                 block.home()
+            if self._state:
+                self.arrive()
             self._state = [Block(kept, self._transfers)]
             self.state_nbytes = sum(t.nbytes for t in kept)
 

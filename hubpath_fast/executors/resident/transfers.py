@@ -5,12 +5,16 @@ device is taken on the copying stream, and marked when the current one uses it (
 so that the allocator gives it to nobody before that is done. Host memory is pinned: only then
 does a copy run by itself. It is mapped and registered in the size that is asked for, where torch's
 own pinned memory would take the next power of two.
+
+Copies to the host run beside, too, and the host waits once for all of them (``arrive``). The memory
+that they read is freed before: it is given again to what the same stream does later.
 """
 
 from __future__ import annotations
 
 import errno
 import mmap
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -31,6 +35,9 @@ class Transfers:
         self._copying = torch.cuda.Stream(device)
         self._staging: deque[Tensor] = deque()
         self._staged: deque[torch.cuda.Event] = deque()
+        self._lock = threading.Lock()
+        self._sent: torch.cuda.Event | None = None  # the last copy to the host
+        self._destinations: list[Tensor] = []
         self._timed: dict[str, deque[tuple[torch.cuda.Event, torch.cuda.Event]]] = {
             "copying": deque(),
             "running": deque(),
@@ -91,11 +98,24 @@ class Transfers:
         there.record_stream(current)
 
     def send(self, here: Tensor, there: Tensor) -> None:
-        """Copies bytes of the device to the host, after what the current stream does; waits."""
+        """Starts to copy from the device to the host, after what the current stream does. The
+        host may read ``here``, or write to it, after ``arrive``; ``bring`` may take it at once."""
         self._copying.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copying):
             self._copy(here, there)
-        self._copying.synchronize()
+            there.record_stream(self._copying)
+        with self._lock:
+            self._sent = self._copying.record_event()
+            self._destinations.append(here)
+
+    def arrive(self) -> None:
+        """Waits until all that was sent is there, which is one wait, or none."""
+        with self._lock:
+            sent, self._sent = self._sent, None
+            destinations, self._destinations = self._destinations, []
+        if sent is not None:
+            sent.synchronize()
+        del destinations  # memory that was copied to stays pinned until now
 
     @contextmanager
     def running(self) -> Iterator[None]:
