@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hubpath_fast.devices import flushed_denormals
 from hubpath_fast.tasks.atari.agent import Agent
 from hubpath_fast.tasks.atari.distribution import (
     categorical_loss,
@@ -256,9 +257,9 @@ def main(arguments: list[str] | None = None) -> dict:
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
+    # Denormals as `hubpath atari fit` has them.
+    with tempfile.TemporaryDirectory() as folder, flushed_denormals():
         made = functions(env, Path(folder))
         times = interleaved(
             made, seconds=args.seconds, min_rounds=3, max_rounds=2_000, calls=1,

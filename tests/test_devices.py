@@ -1,4 +1,4 @@
-"""The mode of a model, the number of threads and the precision of float32, as found."""
+"""The mode of a model, the number of threads, the precision of float32 and denormals, as found."""
 
 import contextlib
 
@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from hubpath_fast.devices import MIN_PRODUCTS_FOR_THREADS, eval_mode, full_float32, threads_for
+from hubpath_fast.devices import (
+    MIN_PRODUCTS_FOR_THREADS,
+    eval_mode,
+    flushed_denormals,
+    full_float32,
+    threads_for,
+)
 
 
 def test_each_module_gets_its_own_mode_back_after_an_error_too():
@@ -31,6 +37,24 @@ def test_small_calls_have_one_thread_and_then_as_many_as_before(products, within
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_denormals_are_zero_within_and_then_as_before(flushed):
+    def doubled():
+        return (torch.tensor([2**23 - 1], dtype=torch.int32).view(torch.float32) * 2).item()
+
+    if not torch.set_flush_denormal(flushed):
+        pytest.skip("this processor flushes no denormals")
+    try:
+        before = doubled()
+        assert (before == 0) == flushed
+        with contextlib.suppress(IndexError), flushed_denormals():
+            assert doubled() == 0
+            raise IndexError
+        assert doubled() == before
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.skipif(

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from ..checkpoints import find_checkpoint
-from ..devices import check_device
+from ..devices import check_device, flushed_denormals
 from ..files import write_json
 from ..locks import locked
 from ..runs.places import check_not_taken
@@ -39,7 +39,8 @@ def fit_atari(
     console, out_dir = console or Console(), Path(out_dir)
     check_device(settings.device)
     check_not_taken(out_dir, GAME)
-    with locked(out_dir, console=console):
+    # Adam's averages of units that are never used become denormal.
+    with locked(out_dir, console=console), flushed_denormals():
         return _fit(settings, out_dir, resume, console)
 
 
@@ -54,7 +55,6 @@ def _fit(
         )
     env = open_game(settings.game, settings.seed, training=True)
     seed_all(settings.seed)
-    torch.set_flush_denormal(True)  # Adam's averages of units that are never used become denormal
     networks = read_record(out_dir / LAST).bodies() if held else _networks(settings, env)
     policy = make_policy(settings, networks, env.num_actions).to(settings.device)
     _banner(settings, env, policy, console)

@@ -20,7 +20,6 @@ def settings_of_the_process():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 def test_a_row_has_every_part_without_the_emulator(tmp_path, capsys, monkeypatch):

@@ -113,6 +113,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_priorities_are_written(
     assert load_state(folder / "last")["progress"]["step"] == 50
 
 
+def test_denormals_are_zero_in_a_run_and_not_in_the_process_after_it(tmp_path, monkeypatch):
+    def least():
+        return (torch.tensor([1 << 22], dtype=torch.int32).view(torch.float32) * 1).item()
+
+    def stop(self):
+        found.append(least())
+
+    found = []
+    monkeypatch.setattr(Agent, "fit", stop)
+    assert fit_atari(settings(), tmp_path / "run", console=QUIET) is None
+    assert [*found, least()] == [0, 2.0**-127]
+
+
 def test_a_gradient_that_is_not_finite_is_in_no_checkpoint(tmp_path, monkeypatch):
     folder, save = tmp_path / "run", Agent.save
 
