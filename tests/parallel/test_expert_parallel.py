@@ -193,7 +193,8 @@ def test_experts_of_ranks_may_rest_in_files(found):
         expected = model(batch()[0])
     for rested, mine, prediction, room in found["resting"]:
         assert rested
-        assert torch.equal(prediction, expected[mine])
+        # float64: where memory is aligned otherwise, products may be summed in another order.
+        torch.testing.assert_close(prediction, expected[mine], rtol=1e-12, atol=1e-12)
         assert room > 0
 
 
