@@ -34,6 +34,11 @@ def check_weight(name: str, weight: Any) -> None:
         raise ValueError(f"{name}: expected a finite weight >= 0, got {_shown(weight)}")
 
 
+def check_share(name: str, value: Any) -> None:
+    if not (is_finite_number(value) and 0 <= value <= 1):
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value!r}")
+
+
 def check_some(name: str, x: Tensor) -> None:
     """Raise ValueError for [N, ...] of no samples, or of samples without elements."""
     if not x.numel():

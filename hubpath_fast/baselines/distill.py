@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_temperature, is_finite_number
+from .._checks import check_share, check_temperature
 from ..training import Losses, Task
 from ..training.objective import batch_mean
 
@@ -50,8 +50,7 @@ class DistillObjective:
         if not teachers:
             raise ValueError("teachers: expected at least one module, got none")
         check_temperature("temperature", temperature)
-        if not (is_finite_number(weight) and 0 <= weight <= 1):
-            raise ValueError(f"weight: expected a number from 0 to 1, got {weight!r}")
+        check_share("weight", weight)
         self.task = task
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.temperature, self.weight = float(temperature), float(weight)

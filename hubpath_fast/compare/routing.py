@@ -9,6 +9,7 @@ from typing import Any
 
 from ..measure import Measure
 from ..model import HubPathway
+from ..report.sections import initial
 from ..runs.build import kind_of_task
 from ..runs.measure import predict
 from ..runs.pays import does_routing_pay, fixed_routes
@@ -58,7 +59,7 @@ def routing_notes(
     measure = kind_of_task(settings.fit).metric
     lines = routing_of_seeds(list(results), list(results.values()), measure)
     found = [result["routing"] for result in results.values()]
-    lines = [line[0].upper() + line[1:] + "." for line in lines]
+    lines = [f"{initial(line)}." for line in lines]
     split = SeedResults(out, seeds[0], settings.rates).split
     more = _test(found, measure, split), _quality(found, measure)
     return lines + [line for line in more if line]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_finite_number
+from .._checks import check_share, is_finite_number
 from .order import Places, mix
 
 MODES = ("batch", "pair", "elem")
@@ -58,9 +58,8 @@ class Mixing:
                 "mixup, cutmix: expected numbers of at least 0, one of them above, got "
                 f"{mixup!r} and {cutmix!r}"
             )
-        for name, share in (("prob", prob), ("switch_prob", switch_prob)):
-            if not (is_finite_number(share) and 0 <= share <= 1):
-                raise ValueError(f"{name}: expected a number from 0 to 1, got {share!r}")
+        check_share("prob", prob)
+        check_share("switch_prob", switch_prob)
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
         self.num_classes, self.seed = num_classes, seed

@@ -18,14 +18,19 @@ def expert_name(model: HubPathway, index: int) -> str:
     return f"expert {index} ({model.origin.labels[index]})"
 
 
+def refusal(part: str, error: BaseException, given: str = "") -> ExportError:
+    """What to raise for a part of the model that an error is about. given: what it failed on, with
+    a colon, where the error would not say it."""
+    return ExportError(f"{part} cannot be exported ({given}{first_line(error)})")
+
+
 @contextlib.contextmanager
 def refusing(part: str, given: str = "") -> Iterator[None]:
-    """What is raised within becomes an ``ExportError`` that names the part of the model. given:
-    what it failed on, with a colon, where the error would not say it."""
+    """What is raised within becomes the ``refusal`` of a part."""
     try:
         yield
     except Exception as error:  # torch has many ways to refuse, and no common class
-        raise ExportError(f"{part} cannot be exported ({given}{first_line(error)})") from error
+        raise refusal(part, error, given) from error
 
 
 def first_line(error: BaseException) -> str:

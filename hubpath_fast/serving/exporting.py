@@ -24,7 +24,7 @@ from ..executors import ResidentExecutor
 from ..files import sync
 from ..model import FixedRoutes, HubPathway
 from ..model.saving import model_config
-from .errors import ExportError, expert_name, first_line, refusing
+from .errors import ExportError, expert_name, first_line, refusal, refusing
 from .forms import FORMS, Fixed, Form, Sparse, blank, forwards, ladder, make_form
 from .images import reachable
 from .package import VERSION, append_about
@@ -278,7 +278,7 @@ class Work:
                 where = "outside of the experts"
                 if index is not None:
                     where = expert_name(self.model, index)
-                raise ExportError(f"{where} cannot be exported ({first_line(error)})") from error
+                raise refusal(where, error) from error
 
     def write_program(self, program: torch.export.ExportedProgram, path: Path) -> None:
         if self.format == "onnx":

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.waiting import has_text, wait_until
 
 from bench import children, jsonl
 from bench.children import Files, Group
@@ -142,8 +143,7 @@ def test_a_group_that_hangs_is_killed_with_its_children(tmp_path):
     assert ended == "killed after 1 s"
     assert [row["name"] for row in jsonl.read(files.rows)] == ["before"]
     grandchild = int(files.log.read_text().splitlines()[-1])
-    while not gone(grandchild):
-        time.sleep(0.05)
+    wait_until(lambda: gone(grandchild), "the end of the grandchild")
 
 
 def gone(pid):
@@ -251,16 +251,18 @@ def test_a_group_is_killed_with_the_command_that_began_it(tmp_path, body):
         [sys.executable, "-c", ORPHANS, str(tmp_path), body],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    log, group = tmp_path / "check.log", ""
-    while not group.isdigit():
-        group = log.read_text().splitlines()[-1] if log.exists() and log.stat().st_size else ""
-        time.sleep(0.05)
+    log = tmp_path / "check.log"
+
+    def last_line():
+        return log.read_text().splitlines()[-1] if has_text(log) else ""
+
+    wait_until(lambda: last_line().isdigit(), "the group")
+    group = last_line()
     try:
         assert not gone(int(group))
         process.kill()
         process.wait()
-        while not gone(int(group)):
-            time.sleep(0.05)
+        wait_until(lambda: gone(int(group)), "the end of the group")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(group), signal.SIGKILL)
